@@ -1,0 +1,124 @@
+"""`select`: check the arguments, on every rank, and call the strategy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jestcli.selection import registry
+from jestcli.selection.distributed import MODES, Ranks
+from jestcli.selection.embeddings import PairEmbeddings, check_together, checked
+from jestcli.selection.names import check_name
+from jestcli.selection.noise import Noise, gumbel
+from jestcli.selection.scores import CRITERIA, GAINS, full_precision, terms
+from jestcli.selection.task import Task
+
+
+def select(
+    learner: PairEmbeddings | None,
+    reference: PairEmbeddings | None,
+    *,
+    size: int,
+    sampler: str = "joint",
+    criterion: str = "learnability",
+    loss: str = "sigmoid",
+    n_chunks: int = 16,
+    noise: Noise | None = None,
+    seed: int = 0,
+    step: int = 0,
+    iterations: int = 2000,
+    group: Any = None,
+    mode: str = "global",
+) -> Tensor:
+    """Choose `size` of the B candidate pairs: int64 [size], distinct, in the order chosen.
+
+    learner, reference: embeddings of the same B pairs by the two models (widths, scales, biases
+        and dtypes may differ). The one that the criterion does not count may be None.
+    size: pairs to choose, 1 to B.
+    sampler: joint (paper, Algorithm 1), independent, topk, gibbs, rho, activeclip, uniform;
+        "sampler/criterion" for both at once; or "module:function" for your own.
+    criterion: learnability (learner minus reference loss), easy_reference (minus the reference
+        loss), hard_learner (the learner loss).
+    loss: sigmoid; softmax, the exact change of the summed batch loss; softmax_negatives, the
+        published adaptation that scores a candidate by its own negatives only.
+    n_chunks: chunks of `joint`, size // n_chunks each, the last takes the remainder (above size:
+        one at a time). 16 in the paper.
+    noise: noise(draw, global_index) -> Gumbel noise of these candidates in that draw. Default:
+        a function of (seed, step, draw, global index) and nothing else. Zeros: greedy.
+    iterations: of gibbs only.
+    group: a torch.distributed process group over whose ranks the candidates are spread, equally
+        many on each; every rank calls with its own and the same other arguments. `size` counts
+        all ranks, indices are global (rank * B + i) and the result is the same on every rank.
+        None: this process alone, even if torch.distributed is initialised.
+    mode: with a group, "global": what one process with all candidates would choose; "balanced":
+        in each chunk every rank's own candidates give an equal share, scored given all that is
+        chosen on all ranks, so that no pair has to move (size must divide by the ranks).
+
+    The embeddings' device holds the result. Sums are float32 per tile and float64 across tiles,
+    float64 throughout for float64 embeddings. No gradient, and no autocast of the caller's.
+    Raises ValueError, naming the argument, for anything wrong, on every rank if on one.
+    """
+    problem, task, function = None, None, None
+    ranks = Ranks(group, mode == "balanced")
+    pairs: PairEmbeddings | None = None
+    try:
+        check_name("mode", mode, MODES)
+        check_name("criterion", criterion, CRITERIA)
+        check_name("loss", loss, GAINS)
+        function, fixed = registry.find(sampler)
+        if fixed and criterion not in ("learnability", fixed):
+            raise ValueError(f"criterion {criterion!r} contradicts sampler {sampler!r}")
+        criterion = fixed or criterion
+        learner = None if learner is None else checked(learner, "learner")
+        reference = None if reference is None else checked(reference, "reference")
+        pairs = learner if learner is not None else reference
+        if pairs is None:
+            raise ValueError("learner and reference are both None: there is nothing to choose from")
+        check_together(learner, reference)
+        if sampler not in registry.BLIND:
+            terms(learner, reference, criterion)
+        for name, value in (("size", size), ("n_chunks", n_chunks), ("iterations", iterations)):
+            _check_count(name, value)
+        for name, value in (("seed", seed), ("step", step)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ValueError(f"{name} must be an int, got {value!r}")
+        total = len(pairs) * ranks.world
+        if size > total:
+            raise ValueError(f"size must be at most the {total} candidates, got {size}")
+        if ranks.balanced and size % ranks.world:
+            raise ValueError(f"size must divide by the {ranks.world} ranks if balanced, got {size}")
+        if noise is not None and not callable(noise):
+            raise ValueError(f"noise must be a function, got {type(noise).__name__}")
+        task = Task(
+            learner, reference, size, criterion, loss, n_chunks,
+            noise or gumbel(seed, step), iterations, ranks,
+        )  # fmt: skip
+    except Exception as error:  # whatever it is, the other ranks must hear of it
+        problem = error
+    told = (size, sampler, criterion, loss, n_chunks, seed, step, iterations, mode)
+    models = [(m.scale, m.bias, m.image.shape[1]) for m in (learner, reference) if m is not None]
+    ranks.agree(problem, (told, models) if problem is None else None, len(pairs or ()))
+    assert task is not None and function is not None and pairs is not None
+    with full_precision(pairs):
+        return _distinct(function(task), task, sampler)
+
+
+def _check_count(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
+
+
+def _distinct(index: Tensor, task: Task, sampler: str) -> Tensor:
+    """`index` if it is what a strategy must return, else ValueError."""
+    total = len(task.index) * task.ranks.world
+    if not isinstance(index, Tensor) or index.dtype != torch.int64 or index.dim() != 1:
+        raise ValueError(f"sampler {sampler!r} must return a one-dimensional int64 tensor")
+    ordered = index.sort().values
+    good = len(index) == task.size and bool((ordered[1:] > ordered[:-1]).all())
+    if not good or ordered[0] < 0 or ordered[-1] >= total:
+        raise ValueError(
+            f"sampler {sampler!r} must return {task.size} distinct indices in [0, {total})"
+        )
+    return index

@@ -1,0 +1,107 @@
+"""What selection reads: the unit embeddings of image–text pairs, and how to spot wrong ones."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Largest |norm - 1| that rounding to the dtype can explain, with room to spare.
+NORM_TOLERANCE = {
+    torch.float64: 1e-3,
+    torch.float32: 1e-3,
+    torch.float16: 1e-2,
+    torch.bfloat16: 2e-2,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class PairEmbeddings:
+    """B image–text pairs as one model sees them; row i of `image` belongs to row i of `text`.
+
+    image, text: [B, d], rows of unit L2 norm, one floating dtype, one device.
+    scale, bias: numbers or 0-d tensors; the logits are z_ij = scale * image_i . text_j + bias.
+        `scale` is the exponentiated temperature and `bias` is open_clip's `logit_bias` (which
+        SigLIP starts at -10): minus the beta of the JEST paper (eq. 2). The softmax losses do
+        not depend on `bias`.
+
+    Nothing is checked here: `select` checks, so that under torch.distributed every rank hears
+    of one rank's wrong input.
+    """
+
+    image: Tensor
+    text: Tensor
+    scale: float | Tensor
+    bias: float | Tensor = 0.0
+
+    def __len__(self) -> int:
+        return self.image.shape[0]
+
+    def rows(self, index: Tensor) -> PairEmbeddings:
+        """The pairs at `index` (int64 [n]), in that order."""
+        return PairEmbeddings(self.image[index], self.text[index], self.scale, self.bias)
+
+
+def checked(pairs: PairEmbeddings, name: str) -> PairEmbeddings:
+    """`pairs` with scale and bias as floats and no autograd history.
+
+    Raises ValueError, naming `name` and the field, for anything that is not a set of pairs.
+    """
+    if not isinstance(pairs, PairEmbeddings):
+        raise ValueError(f"{name} must be PairEmbeddings, got {type(pairs).__name__}")
+    numbers = {}
+    for field in ("scale", "bias"):
+        value = getattr(pairs, field)
+        try:
+            numbers[field] = float(value)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"{name}.{field} must be one number, got {value!r}") from None
+        if not math.isfinite(numbers[field]):
+            raise ValueError(f"{name}.{field} must be finite, got {numbers[field]}")
+    if numbers["scale"] <= 0:
+        raise ValueError(f"{name}.scale must be positive, got {numbers['scale']} (is it the log?)")
+    for field in ("image", "text"):
+        _check_side(getattr(pairs, field), f"{name}.{field}")
+    image, text = pairs.image.detach(), pairs.text.detach()
+    for what in ("shape", "dtype", "device"):
+        mine, other = getattr(image, what), getattr(text, what)
+        if mine != other:
+            raise ValueError(f"{name}.text has {what} {_show(other)}, {name}.image {_show(mine)}")
+    return PairEmbeddings(image, text, numbers["scale"], numbers["bias"])
+
+
+def check_together(learner: PairEmbeddings | None, reference: PairEmbeddings | None) -> None:
+    """Raise ValueError unless both models embed as many pairs on the same device (d may differ)."""
+    if learner is None or reference is None:
+        return
+    if len(learner) != len(reference):
+        raise ValueError(f"reference has {len(reference)} pairs, learner {len(learner)}")
+    if learner.image.device != reference.image.device:
+        raise ValueError(
+            f"reference is on {reference.image.device}, learner on {learner.image.device}"
+        )
+
+
+def _check_side(side: Tensor, name: str) -> None:
+    if not isinstance(side, Tensor):
+        raise ValueError(f"{name} must be a tensor, got {type(side).__name__}")
+    if side.dim() != 2 or 0 in side.shape:
+        raise ValueError(f"{name} must have shape [B, d], both at least 1, got {_show(side.shape)}")
+    if side.dtype not in NORM_TOLERANCE:
+        raise ValueError(f"{name} must be float16, bfloat16, float32 or float64, got {side.dtype}")
+    wide = torch.float64 if side.dtype == torch.float64 else torch.float32
+    norms = torch.linalg.vector_norm(side.detach(), dim=1, dtype=wide)
+    wrong = ~((norms - 1).abs() <= NORM_TOLERANCE[side.dtype])  # a NaN compares false: wrong
+    if not wrong.any():
+        return
+    row = int(wrong.nonzero()[0, 0])
+    if not norms.isfinite().all():
+        row = int((~norms.isfinite()).nonzero()[0, 0])
+        raise ValueError(f"{name} must be finite: row {row} holds a NaN or an infinity")
+    raise ValueError(f"{name} must be L2-normalised: row {row} has norm {float(norms[row]):.4g}")
+
+
+def _show(value: object) -> str:
+    return str(list(value)) if isinstance(value, torch.Size) else str(value)

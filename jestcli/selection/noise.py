@@ -1,0 +1,67 @@
+"""Gumbel noise that is a pure function of (seed, step, draw, candidate): no generator, no state.
+
+SplitMix64 (Steele, Lea, Flood 2014) hashes the counter on int64 tensors, whose arithmetic wraps
+alike on every device, so the uniform numbers are bit for bit the same on CPU and GPU and for
+any number of ranks. Only the two logarithms that follow are a library's, in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Noise = Callable[[int, Tensor], Tensor]  # (draw, global indices int64 [n]) -> noise [n]
+
+_WORD = 1 << 64
+
+
+def _signed(word: int) -> int:
+    """The int64 with the same 64 bits as `word`."""
+    word %= _WORD
+    return word - _WORD if word >= _WORD // 2 else word
+
+
+_GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """x >> bits with zeros shifted in (torch shifts the sign in)."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _signed(_MIX1)
+    x = (x ^ _shift(x, 27)) * _signed(_MIX2)
+    return x ^ _shift(x, 31)
+
+
+def uniform(seed: int, step: int, draw: int, index: Tensor) -> Tensor:
+    """One number strictly inside (0, 1) for each index: float64, the shape and device of `index`.
+
+    It has the form (n + 1/2) / 2**52, so neither 0 nor 1 can occur.
+    """
+    key = torch.zeros((), dtype=torch.int64)
+    for part in (seed, step, draw):
+        key = _mix(key + _signed(part * _GOLDEN + _GOLDEN))
+    hashed = _mix(_mix(index * _signed(_GOLDEN) + int(key)) + int(key))
+    return (_shift(hashed, 12).double() + 0.5) / (1 << 52)
+
+
+def gumbel(seed: int, step: int) -> Noise:
+    """The default noise of `select`: standard Gumbel, -log(-log u), in float64 (-3.6 to 36.7).
+
+    Adding it to log-probabilities and keeping the m largest draws m without replacement.
+    Equal on CPU and GPU up to the last bit of the logarithm.
+    """
+
+    def noise(draw: int, index: Tensor) -> Tensor:
+        return -(-uniform(seed, step, draw, index).log()).log()
+
+    return noise
+
+
+def zero(draw: int, index: Tensor) -> Tensor:
+    """No noise: sampling becomes the deterministic greedy choice."""
+    return torch.zeros(index.shape, dtype=torch.float64, device=index.device)
