@@ -60,49 +60,66 @@ def select(
     float64 throughout for float64 embeddings. No gradient, and no autocast of the caller's.
     Raises ValueError, naming the argument, for anything wrong, on every rank if on one.
     """
-    problem, task, function = None, None, None
     ranks = Ranks(group, mode == "balanced")
-    pairs: PairEmbeddings | None = None
+    problem, told, count = None, None, 0
     try:
         check_name("mode", mode, MODES)
-        check_name("criterion", criterion, CRITERIA)
-        check_name("loss", loss, GAINS)
         function, fixed = registry.find(sampler)
         if fixed and criterion not in ("learnability", fixed):
             raise ValueError(f"criterion {criterion!r} contradicts sampler {sampler!r}")
-        criterion = fixed or criterion
-        learner = None if learner is None else checked(learner, "learner")
-        reference = None if reference is None else checked(reference, "reference")
-        pairs = learner if learner is not None else reference
-        if pairs is None:
-            raise ValueError("learner and reference are both None: there is nothing to choose from")
-        check_together(learner, reference)
-        if sampler not in registry.BLIND:
-            terms(learner, reference, criterion)
-        for name, value in (("size", size), ("n_chunks", n_chunks), ("iterations", iterations)):
-            _check_count(name, value)
-        for name, value in (("seed", seed), ("step", step)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise ValueError(f"{name} must be an int, got {value!r}")
-        total = len(pairs) * ranks.world
-        if size > total:
-            raise ValueError(f"size must be at most the {total} candidates, got {size}")
-        if ranks.balanced and size % ranks.world:
-            raise ValueError(f"size must divide by the {ranks.world} ranks if balanced, got {size}")
-        if noise is not None and not callable(noise):
-            raise ValueError(f"noise must be a function, got {type(noise).__name__}")
-        task = Task(
-            learner, reference, size, criterion, loss, n_chunks,
-            noise or gumbel(seed, step), iterations, ranks,
+        task = _task(
+            learner, reference, size, fixed or criterion, loss, n_chunks,
+            noise, seed, step, iterations, ranks,
         )  # fmt: skip
+        if sampler not in registry.BLIND:
+            terms(task.learner, task.reference, task.criterion)
+        count = len(task.index)
+        models = [m and (m.scale, m.bias, m.image.shape[1]) for m in (task.learner, task.reference)]
+        told = (size, sampler, criterion, loss, n_chunks, seed, step, iterations, mode, models)
     except Exception as error:  # whatever it is, the other ranks must hear of it
         problem = error
-    told = (size, sampler, criterion, loss, n_chunks, seed, step, iterations, mode)
-    models = [(m.scale, m.bias, m.image.shape[1]) for m in (learner, reference) if m is not None]
-    ranks.agree(problem, (told, models) if problem is None else None, len(pairs or ()))
-    assert task is not None and function is not None and pairs is not None
-    with full_precision(pairs):
+    ranks.agree(problem, told, count)
+    with full_precision(task.index.device):
         return _distinct(function(task), task, sampler)
+
+
+def _task(
+    learner: PairEmbeddings | None,
+    reference: PairEmbeddings | None,
+    size: int,
+    criterion: str,
+    loss: str,
+    n_chunks: int,
+    noise: Noise | None,
+    seed: int,
+    step: int,
+    iterations: int,
+    ranks: Ranks,
+) -> Task:
+    """The arguments of `select`, checked; raises ValueError."""
+    check_name("criterion", criterion, CRITERIA)
+    check_name("loss", loss, GAINS)
+    learner = None if learner is None else checked(learner, "learner")
+    reference = None if reference is None else checked(reference, "reference")
+    check_together(learner, reference)
+    pairs = learner if learner is not None else reference
+    if pairs is None:
+        raise ValueError("learner and reference are both None: there is nothing to choose from")
+    for name, value in (("size", size), ("n_chunks", n_chunks), ("iterations", iterations)):
+        _check_count(name, value)
+    for name, value in (("seed", seed), ("step", step)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"{name} must be an int, got {value!r}")
+    total = len(pairs) * ranks.world
+    if size > total:
+        raise ValueError(f"size must be at most the {total} candidates, got {size}")
+    if ranks.balanced and size % ranks.world:
+        raise ValueError(f"size must divide by the {ranks.world} ranks if balanced, got {size}")
+    if noise is None:
+        noise = gumbel(seed, step)
+    elif not callable(noise):
+        raise ValueError(f"noise must be a function, got {type(noise).__name__}")
+    return Task(learner, reference, size, criterion, loss, n_chunks, noise, iterations, ranks)
 
 
 def _check_count(name: str, value: int) -> None:

@@ -54,6 +54,7 @@ def checked(pairs: PairEmbeddings, name: str) -> PairEmbeddings:
     numbers = {}
     for field in ("scale", "bias"):
         value = getattr(pairs, field)
+        value = value.detach() if isinstance(value, Tensor) else value
         try:
             numbers[field] = float(value)
         except (TypeError, ValueError, RuntimeError):
@@ -63,12 +64,14 @@ def checked(pairs: PairEmbeddings, name: str) -> PairEmbeddings:
     if numbers["scale"] <= 0:
         raise ValueError(f"{name}.scale must be positive, got {numbers['scale']} (is it the log?)")
     for field in ("image", "text"):
-        _check_side(getattr(pairs, field), f"{name}.{field}")
+        _check_form(getattr(pairs, field), f"{name}.{field}")
     image, text = pairs.image.detach(), pairs.text.detach()
     for what in ("shape", "dtype", "device"):
         mine, other = getattr(image, what), getattr(text, what)
         if mine != other:
             raise ValueError(f"{name}.text has {what} {_show(other)}, {name}.image {_show(mine)}")
+    _check_norms(image, f"{name}.image")
+    _check_norms(text, f"{name}.text")
     return PairEmbeddings(image, text, numbers["scale"], numbers["bias"])
 
 
@@ -84,15 +87,18 @@ def check_together(learner: PairEmbeddings | None, reference: PairEmbeddings | N
         )
 
 
-def _check_side(side: Tensor, name: str) -> None:
+def _check_form(side: Tensor, name: str) -> None:
     if not isinstance(side, Tensor):
         raise ValueError(f"{name} must be a tensor, got {type(side).__name__}")
     if side.dim() != 2 or 0 in side.shape:
         raise ValueError(f"{name} must have shape [B, d], both at least 1, got {_show(side.shape)}")
     if side.dtype not in NORM_TOLERANCE:
         raise ValueError(f"{name} must be float16, bfloat16, float32 or float64, got {side.dtype}")
+
+
+def _check_norms(side: Tensor, name: str) -> None:
     wide = torch.float64 if side.dtype == torch.float64 else torch.float32
-    norms = torch.linalg.vector_norm(side.detach(), dim=1, dtype=wide)
+    norms = torch.linalg.vector_norm(side, dim=1, dtype=wide)
     wrong = ~((norms - 1).abs() <= NORM_TOLERANCE[side.dtype])  # a NaN compares false: wrong
     if not wrong.any():
         return

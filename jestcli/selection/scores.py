@@ -31,9 +31,9 @@ CRITERIA = {
 
 
 @contextmanager
-def full_precision(pairs: PairEmbeddings) -> Iterator[None]:
+def full_precision(device: torch.device) -> Iterator[None]:
     """No autograd, and no autocast that would round the logits of the caller's model code."""
-    with torch.no_grad(), torch.autocast(pairs.image.device.type, enabled=False):
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
         yield
 
 
@@ -232,7 +232,7 @@ def learnability_of(
             raise ValueError("indices must be a one-dimensional, non-empty int64 tensor")
         if index.min() < 0 or index.max() >= len(pairs):
             raise ValueError(f"indices must lie in [0, {len(pairs)})")
-        with full_precision(pairs):
+        with full_precision(pairs.image.device):
             total += sign * float(pair_losses(pairs.rows(index), loss).mean())
     return total
 
@@ -251,7 +251,7 @@ def pairwise_learnability(
     """
     matrix = None
     for sign, pairs in _checked_terms(learner, reference, loss, criterion):
-        with full_precision(pairs):
+        with full_precision(pairs.image.device):
             wide = torch.float64 if pairs.image.dtype == torch.float64 else torch.float32
             z = pairs.scale * pairs.image.to(wide) @ pairs.text.to(wide).T + pairs.bias
             if loss == "sigmoid":
