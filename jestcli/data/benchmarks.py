@@ -1,0 +1,267 @@
+"""The eight benchmarks: which withheld drawings they show, and under which class names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jestcli.data.captions import Emoji, Words
+from jestcli.data.draw import Collection, Drawn, Rastered
+from jestcli.data.leakage import near_duplicates
+from jestcli.data.world import World
+
+ZERO_SHOT, FEW_SHOT, RETRIEVAL = "zero-shot", "few-shot", "retrieval"
+_PHOSPHOR_WEIGHTS = ("thin", "light", "bold", "fill", "duotone")
+# Plurals that end in s and singulars that do too.
+_NOT_PLURAL = ("ss", "us", "is", "os", "as", "news", "lens", "series", "gps", "css", "https", "ios")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One benchmark image: a class number, or a caption for retrieval."""
+
+    icon: Drawn
+    label: int = -1
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One folder in clip-benchmark's local wds layout."""
+
+    name: str
+    kind: str
+    mirrors: str
+    description: str
+    test: tuple[Item, ...]
+    train: tuple[Item, ...] = ()
+    classes: tuple[str, ...] = ()
+
+    @property
+    def chance(self) -> float:
+        """Top-1 (or recall@1) of guessing."""
+        return 1.0 / max(1, len(self.classes) or len(self.test))
+
+
+def make_benchmarks(
+    world: World,
+    collections: Mapping[str, Collection],
+    drawn: Rastered,
+    emoji: Emoji,
+    phosphor: Mapping[str, Words],
+) -> list[Benchmark]:
+    """All benchmarks that the drawn icons allow, before near-duplicates of training data leave."""
+    shown = [
+        icon
+        for icon in drawn.icons
+        if collections[icon.prefix].family in world.withheld
+        and icon.name not in collections[icon.prefix].hidden
+    ]
+    made = [
+        *_objects(world, shown),
+        _tagged(shown, phosphor),
+        _emoji(
+            "emoji_3d", "ImageNet-V2, ObjectNet", "shaded emoji of one vendor, all base emoji "
+            "but flags", collections, shown, emoji, ("fluent-emoji",),
+        ),
+        _emoji(
+            "emoji_ink", "ImageNet-Sketch", "the same emoji as black line drawings",
+            collections, shown, emoji, ("fluent-emoji-high-contrast",),
+        ),
+        _emoji(
+            "animals", "Pets (fine-grained)", "animals and plants, shaded and flat emoji",
+            collections, shown, emoji, ("fluent-emoji", "fluent-emoji-flat"), "animals-nature",
+        ),
+        _emoji(
+            "food", "Food-101 (fine-grained)", "food and drink, shaded and flat emoji",
+            collections, shown, emoji, ("fluent-emoji", "fluent-emoji-flat"), "food-drink",
+        ),
+    ]  # fmt: skip
+    return [benchmark for benchmark in made if benchmark.test]
+
+
+def without_leaks(
+    benchmarks: list[Benchmark], drawn: Rastered, training: list[Drawn], tau: float
+) -> tuple[list[Benchmark], dict[str, int]]:
+    """Drop benchmark images that training images resemble; also how many each benchmark lost."""
+    icons = sorted(
+        {item.icon for benchmark in benchmarks for item in (*benchmark.test, *benchmark.train)},
+        key=lambda icon: icon.key,
+    )
+    exact = {icon.digest for icon in training}
+    leaked = {icon.key for icon in icons if icon.digest in exact}
+    pairs = near_duplicates(drawn.signatures(icons), drawn.signatures(training), tau)
+    leaked |= {icons[i].key for i, _ in pairs}
+    lost: dict[str, int] = {}
+    kept = []
+    for benchmark in benchmarks:
+        test = tuple(item for item in benchmark.test if item.icon.key not in leaked)
+        train = tuple(item for item in benchmark.train if item.icon.key not in leaked)
+        lost[benchmark.name] = len(benchmark.test) + len(benchmark.train) - len(test) - len(train)
+        kept.append(_without_empty_classes(replace(benchmark, test=test, train=train)))
+    return kept, lost
+
+
+def _without_empty_classes(benchmark: Benchmark) -> Benchmark:
+    """Renumber so that every class has a test image (and a train image where there are any)."""
+    if not benchmark.classes:
+        return benchmark
+    labels = {item.label for item in benchmark.test}
+    if benchmark.train:
+        labels &= {item.label for item in benchmark.train}
+    number = {old: new for new, old in enumerate(sorted(labels))}
+
+    def renumbered(items: tuple[Item, ...]) -> tuple[Item, ...]:
+        return tuple(
+            replace(item, label=number[item.label]) for item in items if item.label in number
+        )
+
+    return replace(
+        benchmark,
+        test=renumbered(benchmark.test),
+        train=renumbered(benchmark.train),
+        classes=tuple(benchmark.classes[old] for old in sorted(labels)),
+    )
+
+
+def concept(name: str, style_words: tuple[str, ...]) -> str:
+    """What an icon shows: its name without style words, the last word singular; may be empty."""
+    words = [word for word in name.split("-") if word not in style_words]
+    if not words:
+        return ""
+    return " ".join([*words[:-1], _singular(words[-1])])
+
+
+def _singular(word: str) -> str:
+    if len(word) <= 3 or not word.endswith("s") or word.endswith(_NOT_PLURAL):
+        return word
+    if word.endswith("ies"):
+        return word[:-3] + "y"
+    if word.endswith(("xes", "ches", "shes", "sses")):
+        return word[:-2]
+    return word[:-1]
+
+
+def _weight(name: str) -> str:
+    """Weight of a phosphor icon, "" for regular."""
+    last = name.rpartition("-")[2]
+    return last if last in _PHOSPHOR_WEIGHTS else ""
+
+
+def _objects(world: World, shown: list[Drawn]) -> list[Benchmark]:
+    """`objects` and `objects_fewshot`: concepts that several withheld icon families draw."""
+    family_of = {prefix: f for f, prefixes in world.concept_sets.items() for prefix in prefixes}
+    drawings: dict[str, dict[str, list[Drawn]]] = {}  # concept -> family -> icons
+    for icon in shown:
+        family = family_of.get(icon.prefix)
+        if family is None:
+            continue
+        if word := concept(icon.name, world.style_words):
+            drawings.setdefault(word, {}).setdefault(family, []).append(icon)
+    classes = tuple(sorted(c for c, by in drawings.items() if len(by) >= world.concept_families))
+    test, few, shots = [], [], []
+    for number, word in enumerate(classes):
+        for family, icons in drawings[word].items():
+            for icon in icons:
+                item = Item(icon, number)
+                if family != "phosphor":
+                    test.append(item)
+                    few.append(item)
+                else:
+                    shots.append(item)
+                    if _weight(icon.name) in world.concept_weights:
+                        test.append(item)
+    return [
+        Benchmark(
+            "objects", ZERO_SHOT, "ImageNet zero-shot",
+            "things that several unseen icon families draw", tuple(test), (), classes,
+        ),
+        Benchmark(
+            "objects_fewshot", FEW_SHOT, "ImageNet few-shot",
+            "the same things; a few shots from one unseen family, test on the others",
+            tuple(few), tuple(shots), classes,
+        ),
+    ]  # fmt: skip
+
+
+def _tagged(shown: list[Drawn], phosphor: Mapping[str, Words]) -> Benchmark:
+    items = []
+    for icon in shown:
+        if icon.prefix == "ph" and (words := phosphor.get(icon.name)) is not None:
+            items.append(Item(icon, caption=", ".join((words.label, *words.tags))))
+    return Benchmark(
+        "tagged", RETRIEVAL, "COCO / Flickr retrieval",
+        "icons of an unseen family with name and tags as the caption", tuple(items),
+    )  # fmt: skip
+
+
+def _emoji(
+    name: str,
+    mirrors: str,
+    description: str,
+    collections: Mapping[str, Collection],
+    shown: list[Drawn],
+    emoji: Emoji,
+    prefixes: tuple[str, ...],
+    group: str = "",
+) -> Benchmark:
+    """Emoji of one vendor, one class per emoji (of one group, or of all groups but flags)."""
+    present = [collections[prefix] for prefix in prefixes if prefix in collections]
+    family = {each.family for each in present}
+    characters = {
+        icon: code
+        for each in collections.values()
+        if each.family in family
+        for icon, code in each.characters.items()
+    }
+    code_of: dict[tuple[str, str], str] = {}
+    for each in present:
+        found = emoji.find(replace(each, characters=characters))
+        code_of |= {(each.prefix, icon): code for icon, code in found.items()}
+    pairs: list[tuple[Drawn, str]] = []
+    for icon in shown:
+        if (code := code_of.get((icon.prefix, icon.name))) is None:
+            continue
+        about = emoji.words[code]
+        if (about.group == group) if group else (about.group not in ("flags", "component")):
+            pairs.append((icon, about.label))
+    classes = tuple(sorted({label for _, label in pairs}))
+    number = {label: at for at, label in enumerate(classes)}
+    items = tuple(Item(icon, number[label]) for icon, label in pairs)
+    return Benchmark(name, ZERO_SHOT, mirrors, description, items, (), classes)
+
+
+def entries(
+    benchmark: Benchmark, collections: Mapping[str, Collection], lost: int
+) -> list[dict[str, Any]]:
+    """What benchmarks.json says of a folder: one entry, or two for retrieval (one a direction)."""
+    families = sorted({collections[item.icon.prefix].family for item in benchmark.test})
+    base = {
+        "name": benchmark.name,
+        "folder": f"wds_{benchmark.name}",
+        "kind": benchmark.kind,
+        "mirrors": benchmark.mirrors,
+        "metric": "acc1",
+        "n": len(benchmark.test),
+        "n_train": len(benchmark.train),
+        "n_classes": len(benchmark.classes),
+        "chance": benchmark.chance,
+        "description": benchmark.description,
+        "families": families,
+        "dropped_as_near_duplicates": lost,
+    }
+    if benchmark.kind != RETRIEVAL:
+        return [base]
+    return [
+        base | {
+            "name": f"{benchmark.name}_{short}",
+            "metric": metric,
+            "also": [metric.replace("@1", "@5")],
+            "description": f"{benchmark.description}: {direction}",
+        }
+        for short, direction, metric in (
+            ("i2t", "find the caption of an image", "text_retrieval_recall@1"),
+            ("t2i", "find the image of a caption", "image_retrieval_recall@1"),
+        )
+    ]  # fmt: skip

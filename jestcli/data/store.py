@@ -1,0 +1,332 @@
+"""Decode once: a memory-mapped store of pixels and tokens, made from any webdataset shards.
+
+Files in a store's folder, plain .npy and JSON only:
+
+    images.npy         uint8 [N, S, S, 3]
+    tokens.npy         int32 [M, L]; captions of image i are rows caption_start[i] up to [i + 1]
+    caption_start.npy  int64 [N + 1]
+    <column>.npy       integer codes of source, category, family; bit mask of levels
+    captions.json, keys.json, store.json (names of the codes, counts, what was skipped)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jestcli.data.errors import DataError, explain_os_error
+from jestcli.data.parallel import Progress, silent, unordered
+from jestcli.data.plan import hash_rank
+from jestcli.data.shards import Report, expand_urls, read_shards
+
+FORMAT = 1
+COLUMNS = ("source", "category", "family")
+Tokenizer = Callable[[list[str]], Any]
+"""n texts -> integers [n, L] (a tensor or an array)."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """A decoded set of image-caption pairs. Arrays are memory-mapped, read-only.
+
+    Rows keep the shards' order. The key order is the store's order: row i is image i.
+    """
+
+    folder: Path
+    images: np.ndarray  # uint8 [N, S, S, 3]
+    tokens: np.ndarray  # int32 [M, L]
+    caption_start: np.ndarray  # int64 [N + 1]
+    codes: dict[str, np.ndarray]  # column -> int32 [N], -1 where not known
+    names: dict[str, tuple[str, ...]]  # column -> name of each code; "levels" -> name of each bit
+    levels: np.ndarray  # uint32 [N], bit k set: in level names["levels"][k]
+    about: dict[str, Any]  # store.json: hash, counts, skipped
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def identity(self) -> str:
+        """Hash of shards, size and tokenizer: what a cache of its embeddings is keyed by."""
+        return str(self.about["identity"])
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """Key of each image."""
+        found: list[str] = json.loads((self.folder / "keys.json").read_text())
+        return found
+
+    @cached_property
+    def captions(self) -> list[str]:
+        """Text of each token row."""
+        found: list[str] = json.loads((self.folder / "captions.json").read_text())
+        return found
+
+    def captions_of(self, row: int) -> list[str]:
+        """All captions of image `row`."""
+        return self.captions[int(self.caption_start[row]) : int(self.caption_start[row + 1])]
+
+    def choose(
+        self, level: str | None = None, n: int | None = None, seed: int = 0
+    ) -> np.ndarray:
+        """Rows of a level (None: all), or the first `n` of them by a seeded hash of their keys.
+
+        Returns int64 [k], ascending: smaller sizes are subsets of larger ones. Raises DataError
+        for an unknown level or when there are fewer than `n`.
+        """
+        rows = np.arange(len(self))
+        if level is not None:
+            if level not in self.names["levels"]:
+                known = ", ".join(self.names["levels"]) or "none"
+                raise DataError(f"no level {level!r} in {self.folder}: there are {known}")
+            bit = np.uint32(1 << self.names["levels"].index(level))
+            rows = np.nonzero((self.levels & bit) != 0)[0]
+        if n is None:
+            return rows.astype(np.int64)
+        if n > len(rows):
+            raise DataError(f"{n} samples asked for, but level {level!r} has {len(rows)}")
+        order = sorted(rows.tolist(), key=lambda row: hash_rank(self.keys[row], seed))
+        return np.sort(np.asarray(order[:n], np.int64))
+
+
+def build_store(
+    urls: str | Sequence[str],
+    folder: Path,
+    image_size: int,
+    tokenizer: Tokenizer,
+    *,
+    tokenizer_id: str | None = None,
+    workers: int | None = None,
+    progress: Progress = silent,
+) -> Store:
+    """The store of these shards under `folder`, built unless it is there already.
+
+    The store's folder is `folder / <hash of shards, size, tokenizer>`. tokenizer_id names the
+    vocabulary and length (default: the tokenizer's `identity`). Images of another size are resized
+    (shorter side, bicubic) and centre-cropped. Raises DataError when nothing can be read.
+    """
+    name = tokenizer_id or getattr(tokenizer, "identity", None)
+    if name is None:
+        raise DataError("the tokenizer has no name: pass tokenizer_id, it is part of the hash")
+    shards = expand_urls(urls)
+    text = json.dumps([FORMAT, [fingerprint(url) for url in shards], image_size, name])
+    identity = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    final = folder / identity
+    if (final / "store.json").exists():
+        return open_store(final)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".store-", dir=folder) as name_:
+            staged = Path(name_) / "store"
+            staged.mkdir()
+            _fill(staged, shards, image_size, tokenizer, identity, workers, progress)
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(staged, final)
+    except OSError as error:
+        raise explain_os_error(error, f"building the decoded store in {folder}") from error
+    return open_store(final)
+
+
+def open_store(folder: Path) -> Store:
+    """Open a built store. Raises DataError when there is none or a file is damaged."""
+    try:
+        about = json.loads((folder / "store.json").read_text())
+
+        def array(name: str) -> np.ndarray:
+            return np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+
+        return Store(
+            folder=folder,
+            images=array("images"),
+            tokens=array("tokens"),
+            caption_start=np.asarray(array("caption_start")),
+            codes={column: np.asarray(array(column)) for column in COLUMNS},
+            names={column: tuple(names) for column, names in about["names"].items()},
+            levels=np.asarray(array("levels")),
+            about=about,
+        )
+    except FileNotFoundError:
+        raise DataError(f"no decoded store in {folder}: build it with build_store") from None
+    except (ValueError, KeyError) as error:
+        raise DataError(f"the decoded store {folder} is damaged ({error}): delete it") from error
+
+
+def fingerprint(url: str) -> str:
+    """A local shard's content hash; the URL itself for anything else (`pipe:`, http)."""
+    path = Path(url.removeprefix("file:"))
+    if not path.is_file():
+        return url
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A task: decode one shard into `<folder>/<number>.npy`."""
+
+    url: str
+    number: int
+    folder: Path
+    size: int
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What one shard held, but for the pixels."""
+
+    keys: list[str]
+    captions: list[tuple[str, ...]]
+    columns: dict[str, list[str]]
+    levels: list[tuple[str, ...]]
+    report: Report
+
+
+def _decode_part(part: _Part) -> _Read:
+    """Decode one shard in a worker process; the pixels go to disk."""
+    report = Report()
+    read = _Read([], [], {column: [] for column in COLUMNS}, [], report)
+    blocks: list[np.ndarray] = []
+    try:
+        for pair in read_shards(part.url, report):
+            if not pair.captions:
+                report.read -= 1
+                report.skip("no caption", f"{pair.url}:{pair.key}")
+                continue
+            blocks.append(fit(pair.image, part.size))
+            read.keys.append(pair.key)
+            read.captions.append(pair.captions)
+            for column in COLUMNS:
+                value = pair.meta.get(column)
+                read.columns[column].append(value if isinstance(value, str) else "")
+            levels = pair.meta.get("levels")
+            listed = levels if isinstance(levels, list) else []
+            read.levels.append(tuple(each for each in listed if isinstance(each, str)))
+    except DataError:
+        if not report.skipped:
+            raise
+    images = np.stack(blocks) if blocks else np.empty((0, part.size, part.size, 3), np.uint8)
+    np.save(part.folder / f"{part.number}.npy", images, allow_pickle=False)
+    return read
+
+
+def fit(image: Image.Image, size: int) -> np.ndarray:
+    """RGB image -> uint8 [size, size, 3]: shorter side to `size`, centre crop; as is if it fits."""
+    if image.size != (size, size):
+        scale = size / min(image.size)
+        width = max(size, round(image.width * scale))
+        height = max(size, round(image.height * scale))
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (width - size) // 2, (height - size) // 2
+        image = image.crop((left, top, left + size, top + size))
+    return np.asarray(image)
+
+
+def _fill(
+    staged: Path,
+    shards: list[str],
+    size: int,
+    tokenizer: Tokenizer,
+    identity: str,
+    workers: int | None,
+    progress: Progress,
+) -> None:
+    parts_folder = staged.parent / "parts"
+    parts_folder.mkdir()
+    parts = [_Part(url, number, parts_folder, size) for number, url in enumerate(shards)]
+    read: dict[int, _Read] = {}
+    tokens: dict[int, np.ndarray] = {}
+    progress("decode", 0, len(parts))
+    for part, result in unordered(_decode_part, parts, workers):
+        read[part.number] = result
+        tokens[part.number] = _tokenize([c for row in result.captions for c in row], tokenizer)
+        progress("decode", len(read), len(parts))
+    ordered = [read[number] for number in range(len(parts))]
+    report = Report()
+    for result in ordered:
+        report.merge(result.report)
+    total = sum(len(result.keys) for result in ordered)
+    if not total:
+        raise DataError(f"no image-caption pair could be read: {report.line()}")
+
+    images = np.lib.format.open_memmap(
+        staged / "images.npy", "w+", np.uint8, (total, size, size, 3)
+    )
+    at = 0
+    for number in range(len(parts)):
+        path = parts_folder / f"{number}.npy"
+        block = np.load(path, mmap_mode="r", allow_pickle=False)
+        images[at : at + len(block)] = block
+        at += len(block)
+        path.unlink()
+    images.flush()
+    del images
+    filled = [tokens[number] for number in range(len(parts)) if len(tokens[number])]
+    _save(staged, "tokens", np.concatenate(filled))
+    counts = [len(row) for result in ordered for row in result.captions]
+    _save(staged, "caption_start", np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+    names: dict[str, list[str]] = {}
+    for column in COLUMNS:
+        names[column], codes = _codes([v for result in ordered for v in result.columns[column]])
+        _save(staged, column, codes)
+    names["levels"], mask = _mask([row for result in ordered for row in result.levels])
+    _save(staged, "levels", mask)
+    keys = _unique([key for result in ordered for key in result.keys])
+    _dump(staged, "keys", keys)
+    _dump(staged, "captions", [c for result in ordered for row in result.captions for c in row])
+    _dump(staged, "store", {
+        "identity": identity, "format": FORMAT, "images": total, "captions": sum(counts),
+        "size": size, "context_length": int(filled[0].shape[1]), "names": names,
+        "shards": shards, "skipped": dict(report.skipped), "examples": report.examples,
+    })  # fmt: skip
+
+
+def _tokenize(captions: list[str], tokenizer: Tokenizer) -> np.ndarray:
+    """int32 [n, L]."""
+    if not captions:
+        return np.empty((0, 0), np.int32)
+    return np.asarray(tokenizer(captions)).astype(np.int32)
+
+
+def _codes(values: list[str]) -> tuple[list[str], np.ndarray]:
+    """Texts to (names, int32 codes); "" is -1."""
+    names = sorted({value for value in values if value})
+    number = {name: code for code, name in enumerate(names)} | {"": -1}
+    return names, np.array([number[value] for value in values], np.int32)
+
+
+def _mask(rows: list[tuple[str, ...]]) -> tuple[list[str], np.ndarray]:
+    """Lists of level names to (names, uint32 bit masks). Names past the 32nd are left out."""
+    names = sorted({name for row in rows for name in row})[:32]
+    bit = {name: 1 << k for k, name in enumerate(names)}
+    return names, np.array([sum(bit.get(n, 0) for n in set(row)) for row in rows], np.uint32)
+
+
+def _unique(keys: list[str]) -> list[str]:
+    """Keys with repeats told apart as `key#2`, `key#3`."""
+    seen: dict[str, int] = {}
+    out = []
+    for key in keys:
+        seen[key] = seen.get(key, 0) + 1
+        out.append(key if seen[key] == 1 else f"{key}#{seen[key]}")
+    return out
+
+
+def _save(folder: Path, name: str, array: np.ndarray) -> None:
+    np.save(folder / f"{name}.npy", array, allow_pickle=False)
+
+
+def _dump(folder: Path, name: str, content: Any) -> None:
+    (folder / f"{name}.json").write_text(json.dumps(content, ensure_ascii=False))

@@ -1,0 +1,91 @@
+"""A small tokenizer for the embedded scale: CLIP's byte-pair table, cut after its first merges.
+
+open_clip's full table has 49,408 entries, which dominates a tiny model. Its merges are ordered by
+how frequent they were, so the first few thousand cover common English words whole.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+VOCAB_SIZE = 8_192
+CONTEXT_LENGTH = 16
+_BYTES, _SPECIAL = 512, 2
+
+
+@dataclass(frozen=True)
+class SmallTokenizer:
+    """Texts to token ids: [start, ..., end, 0, 0, ...], cut to `context_length`."""
+
+    vocab_size: int
+    context_length: int
+    identity: str  # names the vocabulary and length: part of a cache's key
+    inner: Any  # open_clip.SimpleTokenizer
+
+    @property
+    def sot_token_id(self) -> int:
+        return int(self.inner.sot_token_id)
+
+    @property
+    def eot_token_id(self) -> int:
+        return int(self.inner.eot_token_id)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of one text, without start and end and uncut."""
+        return list(self.inner.encode(text))
+
+    def __call__(
+        self, texts: str | Sequence[str], context_length: int | None = None
+    ) -> torch.Tensor:
+        """n texts -> int64 [n, context_length]; the end token is the highest id of its row."""
+        listed = [texts] if isinstance(texts, str) else list(texts)
+        tokens: torch.Tensor = self.inner(listed, context_length or self.context_length)
+        return tokens
+
+
+@functools.cache
+def small_tokenizer(
+    vocab_size: int = VOCAB_SIZE, context_length: int = CONTEXT_LENGTH, folder: Path | None = None
+) -> SmallTokenizer:
+    """The tokenizer with the first merges of open_clip's table; ids are below `vocab_size`.
+
+    The cut table is kept as a small .gz in `folder` (default: a temporary folder). Raises
+    ValueError when `vocab_size` is not between 514 and 49,408.
+    """
+    from open_clip.tokenizer import SimpleTokenizer, default_bpe
+
+    merges = vocab_size - _BYTES - _SPECIAL
+    with gzip.open(default_bpe(), "rt", encoding="utf-8") as file:
+        lines = file.read().split("\n")
+    if not 0 <= merges <= 49152 - 256 - 2:
+        raise ValueError(f"vocab_size {vocab_size} is not between 514 and 49,408")
+    content = "\n".join(lines[: merges + 1]).encode("utf-8")
+    digest = hashlib.blake2b(content, digest_size=6).hexdigest()
+    packed = gzip.compress(content, mtime=0)
+    if folder is None:
+        with tempfile.TemporaryDirectory() as name:
+            path = Path(name) / "bpe.txt.gz"
+            path.write_bytes(packed)
+            inner = SimpleTokenizer(bpe_path=str(path), context_length=context_length)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"bpe-{vocab_size}-{digest}.txt.gz"
+        if not path.exists():
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            temporary.write_bytes(packed)
+            os.replace(temporary, path)
+        inner = SimpleTokenizer(bpe_path=str(path), context_length=context_length)
+    if inner.vocab_size != vocab_size:
+        raise ValueError(f"the cut table has {inner.vocab_size} entries, not {vocab_size}")
+    identity = f"clip-bpe-{vocab_size}x{context_length}-{digest}"
+    return SmallTokenizer(vocab_size, context_length, identity, inner)

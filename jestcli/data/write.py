@@ -1,0 +1,115 @@
+"""Write webdataset shards and clip-benchmark folders, and read back what was written."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jestcli.data.errors import DataError, explain_os_error
+from jestcli.data.leakage import Rasters, raster_digest, signatures
+from jestcli.data.raster import save_text
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample of a shard: where its raster lies, and its other members as text."""
+
+    key: str
+    unit: str
+    row: int
+    members: dict[str, str]  # extension -> content
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One tar file to write from the raster cache."""
+
+    path: Path
+    cache: Path
+    rows: tuple[Row, ...]
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """uint8 [H, W, 3] -> PNG bytes, without loss."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=6)
+    return buffer.getvalue()
+
+
+def write_shard(task: ShardTask) -> int:
+    """Write one shard atomically; does nothing when it is there. Returns its number of samples."""
+    from webdataset.writer import TarWriter
+
+    if task.path.exists():
+        return len(task.rows)
+    units: dict[str, np.ndarray] = {}
+    temporary = task.path.with_name(f".{task.path.name}.{os.getpid()}")
+    try:
+        task.path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            writer = TarWriter(file, encoder=False, mtime=0)
+            for row in task.rows:
+                if row.unit not in units:
+                    path = task.cache / f"{row.unit}.npy"
+                    units[row.unit] = np.load(path, mmap_mode="r", allow_pickle=False)
+                members: dict[str, Any] = {
+                    extension: text.encode("utf-8") for extension, text in row.members.items()
+                }
+                members["__key__"] = row.key
+                members["png"] = encode_png(np.asarray(units[row.unit][row.row]))
+                writer.write(members)
+            writer.close()
+        os.replace(temporary, task.path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise explain_os_error(error, f"writing {task.path.name}") from error
+    return len(task.rows)
+
+
+def read_back(path: Path) -> Rasters:
+    """Decode a written shard into what the leakage check needs. Raises DataError when broken."""
+    from jestcli.data.shards import Report, read_shards
+
+    keys, families, digests, images = [], [], [], []
+    report = Report()
+    for pair in read_shards(str(path), report):
+        image = np.asarray(pair.image)
+        keys.append(str(pair.meta.get("key", pair.key)))
+        families.append(str(pair.meta.get("family", "")))
+        digests.append(raster_digest(image))
+        images.append(image)
+    if report.skipped:
+        raise DataError(f"{path} was written but cannot be read: {report.line()}")
+    stacked = np.stack(images) if images else np.empty((0, 16, 16, 3), np.uint8)
+    return Rasters(keys, families, digests, signatures(stacked))
+
+
+def join(parts: list[Rasters]) -> Rasters:
+    """Several sets as one."""
+    return Rasters(
+        [key for part in parts for key in part.keys],
+        [family for part in parts for family in part.families],
+        [digest for part in parts for digest in part.digests],
+        np.concatenate([part.signatures for part in parts])
+        if parts
+        else np.empty((0, 768), np.uint8),
+    )
+
+
+def write_lines(path: Path, lines: list[str]) -> None:
+    """A text file of one entry a line, written atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_text(path, "\n".join(lines) + "\n")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """A JSON file for people and programs, written atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
