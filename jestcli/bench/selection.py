@@ -1,0 +1,288 @@
+"""`jest bench selection`: time and memory of joint selection, and the same picks as the listing.
+
+Inputs are random unit embeddings with the SigLIP initialisation (scale 10, bias -10): bfloat16 on
+a GPU, float32 on a CPU. Everything is timed in one process, one after the other.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from jestcli.selection import PairEmbeddings, select
+from jestcli.selection.noise import gumbel
+
+
+def bench_selection(
+    batch: int = 12_288,
+    size: int = 2_458,
+    dim: int = 512,
+    chunks: int = 16,
+    device: str = "cpu",
+    out: Path | None = None,
+    listing: bool = True,
+) -> dict[str, Any]:
+    """Measure `select` and return, print and, if `out` is given, write the numbers.
+
+    batch, size, dim, chunks: super-batch B, sub-batch b, embedding width d, chunks N.
+    out: a path without or with suffix; `.json` and `.md` are written beside each other.
+    listing: also run the paper's matrix listing (B x B matrices: 5 GB at B = 12,288), and
+        on a GPU compare with float64 sums over the same rounded embeddings.
+    Seconds are the median of several runs after a first one (the first itself if it takes over
+    10 s; the listing runs once). CPU seconds depend less than wall time on what else the machine
+    does. Memory is the peak above the inputs (on CPU of the resident set, sampled). The GEMM
+    bound is the same matrix products in the same shapes, without anything else.
+    """
+    where = torch.device(device)
+    learner, reference = (_pairs(batch, dim, seed, where) for seed in (0, 1))
+
+    def ours() -> Tensor:
+        return select(learner, reference, size=size, n_chunks=chunks)
+
+    picks, memory = _peak_memory(ours, where)
+    seconds, cpu_seconds = _median_seconds(ours, where)
+    bound, _ = _median_seconds(lambda: _products(learner, reference, size, chunks), where)
+    row: dict[str, Any] = {
+        "batch": batch,
+        "size": size,
+        "dim": dim,
+        "chunks": chunks,
+        "dtype": str(learner.image.dtype).removeprefix("torch."),
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "extra_memory_bytes": memory,
+        "gemm_seconds": bound,
+        "ratio_to_gemm_bound": seconds / bound,
+        "gemm_tflop": _flop(batch, size, dim, chunks) / 1e12,
+    }
+    if listing and where.type == "cpu":
+        scores, *matrices = _timed(lambda: _losses(learner) - _losses(reference), where)
+        theirs, *rest = _timed(lambda: _listing(scores, size, chunks), where)
+        row["listing_seconds"] = matrices[0] + rest[0]
+        row["listing_cpu_seconds"] = matrices[1] + rest[1]
+        row["listing_matrices_seconds"] = matrices[0]
+        row["speedup_over_listing"] = row["listing_seconds"] / seconds
+        row["cpu_speedup_over_listing"] = row["listing_cpu_seconds"] / cpu_seconds
+        row["overlap_with_listing"] = float(np.isin(picks.numpy(), theirs).mean())
+        row["same_order_as_listing"] = bool(np.array_equal(picks.numpy(), theirs))
+    elif listing:
+        double = [_as_double(pairs) for pairs in (learner, reference)]
+        exact = select(*double, size=size, n_chunks=chunks)
+        row["overlap_with_float64"] = float(torch.isin(picks, exact).double().mean())
+    result = {"selection": row, "machine": _machine(where)}
+    text = _show(result)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+        out.with_suffix(".md").write_text(text)
+    return result
+
+
+run = bench_selection
+
+
+def _pairs(batch: int, dim: int, seed: int, device: torch.device) -> PairEmbeddings:
+    generator = torch.Generator().manual_seed(seed)
+    image, text = (
+        F.normalize(torch.randn(batch, dim, generator=generator), dim=1) for _ in range(2)
+    )
+    text = F.normalize(text + image / 2, dim=1)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return PairEmbeddings(image.to(device, dtype), text.to(device, dtype), 10.0, -10.0)
+
+
+def _as_double(pairs: PairEmbeddings) -> PairEmbeddings:
+    """The rounded embeddings exactly; selection only wants their norms near 1."""
+    return PairEmbeddings(
+        F.normalize(pairs.image.double(), dim=1),
+        F.normalize(pairs.text.double(), dim=1),
+        pairs.scale,
+        pairs.bias,
+    )
+
+
+def _losses(pairs: PairEmbeddings) -> np.ndarray:
+    """The B x B sigmoid losses, by torch, in place: faster than NumPy would be."""
+    z = (pairs.image @ pairs.text.T).mul_(pairs.scale).add_(pairs.bias)
+    positive = F.softplus(-z.diagonal())
+    torch.ops.aten.softplus.out(z, 1, 20, out=z)
+    z.diagonal().copy_(positive)
+    return cast(np.ndarray, z.numpy())
+
+
+def _listing(scores: np.ndarray, size: int, chunks: int) -> np.ndarray:
+    """The selection of the paper's Algorithm 1 from its B x B score matrix, in NumPy as printed.
+
+    One-hot rows of an identity matrix for membership, masked sums over the whole matrix for
+    every chunk; the draws are Gumbel-top-m with the noise of `select`, and the last chunk takes
+    the remainder.
+    """
+    noise, index = gumbel(0, 0), torch.arange(len(scores))
+
+    def choose(logits: np.ndarray, count: int, draw: int) -> np.ndarray:
+        return np.argsort(-(logits + noise(draw, index).numpy()), kind="stable")[:count]
+
+    n_draws = size // chunks
+    logits_ii = np.diag(scores)
+    inds = choose(logits_ii, n_draws, 0)
+    for n in range(1, chunks):
+        is_sampled = np.eye(len(scores))[inds].sum(axis=0)
+        logits_ij = (scores * is_sampled[:, None]).sum(axis=0)
+        logits_ji = (scores * is_sampled[None, :]).sum(axis=1)
+        logits = logits_ii + logits_ij + logits_ji - is_sampled * 1e8
+        count = n_draws if n < chunks - 1 else size - len(inds)
+        inds = np.concatenate((inds, choose(logits, count, n)))
+    return inds
+
+
+def _flop(batch: int, size: int, dim: int, chunks: int) -> int:
+    """Of the products that selection needs: two models, two directions, all chunks but the last."""
+    members = size // chunks * (chunks - 1)
+    return 2 * 2 * 2 * members * batch * dim
+
+
+def _products(learner: PairEmbeddings, reference: PairEmbeddings, size: int, chunks: int) -> None:
+    """Those products and nothing else, in blocks of one chunk."""
+    m = size // chunks
+    block = learner.image.new_empty(m, len(learner))
+    for _ in range(chunks - 1):
+        for pairs in (learner, reference):
+            torch.mm(pairs.image[:m], pairs.text.T, out=block)
+            torch.mm(pairs.text[:m], pairs.image.T, out=block)
+
+
+def _timed(call: Callable[[], Any], device: torch.device) -> tuple[Any, float, float]:
+    """Result, wall-clock seconds and this process's CPU seconds of one call."""
+    _wait(device)
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = call()
+    _wait(device)
+    return result, time.perf_counter() - wall, time.process_time() - cpu
+
+
+def _median_seconds(call: Callable[[], Any], device: torch.device) -> tuple[float, float]:
+    """Median wall-clock and CPU seconds of several calls after the first; slow calls: the first."""
+    first = _timed(call, device)[1:]
+    if first[0] > 10:
+        return first
+    runs = [_timed(call, device)[1:] for _ in range(10 if device.type == "cuda" else 3)]
+    wall, cpu = np.median(np.array(runs), axis=0)
+    return float(wall), float(cpu)
+
+
+def _peak_memory(call: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, int]:
+    """The result of `call` and the most bytes it held above what was there before."""
+    if device.type == "cuda":
+        call()
+        _wait(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        result = call()
+        _wait(device)
+        return result, torch.cuda.max_memory_allocated(device) - before
+    before, peak, done = _resident(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.002):
+            peak = max(peak, _resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    result = call()
+    done.set()
+    watcher.join()
+    return result, max(peak - before, 0)
+
+
+def _resident() -> int:
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * resource.getpagesize()
+    except OSError:  # no /proc: the high-water mark, in kilobytes on Linux and bytes on macOS
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _machine(device: torch.device) -> dict[str, str]:
+    if device.type == "cuda":
+        hardware = torch.cuda.get_device_name(device)
+    else:
+        hardware = f"{_cpu_name()}, {torch.get_num_threads()} threads"
+    return {
+        "hardware": hardware,
+        "device": str(device),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "commit": _commit(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _show(result: dict[str, Any]) -> str:
+    """Print the numbers as a table; return the same as Markdown."""
+    row, machine = result["selection"], result["machine"]
+    shape = f"B = {row['batch']:,}, b = {row['size']:,}, d = {row['dim']}, N = {row['chunks']}"
+    cells = [
+        ("input", f"{shape}, {row['dtype']}"),
+        ("select", f"{row['seconds']:.3f} s, {row['cpu_seconds']:.3f} s of CPU"),
+        ("extra memory", f"{row['extra_memory_bytes'] / 2**20:,.0f} MiB"),
+        ("matrix products alone", f"{row['gemm_seconds']:.3f} s ({row['gemm_tflop']:.3g} TFLOP)"),
+        ("select / products", f"{row['ratio_to_gemm_bound']:.2f}"),
+    ]
+    if "listing_seconds" in row:
+        order = "same" if row["same_order_as_listing"] else "not the same"
+        cells += [
+            (
+                "matrix listing",
+                f"{row['listing_seconds']:.2f} s, {row['listing_cpu_seconds']:.2f} s of CPU; "
+                f"{row['listing_matrices_seconds']:.2f} s for its matrices",
+            ),
+            (
+                "listing / select",
+                f"{row['speedup_over_listing']:.1f}, of CPU {row['cpu_speedup_over_listing']:.1f}",
+            ),
+            ("picks shared with it", f"{row['overlap_with_listing']:.2%}, order {order}"),
+        ]
+    if "overlap_with_float64" in row:
+        cells.append(("picks shared with float64", f"{row['overlap_with_float64']:.2%}"))
+    cells += [(name, value) for name, value in machine.items()]
+    table = Table("", "measured", title="joint selection")
+    for cell in cells:
+        table.add_row(*cell)
+    Console().print(table)
+    return "| | measured |\n|---|---|\n" + "".join(f"| {a} | {b} |\n" for a, b in cells)
