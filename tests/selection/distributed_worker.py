@@ -83,7 +83,7 @@ def stalled(rank, world):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     rank, world, store, scenario = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
-    seconds = 3 if scenario == "stalled" else 60
+    seconds = 2 if scenario == "stalled" else 60
     dist.init_process_group(
         "gloo",
         init_method=f"file://{store}",
