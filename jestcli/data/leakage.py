@@ -54,51 +54,72 @@ def signatures(images: np.ndarray) -> np.ndarray:
 
 def _coarse(signature: np.ndarray) -> np.ndarray:
     """uint8 [n, 768] -> float32 [n, 64]: grey ink over an 8 x 8 grid."""
-    n = len(signature)
-    step = GRID // COARSE
-    cells = signature.reshape(n, COARSE, step, COARSE, step, 3).astype(np.float32)
-    return cells.mean(axis=(2, 4, 5)).reshape(n, COARSE * COARSE)
+    n, step = len(signature), GRID // COARSE
+    out = np.empty((n, COARSE * COARSE), np.float32)
+    for start in range(0, n, 16_384):  # keeps the float copy small
+        cells = signature[start : start + 16_384].reshape(-1, COARSE, step, COARSE, step, 3)
+        mean = cells.mean(axis=(2, 4, 5), dtype=np.float32)
+        out[start : start + 16_384] = mean.reshape(len(mean), -1)
+    return out
 
 
 def _squared(signature: np.ndarray) -> np.ndarray:
     """Squared norms of uint8 [n, 768], as float64 [n]."""
-    return np.einsum("ij,ij->i", signature, signature, dtype=np.float64)
+    out = np.empty(len(signature))
+    for start in range(0, len(signature), 16_384):  # keeps the wide copy small
+        wide = signature[start : start + 16_384].astype(np.int32)
+        out[start : start + 16_384] = np.einsum("ij,ij->i", wide, wide)
+    return out
 
 
-def near_duplicates(
-    left: np.ndarray, right: np.ndarray, tau: float, block: int = 16_384
-) -> list[tuple[int, int]]:
-    """All (i, j) with left[i] a near-duplicate of right[j]; signatures uint8 [n, 768], [m, 768].
+def near_duplicates(left: np.ndarray, right: np.ndarray, tau: float) -> list[tuple[int, int]]:
+    """All i with left[i] a near-duplicate of some right[j], as (i, one such j), i ascending.
 
-    Returns at most one j for each i (the first that is found). Memory: len(left) x block floats.
+    Signatures: uint8 [n, 768], [m, 768]. 0 < tau < 1. Memory: about 32 MB beside the inputs'
+    coarse versions. Both sides are walked in the order of their norms: near-duplicates have
+    (|a| - |b|)^2 <= |a - b|^2 < tau (|a|^2 + |b|^2), so only a window of norms is compared.
     """
     if not len(left) or not len(right):
         return []
     k = (GRID // COARSE) ** 2 * 3  # signature values averaged into one coarse value
+    a_order, a_square, a_coarse = _by_norm(left)
+    b_order, b_square, b_coarse = _by_norm(right)
+    # candidate <=> k |Aa - Ab|^2 < tau (|a|^2 + |b|^2) <=> Aa.Ab - p_a - p_b > 0, a dot product
+    # once -p and 1 are appended; a little slack on one side covers float32 rounding.
+    slack = 1e-3 * (a_square / k + 1.0)
+    a_half = (np.einsum("ij,ij->i", a_coarse, a_coarse) - tau * a_square / k) / 2 - slack
+    b_half = (np.einsum("ij,ij->i", b_coarse, b_coarse) - tau * b_square / k) / 2
+    ones = np.ones
+    a_wide = np.column_stack([a_coarse, -a_half, ones(len(left))]).astype(np.float32)
+    b_wide = np.column_stack([b_coarse, ones(len(right)), -b_half]).astype(np.float32)
+    # The widest ratio r of squared norms: (1 - sqrt r)^2 = tau (1 + r).
+    root = (1.0 + np.sqrt(max(0.0, 1.0 - (1.0 - tau) ** 2))) / (1.0 - tau)
+    ratio = root**2 * (1 + 1e-6)
     found: dict[int, int] = {}
-    left_square, left_coarse = _squared(left), _coarse(left)
-    # candidate <=> k |Aa - Ab|^2 < tau (|a|^2 + |b|^2) <=> Aa.Ab - p_a - p_b > 0
-    left_half = (np.einsum("ij,ij->i", left_coarse, left_coarse) - tau * left_square / k) / 2
-    for start in range(0, len(right), block):
-        part = np.ascontiguousarray(right[start : start + block])
-        square, coarse = _squared(part), _coarse(part)
-        half = (np.einsum("ij,ij->i", coarse, coarse) - tau * square / k) / 2
-        for first in range(0, len(left), 2048):
-            rows = slice(first, first + 2048)
-            product = left_coarse[rows] @ coarse.T
-            # A little slack covers float32 rounding: survivors are compared exactly below.
-            slack = 1e-3 * (left_square[rows] / k + 1.0)
-            product -= (left_half[rows] - slack).astype(np.float32)[:, None]
-            product -= half.astype(np.float32)
+    for first in range(0, len(left), 512):
+        rows = slice(first, first + 512)
+        low = np.searchsorted(b_square, a_square[rows][0] / ratio, "left")
+        high = np.searchsorted(b_square, a_square[rows][-1] * ratio, "right")
+        for start in range(low, high, 16_384):
+            product = a_wide[rows] @ b_wide[start : min(high, start + 16_384)].T
             i, j = np.nonzero(product > 0)
-            for some in range(0, len(i), 65_536):
-                a, b = i[some : some + 65_536] + first, j[some : some + 65_536]
-                difference = left[a].astype(np.int16) - part[b].astype(np.int16)
-                distance = np.einsum("ij,ij->i", difference, difference, dtype=np.float64)
-                close = distance < tau * (left_square[a] + square[b])
-                for x, y in zip(a[close].tolist(), b[close].tolist(), strict=True):
-                    found.setdefault(x, y + start)
+            for some in range(0, len(i), 16_384):
+                x, y = i[some : some + 16_384] + first, j[some : some + 16_384] + start
+                from_a, from_b = a_order[x], b_order[y]
+                difference = left[from_a].astype(np.int32) - right[from_b]
+                distance = np.einsum("ij,ij->i", difference, difference)
+                close = distance < tau * (a_square[x] + b_square[y])
+                pairs = zip(from_a[close].tolist(), from_b[close].tolist(), strict=True)
+                for one, other in pairs:
+                    found.setdefault(one, other)
     return sorted(found.items())
+
+
+def _by_norm(signature: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Order by norm; in that order the squared norms, float64 [n], and coarse values [n, 64]."""
+    square, coarse = _squared(signature), _coarse(signature)
+    order = np.argsort(square, kind="stable")
+    return order, square[order], coarse[order]
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,7 @@ WORLD = World(
     level_limit={"moderate": 12_000},
     weak_size=36_000,
     weak_without=("Logos", "Programming"),
-    hidden_in_pool=False,
+    hidden_in_pool=True,
     alias_captions=True,
     concept_sets={
         "phosphor": ("ph",),
@@ -182,8 +182,8 @@ WORLD = World(
         "iconoir": ("iconoir",),
     },
     concept_weights=("", "fill", "duotone"),
-    concept_families=3,
+    concept_families=2,
     style_words=STYLE_WORDS,
     templates=TEMPLATES,
-    near_duplicate=0.05,
+    near_duplicate=0.03,
 )
