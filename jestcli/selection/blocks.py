@@ -1,12 +1,12 @@
 """The only place where pair logits exist: one tile at a time, reduced before the next.
 
 Both reductions run over the `members` of a chosen chunk and leave one number per candidate.
-Memory: one tile, never members x candidates.
+Memory: one tile, never members x candidates. On a GPU the fused kernel of `kernels` does the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jestcli.selection import kernels
 
-ROWS, COLUMNS = 256, 16_384  # of one tile: 16 MiB in float32
+ROWS, COLUMNS = 256, 8192  # of one tile: 8 MiB in float32
 
 
 def softplus(z: Tensor) -> Tensor:
@@ -31,13 +31,18 @@ def sum_softplus(
     """
     if kernels.usable(candidates):
         return kernels.sum_softplus(members, candidates, scale, offset)
-    total = _zeros(candidates)
-    offset = offset.to(total.dtype)
-    for row, column, z in _tiles(members, candidates, scale):
-        z += offset[row, None]
-        torch.ops.aten.softplus.out(z, 1, 40, out=z)  # as `softplus`, in place
-        total[column] += z.sum(0)
-    return total
+    scaled = members.to(_wide(members)) * scale
+    offset = offset.to(scaled.dtype)
+
+    def slab(block: Tensor) -> Tensor:
+        total = block.new_zeros(len(block))
+        for rows, z in _tiles(scaled, block):
+            z += offset[rows, None]
+            torch.ops.aten.softplus.out(z, 1, 40, out=z)  # as `softplus`, in place
+            total += z.sum(0)
+        return total
+
+    return _by_slabs(slab, candidates)
 
 
 def log_sum_exp(members: Tensor, candidates: Tensor, scale: float | Tensor) -> Tensor:
@@ -47,29 +52,31 @@ def log_sum_exp(members: Tensor, candidates: Tensor, scale: float | Tensor) -> T
     """
     if kernels.usable(candidates):
         return kernels.log_sum_exp(members, candidates, scale)
-    total = _zeros(candidates).fill_(-torch.inf)
-    for _, column, z in _tiles(members, candidates, scale):
-        total[column] = torch.logaddexp(total[column], z.logsumexp(0))
-    return total
+    scaled = members.to(_wide(members)) * scale
+
+    def slab(block: Tensor) -> Tensor:
+        total = block.new_full((len(block),), -torch.inf)
+        for _, z in _tiles(scaled, block):
+            total = torch.logaddexp(total, z.logsumexp(0))
+        return total
+
+    return _by_slabs(slab, candidates)
 
 
-def _zeros(candidates: Tensor) -> Tensor:
-    wide = torch.float64 if candidates.dtype == torch.float64 else torch.float32
-    return torch.zeros(len(candidates), dtype=wide, device=candidates.device)
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _tiles(
-    members: Tensor, candidates: Tensor, scale: float | Tensor
-) -> Iterator[tuple[slice, slice, Tensor]]:
-    """(rows, columns, scale * members[rows] @ candidates[columns].T); the tile is re-used."""
-    wide = _zeros(candidates[:1]).dtype
-    scaled = members.to(wide) * scale
-    rows, columns = min(ROWS, len(members)), min(COLUMNS, len(candidates))
-    tile = torch.empty(rows * columns, dtype=wide, device=candidates.device)
-    for k in range(0, len(candidates), columns):
-        block = candidates[k : k + columns].to(wide)
-        for i in range(0, len(members), rows):
-            part = scaled[i : i + rows]
-            z = tile[: len(part) * len(block)].view(len(part), len(block))
-            torch.mm(part, block.T, out=z)
-            yield slice(i, i + rows), slice(k, k + columns), z
+def _tiles(scaled: Tensor, block: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """(rows, scaled[rows] @ block.T); the tile's memory is used again for the next."""
+    tile = block.new_empty(min(ROWS, len(scaled)), len(block))
+    for i in range(0, len(scaled), ROWS):
+        part = scaled[i : i + ROWS]
+        yield slice(i, i + ROWS), torch.mm(part, block.T, out=tile[: len(part)])
+
+
+def _by_slabs(function: Callable[[Tensor], Tensor], candidates: Tensor) -> Tensor:
+    """`function` of each slab of candidates (in the accumulation dtype), one after the other."""
+
+    slabs = candidates.split(COLUMNS)
+    return torch.cat([function(slab.to(_wide(slab))) for slab in slabs])

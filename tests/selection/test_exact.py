@@ -96,6 +96,15 @@ def test_tensor_scale_autograd_and_autocast_change_nothing():
     assert not got.requires_grad
 
 
+def test_under_inference_mode():
+    learner, reference = (make_pairs(200, 8, seed=s, dtype=torch.float32) for s in (1, 2))
+    expected = select(learner, reference, size=100)
+    with torch.inference_mode():
+        assert torch.equal(select(learner, reference, size=100), expected)
+        every = torch.arange(200)
+        assert torch.equal(select(learner.rows(every), reference, size=100), expected)
+
+
 def greedy_softmax(learner, reference, noise, size, n_chunks, negatives_only):
     """Chunked selection where every gain is a difference of whole batch losses."""
     from selection_oracle import logits
