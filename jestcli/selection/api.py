@@ -74,7 +74,10 @@ def select(
         if sampler not in registry.BLIND:
             terms(task.learner, task.reference, task.criterion)
         count = len(task.index)
-        models = [m and (m.scale, m.bias, m.image.shape[1]) for m in (task.learner, task.reference)]
+        models = [
+            model is not None and (model.scale, model.bias, model.image.shape[1], model.image.dtype)
+            for model in (task.learner, task.reference)
+        ]
         told = (size, sampler, criterion, loss, n_chunks, seed, step, iterations, mode, models)
     except Exception as error:  # whatever it is, the other ranks must hear of it
         problem = error

@@ -77,6 +77,5 @@ def _tiles(scaled: Tensor, block: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 def _by_slabs(function: Callable[[Tensor], Tensor], candidates: Tensor) -> Tensor:
     """`function` of each slab of candidates (in the accumulation dtype), one after the other."""
-
     slabs = candidates.split(COLUMNS)
     return torch.cat([function(slab.to(_wide(slab))) for slab in slabs])

@@ -6,7 +6,7 @@ from selection_oracle import make_pairs
 from jestcli.selection import blocks, kernels, select
 
 torch.set_num_threads(1)
-kernels.BLOCK_MEMBERS, kernels.BLOCK_CANDIDATES, kernels.BLOCK_DIM = 16, 32, 16
+kernels.BLOCK_MEMBERS, kernels.BLOCK_CANDIDATES, kernels.BLOCK_DIM = 16, 32, 32
 assert kernels.usable(torch.zeros(1))
 assert not kernels.usable(torch.zeros(1).double())
 # bfloat16 is left out: the interpreter computes in NumPy, which has no such type
