@@ -1,0 +1,14 @@
+"""The benchmark runs, writes both files, and finds the picks of the listing."""
+
+import json
+
+from jestcli.bench.selection import bench_selection
+
+
+def test_bench_writes_what_it_measured(tmp_path):
+    result = bench_selection(300, 60, 16, 4, "cpu", tmp_path / "bench.json", True)
+    row = result["selection"]
+    assert row["overlap_with_listing"] >= 0.995
+    assert row["seconds"] > 0 and row["speedup_over_listing"] > 0
+    assert json.loads((tmp_path / "bench.json").read_text()) == result
+    assert "B = 300, b = 60" in (tmp_path / "bench.md").read_text()
