@@ -84,23 +84,26 @@ class SoftmaxNegativesGain:
         # log-partition over C of each pair's image (over texts) and of its text (over images)
         self.image_lse = torch.full_like(self.positive, -torch.inf)
         self.text_lse = torch.full_like(self.positive, -torch.inf)
-        self.chosen: list[Tensor] = []
+        self.empty = True  # nothing chosen yet
 
     def values(self) -> Tensor:
         """As SigmoidGain.values."""
-        if not self.chosen:
+        if self.empty:
             return -self.positive
         return (self.image_lse + self.text_lse) / 2 - self.positive
 
     def add(self, new: Tensor) -> None:
         """As SigmoidGain.add."""
-        image, text = _shared(self.pairs, new, self.ranks)
+        self.grow(*_shared(self.pairs, new, self.ranks))
+
+    def grow(self, image: Tensor, text: Tensor) -> None:
+        """Put these pairs of C into the partitions."""
         scale = self.pairs.scale
         to_text = log_sum_exp(text, self.pairs.image, scale)
         to_image = log_sum_exp(image, self.pairs.text, scale)
         self.image_lse = torch.logaddexp(self.image_lse, to_text.double())
         self.text_lse = torch.logaddexp(self.text_lse, to_image.double())
-        self.chosen.append(new)
+        self.empty = False
 
 
 class SoftmaxGain(SoftmaxNegativesGain):
@@ -110,13 +113,17 @@ class SoftmaxGain(SoftmaxNegativesGain):
     members: with R_i = log sum_{j in C} exp z_ij, member i's image loss grows by
     log(exp R_i + exp z_ik) - R_i = softplus(z_ik - R_i); texts likewise; each direction by half.
     R_i changes with every chunk, so this term is recomputed over all of C: about n_chunks / 2
-    times the arithmetic of the sigmoid loss, in the same memory. With C empty the exact change
-    is 0 for every k, which says nothing: the first chunk is drawn by -z_kk.
+    times the arithmetic of the sigmoid loss; the members' embeddings are kept for it. With C empty
+    the exact change is 0 for every k, which says nothing: the first chunk is drawn by -z_kk.
     """
+
+    def __init__(self, pairs: PairEmbeddings, ranks: Ranks) -> None:
+        super().__init__(pairs, ranks)
+        self.members: list[tuple[Tensor, Tensor, Tensor]] = []  # global index, image, text
 
     def values(self) -> Tensor:
         """As SigmoidGain.values."""
-        if not self.chosen:
+        if self.empty:
             return -self.positive
         own_image = torch.logaddexp(self.image_lse, self.positive)
         own_text = torch.logaddexp(self.text_lse, self.positive)
@@ -124,13 +131,14 @@ class SoftmaxGain(SoftmaxNegativesGain):
 
     def add(self, new: Tensor) -> None:
         """As SigmoidGain.add."""
-        super().add(new)
+        image, text = _shared(self.pairs, new, self.ranks)
+        self.members.append((new, image, text))
+        self.grow(image, text)
         self.members_loss = torch.zeros_like(self.positive)
         lse = torch.stack([self.image_lse, self.text_lse], dim=1)
-        for chunk in self.chosen:
-            image, text = _shared(self.pairs, chunk, self.ranks)
-            offset = -self.ranks.rows(lse, chunk)
-            scale = self.pairs.scale
+        scale = self.pairs.scale
+        for index, image, text in self.members:
+            offset = -self.ranks.rows(lse, index)
             self.members_loss += sum_softplus(image, self.pairs.text, scale, offset[:, 0])
             self.members_loss += sum_softplus(text, self.pairs.image, scale, offset[:, 1])
 
