@@ -14,7 +14,10 @@ from jestcli.data.world import World
 ZERO_SHOT, FEW_SHOT, RETRIEVAL = "zero-shot", "few-shot", "retrieval"
 _PHOSPHOR_WEIGHTS = ("thin", "light", "bold", "fill", "duotone")
 # Plurals that end in s and singulars that do too.
-_NOT_PLURAL = ("ss", "us", "is", "os", "as", "news", "lens", "series", "gps", "css", "https", "ios")
+_NOT_PLURAL = (
+    "ss", "us", "is", "os", "as", "news", "lens", "series", "gps", "css", "https", "ios",
+    "scissors", "pants", "glasses", "headphones", "binoculars", "goggles", "stairs", "dns",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -115,9 +115,12 @@ def read_samples(
             count += 1
             yield sample
         for error in current:
-            duplicate = "duplicate file name" in str(error)
-            report.skip("duplicate member" if duplicate else "unreadable shard", url)
             problems.append(f"{url}: {_plain(error)}")
+        duplicates = sum("duplicate file name" in str(error) for error in current)
+        for _ in range(duplicates):
+            report.skip("duplicate member", url)
+        if len(current) > duplicates:  # one broken tar may be complained of twice
+            report.skip("unreadable shard", url)
         opened += bool(count) or not current
     if not opened:
         raise DataError(f"no shard could be read; the first: {problems[0]}")
@@ -178,7 +181,7 @@ def decode(sample: dict[str, Any]) -> Pair:
 def decode_image(content: bytes) -> Image.Image:
     """PNG, JPEG or WebP bytes to an RGB image, transparency on white. Raises Skip."""
     try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
         if image.width * image.height > LARGEST_IMAGE:
             raise Skip("image too large")
         if image.mode == "RGB":

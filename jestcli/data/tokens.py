@@ -10,17 +10,20 @@ import functools
 import gzip
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 VOCAB_SIZE = 8_192
 CONTEXT_LENGTH = 16
 _BYTES, _SPECIAL = 512, 2
+_PLAIN = re.compile(r"[a-z0-9 ,.:]*")
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class SmallTokenizer:
     context_length: int
     identity: str  # names the vocabulary and length: part of a cache's key
     inner: Any  # open_clip.SimpleTokenizer
+    known: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def sot_token_id(self) -> int:
@@ -41,16 +45,34 @@ class SmallTokenizer:
         return int(self.inner.eot_token_id)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of one text, without start and end and uncut."""
-        return list(self.inner.encode(text))
+        """Ids of one text, without start and end and uncut.
+
+        Plain lower-case words, as nearly every caption is, skip open_clip's repair of broken
+        Unicode and HTML, which would leave them as they are: the same ids, ten times as fast.
+        """
+        lower = text.lower()
+        if _PLAIN.fullmatch(lower) is None:
+            return list(self.inner.encode(text))
+        ids: list[int] = []
+        for word in lower.split():
+            found = self.known.get(word)
+            if found is None:
+                found = self.known[word] = tuple(self.inner.encode(word))
+            ids += found
+        return ids
 
     def __call__(
         self, texts: str | Sequence[str], context_length: int | None = None
     ) -> torch.Tensor:
         """n texts -> int64 [n, context_length]; the end token is the highest id of its row."""
-        listed = [texts] if isinstance(texts, str) else list(texts)
-        tokens: torch.Tensor = self.inner(listed, context_length or self.context_length)
-        return tokens
+        listed = [texts] if isinstance(texts, str) else texts
+        length = context_length or self.context_length
+        start, end = self.sot_token_id, self.eot_token_id
+        tokens = np.zeros((len(listed), length), np.int64)
+        for row, text in zip(tokens, listed, strict=True):
+            ids = [start, *self.encode(text)[: length - 2], end]
+            row[: len(ids)] = ids
+        return torch.from_numpy(tokens)
 
 
 @functools.cache

@@ -35,8 +35,14 @@ def build(
     Raises DataError with one line that says what to do.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     from jestcli.data.build import build as build_data
     from jestcli.data.build import default_root, is_built, read_manifest
