@@ -1,0 +1,1 @@
+"""Reproduce JEST: joint example selection for contrastive image-text training."""

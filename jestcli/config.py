@@ -1,0 +1,245 @@
+"""One training run as typed, strict, printable data.
+
+A `Run` holds everything that determines a run's numbers and nothing else; its `digest()` names the
+run directory. Files and `--set a.b=c` overrides are checked here: an unknown key or a value of the
+wrong type is an error with the nearest correct word.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+NUMERICS = 1  # raise when a change alters what a run computes: old results then count as missing
+
+
+class ConfigError(Exception):
+    """A wrong key, value or file; the message is one line for the user."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(_Strict):
+    """What the model sees. The embedded data are icons and emoji, not photographs."""
+
+    image_size: int = Field(32, description="pixels, square")
+    context_length: int = Field(16, description="text tokens, start and end included")
+    vocab_size: int = Field(8192, description="entries of the small BPE vocabulary")
+    level: str = Field("strong", description="curation level of the curated set")
+    curated_size: int | None = Field(None, description="use only the first n curated samples")
+
+
+class Model(_Strict):
+    """Two open_clip towers. The default is small enough to train on two CPU cores."""
+
+    name: str | None = Field(None, description="an open_clip config by name; None: the sizes below")
+    embed_dim: int = 128
+    width: int = 96
+    layers: int = 3
+    head_width: int = 32
+    patch_sizes: tuple[int, ...] = Field(
+        (4, 8), description="the learner's patch sizes in pixels, finest (full resolution) first"
+    )
+    text_width: int = 64
+    text_layers: int = 2
+    init_logit_scale: float = Field(10.0, description="temperature scale at the start")
+    init_logit_bias: float = Field(-10.0, description="bias at the start (minus the paper's beta)")
+
+
+class Optim(_Strict):
+    steps: int = Field(1000, ge=1)
+    batch_size: int = Field(128, ge=1, description="b: pairs in one gradient step")
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    beta2: float = 0.95
+    warmup: int = Field(100, description="steps of linear warm-up; cosine to zero afterwards")
+    clip_norm: float = 1.0
+    loss: Literal["sigmoid", "softmax"] = "sigmoid"
+    augment: bool = Field(True, description="random crop and colours, after selection only")
+
+
+class Selection(_Strict):
+    """How the sub-batch is chosen from the super-batch (paper, Algorithm 1)."""
+
+    sampler: str = Field("uniform", description="a name of jestcli.selection's registry, or a:b")
+    criterion: str = Field("learnability", description="learnability, easy_reference, hard_learner")
+    filter_ratio: float = Field(0.8, ge=0, lt=1, description="f = 1 - b/B")
+    n_chunks: int = Field(16, ge=1)
+    low_res_scoring: bool = Field(False, description="score the super-batch at the coarsest patch")
+    low_res_share: float = Field(
+        0.0, ge=0, le=1, description="share of the sub-batch trained at the coarsest patch"
+    )
+
+
+class Source(_Strict):
+    """Where candidates come from."""
+
+    kind: Literal["pool", "curated", "mixed", "filtered"] = "pool"
+    curated_share: float = Field(0.5, ge=0, le=1, description="mixed: probability of a curated pair")
+    keep: float = Field(0.2, gt=0, le=1, description="filtered: share of the pool that is kept")
+
+
+class Evaluation(_Strict):
+    points: int = Field(14, ge=1, description="evaluations along the run, log-spaced, end included")
+    max_images: int = Field(1000, description="images a benchmark along the run; the end uses all")
+
+
+class Run(_Strict):
+    """One model's training, from its data to its last evaluation."""
+
+    seed: int = 0
+    data: Data = Data()
+    model: Model = Model()
+    optim: Optim = Optim()
+    selection: Selection = Selection()
+    source: Source = Source()
+    evaluation: Evaluation = Evaluation()
+    reference: Run | None = Field(None, description="the run that trained the reference model")
+    init_from_reference: bool = Field(False, description="start from the reference's weights")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Run:
+        needs_reference = (
+            (self.selection.sampler != "uniform" and self.selection.criterion != "hard_learner")
+            or self.source.kind == "filtered"
+            or self.init_from_reference
+        )
+        if needs_reference and self.reference is None:
+            raise ValueError("this selection or source needs a reference run")
+        if self.selection.low_res_share > 0 and len(self.model.patch_sizes) < 2:
+            raise ValueError("model.patch_sizes needs a second patch size for low resolution")
+        return self
+
+    @property
+    def super_batch_size(self) -> int:
+        """B = b / (1 - f), rounded (paper.md: floating point leaves int() one short)."""
+        if self.selection.sampler == "uniform":
+            return self.optim.batch_size
+        return round(self.optim.batch_size / (1 - self.selection.filter_ratio))
+
+    def digest(self) -> str:
+        """16 hex digits naming everything that determines this run's numbers."""
+        text = json.dumps([NUMERICS, self.model_dump(mode="json")], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# --- methods: what `jest train --method NAME` means ---------------------------------------------
+
+METHODS: dict[str, dict[str, Any]] = {
+    "uniform": {"selection": {"sampler": "uniform"}},
+    "jest": {"selection": {"sampler": "joint"}},
+    "flexi": {
+        "selection": {"sampler": "joint", "low_res_scoring": True, "low_res_share": 0.5},
+    },
+    "flexi-uniform": {"selection": {"sampler": "uniform", "low_res_share": 0.5}},
+    "independent": {"selection": {"sampler": "independent"}},
+    "topk": {"selection": {"sampler": "topk"}},
+    "easy-reference": {"selection": {"sampler": "joint", "criterion": "easy_reference"}},
+    "hard-learner": {"selection": {"sampler": "joint", "criterion": "hard_learner"}},
+    "curated": {"selection": {"sampler": "uniform"}, "source": {"kind": "curated"}},
+    "mixed": {"selection": {"sampler": "uniform"}, "source": {"kind": "mixed"}},
+    "filtered": {"selection": {"sampler": "uniform"}, "source": {"kind": "filtered"}},
+    "finetune": {"selection": {"sampler": "uniform"}, "init_from_reference": True},
+}
+
+
+def needs_reference(method: str) -> bool:
+    """Whether `method` (a key of METHODS) reads a reference model."""
+    return method not in ("uniform", "flexi-uniform", "hard-learner", "curated", "mixed")
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`, dictionaries merged key by key; neither is changed."""
+    out = dict(base)
+    for key, value in over.items():
+        out[key] = merge(out[key], value) if _both_dicts(out.get(key), value) else value
+    return out
+
+
+def _both_dicts(a: Any, b: Any) -> bool:
+    return isinstance(a, dict) and isinstance(b, dict)
+
+
+def parse_overrides(pairs: list[str]) -> dict[str, Any]:
+    """`["a.b=1"]` -> `{"a": {"b": 1}}`; values are YAML scalars. Raises ConfigError."""
+    out: dict[str, Any] = {}
+    for pair in pairs:
+        key, sep, text = pair.partition("=")
+        if not sep or not key:
+            raise ConfigError(f"--set {pair}: expected key=value, such as optim.steps=200")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {pair}: the value is not a YAML scalar") from None
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        out = merge(out, value)
+    return out
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A mapping from a YAML file, safely. Raises ConfigError in one line."""
+    try:
+        value = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}{_neighbour(path)}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} is not a mapping of settings")
+    return value
+
+
+def _neighbour(path: Path) -> str:
+    folder = path.parent
+    names = [p.name for p in folder.glob("*.y*ml")] if folder.is_dir() else []
+    close = difflib.get_close_matches(path.name, names, 1, 0.4)
+    return f" (did you mean {folder / close[0]}?)" if close else ""
+
+
+def make_run(settings: dict[str, Any]) -> Run:
+    """A checked Run from nested plain data. Raises ConfigError naming the key and a near one."""
+    try:
+        return Run.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError(explain(error, Run)) from None
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first problem in one line."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown setting {where}{_nearest(first['loc'], model)}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+def _nearest(loc: tuple[Any, ...], model: type[BaseModel]) -> str:
+    owner: Any = model
+    for part in loc[:-1]:
+        field = owner.model_fields.get(part)
+        options = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        owner = next(
+            (o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None
+        )
+        if owner is None:
+            return ""
+    return did_you_mean(str(loc[-1]), list(owner.model_fields))
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """' (did you mean X?)' or the list of what is known."""
+    close = difflib.get_close_matches(word, known, 1, 0.5)
+    return f" (did you mean {close[0]}?)" if close else f" (known: {', '.join(sorted(known))})"

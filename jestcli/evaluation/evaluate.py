@@ -1,0 +1,146 @@
+"""Scores of a model on benchmarks, computed by clip-benchmark's own functions.
+
+Zero-shot: prompt-ensembled class vectors (as clip-benchmark's, in one batch). Few-shot: closed-form
+L2-regularised least squares on frozen features, as in the paper's code family. Retrieval: R@1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jestcli.evaluation.benchmarks import Benchmark, Split
+from jestcli.models.towers import Clip
+from jestcli.training.augment import normalise
+
+Tokenizer = Callable[[list[str]], Tensor]
+BATCH = 64
+RIDGE = 1.0
+
+
+@torch.no_grad()
+def evaluate(
+    model: Clip, tokenizer: Tokenizer, benchmarks: list[Benchmark], max_images: int | None = None
+) -> dict[str, dict[str, Any]]:
+    """Score every benchmark.
+
+    Args:
+        max_images: use at most this many test images of each (a fixed random subset); None: all.
+    Returns:
+        name -> score, chance, n, stderr (binomial, over test items), and for classification
+        logprob, the mean log-probability of the true class under the model's own scale.
+    """
+    model.eval()
+    scores: dict[str, dict[str, Any]] = {}
+    retrieved: dict[Any, dict[str, float]] = {}
+    for benchmark in benchmarks:
+        test = benchmark.split()
+        test = test.first(max_images) if max_images else test
+        if benchmark.kind == "retrieval":
+            if benchmark.folder not in retrieved:
+                retrieved[benchmark.folder] = _retrieve(model, tokenizer, test)
+            found = retrieved[benchmark.folder]
+            score, more = found[benchmark.metric], found
+            more = {k: v for k, v in found.items() if k.startswith(benchmark.metric[:5])}
+        else:
+            logits, scale = _logits(model, tokenizer, benchmark, test)
+            score = _accuracy(logits, test)
+            log_probabilities = F.log_softmax(scale * logits, dim=1)
+            assert test.labels is not None
+            true = log_probabilities.gather(1, test.labels[:, None])
+            more = {"logprob": float(true.mean())}
+        n = len(test)
+        scores[benchmark.name] = {
+            "score": score,
+            "chance": benchmark.chance,
+            "n": n,
+            "stderr": math.sqrt(max(score * (1 - score), 1e-12) / n),
+            **more,
+        }
+    model.train()
+    return scores
+
+
+def mean_score(scores: dict[str, dict[str, Any]]) -> float:
+    """The average over benchmarks, as in the paper's Figure 1."""
+    return sum(s["score"] for s in scores.values()) / len(scores)
+
+
+def class_vectors(
+    model: Clip, tokenizer: Tokenizer, classes: list[str], templates: list[str]
+) -> Tensor:
+    """Normalised mean of the prompts' embeddings, [d, n_classes] (clip-benchmark's classifier)."""
+    prompts = [template.format(c=name) for name in classes for template in templates]
+    tokens = tokenizer(prompts)
+    vectors = torch.cat([model.encode_text(t) for t in tokens.split(4 * BATCH)])
+    means = vectors.unflatten(0, (len(classes), len(templates))).mean(dim=1)
+    return F.normalize(means, dim=-1).T
+
+
+def _logits(
+    model: Clip, tokenizer: Tokenizer, benchmark: Benchmark, test: Split
+) -> tuple[Tensor, float]:
+    """Class scores [n, n_classes] and the factor that makes them logits."""
+    if benchmark.kind == "few-shot":
+        train = benchmark.split("train")
+        assert train.labels is not None
+        weights = ridge(_features(model, train), train.labels, len(benchmark.classes))
+        features = _features(model, test)
+        return F.pad(features, (0, 1), value=1.0) @ weights, 1.0
+    from clip_benchmark.metrics.zeroshot_classification import run_classification
+
+    classifier = class_vectors(model, tokenizer, benchmark.classes, benchmark.templates)
+    logits, _ = run_classification(model, classifier, _batches(test), "cpu", amp=False)
+    return logits / 100, float(model.scale)
+
+
+def ridge(features: Tensor, labels: Tensor, n_classes: int) -> Tensor:
+    """Least-squares classifier [d + 1, n_classes] on one-hot targets in {-1, 1}, in float64."""
+    x = F.pad(features.double(), (0, 1), value=1.0)
+    y = 2 * F.one_hot(labels, n_classes).double() - 1
+    gram = x.T @ x + RIDGE * torch.eye(x.shape[1], dtype=x.dtype)
+    return torch.linalg.solve(gram, x.T @ y).float()
+
+
+def _features(model: Clip, split: Split) -> Tensor:
+    return torch.cat([model.encode_image(images) for images, _ in _batches(split)])
+
+
+def _accuracy(logits: Tensor, test: Split) -> float:
+    from clip_benchmark.metrics.zeroshot_classification import accuracy
+
+    top1: float = accuracy(logits, test.labels)[0]
+    return top1
+
+
+def _retrieve(model: Clip, tokenizer: Tokenizer, test: Split) -> dict[str, float]:
+    from clip_benchmark.metrics import zeroshot_retrieval
+
+    found: dict[str, float] = zeroshot_retrieval.evaluate(
+        model, _batches(test), tokenizer, "cpu", amp=False, recall_k_list=[1, 5]
+    )
+    return found
+
+
+class _batches:
+    """Normalised batches of a split, as often as wanted: what clip-benchmark calls a dataloader."""
+
+    def __init__(self, split: Split):
+        self.split = split
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.split) / BATCH)
+
+    def __iter__(self):
+        for start in range(0, len(self.split), BATCH):
+            part = slice(start, start + BATCH)
+            targets = (
+                self.split.labels[part] if self.split.labels is not None
+                else (self.split.captions or [])[part]
+            )  # fmt: skip
+            yield normalise(self.split.images[part]), targets

@@ -1,0 +1,99 @@
+"""Reference embeddings of the pool, computed once and memory-mapped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from jestcli.data.loader import Candidates, rows_of
+from jestcli.data.store import Store
+from jestcli.models.towers import Clip
+from jestcli.selection import PairEmbeddings
+from jestcli.training.checkpoint import write_json
+from jestcli.training.step import embed
+
+BLOCK = 1024
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Cache:
+    """image, text: float32 memory maps [N, d], row i being row i of the store."""
+
+    image: np.ndarray
+    text: np.ndarray
+    scale: float
+    bias: float
+
+    def __call__(self, candidates: Candidates) -> PairEmbeddings:
+        """The reference embeddings of candidates that are all in the store."""
+        image, text = (torch.from_numpy(x[candidates.row]) for x in (self.image, self.text))
+        return PairEmbeddings(image, text, self.scale, self.bias)
+
+
+def cache_key(model: Clip, store: Store) -> str:
+    """The hash of the weights and of the store (its shards, image size and tokenizer)."""
+    digest = hashlib.sha256(store.identity.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def build_cache(model: Clip, store: Store, folder: Path, progress: Progress) -> Cache:
+    """The cache of `model` over `store` under `folder`, computed unless it is there.
+
+    Resumable: a killed build goes on after the last whole block.
+    """
+    final = folder / cache_key(model, store)
+    if not (final / "cache.json").exists():
+        _fill(model, store, final, progress)
+    about = json.loads((final / "cache.json").read_text())
+    image, text = (np.load(final / f"{x}.npy", mmap_mode="r") for x in ("image", "text"))
+    return Cache(image, text, about["scale"], about["bias"])
+
+
+def _fill(model: Clip, store: Store, final: Path, progress: Progress) -> None:
+    final.mkdir(parents=True, exist_ok=True)
+    n, d = len(store), model.encode_text(torch.zeros(1, store.tokens.shape[1]).long()).shape[1]
+    position = final / "rows"
+    start = int(position.read_text()) if position.exists() else 0
+    arrays = [
+        np.lib.format.open_memmap(
+            final / f"{name}.npy", "r+" if start else "w+", np.float32, (n, d)
+        )
+        for name in ("image", "text")
+    ]
+    model.eval()
+    for first in range(start, n, BLOCK):
+        rows = np.arange(first, min(first + BLOCK, n))
+        pairs = embed(model, *rows_of(store, rows), None)
+        arrays[0][rows], arrays[1][rows] = pairs.image.numpy(), pairs.text.numpy()
+        progress(int(rows[-1]) + 1, n)
+        if (first // BLOCK) % 32 == 31:
+            for array in arrays:
+                array.flush()
+            temporary = position.with_name(".rows")
+            temporary.write_text(str(int(rows[-1]) + 1))
+            os.replace(temporary, position)
+    for array in arrays:
+        array.flush()
+    about = {"rows": n, "scale": float(model.scale), "bias": float(model.bias),
+             "store": store.identity}  # fmt: skip
+    write_json(final / "cache.json", about)
+    position.unlink(missing_ok=True)
+
+
+def matching_scores(cache: Cache) -> np.ndarray:
+    """The reference's own cosine of image and caption, float32 [N]: an offline filter's score."""
+    out = np.empty(len(cache.image), np.float32)
+    for first in range(0, len(out), 65536):
+        part = slice(first, first + 65536)
+        out[part] = (cache.image[part] * cache.text[part]).sum(axis=1)
+    return out

@@ -1,0 +1,150 @@
+"""Train one run (a reference, a learner or a control) into its run directory."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jestcli.config import Run
+from jestcli.data.loader import Part, draw
+from jestcli.evaluation.benchmarks import list_benchmarks
+from jestcli.evaluation.evaluate import evaluate, mean_score
+from jestcli.models.flops import ForwardFlops, forward_flops, run_cost
+from jestcli.models.towers import Clip, build_model
+from jestcli.stages.cache import Cache, build_cache, matching_scores
+from jestcli.stages.workspace import (
+    Inputs,
+    Workspace,
+    is_done,
+    only_writer,
+    read_done,
+    start_folder,
+)
+from jestcli.training.checkpoint import load_model, save_model, write_json
+from jestcli.training.loop import Report, set_threads
+from jestcli.training.loop import train as train_loop
+from jestcli.training.step import EmbedReference
+
+MODEL = "model.safetensors"
+THREADS = 1  # a run is bit-identical for one thread count; runs go side by side instead
+
+
+def train(run: Run, workspace: Workspace, label: str, report: Report) -> Path:
+    """Train `run`, and its reference first where it needs one; returns the run directory.
+
+    A finished run is not run again; an interrupted one goes on from its checkpoint.
+    """
+    folder = workspace.folder(run)
+    if is_done(folder):
+        return folder
+    if run.reference is not None:
+        train(run.reference, workspace, f"{label}: reference", report)
+    set_threads(THREADS)
+    with only_writer(folder):
+        start_folder(folder, run, label)
+        _train(run, workspace, folder, label, report)
+    return folder
+
+
+def _train(run: Run, workspace: Workspace, folder: Path, label: str, report: Report) -> None:
+    inputs = workspace.inputs(run)
+    benchmarks = list_benchmarks(inputs.root)
+    learner = new_learner(run)
+    flops = learner_flops(run, learner)
+    reference, reference_flops, spent = open_reference(run, workspace, inputs, label, report)
+    parts, counts = sources(run, inputs, reference)
+    if run.init_from_reference and run.reference is not None:
+        load_model(workspace.folder(run.reference) / MODEL, learner)
+    reads_reference: EmbedReference | None = reference
+    if run.selection.sampler == "uniform" or run.selection.criterion == "hard_learner":
+        reads_reference = None
+
+    def score(final: bool) -> dict[str, dict[str, Any]]:
+        most = None if final else run.evaluation.max_images
+        return evaluate(learner, inputs.tokenizer, benchmarks, most)
+
+    def cost_after(steps: int):
+        return run_cost(run, steps, flops, reference_flops, spent, sum(len(p.rows) for p in parts))
+
+    started = time.perf_counter()
+    train_loop(
+        run, folder, learner,
+        lambda step: draw(parts, counts, run.seed, step),
+        reads_reference, score, cost_after,
+        lambda done, total, line: report(done, total, f"{label} · {line}"),
+    )  # fmt: skip
+    save_model(folder / MODEL, learner, {"run": run.digest()})
+    scores = evaluate(learner, inputs.tokenizer, benchmarks)
+    write_json(
+        folder / "done.json",
+        {
+            "label": label,
+            "scores": scores,
+            "mean": mean_score(scores),
+            "steps": run.optim.steps,
+            "examples": run.optim.steps * run.optim.batch_size,
+            "flops": cost_after(run.optim.steps).as_dict(),
+            "flops_per_example": {
+                "image_full": flops.image_full, "image_low": flops.image_low, "text": flops.text,
+            },
+            "rows_drawn_from": {p.stream: len(p.rows) for p in parts},
+            "wall_seconds_of_last_sitting": time.perf_counter() - started,
+        },
+    )  # fmt: skip
+
+
+def new_learner(run: Run) -> Clip:
+    """The run's model as initialised: flexible only where the run uses a coarse patch size."""
+    selection = run.selection
+    flexible = selection.low_res_share > 0 or selection.low_res_scoring
+    patches = run.model.patch_sizes if flexible else run.model.patch_sizes[:1]
+    return build_model(run.model, run.data, patches, run.seed)
+
+
+def learner_flops(run: Run, model: Clip) -> ForwardFlops:
+    return forward_flops(model, run.data.image_size, run.data.context_length)
+
+
+def open_reference(
+    run: Run, workspace: Workspace, inputs: Inputs, label: str, report: Report
+) -> tuple[Cache | None, ForwardFlops | None, float]:
+    """The reference's cache over the pool, its FLOPs per example and what its training took."""
+    if run.reference is None:
+        return None, None, 0.0
+    folder = workspace.folder(run.reference)
+    model = new_learner(run.reference)
+    load_model(folder / MODEL, model)
+    flops, spent = learner_flops(run.reference, model), read_done(folder)["flops"]["charged"]
+    if run.init_from_reference:
+        return None, flops, spent
+    cache = build_cache(
+        model, inputs.pool, inputs.root / "reference-cache",
+        lambda done, total: report(done, total, f"{label} · reference embeddings"),
+    )  # fmt: skip
+    return cache, flops, spent
+
+
+def sources(run: Run, inputs: Inputs, reference: Cache | None) -> tuple[list[Part], list[int]]:
+    """What the run draws from, and how many candidates of each a step takes."""
+    total, kind = run.super_batch_size, run.source.kind
+    if kind == "pool":
+        return [pool_part(inputs, np.arange(len(inputs.pool)))], [total]
+    if kind == "filtered":
+        assert reference is not None
+        keep = round(run.source.keep * len(inputs.pool))
+        best = np.argpartition(-matching_scores(reference), keep - 1)[:keep]
+        return [pool_part(inputs, np.sort(best))], [total]
+    rows = inputs.curated.choose(run.data.level, run.data.curated_size)
+    curated = Part(inputs.curated, rows, "curated", all_captions=True)
+    if kind == "curated":
+        return [curated], [total]
+    n_curated = round(total * run.source.curated_share)
+    parts = [pool_part(inputs, np.arange(len(inputs.pool))), curated]
+    return parts, [total - n_curated, n_curated]
+
+
+def pool_part(inputs: Inputs, rows: np.ndarray) -> Part:
+    return Part(inputs.pool, rows, "pool", all_captions=False)

@@ -1,0 +1,148 @@
+"""Where things are: the data root, the run directories and what a run reads."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jestcli.config import Run
+from jestcli.data.build import build_key, default_root, shard_urls
+from jestcli.data.store import Store, build_store
+from jestcli.data.tokens import SmallTokenizer, small_tokenizer
+from jestcli.data.world import WORLD
+from jestcli.training.checkpoint import write_json
+
+
+class StageError(Exception):
+    """A stage that cannot run; the message is one line for the user."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folders a command works in."""
+
+    data: Path | None = None
+    runs: Path = field(default_factory=lambda: Path(os.environ.get("JEST_RUNS", "runs")))
+
+    def data_root(self, run: Run) -> Path:
+        return self.data or default_root(run.data.image_size)
+
+    def folder(self, run: Run) -> Path:
+        """The run directory: named by what determines the run, its data included."""
+        key = build_key(WORLD, run.data.image_size)
+        name = hashlib.sha256(f"{run.digest()} {key}".encode()).hexdigest()[:12]
+        return self.runs / name
+
+    def inputs(self, run: Run, progress: Any = None) -> Inputs:
+        return Inputs(self.data_root(run), run.data.image_size, run.data.vocab_size,
+                      run.data.context_length)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The decoded data that runs of one image size and vocabulary read."""
+
+    root: Path
+    image_size: int
+    vocab_size: int
+    context_length: int
+
+    @cached_property
+    def tokenizer(self) -> SmallTokenizer:
+        return small_tokenizer(self.vocab_size, self.context_length)
+
+    def store(self, split: str) -> Store:
+        """"pool" or "curated", decoded from its shards unless it is already."""
+        return build_store(
+            shard_urls(self.root, split), self.root / "store" / split, self.image_size, self.tokenizer
+        )
+
+    @cached_property
+    def pool(self) -> Store:
+        return self.store("pool")
+
+    @cached_property
+    def curated(self) -> Store:
+        return self.store("curated")
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold a run directory; raises StageError if another process holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StageError(f"another process is writing {folder}") from None
+        yield
+
+
+def start_folder(folder: Path, run: Run, label: str) -> None:
+    """Write the resolved config and the environment of a run, once."""
+    if not (folder / "config.json").exists():
+        write_json(folder / "config.json", {"label": label, **run.model_dump(mode="json")})
+    write_json(folder / "environment.json", environment())
+
+
+def is_done(folder: Path) -> bool:
+    return (folder / "done.json").exists()
+
+
+def read_done(folder: Path) -> dict[str, Any]:
+    done: dict[str, Any] = json.loads((folder / "done.json").read_text())
+    return done
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and git commit, for the record."""
+    from importlib.metadata import version
+
+    import torch
+
+    return {
+        "commit": git_commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "packages": {
+            name: version(name)
+            for name in ("torch", "open_clip_torch", "clip-benchmark", "webdataset", "numpy")
+        },
+    }
+
+
+def git_commit() -> str | None:
+    """The source's commit, "+changes" where the work tree differs; None outside git."""
+    here = Path(__file__).parent
+    try:
+        commit = _git(here, "rev-parse", "--short=12", "HEAD")
+        changed = _git(here, "status", "--porcelain", "--untracked-files=no", ".")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+changes" if changed else "")
+
+
+def _git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), "")

@@ -1,0 +1,34 @@
+"""AdamW with a linear warm-up and a cosine to zero."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from jestcli.config import Optim
+
+
+def make_optimiser(model: nn.Module, settings: Optim) -> torch.optim.AdamW:
+    """Weight decay on matrices only, as in the SigLIP family."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    return torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        lr=settings.lr,
+        betas=(0.9, settings.beta2),
+        fused=True,
+    )
+
+
+def learning_rate(step: int, settings: Optim) -> float:
+    """Learning rate of `step` (0-based)."""
+    warmup = min(settings.warmup, settings.steps // 2)
+    if step < warmup:
+        return settings.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, settings.steps - warmup)
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * progress))

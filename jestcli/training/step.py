@@ -1,0 +1,122 @@
+"""One training step: score, select, update. The paper's loop body."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from open_clip.loss import ClipLoss, SigLipLoss
+from torch import Tensor
+
+from jestcli.config import Run
+from jestcli.data.loader import Candidates
+from jestcli.models.towers import Clip
+from jestcli.selection import PairEmbeddings, learnability_of, select
+from jestcli.training.augment import augment, normalise
+from jestcli.training.optimiser import learning_rate
+from jestcli.training.randomness import torch_generator
+
+SCORING_MICRO_BATCH = 64  # fastest on a CPU: activations stay in cache
+EmbedReference = Callable[[Candidates], PairEmbeddings]
+
+
+@torch.no_grad()
+def embed(model: Clip, images: Tensor, tokens: Tensor, patch_size: int | None) -> PairEmbeddings:
+    """Embeddings of the deterministic view: uint8 [B, 3, S, S], int64 [B, L] -> [B, d] twice."""
+    image_rows, text_rows = [], []
+    for start in range(0, len(images), SCORING_MICRO_BATCH):
+        part = slice(start, start + SCORING_MICRO_BATCH)
+        image_rows.append(model.encode_image(normalise(images[part]), patch_size))
+        text_rows.append(model.encode_text(tokens[part]))
+    scale, bias = model.scale.detach(), model.bias.detach()
+    return PairEmbeddings(torch.cat(image_rows), torch.cat(text_rows), scale, bias)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """index: int64 [b] into the candidates; mean learnability of all candidates and of those."""
+
+    index: Tensor
+    super_batch_learnability: float | None = None
+    sub_batch_learnability: float | None = None
+
+
+def choose(
+    learner: Clip,
+    reference: EmbedReference | None,
+    candidates: Candidates,
+    run: Run,
+    step: int,
+    measure: bool = False,
+) -> Choice:
+    """Pick the sub-batch (Algorithm 1, or what `run.selection` names)."""
+    selection, size = run.selection, run.optim.batch_size
+    if selection.sampler == "uniform":
+        return Choice(torch.arange(len(candidates)))
+    patch_size = learner.patch_sizes[-1 if selection.low_res_scoring else 0]
+    needs_learner = measure or selection.criterion != "easy_reference"
+    learner_pairs = (
+        embed(learner, candidates.images, candidates.tokens, patch_size) if needs_learner else None
+    )
+    reference_pairs = reference(candidates) if reference else None
+    index = select(
+        learner_pairs,
+        reference_pairs,
+        size=size,
+        sampler=selection.sampler,
+        criterion=selection.criterion,
+        loss=run.optim.loss,
+        n_chunks=selection.n_chunks,
+        seed=run.seed,
+        step=step,
+    )
+    if not measure or learner_pairs is None or reference_pairs is None:
+        return Choice(index)
+    everything = torch.arange(len(candidates))
+    means = [
+        learnability_of(learner_pairs, reference_pairs, rows, loss=run.optim.loss)
+        for rows in (everything, index)
+    ]
+    return Choice(index, *means)
+
+
+def update(
+    learner: Clip,
+    optimiser: torch.optim.Optimizer,
+    candidates: Candidates,
+    index: Tensor,
+    run: Run,
+    step: int,
+) -> float:
+    """One gradient step on the chosen pairs; returns the loss.
+
+    A random `low_res_share` of them is seen at the coarsest patch size, the rest at the finest;
+    their embeddings are joined in one ordinary b x b loss (Flexi-JEST).
+    """
+    generator = torch_generator(run.seed, "train", step)
+    index = index[torch.randperm(len(index), generator=generator)]
+    images, tokens = normalise(candidates.images[index]), candidates.tokens[index]
+    if run.optim.augment:
+        images = augment(images, generator)
+    n_low = round(len(index) * run.selection.low_res_share)
+    halves = [(images[:n_low], learner.patch_sizes[-1]), (images[n_low:], learner.patch_sizes[0])]
+    image = torch.cat([learner.encode_image(x, patch) for x, patch in halves if len(x)])
+    text = learner.encode_text(tokens)
+    loss = contrastive_loss(image, text, learner.scale, learner.bias, run.optim.loss)
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate(step, run.optim)
+    optimiser.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(learner.parameters(), run.optim.clip_norm)
+    optimiser.step()
+    return float(loss.detach())
+
+
+def contrastive_loss(
+    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, kind: str
+) -> Tensor:
+    """Mean loss over the batch, open_clip's own: eq. 1 (softmax) or eq. 2 (sigmoid) of the paper."""
+    if kind == "softmax":
+        return ClipLoss()(image, text, scale)
+    return SigLipLoss()(image, text, scale, bias)
