@@ -79,10 +79,10 @@ class Emoji:
         names = set(collection.names)
         for table in (by_table, by_label):
             for name, code in sorted(table.items()):
-                if name in names and name not in collection.hidden and code not in taken:
-                    if name not in found:
-                        found[name] = code
-                        taken.add(code)
+                usable = name in names and name not in collection.hidden
+                if usable and code not in taken and name not in found:
+                    found[name] = code
+                    taken.add(code)
         return found
 
 

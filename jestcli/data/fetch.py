@@ -111,7 +111,8 @@ def _run(command: list[str], cwd: Path, environment: dict[str, str], doing: str)
             command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S
         )
     except subprocess.TimeoutExpired:
-        raise DataError(f"{doing} took over {TIMEOUT_S} s: check the network and try again") from None
+        message = f"{doing} took over {TIMEOUT_S} s: check the network and try again"
+        raise DataError(message) from None
     if done.returncode != 0:
         output = done.stderr + done.stdout
         if "ENOSPC" in output or "No space left" in output:

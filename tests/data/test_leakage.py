@@ -26,7 +26,9 @@ def glyph(body: str, size: int = 32, shift: float = 0.0) -> np.ndarray:
     return draw(svg, size)
 
 
-BELL = "<path d='M8 2a4 4 0 0 0-4 4v4l-1 2h10l-1-2V6a4 4 0 0 0-4-4z'/><circle cx='8' cy='14' r='1'/>"
+BELL = (
+    "<path d='M8 2a4 4 0 0 0-4 4v4l-1 2h10l-1-2V6a4 4 0 0 0-4-4z'/><circle cx='8' cy='14' r='1'/>"
+)
 BOX = "<rect x='2' y='4' width='12' height='9' fill='none' stroke='#000' stroke-width='1.5'/>"
 SUN = "<circle cx='8' cy='8' r='4' fill='#e90'/>"
 

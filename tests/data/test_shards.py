@@ -40,7 +40,8 @@ def shard(path: Path, members: dict[str, bytes | str]) -> str:
 
 def test_reads_captions_from_json_or_text(tmp_path: Path) -> None:
     url = shard(tmp_path / "a.tar", {
-        "1.png": png(1), "1.txt": "first", "1.json": json.dumps({"key": "k", "captions": ["a", "b"]}),
+        "1.png": png(1), "1.txt": "first",
+        "1.json": json.dumps({"key": "k", "captions": ["a", "b"]}),
         "2.png": png(2, mode="RGBA"), "2.txt": "one\ntwo\n",
         "3.jpg": png(3, (40, 20), "L"), "3.json": json.dumps({"caption": "grey"}),
         "4.png": png(4), "4.cls": "7",

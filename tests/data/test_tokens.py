@@ -14,7 +14,12 @@ from jestcli.data.tokens import small_tokenizer
 WORDS = ["a red cat", "face with tears of joy", "flag: Chile", "q", "ünïcödé ★", "x" * 300, ""]
 
 
-@given(st.lists(st.one_of(st.text(max_size=60), st.text("aBz19 ,.:'&;-", max_size=40), st.sampled_from(WORDS)), min_size=1, max_size=5))
+TEXTS = st.one_of(
+    st.text(max_size=60), st.text("aBz19 ,.:'&;-", max_size=40), st.sampled_from(WORDS)
+)
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=5))
 @settings(max_examples=150, deadline=None)
 def test_every_text_has_a_valid_row(texts: list[str]) -> None:
     tokenizer = small_tokenizer()
@@ -53,7 +58,8 @@ def test_size_length_and_identity(tmp_path: Path) -> None:
     assert tiny(["one two three four five six seven eight nine"]).shape == (1, 8)
     assert tiny.eot_token_id == 1_023 and [p.suffix for p in tmp_path.iterdir()] == [".gz"]
     assert tiny.identity == small_tokenizer(1_024, 8).identity
-    assert len({tiny.identity, small_tokenizer(1_024, 16).identity, small_tokenizer().identity}) == 3
+    others = small_tokenizer(1_024, 16), small_tokenizer()
+    assert len({each.identity for each in (tiny, *others)}) == 3
     for size in (100, 60_000):
         with pytest.raises(ValueError, match="between"):
             small_tokenizer(size)
