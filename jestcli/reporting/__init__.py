@@ -1,0 +1,1 @@
+"""Records of finished runs, their statistics, tables and figures."""

@@ -1,0 +1,68 @@
+"""How each method is called and drawn: one place, so that every figure and table agrees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+Dash = str | tuple[int, tuple[float, ...]]
+SOLID: Dash = "-"
+SHORT: Dash = (0, (1.2, 1.2))
+LONG: Dash = (0, (4, 1.5, 1, 1.5))
+CHAIN: Dash = (0, (6, 1.5))
+
+
+@dataclass(frozen=True)
+class Style:
+    """A method's words and look. Colours are Okabe and Ito's; "" means the text colour.
+
+    main: one of the paper's methods or their baseline: drawn thick, with speed-up arrows.
+    """
+
+    label: str
+    colour: str
+    dash: Dash = SOLID
+    marker: str = "o"
+    main: bool = False
+
+
+STYLES: dict[str, Style] = {
+    "uniform": Style("Uniform", "grey", marker="s", main=True),
+    "uniform-flops": Style("Uniform, same FLOPs", "grey", CHAIN, "s"),
+    "uniform-long": Style("Uniform, long", "", marker="s", main=True),
+    "jest": Style("JEST", BLUE, marker="o", main=True),
+    "jest++": Style("JEST++", SKY, marker="o", main=True),
+    "flexi": Style("Flexi-JEST", VERMILLION, marker="D", main=True),
+    "flexi++": Style("Flexi-JEST++", ORANGE, marker="D", main=True),
+    "curated": Style("Curated only", GREEN, marker="^"),
+    "mixed": Style("Curated + pool", PURPLE, marker="v"),
+    "finetune": Style("Fine-tuned ref.", PURPLE, LONG, "v"),
+    "filtered": Style("Filtered pool", GREEN, SHORT, "^"),
+    "reference": Style("Reference", GREEN, (0, (1, 2)), "*"),
+    "reference++": Style("Reference++", SKY, (0, (1, 2)), "*"),
+}
+REFERENCES = ("reference", "reference++")
+_SPARE = [PURPLE, ORANGE, GREEN, SKY, VERMILLION, BLUE]
+
+
+def style(name: str) -> Style:
+    """The style of `name`; an unknown name gets its own colour and is its own label."""
+    if name in STYLES:
+        return STYLES[name]
+    number = sum(map(ord, name))
+    marker = "PXhpd<>"[number % 7]
+    return Style(name, _SPARE[number % len(_SPARE)], (0, (3, 1, 1, 1, 1, 1)), marker)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Distinct names: the known ones in table order, then the unknown ones by alphabet."""
+    present = set(names)
+    known = [name for name in STYLES if name in present]
+    return known + sorted(present - set(STYLES))
+
+
+def reference_of(name: str) -> str:
+    """The reference that `name` reads: the ++ methods read the larger one."""
+    return "reference++" if name.endswith("++") else "reference"

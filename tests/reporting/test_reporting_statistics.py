@@ -1,0 +1,98 @@
+import math
+
+import pytest
+from scipy import stats
+from synthetic_records import tiny
+
+from jestcli.reporting.statistics import (
+    crossing,
+    find_target,
+    paired_difference,
+    seed_curve,
+    speed_up,
+    t_interval,
+)
+
+LONG = [0.1, 0.2, 0.3, 0.4]  # at 10, 100, 1,000 and 10,000 examples
+
+
+def test_t_interval_is_scipys():
+    values = [0.21, 0.24, 0.19, 0.23]
+    found = t_interval(values)
+    low, high = stats.t.interval(0.95, 3, loc=0.2175, scale=stats.sem(values))
+    assert (found.mean, found.low, found.high) == pytest.approx((0.2175, low, high))
+    assert found.half == pytest.approx(high - 0.2175)
+    assert math.isnan(t_interval([0.2]).low)
+
+
+def test_crossing_by_hand():
+    # 0.25 lies half-way between 0.2 at 100 and 0.3 at 1,000: the geometric mean.
+    assert crossing([10, 100, 1000], [0.1, 0.2, 0.3], 0.25) == pytest.approx(10**2.5)
+    # It must stay above: the first excursion does not count.
+    assert crossing([10, 100, 1000, 10000], [0.3, 0.2, 0.3, 0.3], 0.25) == pytest.approx(10**2.5)
+    assert crossing([10, 100], [0.3, 0.4], 0.25) == 10
+    assert crossing([10, 100, 1000], [0.1, 0.3, 0.2], 0.25) is None
+
+
+def test_speed_up_in_every_currency_by_hand():
+    records = [tiny("uniform-long", s, LONG) for s in (0, 1)]
+    records += [tiny("jest", s, [0.1, 0.3, 0.5]) for s in (0, 1)]
+    found = speed_up(records, "jest")
+    x = 10**2.5  # half-way from 0.3 at 100 to 0.5 at 1,000
+    assert found.status == "crossed"
+    assert found.at["examples"] == pytest.approx(x)
+    assert found.factor["examples"] == pytest.approx(10_000 / x)
+    assert found.factor["seconds"] == pytest.approx(10_000 / x)
+    assert found.factor["charged"] == pytest.approx((40_000 + 100) / (4 * x + 100))
+    assert found.per_seed == pytest.approx([10_000 / x] * 2)
+
+
+def test_the_crossing_is_that_of_the_mean_over_seeds():
+    records = [tiny("uniform-long", 0, LONG)]
+    records += [tiny("jest", 0, [0.1, 0.3, 0.45]), tiny("jest", 1, [0.1, 0.3, 0.36])]
+    found = speed_up(records, "jest")
+    assert found.per_seed[0] is not None and found.per_seed[1] is None
+    assert found.crossed  # the mean ends at 0.405
+    assert seed_curve(records[1:]).mean == pytest.approx([0.1, 0.3, 0.405])
+
+
+def test_never_reached_is_censored_and_always_above_is_a_bound():
+    records = [tiny("uniform-long", 0, LONG), tiny("jest", 0, [0.1, 0.39])]
+    found = speed_up(records, "jest")
+    assert (found.status, found.factor, found.per_seed) == ("censored", {}, [None])
+    records[1] = tiny("jest", 0, [0.41, 0.5])
+    assert speed_up(records, "jest").status == "at first evaluation"
+    assert speed_up(records, "jest").factor["examples"] == 1000
+    assert speed_up(records, "flexi").status == "not run"
+    assert speed_up(records[1:], "jest").status == "not run"
+
+
+def test_a_target_near_chance_is_refused():
+    weak = [tiny("uniform-long", 0, [0.01, 0.02]), tiny("jest", 0, [0.01, 0.5])]
+    target = find_target(weak)
+    error = math.sqrt(0.02 * 0.98 / 1000)
+    assert target is not None and not target.valid
+    assert target.standard_errors == pytest.approx((0.02 - 0.01) / error)
+    assert speed_up(weak, "jest").status == "invalid target"
+    strong = find_target([tiny("uniform-long", 0, LONG)])
+    assert strong is not None and strong.valid
+
+
+def test_seeds_that_disagree_count_in_the_targets_error():
+    target = find_target([tiny("uniform-long", s, [0.1, x]) for s, x in enumerate((0.1, 0.3))])
+    assert target is not None
+    assert target.error_seeds == pytest.approx(0.1)
+    assert not target.valid
+
+
+def test_differences_are_paired_over_shared_seeds():
+    records = [tiny("jest", s, [0.1, x]) for s, x in enumerate((0.30, 0.40, 0.50))]
+    records += [tiny("uniform", s, [0.1, x]) for s, x in enumerate((0.20, 0.29, 0.41))]
+    found = paired_difference(records, "jest", "uniform")
+    assert found.interval.mean == pytest.approx(0.1)
+    assert found.words == "higher"
+    records += [tiny("flexi", s, [0.1, x]) for s, x in enumerate((0.25, 0.45, 0.48))]
+    assert paired_difference(records, "jest", "flexi").words == "not distinguishable"
+    assert paired_difference(records, "uniform", "jest").words == "lower"
+    assert paired_difference(records, "jest", "nothing").words == "not run"
+    assert paired_difference(records[:4], "jest", "uniform").words == "one seed"
