@@ -41,15 +41,15 @@ class Model(_Strict):
     """Two open_clip towers. The default is small enough to train on two CPU cores."""
 
     name: str | None = Field(None, description="an open_clip config by name; None: the sizes below")
-    embed_dim: int = 128
-    width: int = 96
+    embed_dim: int = 64
+    width: int = 64
     layers: int = 3
     head_width: int = 32
     patch_sizes: tuple[int, ...] = Field(
         (4, 8), description="the learner's patch sizes in pixels, finest (full resolution) first"
     )
     text_width: int = 64
-    text_layers: int = 2
+    text_layers: int = 1
     init_logit_scale: float = Field(10.0, description="temperature scale at the start")
     init_logit_bias: float = Field(-10.0, description="bias at the start (minus the paper's beta)")
 
@@ -58,6 +58,12 @@ class Optim(_Strict):
     steps: int = Field(1000, ge=1)
     batch_size: int = Field(128, ge=1, description="b: pairs in one gradient step")
     lr: float = Field(1e-3, gt=0)
+    logit_lr: float = Field(
+        20.0,
+        gt=0,
+        description="learning rate of scale and bias, as a multiple of lr: from -10 the bias has "
+        "far to go when a batch holds hundreds of pairs, not tens of thousands",
+    )
     weight_decay: float = Field(1e-4, ge=0)
     beta2: float = 0.95
     warmup: int = Field(100, description="steps of linear warm-up; cosine to zero afterwards")

@@ -61,6 +61,7 @@ def build_model(model: Model, data: Data, patch_sizes: tuple[int, ...], seed: in
                 layers=model.layers,
                 head_width=model.head_width,
                 pool_type="avg",
+                block_type="custom",  # open_clip's leaner attention: a quarter less CPU time
             ),
             CLIPTextCfg(
                 context_length=data.context_length,
@@ -68,6 +69,7 @@ def build_model(model: Model, data: Data, patch_sizes: tuple[int, ...], seed: in
                 width=model.text_width,
                 heads=model.text_width // model.head_width,
                 layers=model.text_layers,
+                block_type="custom",
             ),
             init_logit_scale=math.log(model.init_logit_scale),
             init_logit_bias=model.init_logit_bias,

@@ -90,7 +90,8 @@ def make_figure1(
     figure = look.new_figure(height)
     everything = records + overlay
     tasks = len({b for r in everything for b in r["benchmarks"]})
-    title = f"{header.data[:1].upper()}{header.data[1:]}: mean of {tasks} benchmarks"
+    title = header.data[:1].upper() + header.data[1:]
+    title += f": mean of {tasks} benchmarks" if tasks else ""
     figure.text(0.012, 1 - 0.2 / height, title, size=11.5, weight="bold", va="center")
     figure.text(0.012, 1 - 0.42 / height, _subtitle(records, overlay), size=8, color=theme.muted,
                 va="center")  # fmt: skip
@@ -104,6 +105,7 @@ def make_figure1(
         if everything:
             _panel(axes, axis, records, overlay, speed_ups, theme)
         else:
+            axes.set_axis_off()
             axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center")
         if i % 2 == 0:
             axes.set_ylabel("mean score, %")
@@ -171,7 +173,7 @@ def _line(
             for row in curve.seeds:
                 axes.plot(x, 100 * row, color=colour, lw=0.5, alpha=0.7)
         axes.plot(x, y, color=colour, lw=1.9 if how.main else 1.2, ls=how.dash, zorder=4)
-        axes.plot(x[-1:], y[-1:], color=colour, marker=how.marker, ms=4.2, zorder=4.5)
+        axes.plot(x[-1:], y[-1:], color=colour, marker=how.marker, ms=4.6, zorder=4.5)
     where = ", here" if overlaid else ""
     return End(float(x[-1]), float(y[-1]), f"{how.label}{where} {y[-1]:.1f}", colour,
                how.main and not overlaid)  # fmt: skip
@@ -350,4 +352,4 @@ def _summary(axes: Axes, records: list[Record], speed_ups: list[SpeedUp], theme:
     line(["The paper, on web photographs, at 4B examples"], weight="bold", size=8)
     for name, _, examples, flops, _ in FIGURE1[1:]:
         line([name, f"×{examples}", f"×{flops}", "–"], colour="grey", size=7.6)
-    line(["its Fig. 1, digitised [P]; 8 other tasks; no seeds given"], colour="grey", size=7)
+    line(["its Fig. 1, digitised [P]; eight other tasks"], colour="grey", size=7)

@@ -19,24 +19,26 @@ DPI = 200
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours as hex. lighten: replaces colours that are too dark on this background."""
+    """Colours as hex. lighter: stands in for colours too dark on this background."""
 
     name: str
     background: str
     text: str
     muted: str
     grid: str
-    swap: dict[str, str]
+    lighter: dict[str, str]
 
     def colour(self, colour: str) -> str:
         """A method's colour on this background ("" is the text colour)."""
         if colour == "grey":
             return self.muted
-        return self.swap.get(colour, colour) or self.text
+        return self.lighter.get(colour, colour) or self.text
 
 
 LIGHT = Theme("light", "#ffffff", "#1f2328", "#7b838c", "#e4e8ec", {})
-DARK = Theme("dark", "#0d1117", "#e6edf3", "#8b949e", "#262c34", {"#0072B2": "#3C9FE0"})
+DARK = Theme(
+    "dark", "#0d1117", "#e6edf3", "#8b949e", "#262c34", {"#0072B2": "#2E8BD8", "#56B4E9": "#A6DCFF"}
+)
 
 
 @contextmanager

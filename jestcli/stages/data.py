@@ -12,6 +12,8 @@ from jestcli.data.errors import DataError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from jestcli.stages.workspace import Inputs
+
 DOING = {
     "fetch": "fetching packages",
     "unpack": "reading the icon package",
@@ -69,6 +71,31 @@ def build(
         f"{counts['curated']:,} curated, {len(counts['benchmarks'])} benchmark folders"
     )
     return root
+
+
+def decode(inputs: Inputs, workers: int | None, console: Console) -> None:
+    """Decode pool and curated set into memory-mapped stores, with a bar, unless that is done."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as bar:
+        for split in ("pool", "curated"):
+            task = bar.add_task(f"decoding the {split} once", total=None, visible=False)
+
+            def report(stage: str, done: int, total: int, task: Any = task) -> None:
+                bar.update(task, completed=done, total=total, visible=True)
+
+            inputs.store(split, workers, report)
 
 
 def list_sources(root: Path, console: Console | None = None) -> None:

@@ -14,9 +14,10 @@ from jestcli.evaluation.benchmarks import list_benchmarks
 from jestcli.evaluation.evaluate import evaluate, mean_score
 from jestcli.models.flops import ForwardFlops, forward_flops, run_cost
 from jestcli.models.towers import Clip, build_model
-from jestcli.stages.cache import Cache, build_cache, matching_scores
+from jestcli.stages.cache import Cache, build_cache, cache_key, matching_scores
 from jestcli.stages.workspace import (
     Inputs,
+    StageError,
     Workspace,
     is_done,
     only_writer,
@@ -27,12 +28,16 @@ from jestcli.training.checkpoint import load_model, save_model, write_json
 from jestcli.training.loop import Report, set_threads
 from jestcli.training.loop import train as train_loop
 from jestcli.training.step import EmbedReference
+from jestcli.training.tracking import Track, tracker
 
 MODEL = "model.safetensors"
+CACHES = "reference-embeddings"
 THREADS = 1  # a run is bit-identical for one thread count; runs go side by side instead
 
 
-def train(run: Run, workspace: Workspace, label: str, report: Report) -> Path:
+def train(
+    run: Run, workspace: Workspace, label: str, report: Report, wandb: str = "off"
+) -> Path:
     """Train `run`, and its reference first where it needs one; returns the run directory.
 
     A finished run is not run again; an interrupted one goes on from its checkpoint.
@@ -41,15 +46,52 @@ def train(run: Run, workspace: Workspace, label: str, report: Report) -> Path:
     if is_done(folder):
         return folder
     if run.reference is not None:
-        train(run.reference, workspace, f"{label}: reference", report)
+        train(run.reference, workspace, f"{label}: reference", report, wandb)
     set_threads(THREADS)
     with only_writer(folder):
         start_folder(folder, run, label)
-        _train(run, workspace, folder, label, report)
+        with tracker(wandb, folder, label, run) as track:
+            _train(run, workspace, folder, label, report, track)
     return folder
 
 
-def _train(run: Run, workspace: Workspace, folder: Path, label: str, report: Report) -> None:
+def cache(run: Run, workspace: Workspace, label: str, report: Report) -> None:
+    """Compute the pool's embeddings by the finished reference `run`, unless they are there."""
+    set_threads(THREADS)
+    inputs = workspace.inputs(run)
+    build_cache(
+        load_run(run, workspace), inputs.pool, inputs.root / CACHES,
+        lambda done, total: report(done, total, label),
+    )  # fmt: skip
+
+
+def cached(run: Run, workspace: Workspace) -> bool:
+    """Whether the pool's embeddings by the finished reference `run` are complete."""
+    inputs = workspace.inputs(run)
+    key = cache_key(load_run(run, workspace), inputs.pool)
+    return (inputs.root / CACHES / key / "cache.json").exists()
+
+
+def reads_pool_cache(run: Run) -> bool:
+    """Whether the run scores with its reference's embeddings of the pool."""
+    selection = run.selection
+    selects = selection.sampler != "uniform" and selection.criterion != "hard_learner"
+    return run.reference is not None and (selects or run.source.kind == "filtered")
+
+
+def load_run(run: Run, workspace: Workspace) -> Clip:
+    """The model of a finished run. Raises StageError if it is not finished."""
+    path = workspace.folder(run) / MODEL
+    if not path.exists():
+        raise StageError(f"no trained model in {path.parent}")
+    model = new_learner(run)
+    load_model(path, model)
+    return model
+
+
+def _train(
+    run: Run, workspace: Workspace, folder: Path, label: str, report: Report, track: Track
+) -> None:
     inputs = workspace.inputs(run)
     benchmarks = list_benchmarks(inputs.root)
     learner = new_learner(run)
@@ -59,7 +101,7 @@ def _train(run: Run, workspace: Workspace, folder: Path, label: str, report: Rep
     if run.init_from_reference and run.reference is not None:
         load_model(workspace.folder(run.reference) / MODEL, learner)
     reads_reference: EmbedReference | None = reference
-    if run.selection.sampler == "uniform" or run.selection.criterion == "hard_learner":
+    if run.selection.sampler == "uniform":
         reads_reference = None
 
     def score(final: bool) -> dict[str, dict[str, Any]]:
@@ -74,7 +116,7 @@ def _train(run: Run, workspace: Workspace, folder: Path, label: str, report: Rep
         run, folder, learner,
         lambda step: draw(parts, counts, run.seed, step),
         reads_reference, score, cost_after,
-        lambda done, total, line: report(done, total, f"{label} · {line}"),
+        lambda done, total, line: report(done, total, f"{label} · {line}"), track,
     )  # fmt: skip
     save_model(folder / MODEL, learner, {"run": run.digest()})
     scores = evaluate(learner, inputs.tokenizer, benchmarks)
@@ -114,14 +156,13 @@ def open_reference(
     """The reference's cache over the pool, its FLOPs per example and what its training took."""
     if run.reference is None:
         return None, None, 0.0
-    folder = workspace.folder(run.reference)
-    model = new_learner(run.reference)
-    load_model(folder / MODEL, model)
-    flops, spent = learner_flops(run.reference, model), read_done(folder)["flops"]["charged"]
-    if run.init_from_reference:
+    model = load_run(run.reference, workspace)
+    flops = learner_flops(run.reference, model)
+    spent = read_done(workspace.folder(run.reference))["flops"]["charged"]
+    if not reads_pool_cache(run):
         return None, flops, spent
     cache = build_cache(
-        model, inputs.pool, inputs.root / "reference-cache",
+        model, inputs.pool, inputs.root / CACHES,
         lambda done, total: report(done, total, f"{label} · reference embeddings"),
     )  # fmt: skip
     return cache, flops, spent

@@ -17,6 +17,7 @@ from typing import Any
 
 from jestcli.config import Run
 from jestcli.data.build import build_key, default_root, shard_urls
+from jestcli.data.parallel import Progress, silent
 from jestcli.data.store import Store, build_store
 from jestcli.data.tokens import SmallTokenizer, small_tokenizer
 from jestcli.data.world import WORLD
@@ -43,7 +44,7 @@ class Workspace:
         name = hashlib.sha256(f"{run.digest()} {key}".encode()).hexdigest()[:12]
         return self.runs / name
 
-    def inputs(self, run: Run, progress: Any = None) -> Inputs:
+    def inputs(self, run: Run) -> Inputs:
         return Inputs(self.data_root(run), run.data.image_size, run.data.vocab_size,
                       run.data.context_length)  # fmt: skip
 
@@ -61,10 +62,13 @@ class Inputs:
     def tokenizer(self) -> SmallTokenizer:
         return small_tokenizer(self.vocab_size, self.context_length)
 
-    def store(self, split: str) -> Store:
+    def store(
+        self, split: str, workers: int | None = None, progress: Progress = silent
+    ) -> Store:
         """"pool" or "curated", decoded from its shards unless it is already."""
+        urls, folder = shard_urls(self.root, split), self.root / "store" / split
         return build_store(
-            shard_urls(self.root, split), self.root / "store" / split, self.image_size, self.tokenizer
+            urls, folder, self.image_size, self.tokenizer, workers=workers, progress=progress
         )
 
     @cached_property

@@ -55,6 +55,7 @@ def train(
     evaluate: Callable[[bool], dict[str, dict[str, Any]]],
     cost_after: Callable[[int], Cost],
     report: Report,
+    track: Callable[[dict[str, Any]], None],
 ) -> None:
     """Train `learner` to the end of `run`, from the checkpoint in `folder` if there is one.
 
@@ -64,6 +65,7 @@ def train(
         evaluate: whether this is the final evaluation -> scores by benchmark.
         cost_after: steps -> FLOPs so far.
         report: (steps done, steps, one line about now) -> shown to the user.
+        track: called with every record that goes to metrics.jsonl.
     Writes metrics.jsonl and checkpoint.safetensors. Raises Interrupted on SIGINT or SIGTERM,
     TrainingError when the loss is no longer finite.
     """
@@ -82,6 +84,7 @@ def train(
     def log(record: dict[str, Any]) -> None:
         with metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
+        track(record)
 
     def save(step: int) -> None:
         with metrics.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Every random draw is a pure function of (seed, stream, epoch or step): resuming needs no state."""
+"""Every random draw is a pure function of (seed, stream, epoch or step): no state to resume."""
 
 from __future__ import annotations
 

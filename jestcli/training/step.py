@@ -105,7 +105,7 @@ def update(
     text = learner.encode_text(tokens)
     loss = contrastive_loss(image, text, learner.scale, learner.bias, run.optim.loss)
     for group in optimiser.param_groups:
-        group["lr"] = learning_rate(step, run.optim)
+        group["lr"] = group["rate"] * learning_rate(step, run.optim)
     optimiser.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(learner.parameters(), run.optim.clip_norm)
@@ -116,7 +116,7 @@ def update(
 def contrastive_loss(
     image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, kind: str
 ) -> Tensor:
-    """Mean loss over the batch, open_clip's own: eq. 1 (softmax) or eq. 2 (sigmoid) of the paper."""
+    """Mean loss over the batch, open_clip's own: the paper's eq. 1 (softmax) or 2 (sigmoid)."""
     if kind == "softmax":
         return ClipLoss()(image, text, scale)
     return SigLipLoss()(image, text, scale, bias)

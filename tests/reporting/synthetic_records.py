@@ -90,9 +90,9 @@ def write_run(
 
     lines: list[dict[str, Any]] = []
     evaluate_at = {round(x) for x in np.geomspace(0.05 * steps, steps, 14)} | {steps}
-    for step in range(1, steps + 1):
+    for step in sorted({1, *range(60, steps + 1, 60)} | evaluate_at):
         cost = {"seconds": seconds(step), "flops": flops(step)}
-        if step % 20 == 0 or step == 1:
+        if step % 60 == 0 or step == 1:
             drift = 1 - math.exp(-step / 800)
             both = [
                 0.5 - 0.4 * drift + rng.normal(0, 0.02),

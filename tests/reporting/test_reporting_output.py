@@ -56,16 +56,17 @@ def test_an_overlay_is_labelled_as_this_machines(tmp_path, records):
 def test_anything_missing_and_one_seed_still_draw(tmp_path, records, names):
     some = [r for r in records if r["name"] in names and r["seed"] == 0]
     make_figure1(HEADER, some, theme.LIGHT).canvas.draw()
-    make_figure1(HEADER, [], theme.LIGHT, some).canvas.draw()
+    make_figure1(HEADER, [], theme.LIGHT, some)
     report = build(HEADER, some)
     assert "not run" in to_markdown(report)
 
 
 def test_other_figures_are_written(tmp_path, records):
-    some = [r for r in records if r["name"] in ("jest", "uniform")]
+    some = [dict(r) for r in records if r["name"] == "jest"]
+    for record in some:
+        record["benchmarks"] = dict(list(record["benchmarks"].items())[:2])
     for draw in (draw_benchmarks, draw_learnability):
         assert all(p.exists() for p in draw(HEADER, some, tmp_path / draw.__name__))
-    draw_learnability(HEADER, [], tmp_path / "none")
 
 
 def test_labels_are_spread_without_losing_order():

@@ -1,0 +1,36 @@
+# Everything a user types. `make help` lists it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EXPERIMENT ?= figure1
+
+.PHONY: help install reproduce reproduce-headline reproduce-all test lint clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
+
+install: $(VENV)/.installed ## a virtual environment with the tested versions
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,lint]' -c constraints.txt
+	touch $@
+
+reproduce: install ## the main job: data, training, evaluation, figure and table (EXPERIMENT=name)
+	$(BIN)/jest reproduce $(EXPERIMENT)
+
+reproduce-headline: install ## every run, control and seed behind the committed figure
+	$(BIN)/jest reproduce $(EXPERIMENT) --headline
+
+reproduce-all: install ## every experiment in experiments/, all seeds
+	for file in experiments/*.yaml; do $(BIN)/jest reproduce $$file --headline || exit; done
+
+test: install ## the test suite
+	$(BIN)/python -m pytest
+
+lint: install ## ruff and mypy
+	$(BIN)/ruff check jestcli tests
+	$(BIN)/mypy jestcli
+
+clean: ## remove runs and decoded data (keeps the environment)
+	rm -rf runs .data results/local

@@ -1,0 +1,353 @@
+"""The `jest` command: arguments in, one stage each. Nothing heavy is imported before it runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from jestcli.config import Run
+    from jestcli.stages.workspace import Workspace
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Reproduce JEST (joint example selection, arXiv 2406.17711), and use it on your own data.
+
+    jest reproduce            the headline figure on the embedded data, start to end
+    jest train --method jest  one model; its data and reference are made if they are missing
+
+Without other settings everything runs on the embedded data: icons and emoji from registry
+packages, not photographs. Run directories lie in ./runs (or $JEST_RUNS), data in ./.data (or
+$JEST_DATA). A finished stage is not run again and an interrupted one goes on where it stopped.
+""",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Build, list and look at the embedded data.")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure the hot paths on this machine.")
+app.add_typer(data_app, name="data")
+app.add_typer(bench_app, name="bench")
+
+Seed = Annotated[int, typer.Option(help="Seed of weights, order and every draw.")]
+Set = Annotated[
+    list[str],
+    typer.Option("--set", help="Change a setting, such as --set selection.filter_ratio=0.9."),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", help="YAML with settings of a run (see `jest config`)."),
+]
+Wandb = Annotated[str, typer.Option(help="Weights & Biases: off, offline or online.")]
+Workers = Annotated[int | None, typer.Option(help="Processes side by side (default: all cores).")]
+
+
+def main() -> None:
+    """Entry point: errors become one line; 2 for a wrong argument, 1 for what failed."""
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(standalone_mode=False)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on from there", 130)
+    except Exception as error:
+        _fail(*_explain(error))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """One line and the exit code; an error that nobody foresaw keeps its traceback."""
+    name = type(error).__name__
+    if hasattr(error, "format_message"):  # typer's own: unknown option, missing value, …
+        return _with_near_word(error), getattr(error, "exit_code", 2)
+    if name in ("Exit", "Abort"):
+        return "", getattr(error, "exit_code", 1)
+    if name == "ConfigError":
+        return str(error), 2
+    if name in ("DataError", "StageError", "CheckpointError", "TrainingError"):
+        return str(error), 1
+    if name == "Interrupted":
+        return str(error), 130
+    raise error
+
+
+def _with_near_word(error: Any) -> str:
+    """Typer's message in one line; an unknown command gets the nearest one."""
+    import difflib
+
+    message = " ".join(error.format_message().split())
+    group, word = getattr(error, "ctx", None), message.partition("No such command '")[2]
+    if word and group and "Did you mean" not in message:
+        known = list(getattr(group.command, "commands", {}))
+        close = difflib.get_close_matches(word.partition("'")[0], known, 1, 0.4)
+        message += f" Did you mean {close[0]!r}?" if close else f" There are: {', '.join(known)}."
+    return message
+
+
+def _fail(message: str, code: int) -> None:
+    if message:
+        print(f"jest: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+@data_app.command("build")
+def data_build(
+    size: Annotated[int, typer.Option(help="Image side in pixels, a multiple of 16.")] = 32,
+    workers: Workers = None,
+) -> None:
+    """Fetch the packages, draw the images, write shards and benchmarks, check for leakage."""
+    from jestcli.stages.data import build
+
+    _prepare(_defaults(size), workers, build)
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """Print what there is: pool, curated levels, the eight benchmarks and their chance levels."""
+    from jestcli.data.build import default_root
+    from jestcli.stages.data import list_sources
+
+    list_sources(default_root())
+
+
+@data_app.command("show")
+def data_show(
+    what: Annotated[
+        str, typer.Argument(help="pool, curated, a level, a benchmark, or all.")
+    ] = "all",
+    n: Annotated[int, typer.Option(help="Images on a sheet.")] = 60,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("contact_sheets"),
+) -> None:
+    """Draw contact sheets with captions."""
+    from jestcli.data.build import default_root
+    from jestcli.stages.data import show
+
+    for path in show(default_root(), what, n, out):
+        print(path)
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+@app.command("train-reference")
+def train_reference(
+    level: Annotated[str | None, typer.Option(help="Curation level (see `jest data list`).")] = None,
+    config: Config = None,
+    set_: Set = [],  # noqa: B006 (typer reads the default once)
+    seed: Seed = 0,
+    wandb: Wandb = "off",
+) -> None:
+    """Train the reference model on the small curated set, and embed the pool with it."""
+    from jestcli.config import merge
+    from jestcli.stages.experiment import Job, default_reference
+
+    settings = _settings(config, set_)
+    if level is not None:
+        settings = merge(settings, {"data": {"level": level}})
+    _train([Job("reference", seed, default_reference(settings, seed))], wandb)
+
+
+@app.command("train")
+def train(
+    method: Annotated[
+        str,
+        typer.Option(
+            help="uniform, jest, flexi, independent, topk, easy-reference, hard-learner, "
+            "flexi-uniform; the controls curated, mixed, filtered, finetune; or module:function."
+        ),
+    ] = "jest",
+    config: Config = None,
+    set_: Set = [],  # noqa: B006
+    seed: Seed = 0,
+    wandb: Wandb = "off",
+) -> None:
+    """Train a learner on the pool with a selection strategy (its reference first, if missing)."""
+    from jestcli.stages.experiment import Job, default_run
+
+    run = default_run(method, _settings(config, set_), seed)
+    _train([Job(method, seed, run)], wandb)
+
+
+@app.command("run")
+def run_experiment(
+    experiment: Annotated[str, typer.Argument(help="A YAML file, or a name in experiments/.")],
+    set_: Set = [],  # noqa: B006
+    workers: Workers = None,
+    wandb: Wandb = "off",
+) -> None:
+    """Run every run and seed of an experiment, then draw it (`jest plot`)."""
+    _reproduce(experiment, set_, workers, wandb, quick=False)
+
+
+@app.command("reproduce")
+def reproduce(
+    experiment: Annotated[str, typer.Argument(help="A YAML file, or a name.")] = "figure1",
+    headline: Annotated[
+        bool, typer.Option("--headline", help="Every run and seed, not one seed of the main ones.")
+    ] = False,
+    list_: Annotated[
+        bool, typer.Option("--list", help="Only print what runs, its cost and what is done.")
+    ] = False,
+    set_: Set = [],  # noqa: B006
+    workers: Workers = None,
+) -> None:
+    """From nothing to the paper's figure and table on the embedded data."""
+    _reproduce(experiment, set_, workers, "off", quick=not headline, only_list=list_)
+
+
+@app.command("eval")
+def evaluate(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="Run directories (default: all finished ones).")
+    ] = None,
+) -> None:
+    """Evaluate trained models on all images of the eight benchmarks."""
+    from jestcli.stages.evaluate import evaluate_folder, list_runs, scores_table
+    from jestcli.stages.workspace import StageError
+
+    workspace, console = _workspace(), _console()
+    found = runs or list_runs(workspace)
+    if not found:
+        raise StageError(f"no trained model in {workspace.runs}: run `jest train` first")
+    for folder in found:
+        console.print(scores_table(*evaluate_folder(folder, workspace)))
+
+
+@app.command("plot")
+def plot(
+    experiment: Annotated[str, typer.Argument(help="A YAML file, or a name.")] = "figure1",
+    out: Annotated[Path, typer.Option(help="Folder for figures and tables.")] = Path("results"),
+    set_: Set = [],  # noqa: B006
+    collect: Annotated[
+        bool,
+        typer.Option(
+            "--collect", help="Take every finished run into OUT's records first (the headline's)."
+        ),
+    ] = False,
+) -> None:
+    """Draw an experiment's figure and table from recorded runs."""
+    from jestcli.stages import plot as plots
+    from jestcli.stages.experiment import find_experiment, jobs, read_experiment
+
+    chosen = read_experiment(find_experiment(experiment))
+    work = jobs(chosen, _settings(None, set_))
+    for path in plots.plot(chosen, work, _workspace(), out, _console(), collect=collect):
+        print(path)
+
+
+@app.command("config")
+def show_config(
+    method: Annotated[str, typer.Option(help="As in `jest train`.")] = "jest",
+    config: Config = None,
+    set_: Set = [],  # noqa: B006
+    seed: Seed = 0,
+) -> None:
+    """Print the resolved settings of a run as YAML; its output is a valid --config."""
+    import yaml
+
+    from jestcli.stages.experiment import default_run
+
+    run = default_run(method, _settings(config, set_), seed)
+    print(yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False), end="")
+
+
+@bench_app.command("selection")
+def bench_selection(
+    batch: Annotated[int, typer.Option(help="B: candidates.")] = 12_288,
+    size: Annotated[int, typer.Option(help="b: pairs to choose.")] = 2_458,
+    dim: Annotated[int, typer.Option(help="d: embedding width.")] = 512,
+    chunks: Annotated[int, typer.Option(help="N: chunks.")] = 16,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="Write JSON here.")] = None,
+    listing: Annotated[bool, typer.Option(help="Time the paper's matrix listing too.")] = True,
+) -> None:
+    """Time and memory of joint selection against the paper's listing and the GEMM bound."""
+    from jestcli.bench import selection
+
+    selection.run(batch, size, dim, chunks, device, out, listing)
+
+
+# --- shared ---------------------------------------------------------------------------------------
+
+
+def _settings(config: Path | None, pairs: list[str]) -> dict[str, Any]:
+    from jestcli.config import merge, parse_overrides, read_yaml
+
+    return merge(read_yaml(config) if config else {}, parse_overrides(pairs))
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(soft_wrap=True)
+
+
+def _workspace() -> Workspace:
+    from jestcli.stages.workspace import Workspace
+
+    return Workspace()
+
+
+def _defaults(size: int) -> Run:
+    from jestcli.config import ConfigError, Run
+
+    if size <= 0 or size % 16:
+        raise ConfigError(f"--size {size}: must be a multiple of 16")
+    return Run.model_validate({"data": {"image_size": size}})
+
+
+def _prepare(run: Run, workers: int | None, build: Any = None) -> None:
+    """Build the data of `run` and decode it, with progress, unless that is done."""
+    from jestcli.stages import data
+
+    workspace, console = _workspace(), _console()
+    size = run.data.image_size
+    data.build(workspace.data_root(run), size=size, workers=workers, console=console)
+    data.decode(workspace.inputs(run), workers, console)
+
+
+def _train(jobs: list[Any], wandb: str) -> None:
+    """Train jobs one after another in worker processes, and print their scores."""
+    from jestcli.config import ConfigError, did_you_mean
+    from jestcli.stages.evaluate import scores_table
+    from jestcli.stages.reproduce import plan, run_stages
+    from jestcli.stages.workspace import read_done
+    from jestcli.training.tracking import MODES
+
+    if wandb not in MODES:
+        raise ConfigError(f"--wandb {wandb}{did_you_mean(wandb, list(MODES))}")
+    workspace, console = _workspace(), _console()
+    for job in jobs:
+        _prepare(job.run, None)
+        run_stages(plan([job], workspace), workspace, None, console, wandb)
+        folder = workspace.folder(job.run)
+        console.print(scores_table(job.label, read_done(folder)["scores"]))
+        console.print(f"run directory: {folder}")
+
+
+def _reproduce(
+    word: str, pairs: list[str], workers: int | None, wandb: str, quick: bool,
+    only_list: bool = False,
+) -> None:  # fmt: skip
+    from jestcli.stages import plot as plots
+    from jestcli.stages.experiment import find_experiment, jobs, read_experiment
+    from jestcli.stages.reproduce import cost_table, plan, run_stages
+
+    experiment = read_experiment(find_experiment(word))
+    work = jobs(experiment, _settings(None, pairs), quick)
+    workspace, console = _workspace(), _console()
+    if only_list:
+        console.print(cost_table(work, workspace))
+        return
+    _prepare(work[0].run, workers)
+    run_stages(plan(work, workspace), workspace, workers, console, wandb)
+    out = Path("results") / ("local" if quick else "")
+    for path in plots.plot(experiment, work, workspace, out, console, collect=True):
+        console.print(f"wrote {path}")

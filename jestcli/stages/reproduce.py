@@ -1,0 +1,218 @@
+"""Run an experiment: its runs as a graph of stages that share work, side by side on the cores.
+
+Each stage is a process of one thread (a run is then bit-identical whatever the number of cores).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from jestcli.config import Run
+from jestcli.data.parallel import usable_cores
+from jestcli.models.flops import run_cost, step_cost
+from jestcli.stages.experiment import Job
+from jestcli.stages.learner import cached, learner_flops, new_learner, reads_pool_cache
+from jestcli.stages.workspace import StageError, Workspace, is_done
+
+POOL_SIZE = 350_000  # for the estimate of time only
+
+
+@dataclass
+class Stage:
+    """A node of the graph. kind: "train" or "cache" (a reference's embeddings of the pool)."""
+
+    key: str
+    kind: str
+    run: Run
+    label: str
+    work: float  # FLOPs, for the time left
+    needs: list[str] = field(default_factory=list)
+    done: float = 0.0  # share
+    line: str = ""
+    process: subprocess.Popen[str] | None = None
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.key.removesuffix("/cache"))
+
+
+def plan(jobs: list[Job], workspace: Workspace) -> list[Stage]:
+    """The unfinished stages of these jobs, each once."""
+    stages: dict[str, Stage] = {}
+    for job in jobs:
+        _add_training(stages, job.run, job.label, workspace)
+    return list(stages.values())
+
+
+def _add_training(
+    stages: dict[str, Stage], run: Run, label: str, workspace: Workspace
+) -> list[str]:
+    """Add what is missing for a trained `run`; returns the key to wait for, if any."""
+    folder = workspace.folder(run)
+    if is_done(folder):
+        return []
+    if str(folder) in stages:
+        return [str(folder)]
+    needs: list[str] = []
+    flops = learner_flops(run, new_learner(run))
+    if run.reference is not None:
+        before = _add_training(stages, run.reference, f"{label}: reference", workspace)
+        needs += before
+        if reads_pool_cache(run) and (before or not cached(run.reference, workspace)):
+            key = f"{workspace.folder(run.reference)}/cache"
+            work = float(POOL_SIZE) * learner_flops(run.reference, new_learner(run.reference)).full
+            stages.setdefault(
+                key, Stage(key, "cache", run.reference, "reference embeddings", work, before)
+            )
+            needs.append(key)
+    work = run_cost(run, run.optim.steps, flops, None, 0.0, 0).cached
+    stages[str(folder)] = Stage(str(folder), "train", run, label, work, needs)
+    return [str(folder)]
+
+
+def run_stages(
+    stages: list[Stage], workspace: Workspace, workers: int | None, console: Any, wandb: str = "off"
+) -> None:
+    """Run all of them, `workers` at a time (default: one per core).
+
+    Raises StageError if one fails (the others are told to save and stop), KeyboardInterrupt on
+    Ctrl-C after everything is saved.
+    """
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    waiting: list[Stage] = list(stages)
+    running: list[Stage] = []
+    total = sum(s.work for s in stages)
+    finished: set[str] = set()
+    pending = {s.key for s in stages}
+    started = time.monotonic()
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>5.1f}%"), TimeElapsedColumn(), TextColumn("{task.fields[note]}"),
+        console=console,
+    )  # fmt: skip
+    overall = bar.add_task("all stages", total=total, note="")
+    shown: dict[str, Any] = {}
+    last_line = 0.0
+    with bar:
+        try:
+            while waiting or running:
+                ready = [s for s in waiting if not pending.intersection(s.needs)]
+                # Longest first: the long uniform run must not start last.
+                for stage in sorted(ready, key=lambda s: (s.kind != "cache", -s.work)):
+                    if len(running) < (workers or usable_cores()):
+                        waiting.remove(stage)
+                        running.append(stage)
+                        _start(stage, workspace, wandb)
+                        shown[stage.key] = bar.add_task(stage.label, total=1.0, note="")
+                        if not console.is_terminal:
+                            console.print(f"start {stage.label}")
+                time.sleep(0.2)
+                for stage in list(running):
+                    note = stage.line.rpartition(" · ")[2]
+                    bar.update(shown[stage.key], completed=stage.done, note=note)
+                    code = stage.process.poll() if stage.process else None
+                    if code is None:
+                        continue
+                    if code != 0:
+                        raise StageError(_failure(stage, code))
+                    running.remove(stage)
+                    stage.done = 1.0
+                    pending.discard(stage.key)
+                    finished.add(stage.key)
+                    bar.remove_task(shown[stage.key])
+                    console.print(f"done  {stage.label}")
+                spent = sum(s.work * s.done for s in stages)
+                elapsed = time.monotonic() - started
+                left = elapsed * (total / spent - 1) if spent else 0.0
+                note = f"about {left / 60:.0f} min left" if spent > 0.005 * total else ""
+                bar.update(overall, completed=spent, note=note)
+                if not console.is_terminal and time.monotonic() - last_line > 60:
+                    last_line = time.monotonic()
+                    console.print(f"{100 * spent / total:.0f} % of training, {note}")
+        finally:
+            _stop(running)
+
+
+def _start(stage: Stage, workspace: Workspace, wandb: str) -> None:
+    task = {
+        "kind": stage.kind,
+        "run": stage.run.model_dump(mode="json"),
+        "label": stage.label,
+        "data": str(workspace.data) if workspace.data else None,
+        "runs": str(workspace.runs),
+        "wandb": wandb,
+    }
+    quiet = {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    stage.process = subprocess.Popen(
+        [sys.executable, "-m", "jestcli.stages.worker"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=_error_log(stage),
+        text=True, env={**os.environ, **quiet},
+    )  # fmt: skip
+    assert stage.process.stdin is not None
+    stage.process.stdin.write(json.dumps(task))
+    stage.process.stdin.close()
+    threading.Thread(target=_follow, args=(stage,), daemon=True).start()
+
+
+def _error_log(stage: Stage) -> IO[str]:
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    return (stage.folder / "errors.log").open("w")
+
+
+def _follow(stage: Stage) -> None:
+    assert stage.process is not None and stage.process.stdout is not None
+    for line in stage.process.stdout:
+        try:
+            message = json.loads(line)
+        except ValueError:
+            continue
+        stage.done, stage.line = message["done"] / message["total"], message["line"]
+
+
+def _failure(stage: Stage, code: int) -> str:
+    assert stage.process is not None
+    if code in (130, -signal.SIGINT, -signal.SIGTERM):
+        return f"{stage.label} was interrupted; the same command goes on from there"
+    return f"{stage.label} failed (exit {code}): see {stage.folder / 'errors.log'}"
+
+
+def _stop(running: list[Stage]) -> None:
+    for stage in running:
+        if stage.process and stage.process.poll() is None:
+            stage.process.terminate()
+    for stage in running:
+        if stage.process:
+            stage.process.wait()
+
+
+def cost_table(jobs: list[Job], workspace: Workspace) -> Any:
+    """A rich Table: every run, what it costs by convention, and whether it is done."""
+    from rich.table import Table
+
+    table = Table(title="What runs, what it costs and what is done", title_justify="left")
+    columns = ("run", "seed", "steps", "examples", "TFLOP", "% an iteration, of uniform", "state")
+    for heading in columns:
+        table.add_column(heading, justify="left" if heading in ("run", "state") else "right")
+    for job in jobs:
+        run, folder = job.run, workspace.folder(job.run)
+        flops = learner_flops(run, new_learner(run))
+        one = step_cost(run, flops, None).cached
+        uniform = 3 * run.optim.batch_size * flops.full
+        state = "done" if is_done(folder) else "started" if folder.exists() else "missing"
+        table.add_row(
+            job.name, str(job.seed), f"{run.optim.steps:,}",
+            f"{run.optim.steps * run.optim.batch_size:,}",
+            f"{one * run.optim.steps / 1e12:.1f}", f"{100 * one / uniform:.0f}",
+            f"{state} ({folder.name})",
+        )  # fmt: skip
+    return table

@@ -1,0 +1,48 @@
+"""One stage in a process of its own: a JSON task on standard input, progress lines on output.
+
+The scheduler (stages/reproduce.py) starts these; a signal saves and ends one with 128 + signal.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+
+def main() -> int:
+    task = json.load(sys.stdin)
+    last = 0.0
+
+    def report(done: int, total: int, line: str) -> None:
+        nonlocal last
+        if done == total or time.monotonic() - last > 0.5:
+            last = time.monotonic()
+            print(json.dumps({"done": done, "total": total, "line": line}), flush=True)
+
+    from jestcli.config import Run
+    from jestcli.data.errors import DataError
+    from jestcli.stages import learner
+    from jestcli.stages.workspace import StageError, Workspace
+    from jestcli.training.checkpoint import CheckpointError
+    from jestcli.training.loop import Interrupted, TrainingError
+
+    run = Run.model_validate(task["run"])
+    workspace = Workspace(Path(task["data"]) if task["data"] else None, Path(task["runs"]))
+    try:
+        if task["kind"] == "cache":
+            learner.cache(run, workspace, task["label"], report)
+        else:
+            learner.train(run, workspace, task["label"], report, task.get("wandb", "off"))
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return 130
+    except (DataError, StageError, TrainingError, CheckpointError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""Optional Weights & Biases tracking; metrics.jsonl is always written, with or without it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jestcli.config import Run
+
+Track = Callable[[dict[str, Any]], None]
+MODES = ("off", "offline", "online")
+
+
+@contextmanager
+def tracker(mode: str, folder: Path, label: str, run: Run) -> Iterator[Track]:
+    """A function that takes each metrics record. mode: off, offline or online.
+
+    The W&B run is named by the run directory, so a resumed run goes on in the same one.
+    """
+    if mode == "off":
+        yield lambda record: None
+        return
+    import wandb
+
+    tracked = wandb.init(
+        project="jest", id=folder.name, name=label, resume="allow", mode=mode,  # type: ignore[arg-type]
+        dir=str(folder), config=run.model_dump(mode="json"),
+    )  # fmt: skip
+    try:
+        yield lambda record: tracked.log(_flat(record), step=record["step"])
+    finally:
+        tracked.finish()
+
+
+def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """{"a": {"b": 1}} -> {"a/b": 1}, numbers only."""
+    out: dict[str, float] = {}
+    for key, value in record.items():
+        if isinstance(value, dict):
+            out |= _flat(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float):
+            out[f"{prefix}{key}"] = value
+    return out
