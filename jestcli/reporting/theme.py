@@ -37,7 +37,7 @@ class Theme:
 
 LIGHT = Theme("light", "#ffffff", "#1f2328", "#7b838c", "#e4e8ec", {})
 DARK = Theme(
-    "dark", "#0d1117", "#e6edf3", "#8b949e", "#262c34", {"#0072B2": "#2E8BD8", "#56B4E9": "#A6DCFF"}
+    "dark", "#0d1117", "#e6edf3", "#8b949e", "#262c34", {"#0072B2": "#2A7FD0", "#56B4E9": "#7FCBF7"}
 )
 
 
