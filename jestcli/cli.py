@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from jestcli.config import Run
+    from jestcli.stages.experiment import Job
     from jestcli.stages.workspace import Workspace
 
 app = typer.Typer(
@@ -44,6 +45,8 @@ Config = Annotated[
     typer.Option("--config", help="YAML with settings of a run (see `jest config`)."),
 ]
 Wandb = Annotated[str, typer.Option(help="Weights & Biases: off, offline or online.")]
+Runs = Annotated[str | None, typer.Option("--runs", help="Only these runs, such as jest,flexi.")]
+Seeds = Annotated[str | None, typer.Option("--seeds", help="Only these seeds, such as 0,1.")]
 Workers = Annotated[int | None, typer.Option(help="Processes side by side (default: all cores).")]
 
 
@@ -103,9 +106,7 @@ def data_build(
     workers: Workers = None,
 ) -> None:
     """Fetch the packages, draw the images, write shards and benchmarks, check for leakage."""
-    from jestcli.stages.data import build
-
-    _prepare(_defaults(size), workers, build)
+    _prepare(_defaults(size), workers)
 
 
 @data_app.command("list")
@@ -178,12 +179,15 @@ def train(
 @app.command("run")
 def run_experiment(
     experiment: Annotated[str, typer.Argument(help="A YAML file, or a name in experiments/.")],
+    runs: Runs = None,
+    seeds: Seeds = None,
     set_: Set = [],  # noqa: B006
     workers: Workers = None,
     wandb: Wandb = "off",
 ) -> None:
-    """Run every run and seed of an experiment, then draw it (`jest plot`)."""
-    _reproduce(experiment, set_, workers, wandb, quick=False)
+    """Run an experiment (every run and seed, or those named), then draw it."""
+    work = _jobs(experiment, set_, runs, seeds)
+    _reproduce(experiment, work, workers, wandb, Path("results"))
 
 
 @app.command("reproduce")
@@ -199,7 +203,17 @@ def reproduce(
     workers: Workers = None,
 ) -> None:
     """From nothing to the paper's figure and table on the embedded data."""
-    _reproduce(experiment, set_, workers, "off", quick=not headline, only_list=list_)
+    from jestcli.stages.experiment import find_experiment, read_experiment
+    from jestcli.stages.reproduce import cost_table
+
+    quick = None if headline else read_experiment(find_experiment(experiment)).quick
+    names = ",".join(quick.runs) if quick else None
+    seeds = ",".join(map(str, quick.seeds)) if quick else None
+    work = _jobs(experiment, set_, names, seeds)
+    if list_:
+        _console().print(cost_table(work, _workspace()))
+        return
+    _reproduce(experiment, work, workers, "off", Path("results") / ("local" if quick else ""))
 
 
 @app.command("eval")
@@ -303,7 +317,7 @@ def _defaults(size: int) -> Run:
     return Run.model_validate({"data": {"image_size": size}})
 
 
-def _prepare(run: Run, workers: int | None, build: Any = None) -> None:
+def _prepare(run: Run, workers: int | None) -> None:
     """Build the data of `run` and decode it, with progress, unless that is done."""
     from jestcli.stages import data
 
@@ -313,7 +327,7 @@ def _prepare(run: Run, workers: int | None, build: Any = None) -> None:
     data.decode(workspace.inputs(run), workers, console)
 
 
-def _train(jobs: list[Any], wandb: str) -> None:
+def _train(jobs: list[Job], wandb: str) -> None:
     """Train jobs one after another in worker processes, and print their scores."""
     from jestcli.config import ConfigError, did_you_mean
     from jestcli.stages.evaluate import scores_table
@@ -332,22 +346,27 @@ def _train(jobs: list[Any], wandb: str) -> None:
         console.print(f"run directory: {folder}")
 
 
-def _reproduce(
-    word: str, pairs: list[str], workers: int | None, wandb: str, quick: bool,
-    only_list: bool = False,
-) -> None:  # fmt: skip
-    from jestcli.stages import plot as plots
+def _jobs(word: str, pairs: list[str], names: str | None, seeds: str | None) -> list[Job]:
+    """The jobs of an experiment, or those of the named runs and seeds (comma-separated)."""
+    from jestcli.config import ConfigError
     from jestcli.stages.experiment import find_experiment, jobs, read_experiment
-    from jestcli.stages.reproduce import cost_table, plan, run_stages
 
     experiment = read_experiment(find_experiment(word))
-    work = jobs(experiment, _settings(None, pairs), quick)
+    try:
+        numbers = [int(seed) for seed in seeds.split(",")] if seeds else None
+    except ValueError:
+        raise ConfigError(f"--seeds {seeds}: expected numbers, such as 0,1") from None
+    return jobs(experiment, _settings(None, pairs), names.split(",") if names else None, numbers)
+
+
+def _reproduce(word: str, work: list[Job], workers: int | None, wandb: str, out: Path) -> None:
+    from jestcli.stages import plot as plots
+    from jestcli.stages.experiment import find_experiment, read_experiment
+    from jestcli.stages.reproduce import plan, run_stages
+
     workspace, console = _workspace(), _console()
-    if only_list:
-        console.print(cost_table(work, workspace))
-        return
     _prepare(work[0].run, workers)
     run_stages(plan(work, workspace), workspace, workers, console, wandb)
-    out = Path("results") / ("local" if quick else "")
+    experiment = read_experiment(find_experiment(word))
     for path in plots.plot(experiment, work, workspace, out, console, collect=True):
         console.print(f"wrote {path}")

@@ -55,15 +55,9 @@ class Model(_Strict):
 
 
 class Optim(_Strict):
-    steps: int = Field(1000, ge=1)
+    steps: int = Field(900, ge=1)
     batch_size: int = Field(128, ge=1, description="b: pairs in one gradient step")
     lr: float = Field(1e-3, gt=0)
-    logit_lr: float = Field(
-        20.0,
-        gt=0,
-        description="learning rate of scale and bias, as a multiple of lr: from -10 the bias has "
-        "far to go when a batch holds hundreds of pairs, not tens of thousands",
-    )
     weight_decay: float = Field(1e-4, ge=0)
     beta2: float = 0.95
     warmup: int = Field(100, description="steps of linear warm-up; cosine to zero afterwards")
@@ -89,13 +83,13 @@ class Source(_Strict):
     """Where candidates come from."""
 
     kind: Literal["pool", "curated", "mixed", "filtered"] = "pool"
-    curated_share: float = Field(0.5, ge=0, le=1, description="mixed: probability of a curated pair")
+    curated_share: float = Field(0.5, ge=0, le=1, description="mixed: share of curated pairs")
     keep: float = Field(0.2, gt=0, le=1, description="filtered: share of the pool that is kept")
 
 
 class Evaluation(_Strict):
-    points: int = Field(14, ge=1, description="evaluations along the run, log-spaced, end included")
-    max_images: int = Field(1000, description="images a benchmark along the run; the end uses all")
+    points: int = Field(10, ge=1, description="evaluations along the run, log-spaced, end included")
+    max_images: int = Field(2000, description="images a benchmark along the run; the end uses all")
 
 
 class Run(_Strict):

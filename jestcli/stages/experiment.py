@@ -83,11 +83,14 @@ def read_experiment(path: Path) -> Experiment:
         raise ConfigError(f"{path}: {explain(error, Experiment)}") from None
 
 
-def jobs(experiment: Experiment, overrides: dict[str, Any], quick: bool = False) -> list[Job]:
-    """Every run with every seed, references included under their own names."""
-    names, seeds = list(experiment.runs), experiment.seeds
-    if quick and experiment.quick is not None:
-        names, seeds = experiment.quick.runs, experiment.quick.seeds
+def jobs(
+    experiment: Experiment,
+    overrides: dict[str, Any],
+    names: list[str] | None = None,
+    seeds: list[int] | None = None,
+) -> list[Job]:
+    """Every run with every seed (or these), references included under their own names."""
+    names, seeds = names or list(experiment.runs), seeds or experiment.seeds
     found: dict[tuple[str, int], Job] = {}
     for seed in seeds:
         for name in names:

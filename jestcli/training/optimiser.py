@@ -11,15 +11,13 @@ from jestcli.config import Optim
 
 
 def make_optimiser(model: nn.Module, settings: Optim) -> torch.optim.AdamW:
-    """Weight decay on matrices only, as in the SigLIP family; scale and bias at their own rate."""
-    logit = [p for p in model.parameters() if p.ndim == 0]
-    vectors = [p for p in model.parameters() if p.ndim == 1]
+    """Weight decay on matrices only, as in the SigLIP family."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
     return torch.optim.AdamW(
         [
-            {"params": matrices, "weight_decay": settings.weight_decay, "rate": 1.0},
-            {"params": vectors, "weight_decay": 0.0, "rate": 1.0},
-            {"params": logit, "weight_decay": 0.0, "rate": settings.logit_lr},
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": others, "weight_decay": 0.0},
         ],
         lr=settings.lr,
         betas=(0.9, settings.beta2),

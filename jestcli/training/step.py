@@ -105,7 +105,7 @@ def update(
     text = learner.encode_text(tokens)
     loss = contrastive_loss(image, text, learner.scale, learner.bias, run.optim.loss)
     for group in optimiser.param_groups:
-        group["lr"] = group["rate"] * learning_rate(step, run.optim)
+        group["lr"] = learning_rate(step, run.optim)
     optimiser.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(learner.parameters(), run.optim.clip_norm)
