@@ -57,7 +57,7 @@ class Model(_Strict):
 class Optim(_Strict):
     steps: int = Field(900, ge=1)
     batch_size: int = Field(128, ge=1, description="b: pairs in one gradient step")
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
     beta2: float = 0.95
     warmup: int = Field(100, description="steps of linear warm-up; cosine to zero afterwards")

@@ -17,13 +17,13 @@ class Part:
     """Rows of one store that a run draws from.
 
     rows: int64 [n].
-    all_captions: draw one of a pair's captions at random, else take its first.
+    captions: draw one of a pair's first so many captions at random.
     """
 
     store: Store
     rows: np.ndarray
     stream: str
-    all_captions: bool
+    captions: int
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ def draw(parts: list[Part], counts: list[int], seed: int, step: int) -> Candidat
 def _read(part: Part, which: int, positions: np.ndarray, seed: int, step: int) -> Candidates:
     rows = part.rows[positions]
     first, end = part.store.caption_start[rows], part.store.caption_start[rows + 1]
-    if part.all_captions:
+    if part.captions > 1:
+        end = np.minimum(end, first + part.captions)
         first = generator(seed, "caption", which, step).integers(first, end)
     images = torch.from_numpy(part.store.images[rows]).permute(0, 3, 1, 2)
     tokens = torch.from_numpy(part.store.tokens[first].astype(np.int64))

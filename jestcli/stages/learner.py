@@ -25,7 +25,7 @@ from jestcli.stages.workspace import (
     start_folder,
 )
 from jestcli.training.checkpoint import load_model, save_model, write_json
-from jestcli.training.loop import Report, set_threads
+from jestcli.training.loop import Report, last_scores, set_threads
 from jestcli.training.loop import train as train_loop
 from jestcli.training.step import EmbedReference
 from jestcli.training.tracking import Track, tracker
@@ -119,7 +119,7 @@ def _train(
         lambda done, total, line: report(done, total, f"{label} · {line}"), track,
     )  # fmt: skip
     save_model(folder / MODEL, learner, {"run": run.digest()})
-    scores = evaluate(learner, inputs.tokenizer, benchmarks)
+    scores = last_scores(folder)
     write_json(
         folder / "done.json",
         {
@@ -179,7 +179,7 @@ def sources(run: Run, inputs: Inputs, reference: Cache | None) -> tuple[list[Par
         best = np.argpartition(-matching_scores(reference), keep - 1)[:keep]
         return [pool_part(inputs, np.sort(best))], [total]
     rows = inputs.curated.choose(run.data.level, run.data.curated_size)
-    curated = Part(inputs.curated, rows, "curated", all_captions=True)
+    curated = Part(inputs.curated, rows, "curated", captions=2)
     if kind == "curated":
         return [curated], [total]
     n_curated = round(total * run.source.curated_share)
@@ -188,4 +188,4 @@ def sources(run: Run, inputs: Inputs, reference: Cache | None) -> tuple[list[Par
 
 
 def pool_part(inputs: Inputs, rows: np.ndarray) -> Part:
-    return Part(inputs.pool, rows, "pool", all_captions=False)
+    return Part(inputs.pool, rows, "pool", captions=1)

@@ -97,8 +97,8 @@ def run_stages(
     started = time.monotonic()
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>5.1f}%"), TimeElapsedColumn(), TextColumn("{task.fields[note]}"),
-        console=console,
+        TextColumn("{task.percentage:>5.1f}%"), TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"), console=console,
     )  # fmt: skip
     overall = bar.add_task("all stages", total=total, note="")
     shown: dict[str, Any] = {}

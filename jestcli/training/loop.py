@@ -135,6 +135,14 @@ def train(
                 raise Interrupted(f"stopped at step {done} of {run.optim.steps}; all is saved")
 
 
+def last_scores(folder: Path) -> dict[str, dict[str, Any]]:
+    """Scores of the last evaluation in a run directory: the final one, once the run is over."""
+    lines = (folder / METRICS).read_text().splitlines()
+    records = (json.loads(line) for line in reversed(lines))
+    scores: dict[str, dict[str, Any]] = next(r["scores"] for r in records if "scores" in r)
+    return scores
+
+
 @contextmanager
 def _timed(clock: dict[str, float], name: str) -> Iterator[None]:
     start = time.perf_counter()
