@@ -1,9 +1,42 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
+import torch
 from miniature_world import Miniature, make_miniature
+from tiny import make_root
+
+from jestcli.stages.workspace import Workspace
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """As in a run: floating-point results are fixed for one thread count."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def miniature(tmp_path_factory: pytest.TempPathFactory) -> Miniature:
     return make_miniature(tmp_path_factory.mktemp("registry"))
+
+
+@pytest.fixture(scope="session")
+def data_root(miniature: Miniature, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The miniature's data, decoded, which every process takes for the embedded data."""
+    return make_root(miniature, tmp_path_factory.mktemp("data-root"))
+
+
+@pytest.fixture
+def workspace(data_root: Path, tmp_path: Path) -> Workspace:
+    """The miniature data and an empty folder for runs."""
+    return Workspace(data_root, tmp_path / "runs")
+
+
+@pytest.fixture(scope="session")
+def quiet() -> Callable[..., None]:
+    """A report that shows nothing."""
+    return lambda *_: None
+
+

@@ -1,0 +1,98 @@
+"""Processes of their own without the seconds that importing torch takes.
+
+They fork from a server that has done the imports and nothing else, so each is as good as a fresh
+interpreter: it can be killed, sent signals and asked for its exit code.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    ["tiny", "jestcli.stages.learner", "clip_benchmark.datasets.builder",
+     "clip_benchmark.metrics.zeroshot_classification", "clip_benchmark.metrics.zeroshot_retrieval"]
+)  # fmt: skip
+
+
+def start(function: Callable[..., None], *args: Any) -> BaseProcess:
+    process = CONTEXT.Process(target=function, args=args, daemon=True)
+    process.start()
+    return process
+
+
+def worker(task: str, out: Connection | None, errors: Path, env: dict[str, str]) -> None:
+    """`python -m jestcli.stages.worker` with `task` on its standard input."""
+    from jestcli.stages.worker import main
+
+    os.environ.clear()
+    os.environ.update(env)
+    sys.stdin = io.StringIO(task)
+    sys.stdout = _Sender(out) if out else io.StringIO()
+    with errors.open("a") as sys.stderr:
+        code = main()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+class _Sender(io.StringIO):
+    def __init__(self, out: Connection):
+        super().__init__()
+        self.out = out
+
+    def write(self, text: str) -> int:
+        self.out.send(text)
+        return len(text)
+
+
+class _Task(io.StringIO):
+    """Starts the worker when what it shall read is complete."""
+
+    def __init__(self, go: Callable[[str], None]):
+        super().__init__()
+        self.go = go
+
+    def close(self) -> None:
+        if not self.closed:
+            self.go(self.getvalue())
+        super().close()
+
+
+class ForkedPopen:
+    """What the scheduler needs of subprocess.Popen to start a worker."""
+
+    def __init__(self, command: list[str], stderr: Any, env: dict[str, str], **_: Any):
+        assert command[1:] == ["-m", "jestcli.stages.worker"]
+        self.stdin = _Task(self._go)
+        self.env, self.errors = env, Path(stderr.name)
+        self.receive, self._send = CONTEXT.Pipe(duplex=False)
+        self.stdout = self._lines()
+
+    def _go(self, task: str) -> None:
+        self.process = start(worker, task, self._send, self.errors, dict(self.env))
+        self._send.close()
+
+    def _lines(self) -> Iterator[str]:
+        while True:
+            try:
+                yield self.receive.recv()
+            except (EOFError, OSError):
+                return
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self) -> int | None:
+        self.process.join()
+        return self.process.exitcode
+
+    def terminate(self) -> None:
+        self.process.terminate()

@@ -1,0 +1,207 @@
+"""The loop: what it writes, when it evaluates, and that stopping it anywhere changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import fake_pool, tiny_model, tiny_run, without_seconds
+
+from jestcli.config import Run
+from jestcli.data.loader import Candidates, draw
+from jestcli.models.flops import Cost
+from jestcli.models.towers import Clip
+from jestcli.training import loop
+from jestcli.training.checkpoint import read
+from jestcli.training.loop import (
+    CHECKPOINT,
+    METRICS,
+    Interrupted,
+    TrainingError,
+    evaluation_steps,
+    train,
+)
+from jestcli.training.step import embed
+
+# Losses of the run below, one a step. A change here means that every run computes something else:
+# if that is meant, raise NUMERICS in jestcli/config.py (old results then count as missing) and put
+# the new numbers here. If it is not meant, the change has a bug.
+GOLDEN: list[float] = []
+
+
+def tiny_train(
+    run: Run, folder: Path, report: Callable[[int, int, str], None] | None = None
+) -> tuple[Clip, list[dict[str, Any]]]:
+    """Train on random pixels with a random reference; the model and the tracked records."""
+    folder.mkdir(exist_ok=True)
+    learner, model = tiny_model(run, seed=run.seed), tiny_model(run, (8,), seed=99)
+    pool, records = fake_pool(), []
+
+    def reference(candidates: Candidates) -> Any:
+        return embed(model, candidates.images, candidates.tokens, None)
+
+    train(
+        run, folder, learner,
+        lambda step: draw([pool], [run.super_batch_size], run.seed, step),
+        reference if run.reference else None,
+        lambda final: {"toy": {"score": float(learner.scale) / 100, "final": final}},
+        lambda steps: Cost(steps, steps, steps, steps),
+        report or (lambda *_: None),
+        records.append,
+    )  # fmt: skip
+    return learner, records
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+
+
+def same_weights(a: Clip, b: Clip) -> bool:
+    return all(torch.equal(a.state_dict()[k], v) for k, v in b.state_dict().items())
+
+
+@pytest.mark.parametrize("steps,points", [(1, 1), (1, 10), (7, 1), (7, 3), (900, 10), (2400, 10)])
+def test_evaluation_steps_are_spread_and_include_the_end(steps: int, points: int) -> None:
+    run = tiny_run(optim={"steps": steps}, evaluation={"points": points})
+    found = sorted(evaluation_steps(run))
+    assert found[-1] == steps and found[0] >= 1 and len(found) <= points
+    if steps > 100:
+        assert found[0] == round(0.05 * steps) and len(found) == points
+        ratios = [b / a for a, b in zip(found, found[1:], strict=False)]
+        assert max(ratios) < 1.05 * min(ratios), "evenly spaced in the logarithm"
+
+
+def test_metrics_hold_the_whole_run(tmp_path: Path) -> None:
+    run = tiny_run("jest", optim={"steps": 41}, evaluation={"points": 3})
+    learner, records = tiny_train(run, tmp_path)
+    assert metrics(tmp_path) == json.loads(json.dumps(records))
+    losses = [r for r in records if "loss" in r]
+    scores = [r for r in records if "scores" in r]
+    assert [r["step"] for r in losses] == [1, 20, 40]
+    assert {r["step"] for r in scores} == evaluation_steps(run)
+    assert [r["scores"]["toy"]["final"] for r in scores] == [False] * (len(scores) - 1) + [True]
+    assert all(r["flops"]["cached"] == r["step"] for r in records)
+    for record in losses:
+        whole, chosen = record["learnability"]
+        assert whole != chosen
+        assert set(record["seconds"]) == {"draw", "choose", "update"}
+    about = read(tmp_path / CHECKPOINT)[1]
+    assert about["step"] == 41
+    assert about["metrics_bytes"] == (tmp_path / METRICS).stat().st_size
+    assert records[-1]["scores"]["toy"]["score"] == float(learner.scale) / 100
+
+
+def test_learning_shows_in_the_loss(tmp_path: Path) -> None:
+    run = tiny_run("jest", optim={"steps": 60, "lr": 1e-2, "augment": False})
+    _, records = tiny_train(run, tmp_path)
+    losses = [r["loss"] for r in records if "loss" in r]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+@pytest.mark.parametrize("method", ["uniform", "jest", "flexi"])
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(method: str, tmp_path: Path) -> None:
+    run = tiny_run(method, optim={"steps": 30}, evaluation={"points": 4})
+    whole, _ = tiny_train(run, tmp_path / "whole")
+    stops = iter([3, 11, 29])
+
+    def interrupt(done: int, total: int, line: str) -> None:
+        if done == stop:
+            os.kill(os.getpid(), signal.SIGTERM if stop == 3 else signal.SIGINT)
+
+    for stop in stops:
+        with pytest.raises(Interrupted, match=f"stopped at step {stop} of 30; all is saved"):
+            tiny_train(run, tmp_path / "stopped", interrupt)
+    stop = -1
+    resumed, _ = tiny_train(run, tmp_path / "stopped", interrupt)
+    assert without_seconds(tmp_path / "whole" / METRICS) == without_seconds(
+        tmp_path / "stopped" / METRICS
+    )
+    assert same_weights(whole, resumed)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "handlers are put back"
+
+
+def test_what_was_logged_after_the_checkpoint_is_cut(tmp_path: Path) -> None:
+    """A run that died between two checkpoints wrote lines that it will write again."""
+    run = tiny_run("jest", optim={"steps": 45}, evaluation={"points": 2})
+
+    def die(done: int, total: int, line: str) -> None:
+        if done == 43:
+            raise KeyError("died")
+
+    tiny_train(run, tmp_path / "whole")
+    with pytest.raises(KeyError):
+        tiny_train(run, tmp_path / "died", die)
+    assert read(tmp_path / "died" / CHECKPOINT)[1]["step"] == 2
+    assert metrics(tmp_path / "died")[-1]["step"] == 40
+    with (tmp_path / "died" / METRICS).open("a") as file:
+        file.write('{"step": 41, "lo')  # a line cut by the death of the process
+    first: list[int] = []
+    tiny_train(run, tmp_path / "died", lambda done, *_: first.append(done))
+    assert first[0] == 3
+    assert without_seconds(tmp_path / "whole" / METRICS) == without_seconds(
+        tmp_path / "died" / METRICS
+    )
+
+
+def test_seconds_go_on_adding_up(tmp_path: Path) -> None:
+    run = tiny_run("jest", optim={"steps": 40}, evaluation={"points": 3})
+
+    def stop(done: int, total: int, line: str) -> None:
+        if done == 25:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        tiny_train(run, tmp_path, stop)
+    before = read(tmp_path / CHECKPOINT)[1]["seconds"]
+    tiny_train(run, tmp_path)
+    after = metrics(tmp_path)[-1]["seconds"]
+    assert all(after[part] > before[part] > 0 for part in before)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny_run(optim={"steps": 30}, evaluation={"points": 2})
+    update = loop.update
+
+    def blow_up(learner: Clip, *args: Any) -> float:
+        loss = update(learner, *args)
+        return float("nan") if args[-1] == 9 else loss
+
+    monkeypatch.setattr(loop, "update", blow_up)
+    with pytest.raises(TrainingError, match="the loss is nan at step 10: last good state kept"):
+        tiny_train(run, tmp_path)
+    tensors, about = read(tmp_path / CHECKPOINT)
+    assert about["step"] == 2 and all(bool(t.isfinite().all()) for t in tensors.values())
+    monkeypatch.undo()
+    learner, _ = tiny_train(run, tmp_path)
+    whole, _ = tiny_train(run, tmp_path / "whole")
+    assert same_weights(learner, whole), "the kept state is that of the run"
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
+    run = tiny_run()
+    first, _ = tiny_train(run, tmp_path)
+    before = (tmp_path / METRICS).read_bytes(), (tmp_path / CHECKPOINT).read_bytes()
+    again, records = tiny_train(run, tmp_path)
+    assert records == [] and same_weights(first, again)
+    assert before == ((tmp_path / METRICS).read_bytes(), (tmp_path / CHECKPOINT).read_bytes())
+
+
+def golden_losses(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    run = tiny_run("flexi", seed=7, optim={"steps": 8})
+    _, records = tiny_train(run, folder)
+    return [r["loss"] for r in records if "loss" in r]
+
+
+def test_a_fixed_run_gives_the_committed_losses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert golden_losses(tmp_path, monkeypatch) == pytest.approx(GOLDEN, rel=1e-4)

@@ -1,0 +1,105 @@
+"""Order and draws are pure functions of their counters, so resuming needs no state."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import fake_pool, fake_store
+
+from jestcli.data.loader import Candidates, Part, draw, rows_of
+from jestcli.training.randomness import generator, shuffled, torch_generator
+
+SEEDS = st.integers(0, 2**31)
+FEW = settings(max_examples=40, deadline=None)
+
+
+@FEW
+@given(SEEDS, st.integers(1, 50), st.integers(0, 120), st.lists(st.integers(1, 30), max_size=5))
+def test_reading_in_pieces_equals_reading_at_once(
+    seed: int, n: int, start: int, pieces: list[int]
+) -> None:
+    whole = shuffled(seed, "pool", n, start, sum(pieces)) if pieces else np.empty(0, np.int64)
+    at, read = start, []
+    for count in pieces:
+        read.append(shuffled(seed, "pool", n, at, count))
+        at += count
+    assert np.array_equal(whole, np.concatenate([np.empty(0, np.int64), *read]))
+    assert whole.dtype == np.int64
+
+
+@FEW
+@given(SEEDS, st.integers(1, 60), st.integers(0, 4))
+def test_every_epoch_is_a_permutation(seed: int, n: int, epoch: int) -> None:
+    order = shuffled(seed, "pool", n, epoch * n, n)
+    assert sorted(order) == list(range(n))
+
+
+def test_epochs_streams_and_seeds_differ() -> None:
+    orders = [
+        shuffled(0, "pool", 50, 0, 50), shuffled(0, "pool", 50, 50, 50),
+        shuffled(1, "pool", 50, 0, 50), shuffled(0, "curated", 50, 0, 50), np.arange(50),
+    ]  # fmt: skip
+    assert len({order.tobytes() for order in orders}) == len(orders)
+
+
+@FEW
+@given(SEEDS, st.sampled_from(["train", "caption"]), st.lists(st.integers(0, 99), max_size=3))
+def test_generators_are_pure(seed: int, stream: str, counters: list[int]) -> None:
+    np.random.seed(0)
+    torch.manual_seed(0)
+    first = generator(seed, stream, *counters).random(3)
+    torch_first = torch.rand(3, generator=torch_generator(seed, stream, *counters))
+    np.random.seed(1)
+    torch.manual_seed(1)
+    assert np.array_equal(first, generator(seed, stream, *counters).random(3))
+    again = torch.rand(3, generator=torch_generator(seed, stream, *counters))
+    assert torch.equal(torch_first, again)
+    other = generator(seed, stream, *counters, 1).random(3)
+    assert not np.array_equal(first, other)
+
+
+def same(a: Candidates, b: Candidates) -> bool:
+    pixels = torch.equal(a.images, b.images) and torch.equal(a.tokens, b.tokens)
+    return pixels and np.array_equal(a.row, b.row) and np.array_equal(a.part, b.part)
+
+
+def test_a_draw_does_not_depend_on_history() -> None:
+    store = fake_store()
+    parts = [fake_pool(), Part(store, store.choose("odd"), "curated", 3)]
+    straight = [draw(parts, [6, 2], 3, step) for step in range(25)]
+    for step in (24, 0, 13, 13, 7):
+        assert same(draw(parts, [6, 2], 3, step), straight[step])
+    assert not same(draw(parts, [6, 2], 4, 13), straight[13]), "another seed, another draw"
+
+
+def test_draws_read_the_pool_epoch_by_epoch() -> None:
+    seen = np.concatenate([draw([fake_pool(40)], [8], 0, step).row for step in range(5)])
+    assert sorted(seen) == list(range(40))
+
+
+def test_a_draw_takes_the_right_share_and_pairs_images_with_their_captions() -> None:
+    pool, store = fake_pool(40), fake_store(30, seed=1)
+    rows = store.choose("odd")
+    curated = Part(store, rows, "curated", 3)
+    captions = set()
+    for step in range(20):
+        drawn = draw([pool, curated], [5, 3], 0, step)
+        assert drawn.part.tolist() == [0] * 5 + [1] * 3 and len(drawn) == 8
+        assert drawn.images.shape == (8, 3, 32, 32) and drawn.images.dtype == torch.uint8
+        assert set(drawn.row[5:]) <= set(rows)
+        images, tokens = rows_of(pool.store, drawn.row[:5])
+        assert torch.equal(images, drawn.images[:5]) and torch.equal(tokens, drawn.tokens[:5])
+        for row, image, token in zip(
+            drawn.row[5:], drawn.images[5:], drawn.tokens[5:], strict=True
+        ):
+            assert np.array_equal(image.permute(1, 2, 0), store.images[row])
+            own = store.tokens[store.caption_start[row] : store.caption_start[row + 1]].tolist()
+            captions.add((row, own.index(token.tolist())))
+    assert {which for _, which in captions} == {0, 1, 2}, "every caption is drawn, not the first"
+
+
+def test_a_part_of_which_nothing_is_taken_is_left_out() -> None:
+    drawn = draw([fake_pool(), fake_pool()], [0, 4], 0, 0)
+    assert drawn.part.tolist() == [1] * 4
