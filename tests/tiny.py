@@ -17,13 +17,16 @@ from jestcli.data.world import WORLD
 from jestcli.models.towers import Clip, build_model
 from jestcli.stages.workspace import Workspace
 
+# Whatever a test's numbers rest on stands here: the defaults may be tuned.
 TINY: dict[str, Any] = {
     "data": {"vocab_size": 600, "context_length": 8},
     "model": {
         "embed_dim": 8, "width": 16, "layers": 1, "head_width": 8, "patch_sizes": [8, 16],
-        "text_width": 16, "text_layers": 1,
+        "text_width": 16, "text_layers": 1, "init_logit_scale": 10, "init_logit_bias": -10,
     },
-    "optim": {"steps": 4, "batch_size": 8, "warmup": 2},
+    "optim": {
+        "steps": 4, "batch_size": 8, "warmup": 2, "lr": 1e-3, "weight_decay": 1e-4, "beta2": 0.95,
+    },
     "selection": {"filter_ratio": 0.5, "n_chunks": 4},
     "evaluation": {"points": 2, "max_images": 8},
 }  # fmt: skip

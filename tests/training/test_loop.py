@@ -32,7 +32,7 @@ from jestcli.training.step import embed
 # Losses of the run below, one a step. A change here means that every run computes something else:
 # if that is meant, raise NUMERICS in jestcli/config.py (old results then count as missing) and put
 # the new numbers here. If it is not meant, the change has a bug.
-GOLDEN: list[float] = []
+GOLDEN = [9.160657, 6.852927, 5.37619, 4.995868, 3.554326, 4.093791, 3.485157, 3.154832]
 
 
 def tiny_train(
