@@ -43,6 +43,7 @@ def fetch(package: Package, folder: Path, fetcher: Fetcher | None = None) -> Pat
     Raises DataError when the package cannot be had or its hash is not the pinned one; then nothing
     is left in `folder`.
     """
+    folder = folder.resolve()  # npm runs in a folder of its own
     target = folder / f"{package.name.replace('@', '').replace('/', '-')}-{package.version}.tgz"
     if target.exists() and integrity(target) == package.integrity:
         return target

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -204,3 +205,20 @@ def test_withheld_family_under_another_name_is_caught(tmp_path: Path) -> None:
     manifest = build(root, world=planted.world, fetcher=planted.fetcher, workers=1)
     assert manifest["counts"]["dropped_near_duplicates"]["emoji_3d"] == 1
     assert "stuff/stolen" in pairs(root, "pool")
+
+
+def test_a_relative_folder_reaches_the_fetcher_as_an_absolute_one(tmp_path, monkeypatch):
+    """npm runs in a folder of its own, where a relative destination would not be found."""
+    from jestcli.data.fetch import fetch, integrity
+    from jestcli.data.world import Package
+
+    monkeypatch.chdir(tmp_path)
+    content = tmp_path / "content.tgz"
+    content.write_bytes(b"anything")
+    package = Package("thing", "1.0.0", integrity(content))
+
+    def fetcher(package, into, tools):
+        assert into.is_absolute() and tools.is_absolute()
+        return Path(shutil.copy(content, into / "got.tgz"))
+
+    assert fetch(package, Path("relative/packages"), fetcher).read_bytes() == b"anything"
