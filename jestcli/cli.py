@@ -59,6 +59,8 @@ def main() -> None:
         _fail("interrupted; the same command goes on from there", 130)
     except Exception as error:
         _fail(*_explain(error))
+    if code == 130:  # how typer passes Ctrl-C on
+        _fail("interrupted; the same command goes on from there", 130)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -139,7 +141,7 @@ def data_show(
 
 @app.command("train-reference")
 def train_reference(
-    level: Annotated[str | None, typer.Option(help="Curation level (see `jest data list`).")] = None,
+    level: Annotated[str | None, typer.Option(help="Curation level (see `jest data list`)")] = None,
     config: Config = None,
     set_: Set = [],  # noqa: B006 (typer reads the default once)
     seed: Seed = 0,
@@ -186,6 +188,7 @@ def run_experiment(
     wandb: Wandb = "off",
 ) -> None:
     """Run an experiment (every run and seed, or those named), then draw it."""
+    _check_wandb(wandb)
     work = _jobs(experiment, set_, runs, seeds)
     _reproduce(experiment, work, workers, wandb, Path("results"))
 
@@ -204,13 +207,14 @@ def reproduce(
 ) -> None:
     """From nothing to the paper's figure and table on the embedded data."""
     from jestcli.stages.experiment import find_experiment, read_experiment
-    from jestcli.stages.reproduce import cost_table
 
     quick = None if headline else read_experiment(find_experiment(experiment)).quick
     names = ",".join(quick.runs) if quick else None
     seeds = ",".join(map(str, quick.seeds)) if quick else None
     work = _jobs(experiment, set_, names, seeds)
     if list_:
+        from jestcli.stages.reproduce import cost_table
+
         _console().print(cost_table(work, _workspace()))
         return
     _reproduce(experiment, work, workers, "off", Path("results") / ("local" if quick else ""))
@@ -329,14 +333,11 @@ def _prepare(run: Run, workers: int | None) -> None:
 
 def _train(jobs: list[Job], wandb: str) -> None:
     """Train jobs one after another in worker processes, and print their scores."""
-    from jestcli.config import ConfigError, did_you_mean
+    _check_wandb(wandb)
     from jestcli.stages.evaluate import scores_table
     from jestcli.stages.reproduce import plan, run_stages
     from jestcli.stages.workspace import read_done
-    from jestcli.training.tracking import MODES
 
-    if wandb not in MODES:
-        raise ConfigError(f"--wandb {wandb}{did_you_mean(wandb, list(MODES))}")
     workspace, console = _workspace(), _console()
     for job in jobs:
         _prepare(job.run, None)
@@ -344,6 +345,14 @@ def _train(jobs: list[Job], wandb: str) -> None:
         folder = workspace.folder(job.run)
         console.print(scores_table(job.label, read_done(folder)["scores"]))
         console.print(f"run directory: {folder}")
+
+
+def _check_wandb(mode: str) -> None:
+    from jestcli.config import ConfigError, did_you_mean
+    from jestcli.training.tracking import MODES
+
+    if mode not in MODES:
+        raise ConfigError(f"--wandb {mode}{did_you_mean(mode, list(MODES))}")
 
 
 def _jobs(word: str, pairs: list[str], names: str | None, seeds: str | None) -> list[Job]:

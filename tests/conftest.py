@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from miniature_world import Miniature, make_miniature
@@ -25,6 +26,7 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Miniature:
 @pytest.fixture(scope="session")
 def data_root(miniature: Miniature, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The miniature's data, decoded, which every process takes for the embedded data."""
+    forked.warm_up()
     return make_root(miniature, tmp_path_factory.mktemp("data-root"))
 
 
@@ -38,5 +40,3 @@ def workspace(data_root: Path, tmp_path: Path) -> Workspace:
 def quiet() -> Callable[..., None]:
     """A report that shows nothing."""
     return lambda *_: None
-
-

@@ -10,7 +10,9 @@ import io
 import multiprocessing
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -21,6 +23,11 @@ CONTEXT.set_forkserver_preload(
     ["tiny", "jestcli.stages.learner", "clip_benchmark.datasets.builder",
      "clip_benchmark.metrics.zeroshot_classification", "clip_benchmark.metrics.zeroshot_retrieval"]
 )  # fmt: skip
+
+
+def warm_up() -> None:
+    """Let the server begin its imports, beside whatever runs now."""
+    forkserver.ensure_running()
 
 
 def start(function: Callable[..., None], *args: Any) -> BaseProcess:
@@ -35,6 +42,8 @@ def worker(task: str, out: Connection | None, errors: Path, env: dict[str, str])
 
     os.environ.clear()
     os.environ.update(env)
+    if env.get("PYTHONWARNINGS") == "ignore":  # a fresh interpreter would see it by itself
+        warnings.simplefilter("ignore")
     sys.stdin = io.StringIO(task)
     sys.stdout = _Sender(out) if out else io.StringIO()
     with errors.open("a") as sys.stderr:

@@ -22,7 +22,7 @@ def read_run(folder: Path) -> tuple[str, Run]:
         settings = json.loads((folder / "config.json").read_text())
         label = settings.pop("label")
         return label, Run.model_validate(settings)
-    except (OSError, ValueError, KeyError, ValidationError):
+    except (OSError, ValueError, KeyError, TypeError, ValidationError):
         raise StageError(f"{folder} is not a run directory of this version") from None
 
 

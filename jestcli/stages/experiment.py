@@ -97,7 +97,7 @@ def jobs(
             if name not in experiment.runs:
                 raise ConfigError(f"no run {name!r}{did_you_mean(name, list(experiment.runs))}")
             settings = dict(experiment.runs[name])
-            reference = settings.pop("reference", None)
+            reference = settings.get("reference")
             if isinstance(reference, str):
                 settings["reference"] = _reference(experiment, reference, seed, overrides)
             run = build_run(settings, merge(experiment.base, {"seed": seed}), overrides)
@@ -118,16 +118,20 @@ def _reference(
     if name not in experiment.references:
         near = did_you_mean(name, list(experiment.references))
         raise ConfigError(f"no reference {name!r}{near}")
-    # The same change of scale must not undo what makes a reference: its steps and its data.
-    kept = {k: v for k, v in overrides.items() if k not in ("optim", "selection", "source")}
-    base = merge(merge(experiment.base, {"seed": seed}), kept)
+    base = merge(merge(experiment.base, {"seed": seed}), _for_reference(overrides))
     return merge(merge(base, METHODS["curated"]), experiment.references[name])
+
+
+def _for_reference(overrides: dict[str, Any]) -> dict[str, Any]:
+    """Those overrides that reach a reference too: not what makes it one, its steps and source."""
+    own = ("optim", "selection", "source", "reference", "init_from_reference")
+    return {key: value for key, value in overrides.items() if key not in own}
 
 
 def build_run(settings: dict[str, Any], base: dict[str, Any], overrides: dict[str, Any]) -> Run:
     """A Run from a method's meaning, settings on top and the command line's overrides last."""
     settings = dict(settings)
-    method = settings.pop("method", "uniform")
+    method = str(settings.pop("method", "uniform"))
     return make_run(merge(merge(merge(base, method_settings(method)), settings), overrides))
 
 
@@ -144,7 +148,7 @@ def default_run(method: str, overrides: dict[str, Any], seed: int) -> Run:
     """What `jest train --method NAME` trains: the headline's settings of that method."""
     settings: dict[str, Any] = {"method": method, "seed": seed}
     if (method in METHODS and needs_reference(method)) or ":" in method:
-        settings["reference"] = default_reference({}, seed).model_dump()
+        settings["reference"] = default_reference(_for_reference(overrides), seed).model_dump()
     return build_run(settings, {}, overrides)
 
 

@@ -183,7 +183,12 @@ def _failure(stage: Stage, code: int) -> str:
     assert stage.process is not None
     if code in (130, -signal.SIGINT, -signal.SIGTERM):
         return f"{stage.label} was interrupted; the same command goes on from there"
-    return f"{stage.label} failed (exit {code}): see {stage.folder / 'errors.log'}"
+    log = stage.folder / "errors.log"
+    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+    why = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    if code != 1 or not why:
+        return f"{stage.label} failed (exit {code}): see {log}"
+    return f"{stage.label} failed: {why} (see {log})"
 
 
 def _stop(running: list[Stage]) -> None:

@@ -1,4 +1,4 @@
-"""Scores: clip-benchmark's own classifier, textbook least squares, and models whose score is known."""
+"""Scores: clip-benchmark's classifier, textbook least squares, models whose score is known."""
 
 from __future__ import annotations
 

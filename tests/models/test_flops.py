@@ -89,7 +89,9 @@ def test_the_papers_own_ratio_gives_the_papers_110_percent() -> None:
     """Its image tower at 32 px patches costs 28 % and the text tower of 16 tokens little."""
     paper = ForwardFlops(image_full=1000, image_low=280, text=0)
     one = step_cost(cost_run(0.8, "flexi"), paper, None)
-    assert round(one.cached / (3 * 16 * paper.full), 3) == pytest.approx(0.64 + 0.28 * 5 / 3, abs=1e-3)
+    assert round(one.cached / (3 * 16 * paper.full), 3) == pytest.approx(
+        0.64 + 0.28 * 5 / 3, abs=1e-3
+    )
 
 
 def test_easy_reference_scores_with_the_cache_alone() -> None:

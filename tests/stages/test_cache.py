@@ -79,7 +79,9 @@ def test_a_killed_build_goes_on_and_is_the_same(
         build_cache(model, fake_store(), tmp_path / "killed", die)
     assert not list(tmp_path.glob("killed/*/cache.json")), "half a cache is not a cache"
     seen: list[int] = []
-    resumed = build_cache(model, fake_store(), tmp_path / "killed", lambda done, _: seen.append(done))
+    resumed = build_cache(
+        model, fake_store(), tmp_path / "killed", lambda done, _: seen.append(done)
+    )
     assert seen == list(range(goes_on_at, 41)) and equal(whole, resumed)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -73,7 +74,7 @@ def test_evaluation_steps_are_spread_and_include_the_end(steps: int, points: int
     assert found[-1] == steps and found[0] >= 1 and len(found) <= points
     if steps > 100:
         assert found[0] == round(0.05 * steps) and len(found) == points
-        ratios = [b / a for a, b in zip(found, found[1:], strict=False)]
+        ratios = [b / a for a, b in itertools.pairwise(found)]
         assert max(ratios) < 1.05 * min(ratios), "evenly spaced in the logarithm"
 
 

@@ -1,0 +1,168 @@
+"""An experiment expands into runs that share what they can; the plan holds what is missing."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import TINY, tiny_run
+
+from jestcli.config import ConfigError
+from jestcli.stages import learner, reproduce
+from jestcli.stages.experiment import Experiment, Job, jobs
+from jestcli.stages.reproduce import Stage, cost_table, plan
+from jestcli.stages.workspace import Workspace
+
+
+def experiment(**changes: Any) -> Experiment:
+    settings: dict[str, Any] = {
+        "name": "small", "title": "t", "claim": "c", "refuted_if": "r", "base": TINY,
+        "references": {
+            "strong": {"data": {"level": "strong"}, "optim": {"steps": 2}},
+            "strong++": {"data": {"level": "strong++"}, "optim": {"steps": 3}},
+        },
+        "runs": {
+            "uniform": {"method": "uniform"},
+            "jest": {"method": "jest", "reference": "strong"},
+            "flexi": {"method": "flexi", "reference": "strong"},
+            "jest++": {"method": "jest", "reference": "strong++"},
+            "finetune": {"method": "finetune", "reference": "strong"},
+        },
+        "seeds": [0, 1],
+    }  # fmt: skip
+    return Experiment.model_validate({**settings, **changes})
+
+
+def test_expansion_names_every_run_and_shares_one_reference_a_seed() -> None:
+    found = jobs(experiment(), {})
+    names = ["uniform", "reference", "jest", "flexi", "reference++", "jest++", "finetune"]
+    assert [(job.name, job.seed) for job in found] == [(n, s) for s in (0, 1) for n in names]
+    runs = {(job.name, job.seed): job.run for job in found}
+    for seed in (0, 1):
+        reference = runs["reference", seed]
+        assert reference.seed == seed and reference.source.kind == "curated"
+        for name in ("jest", "flexi", "finetune"):
+            assert runs[name, seed].reference == reference
+        assert runs["jest++", seed].reference == runs["reference++", seed] != reference
+        assert runs["uniform", seed].reference is None
+    assert runs["reference", 0].digest() != runs["reference", 1].digest()
+    assert len({run.digest() for run in runs.values()}) == len(runs)
+    assert found[2].label == "jest (seed 0)"
+
+
+def test_names_and_seeds_narrow_it_down() -> None:
+    found = jobs(experiment(), {}, ["flexi"], [5])
+    assert [(job.name, job.seed) for job in found] == [("reference", 5), ("flexi", 5)]
+    with pytest.raises(ConfigError, match=r"no run 'jset' \(did you mean jest\?\)"):
+        jobs(experiment(), {}, ["jset"])
+    wrong = experiment(runs={"jest": {"method": "jest", "reference": "storng"}})
+    with pytest.raises(ConfigError, match=r"no reference 'storng' \(did you mean strong\?\)"):
+        jobs(wrong, {})
+    with pytest.raises(ConfigError, match=r"unknown setting optim.stesp"):
+        jobs(experiment(runs={"u": {"optim": {"stesp": 1}}}), {})
+    with pytest.raises(ConfigError, match=r"needs a reference run"):
+        jobs(experiment(runs={"jest": {"method": "jest"}}), {})
+    with pytest.raises(ConfigError, match=r"no method '5'"):
+        jobs(experiment(runs={"jest": {"method": 5}}), {})
+
+
+def test_a_reference_can_be_spelt_out_in_a_run() -> None:
+    spelt = tiny_run("jest").reference
+    assert spelt is not None
+    written = {"jest": {"method": "jest", "reference": spelt.model_dump(mode="json")}}
+    (job,) = jobs(experiment(runs=written), {}, None, [0])
+    assert job.run.reference == spelt
+
+
+def test_overrides_reach_every_run_but_not_what_makes_a_reference() -> None:
+    over = {"optim": {"steps": 9}, "data": {"context_length": 7}, "evaluation": {"points": 1},
+            "selection": {"n_chunks": 2}}  # fmt: skip
+    runs = {job.name: job.run for job in jobs(experiment(), over, None, [0])}
+    assert all(run.data.context_length == 7 for run in runs.values())
+    assert all(run.evaluation.points == 1 for run in runs.values())
+    assert runs["jest"].optim.steps == runs["uniform"].optim.steps == 9
+    assert runs["reference"].optim.steps == 2 and runs["reference++"].optim.steps == 3
+    assert runs["reference++"].data.level == "strong++"
+    deeper = {job.name: job.run for job in jobs(
+        experiment(), {"reference": {"optim": {"lr": 0.5}}}, ["jest"], [0])}  # fmt: skip
+    assert deeper["jest"].reference is not None and deeper["jest"].reference.optim.lr == 0.5
+    assert deeper["reference"] == deeper["jest"].reference and not deeper["reference"].reference
+
+
+# --- the plan ------------------------------------------------------------------------------------
+
+
+def keys(stages: list[Stage]) -> list[tuple[str, str]]:
+    return [(stage.kind, stage.label) for stage in stages]
+
+
+def test_the_plan_holds_each_shared_stage_once_in_order(workspace: Workspace) -> None:
+    names = ["uniform", "jest", "flexi", "finetune"]
+    stages = plan(jobs(experiment(), {}, names, [0, 1]), workspace)
+    per_seed = ["uniform", "reference", "cache", "jest", "flexi", "finetune"]
+    assert len(stages) == 2 * len(per_seed) == len({stage.key for stage in stages})
+    by_key = {stage.key: stage for stage in stages}
+    for stage in stages:
+        assert all(need in by_key for need in stage.needs), "waits for nothing that is not there"
+        assert all(stages.index(by_key[n]) < stages.index(stage) for n in stage.needs)
+        assert stage.work > 0
+    for seed in (0, 1):
+        wanted = {job.name: str(workspace.folder(job.run))
+                  for job in jobs(experiment(), {}, names, [seed])}  # fmt: skip
+        cache = f"{wanted['reference']}/cache"
+        assert by_key[wanted["uniform"]].needs == by_key[wanted["reference"]].needs == []
+        assert by_key[cache].needs == [wanted["reference"]] and by_key[cache].kind == "cache"
+        for name in ("jest", "flexi"):
+            assert by_key[wanted[name]].needs == [wanted["reference"], cache]
+        assert by_key[wanted["finetune"]].needs == [wanted["reference"]], "it reads no embedding"
+
+
+def test_nothing_is_planned_for_what_is_done(workspace: Workspace) -> None:
+    run = tiny_run("jest")
+    job = Job("jest", 0, run)
+    assert run.reference is not None
+    assert keys(plan([job], workspace)) == [
+        ("train", "jest (seed 0): reference"), ("cache", "reference embeddings"),
+        ("train", "jest (seed 0)"),
+    ]  # fmt: skip
+    learner.train(run.reference, workspace, "reference", lambda *_: None)
+    after = plan([job], workspace)
+    # Weights, not the run directory, key the embeddings: another test may have made them.
+    assert keys(after)[-1] == ("train", "jest (seed 0)")
+    assert ("train", "jest (seed 0): reference") not in keys(after)
+    learner.cache(run.reference, workspace, "cache", lambda *_: None)
+    assert keys(plan([job], workspace)) == [("train", "jest (seed 0)")]
+    learner.train(run, workspace, "jest", lambda *_: None)
+    assert plan([job, job], workspace) == []
+
+
+def test_the_list_says_what_runs_cost_and_state(workspace: Workspace) -> None:
+    from rich.console import Console
+
+    work = jobs(experiment(), {}, ["uniform", "jest"], [0])
+    workspace.folder(work[0].run).mkdir(parents=True)
+    console = Console(width=200, file=io.StringIO())
+    console.print(cost_table(work, workspace))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert [job.name for job in work] == ["uniform", "reference", "jest"]
+    rows = [line for line in text.splitlines() if "(" in line]
+    assert ["started" in row for row in rows] == [True, False, False]
+    assert "100" in rows[0] and "167" in rows[2], "f = .5 without re-use: 1 + 2/3"
+
+
+def test_a_stage_that_fails_says_why(tmp_path: Path) -> None:
+    stage = Stage(str(tmp_path / "abc" / "cache"), "cache", tiny_run(), "reference embeddings", 1.0)
+    stage.process = object()  # type: ignore[assignment]
+    stage.folder.mkdir()
+    log = stage.folder / "errors.log"
+    assert stage.folder == tmp_path / "abc"
+    log.write_text("")
+    assert reproduce._failure(stage, -9) == f"reference embeddings failed (exit -9): see {log}"
+    log.write_text("Traceback (most recent call last):\n  ...\nValueError: no such thing\n")
+    assert reproduce._failure(stage, 1) == (
+        f"reference embeddings failed: ValueError: no such thing (see {log})"
+    )
+    assert "the same command goes on from there" in reproduce._failure(stage, 130)

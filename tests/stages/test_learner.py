@@ -1,0 +1,277 @@
+"""A run as a stage: made once, by one process, from the right data, the same if killed."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import forked
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tiny import tiny_reference, tiny_run, without_seconds
+
+from jestcli.config import Run
+from jestcli.data.loader import draw
+from jestcli.stages import learner
+from jestcli.stages.cache import Cache, build_cache
+from jestcli.stages.evaluate import evaluate_folder, list_runs, read_run
+from jestcli.stages.workspace import StageError, Workspace, is_done, only_writer, read_done
+from jestcli.training.loop import evaluation_steps
+
+QUIET = {"PYTHONWARNINGS": "ignore"}
+
+
+def refuse(*_: Any) -> None:
+    raise AssertionError("trained again")
+
+
+@pytest.fixture(scope="module")
+def finished(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace with a JEST run and its reference."""
+    workspace = Workspace(data_root, tmp_path_factory.mktemp("runs"))
+    learner.train(tiny_run("jest"), workspace, "jest", lambda *_: None)
+    return workspace
+
+
+def test_a_run_directory_says_what_was_run_and_what_came_out(finished: Workspace) -> None:
+    run = tiny_run("jest")
+    folder = finished.folder(run)
+    assert {p.name for p in folder.iterdir()} >= {
+        "config.json", "environment.json", "metrics.jsonl", "checkpoint.safetensors",
+        "model.safetensors", "done.json",
+    }  # fmt: skip
+    assert read_run(folder) == ("jest", run), "the config as resolved gives the run again"
+    done = read_done(folder)
+    assert len(done["scores"]) == 8 and done["steps"] == 4 and done["examples"] == 32
+    assert done["mean"] == pytest.approx(np.mean([s["score"] for s in done["scores"].values()]))
+    assert done["rows_drawn_from"] == {"pool": 84}
+    lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {x["step"] for x in lines if "scores" in x} == evaluation_steps(run)
+    assert lines[-1]["scores"] == done["scores"], "the last evaluation uses every image"
+    assert max(s["n"] for s in lines[-2]["scores"].values()) == 8, "those along the run do not"
+    about = json.loads((folder / "environment.json").read_text())
+    assert about["packages"]["torch"] and about["threads"] == 1
+
+
+def test_what_a_reference_cost_is_charged(finished: Workspace) -> None:
+    run = tiny_run("jest")
+    assert run.reference is not None
+    mine, reference = (read_done(finished.folder(r)) for r in (run, run.reference))
+    extra = mine["flops"]["charged"] - mine["flops"]["cached"]
+    model = learner.new_learner(run.reference)
+    one = learner.learner_flops(run.reference, model).full
+    assert reference["flops"]["charged"] == reference["flops"]["cached"] > 0
+    assert extra == pytest.approx(reference["flops"]["charged"] + min(84, 4 * 16) * one)
+
+
+def test_a_finished_stage_is_not_run_again(finished: Workspace) -> None:
+    folder = finished.folder(tiny_run("jest"))
+    before = {p: p.stat().st_mtime_ns for p in finished.runs.rglob("*")}
+    assert learner.train(tiny_run("jest"), finished, "jest", refuse) == folder
+    assert before == {p: p.stat().st_mtime_ns for p in finished.runs.rglob("*")}
+    assert learner.cached(tiny_reference(), finished)
+
+
+def test_evaluating_again_gives_the_recorded_scores(finished: Workspace) -> None:
+    folder = finished.folder(tiny_run("jest"))
+    assert evaluate_folder(folder, finished) == ("jest", read_done(folder)["scores"])
+    assert set(list_runs(finished)) == {folder, finished.folder(tiny_reference())}
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"label": "x", "sed": 1}', '{"seed": 0}'])
+def test_a_folder_that_is_no_run_is_one_line(content: str, tmp_path: Path) -> None:
+    if content:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(StageError, match="is not a run directory of this version"):
+        read_run(tmp_path)
+
+
+def test_a_run_without_its_model_is_refused(workspace: Workspace) -> None:
+    with pytest.raises(StageError, match="no trained model in"):
+        learner.load_run(tiny_run(), workspace)
+
+
+def test_another_process_on_the_directory_is_refused(workspace: Workspace) -> None:
+    run, (receive, send) = tiny_run(), forked.CONTEXT.Pipe(duplex=False)
+    folder = workspace.folder(run)
+    holder = forked.start(hold, folder, send)
+    send.close()
+    assert receive.recv() == "held"
+    with pytest.raises(StageError, match=f"another process is writing {folder}"):
+        learner.train(run, workspace, "uniform", refuse)
+    holder.kill()
+    holder.join()
+    with only_writer(folder):
+        pass  # the lock goes with the process
+
+
+def hold(folder: Path, send: Connection) -> None:
+    with only_writer(folder):
+        send.send("held")
+        time.sleep(60)
+
+
+# --- killed at any moment ------------------------------------------------------------------------
+
+
+def train_until_killed(run: Run, workspace: Workspace, send: Connection) -> None:
+    learner.train(run, workspace, "jest", lambda *at: send.send(at))
+    send.send("finished")
+
+
+def killed_after(messages: int, run: Run, workspace: Workspace, delay: float) -> bool:
+    """Train in another process and SIGKILL it `delay` seconds after so many reports.
+
+    Returns whether it ended before that.
+    """
+    receive, send = forked.CONTEXT.Pipe(duplex=False)
+    process = forked.start(train_until_killed, run, workspace, send)
+    send.close()
+    try:
+        for _ in range(messages):
+            if receive.recv() == "finished":
+                process.join()
+                return True
+        time.sleep(delay)
+    finally:
+        process.kill()
+        process.join()
+    return False
+
+
+@pytest.mark.parametrize("method", ["jest", "flexi"])
+def test_killed_at_random_moments_and_restarted_is_the_same_run(
+    method: str, data_root: Path, tmp_path: Path
+) -> None:
+    """SIGKILL while the reference trains, the pool is embedded, the learner trains or is saved."""
+    dice = random.Random()  # truly random: any moment must do
+    run = tiny_run(method, optim={"steps": 24}, evaluation={"points": 5})
+    whole, killed = (Workspace(data_root, tmp_path / name) for name in ("whole", "killed"))
+    learner.train(run, whole, "jest", lambda *_: None)
+    moments = []
+    for _ in range(4):
+        moments.append((dice.randint(1, 12), dice.random() * 0.05))
+        if killed_after(moments[-1][0], run, killed, moments[-1][1]):
+            break
+    learner.train(run, killed, "jest", lambda *_: None)
+    assert run.reference is not None
+    for each in (run.reference, run):
+        a, b = whole.folder(each), killed.folder(each)
+        assert without_seconds(a / "metrics.jsonl") == without_seconds(b / "metrics.jsonl"), moments
+        ours, theirs = (load_file(f / "model.safetensors") for f in (a, b))
+        assert all(np.array_equal(ours[k], theirs[k]) for k in ours), moments
+        assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
+        left, right = read_done(a), read_done(b)
+        for done in (left, right):
+            done.pop("wall_seconds_of_last_sitting")
+        assert left == right
+
+
+def test_a_signal_saves_and_the_worker_exits_130(data_root: Path, tmp_path: Path) -> None:
+    run = tiny_run(optim={"steps": 3000}, evaluation={"points": 1})
+    workspace, errors = Workspace(data_root, tmp_path / "runs"), tmp_path / "errors"
+    task = {"kind": "train", "run": run.model_dump(mode="json"), "label": "uniform",
+            "data": str(data_root), "runs": str(workspace.runs)}  # fmt: skip
+    receive, send = forked.CONTEXT.Pipe(duplex=False)
+    process = forked.start(forked.worker, json.dumps(task), send, errors, QUIET)
+    send.close()
+    line = ""
+    while '"done"' not in line:
+        line = receive.recv()
+    message = json.loads(line)
+    assert message["total"] == 3000 and message["line"].startswith("uniform · loss ")
+    process.terminate()
+    process.join(30)
+    assert process.exitcode == 130
+    assert errors.read_text().startswith("stopped at step ")
+    assert errors.read_text().endswith("of 3000; all is saved\n")
+    assert (workspace.folder(run) / "checkpoint.safetensors").exists()
+    assert not is_done(workspace.folder(run))
+
+
+@pytest.mark.parametrize("broken,words", [
+    ({"data": "nowhere"}, "no benchmarks in nowhere"),
+    ({"kind": "cache"}, "no trained model in"),
+])  # fmt: skip
+def test_a_worker_that_cannot_run_says_why_in_one_line(
+    broken: dict[str, str], words: str, data_root: Path, tmp_path: Path
+) -> None:
+    task = {"kind": "train", "run": tiny_run().model_dump(mode="json"), "label": "x",
+            "data": str(data_root), "runs": str(tmp_path), **broken}  # fmt: skip
+    process = forked.start(forked.worker, json.dumps(task), None, tmp_path / "errors", QUIET)
+    process.join(30)
+    assert process.exitcode == 1
+    assert words in (tmp_path / "errors").read_text()
+    assert (tmp_path / "errors").read_text().count("\n") == 1
+
+
+# --- where candidates come from ------------------------------------------------------------------
+
+
+def embeddings(n: int, seed: int = 0) -> Cache:
+    rows = np.random.default_rng(seed).normal(size=(2, n, 4)).astype(np.float32)
+    image, text = rows / np.linalg.norm(rows, axis=2, keepdims=True)
+    return Cache(image, text, 10.0, -10.0)
+
+
+def test_the_offline_filter_keeps_the_best_pairs_by_reference_cosine(workspace: Workspace) -> None:
+    run, cache = tiny_run("filtered", source={"keep": 0.25}), embeddings(84)
+    (part,), counts = learner.sources(run, workspace.inputs(run), cache)
+    cosine = (cache.image * cache.text).sum(1)
+    assert part.rows.tolist() == sorted(np.argsort(-cosine)[:21].tolist())
+    assert counts == [8] and len(part.store) == 84
+    drawn = draw([part], counts, 0, 0)
+    assert set(drawn.row) <= set(part.rows)
+
+
+def test_mixed_draws_the_share_it_is_told(workspace: Workspace) -> None:
+    for share, expected in ((0.5, [4, 4]), (0.25, [6, 2]), (1.0, [0, 8])):
+        run = tiny_run("mixed", source={"curated_share": share})
+        inputs = workspace.inputs(run)
+        parts, counts = learner.sources(run, inputs, None)
+        assert counts == expected
+        assert [p.stream for p in parts] == ["pool", "curated"]
+        assert len(parts[0].rows) == 84 and len(parts[1].rows) == 12
+        drawn = draw(parts, counts, 0, 1)
+        assert np.bincount(drawn.part, minlength=2).tolist() == expected
+
+
+def test_pool_and_curated_sources(workspace: Workspace) -> None:
+    jest, curated = tiny_run("jest"), tiny_run("curated", data={"level": "strong++"})
+    (pool,), counts = learner.sources(jest, workspace.inputs(jest), None)
+    assert len(pool.rows) == 84 and counts == [16], "a super-batch of B = b / (1 - f)"
+    (part,), counts = learner.sources(curated, workspace.inputs(curated), None)
+    assert len(part.rows) == 23 and counts == [8]
+    few = tiny_run("curated", data={"curated_size": 5})
+    assert len(learner.sources(few, workspace.inputs(few), None)[0][0].rows) == 5
+
+
+def test_finetuning_starts_from_the_references_weights(finished: Workspace) -> None:
+    """With a learning rate of nearly nothing, it ends where the reference ended."""
+    run = tiny_run("finetune", optim={"lr": 1e-12, "steps": 1})
+    learner.train(run, finished, "finetune", lambda *_: None)
+    ours, reference = (load_file(finished.folder(r) / "model.safetensors")
+                       for r in (run, tiny_reference()))  # fmt: skip
+    for name, tensor in reference.items():
+        np.testing.assert_allclose(ours[name], tensor, rtol=0, atol=1e-6)
+    done = read_done(finished.folder(run))["flops"]
+    assert done["charged"] > done["cached"]
+
+
+def test_only_runs_that_score_with_the_reference_read_its_embeddings() -> None:
+    reads = {m for m in ("uniform", "jest", "flexi", "finetune", "filtered", "independent",
+                         "easy-reference", "hard-learner", "curated", "mixed")
+             if learner.reads_pool_cache(tiny_run(m))}  # fmt: skip
+    assert reads == {"jest", "flexi", "filtered", "independent", "easy-reference"}
+
+
+def test_the_cache_of_a_reference_is_built_once(finished: Workspace) -> None:
+    inputs = finished.inputs(tiny_run())
+    model = learner.load_run(tiny_reference(), finished)
+    build_cache(model, inputs.pool, inputs.root / learner.CACHES, refuse)
+    learner.cache(tiny_reference(), finished, "again", refuse)

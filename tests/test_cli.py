@@ -1,0 +1,263 @@
+"""The command as a user types it: quick help, one line for a mistake, and the way to a figure."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import forked
+import pytest
+import yaml
+from tiny import TINY, tiny_reference, tiny_run
+
+from jestcli import cli
+from jestcli.config import merge
+from jestcli.stages import reproduce
+from jestcli.stages.workspace import Workspace, is_done
+
+HEAVY = ("torch", "numpy", "open_clip", "yaml", "matplotlib", "wandb")
+
+
+def jest(*words: str, cwd: Path, options: tuple[str, ...] = (), **env: str) -> tuple[int, str, str]:
+    """`python -m jestcli` in a process of its own: exit code, output, errors."""
+    done = subprocess.run(
+        [sys.executable, *options, "-m", "jestcli", *words],
+        capture_output=True, text=True, cwd=cwd, env={**os.environ, "COLUMNS": "200", **env},
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["-h"], ["data", "--help"]])
+def test_help_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:
+    code, out, errors = jest(*words, cwd=tmp_path, options=("-X", "importtime"))
+    assert code == 0 and "Usage" in out
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in errors.splitlines()}
+    assert "typer" in imported and not imported & set(HEAVY)
+
+
+def test_help_names_every_command(tmp_path: Path) -> None:
+    _, out, _ = jest("--help", cwd=tmp_path)
+    for command in (
+        "reproduce",
+        "train-reference",
+        "train",
+        "run",
+        "eval",
+        "plot",
+        "config",
+        "data",
+    ):
+        assert command in out
+
+
+@pytest.mark.parametrize("words,message", [
+    (["trian"], "No such command 'trian'"),
+    (["data", "biuld"], "'build'"),
+    (["train", "--metod", "jest"], "No such option: --metod"),
+    (["train", "--seed", "one"], "Invalid value for '--seed'"),
+    (["train", "--method", "jset"], "no method 'jset' (did you mean jest?)"),
+    (["train", "--set", "optim.stesp=3"], "unknown setting optim.stesp (did you mean steps?)"),
+    (["train", "--set", "optim.steps=many"], "optim.steps: Input should be a valid integer"),
+    (["train", "--set", "optim.steps"], "expected key=value"),
+    (["train", "--config", "mien.yaml"], "cannot read mien.yaml: No such file or directory "
+     "(did you mean mine.yaml?)"),
+    (["train", "--wandb", "onlin"], "--wandb onlin (did you mean online?)"),
+    (["train-reference", "--wandb", "of"], "--wandb of (did you mean off?)"),
+    (["run", "figure1", "--wandb", "onlin"], "--wandb onlin (did you mean online?)"),
+    (["run", "figur1"], "no experiment 'figur1' (did you mean figure1?)"),
+    (["run", "mine.yaml"], "title: Field required"),
+    (["run", "figure1", "--runs", "flexy"], "no run 'flexy' (did you mean flexi?)"),
+    (["run", "figure1", "--seeds", "a"], "--seeds a: expected numbers, such as 0,1"),
+    (["run"], "Missing argument"),
+    (["reproduce", "nothing.yaml"], "cannot read nothing.yaml"),
+    (["config", "--method", "flexy"], "no method 'flexy' (did you mean flexi?)"),
+    (["data", "build", "--size", "30"], "--size 30: must be a multiple of 16"),
+])  # fmt: skip
+def test_a_mistake_is_one_line_and_exit_2(words: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("seeds: [0]\n")
+    before = sorted(tmp_path.rglob("*"))
+    code, out, errors = jest(*words, cwd=tmp_path)
+    assert (code, out) == (2, "") and message in errors, errors
+    assert errors.startswith("jest: ") and errors.count("\n") == 1 and "Traceback" not in errors
+    assert sorted(tmp_path.rglob("*")) == before, "and leaves nothing behind"
+
+
+def test_config_prints_what_config_reads(tmp_path: Path) -> None:
+    words = ("config", "--method", "flexi", "--seed", "3", "--set", "optim.steps=7")
+    code, out, _ = jest(*words, cwd=tmp_path)
+    settings = yaml.safe_load(out)
+    assert code == 0 and settings["optim"]["steps"] == 7 and settings["reference"]["seed"] == 3
+    (tmp_path / "mine.yaml").write_text(out)
+    again = jest(
+        "config", "--method", "flexi", "--seed", "3", "--config", "mine.yaml", cwd=tmp_path
+    )
+    assert again == (0, out, "")
+
+
+def test_a_reference_is_trained_by_the_real_command(data_root: Path, tmp_path: Path) -> None:
+    """No process is replaced here: an interpreter for the command, and one for its worker."""
+    env = {"JEST_DATA": str(data_root), "JEST_RUNS": str(tmp_path / "runs")}
+    (tmp_path / "reference.yaml").write_text(yaml.safe_dump(merge(TINY, {"optim": {"steps": 2}})))
+    words = ("train-reference", "--config", "reference.yaml")
+    code, out, errors = jest(*words, cwd=tmp_path, **env)
+    assert (code, errors) == (0, "")
+    assert "done  reference (seed 0)" in out and "mean of all" in out
+    assert "icons and emoji, not ImageNet" in out
+    folder = Workspace(data_root, tmp_path / "runs").folder(tiny_reference())
+    assert f"run directory: {folder}" in out and is_done(folder)
+    assert {p.name for p in (tmp_path / "runs").iterdir()} == {folder.name}
+    assert (folder / "errors.log").read_text() == ""
+
+
+# --- the same commands in this process, their workers forked (see forked.py) ---------------------
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def home(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to type commands in, with settings files for tiny runs."""
+    popen = SimpleNamespace(Popen=forked.ForkedPopen, PIPE=subprocess.PIPE)
+    monkeypatch.setattr(reproduce, "subprocess", popen)
+    monkeypatch.setenv("JEST_DATA", str(data_root))
+    monkeypatch.setenv("JEST_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+    reference = {"optim": {"steps": 2}, "data": {"level": "strong"}}
+    write(tmp_path / "tiny.yaml", TINY)
+    write(
+        tmp_path / "learner.yaml", {**TINY, "reference": tiny_reference().model_dump(mode="json")}
+    )
+    write(tmp_path / "small.yaml", {
+        "title": "t", "claim": "c", "refuted_if": "r", "base": TINY,
+        "references": {"strong": reference},
+        "runs": {"uniform-long": {"optim": {"steps": 8}}, "uniform": {},
+                 "jest": {"method": "jest", "reference": "strong"}},
+        "seeds": [0], "quick": {"runs": ["uniform"], "seeds": [0]},
+    })  # fmt: skip
+    return tmp_path
+
+
+def write(path: Path, content: dict) -> None:
+    path.write_text(yaml.safe_dump(content))
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["jest", *words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, errors = capsys.readouterr()
+        return int(stopped.value.code or 0), out, errors
+
+    return call
+
+
+@pytest.mark.parametrize("method", ["jest", "flexi", "uniform"])
+def test_train_makes_what_is_missing_once(
+    method: str, home: Path, command: Command, data_root: Path
+) -> None:
+    words = ("train", "--method", method, "--config",
+             "tiny.yaml" if method == "uniform" else "learner.yaml")  # fmt: skip
+    code, out, errors = command(*words)
+    assert (code, errors) == (0, "")
+    workspace, run = Workspace(data_root, home / "runs"), tiny_run(method)
+    wanted = {workspace.folder(run)} | (
+        {workspace.folder(run.reference)} if run.reference else set()
+    )
+    assert set((home / "runs").iterdir()) == wanted and all(map(is_done, wanted))
+    assert "mean of all" in out and f"run directory: {workspace.folder(run)}" in out
+    assert ("start" in out) and (f"done  {method} (seed 0): reference" in out) == (
+        run.reference is not None
+    )
+    before = {p: p.stat().st_mtime_ns for p in (home / "runs").rglob("*")}
+    code, out, _ = command(*words)
+    assert code == 0 and "start" not in out and "mean of all" in out, "nothing is run again"
+    assert before == {p: p.stat().st_mtime_ns for p in (home / "runs").rglob("*")}
+
+
+def test_the_reference_of_train_reference_is_the_one_that_jest_uses(
+    home: Path, command: Command
+) -> None:
+    reference = {k: v for k, v in merge(TINY, {"optim": {"steps": 2}}).items()}
+    write(home / "reference.yaml", reference)
+    assert command("train-reference", "--config", "reference.yaml")[0] == 0
+    (only,) = (home / "runs").iterdir()
+    code, out, _ = command("train", "--method", "jest", "--config", "learner.yaml")
+    assert code == 0 and "start jest (seed 0)" in out
+    assert "reference\n" not in out.replace("reference embeddings", ""), "it is not trained again"
+    assert len(list((home / "runs").iterdir())) == 2 and only in (home / "runs").iterdir()
+
+
+def test_an_experiment_from_nothing_to_figure_and_table(
+    home: Path, command: Command, data_root: Path
+) -> None:
+    code, out, errors = command("run", "small.yaml", "--workers", "2")
+    assert (code, errors) == (0, ""), errors
+    for name in ("uniform-long", "uniform", "jest", "reference"):
+        assert f"done  {name} (seed 0)" in out or f"done  jest (seed 0): {name}" in out
+    made = {p.name for p in (home / "results" / "small").iterdir()}
+    assert made >= {"records.json", "figure1.png", "figure1.svg", "table.md", "table.csv"}
+    assert all((home / "results" / "small" / name).stat().st_size > 100 for name in made)
+    assert len(list((home / "runs").iterdir())) == 4
+
+    code, out, _ = command("eval")
+    assert code == 0 and out.count("mean of all") == 4 and "objects_fewshot" in out
+    one = next(p for p in (home / "runs").iterdir())
+    assert command("eval", str(one))[1].count("mean of all") == 1
+
+    code, out, _ = command("reproduce", "small.yaml", "--headline", "--list")
+    assert code == 0 and out.count("done (") == 4
+    code, out, _ = command("reproduce", "small.yaml", "--list")
+    assert out.count("done (") == 1, "the quick runs alone"
+
+    monkey_out = home / "elsewhere"
+    code, out, _ = command("plot", "small.yaml", "--collect", "--out", str(monkey_out))
+    assert code == 0 and str(monkey_out / "small" / "figure1.png") in out
+    assert (monkey_out / "small" / "records.json").read_bytes() == (
+        home / "results" / "small" / "records.json"
+    ).read_bytes()
+
+
+def test_what_cannot_be_done_is_one_line_and_exit_1(home: Path, command: Command) -> None:
+    (home / "runs").mkdir()
+    for words, message in (
+        (("eval",), "no trained model in"),
+        (("eval", "runs"), "runs is not a run directory of this version"),
+        (("plot", "small.yaml"), "no finished run of small"),
+        (("train", "--method", "curated", "--config", "tiny.yaml", "--set", "data.level=storng"),
+         "curated (seed 0) failed: no level 'storng'"),
+    ):  # fmt: skip
+        code, _, errors = command(*words)
+        assert code == 1 and message in errors and errors.count("\n") == 1, (words, errors)
+
+
+def test_ctrl_c_is_one_line_and_exit_130(
+    home: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker is told to save; the same command then goes on."""
+    stopped: list[forked.ForkedPopen] = []
+
+    class Popen(forked.ForkedPopen):
+        def poll(self) -> int | None:
+            stopped.append(self)
+            raise KeyboardInterrupt
+
+    real = reproduce.subprocess
+    monkeypatch.setattr(reproduce, "subprocess", SimpleNamespace(Popen=Popen, PIPE=-1))
+    # `_stop` asks whether it still runs before it ends it.
+    monkeypatch.setattr(
+        reproduce, "_stop", lambda running: [s.process.terminate() for s in running]
+    )
+    words = ("train", "--method", "uniform", "--config", "tiny.yaml")
+    code, _, errors = command(*words)
+    assert (code, errors) == (130, "jest: interrupted; the same command goes on from there\n")
+    stopped[0].wait()
+    monkeypatch.setattr(reproduce, "subprocess", real)
+    assert command(*words)[0] == 0

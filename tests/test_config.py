@@ -1,0 +1,255 @@
+"""Settings are checked, named by what determines a run, and never executed."""
+
+from __future__ import annotations
+
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+from tiny import tiny_reference, tiny_run
+
+from jestcli import config
+from jestcli.config import (
+    METHODS,
+    ConfigError,
+    Run,
+    make_run,
+    merge,
+    needs_reference,
+    parse_overrides,
+    read_yaml,
+)
+from jestcli.stages.experiment import (
+    FOLDER,
+    default_reference,
+    default_run,
+    find_experiment,
+    method_settings,
+    read_experiment,
+)
+
+EXPERIMENT = """
+title: t
+claim: c
+refuted_if: r
+runs: {jest: {method: jest}}
+seeds: [0]
+"""
+
+
+def one_line(caught: pytest.ExceptionInfo[ConfigError]) -> str:
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 400
+    return message
+
+
+@pytest.mark.parametrize("settings,message", [
+    ({"optim": {"stesp": 3}}, "unknown setting optim.stesp (did you mean steps?)"),
+    ({"selektion": {}}, "unknown setting selektion (did you mean selection?)"),
+    ({"reference": {"optim": {"lrr": 1}}}, "unknown setting reference.optim.lrr (did you mean lr"),
+    ({"optim": {"zzz": 1}}, "unknown setting optim.zzz (known: augment, batch_size, "),
+    ({"optim": {"steps": "many"}}, "optim.steps: Input should be a valid integer"),
+    ({"optim": {"steps": 0}}, "optim.steps: Input should be greater than or equal to 1"),
+    ({"optim": {"loss": "siglip"}}, "optim.loss: Input should be 'sigmoid' or 'softmax'"),
+    ({"optim": 3}, "optim: Input should be a valid dictionary"),
+    ({"selection": {"filter_ratio": 1.0}}, "selection.filter_ratio: Input should be less than 1"),
+    ({"source": {"kind": "pol"}}, "source.kind: Input should be 'pool', 'curated',"),
+    ({"selection": {"sampler": "joint"}}, "this selection or source needs a reference run"),
+    ({"source": {"kind": "filtered"}}, "this selection or source needs a reference run"),
+    ({"init_from_reference": True}, "this selection or source needs a reference run"),
+    ({"model": {"patch_sizes": [8]}, "selection": {"low_res_share": 0.5}},
+     "model.patch_sizes needs a second patch size"),
+])  # fmt: skip
+def test_wrong_settings_are_one_line(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_run(settings)
+    assert message in one_line(caught)
+
+
+def test_overrides_are_yaml_scalars_at_dotted_keys() -> None:
+    pairs = [
+        "optim.steps=200", "optim.lr=1.0e-4", "selection.sampler=joint", "a=null",
+        "model.patch_sizes=[4, 8]", "optim.augment=false", "optim.steps=300", "x=a=b",
+    ]  # fmt: skip
+    assert parse_overrides(pairs) == {
+        "optim": {"steps": 300, "lr": 1e-4, "augment": False}, "selection": {"sampler": "joint"},
+        "a": None, "model": {"patch_sizes": [4, 8]}, "x": "a=b",
+    }  # fmt: skip
+    for bad in ("optim.steps", "=3", "optim.steps=[1", "optim.steps=!!python/name:os.system"):
+        with pytest.raises(ConfigError) as caught:
+            parse_overrides([bad])
+        assert f"--set {bad}: " in one_line(caught)
+
+
+def test_merge_lays_over_and_changes_neither() -> None:
+    base, over = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 9}, "d": {"e": 4}}
+    assert merge(base, over) == {"a": {"b": 9, "c": 2}, "d": {"e": 4}}
+    assert base == {"a": {"b": 1, "c": 2}, "d": 3} and over == {"a": {"b": 9}, "d": {"e": 4}}
+
+
+def test_yaml_tags_are_refused_and_execute_nothing(tmp_path: Path) -> None:
+    mark, path = tmp_path / "executed", tmp_path / "evil.yaml"
+    bait = f"seed: !!python/object/apply:os.mkdir ['{mark}']\n"
+    path.write_text(bait)
+    with pytest.raises(ConfigError, match="is not YAML") as caught:
+        read_yaml(path)
+    one_line(caught)
+    path.write_text(EXPERIMENT + bait)
+    with pytest.raises(ConfigError):
+        read_experiment(path)
+    with pytest.raises(ConfigError):
+        parse_overrides([f"seed=!!python/object/apply:os.mkdir ['{mark}']"])
+    assert not mark.exists()
+    yaml.unsafe_load(bait)
+    assert mark.exists(), "the bait works"
+
+
+def test_files_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("- a list\n")
+    (tmp_path / "broken.yaml").write_text("a: [1\nb: }")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x80")
+    for name, words in (
+        ("mine.yaml", "is not a mapping of settings"), ("broken.yaml", "is not YAML"),
+        ("binary.yaml", "is not YAML"), ("mien.yaml", f"(did you mean {tmp_path / 'mine.yaml'}?)"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError) as caught:
+            read_yaml(tmp_path / name)
+        assert words in one_line(caught)
+
+
+@pytest.mark.parametrize("change,message", [
+    ("seeds: [0]\nsead: 3", "unknown setting sead (did you mean seeds?)"),
+    ("seeds: [zero]", "seeds.0: Input should be a valid integer"),
+    ("seeds: [0]\nquick: {runs: [jest]}", "quick.seeds: Field required"),
+    ("seeds: [0]\nruns: {jest: 3}", "runs.jest: Input should be a valid dictionary"),
+])  # fmt: skip
+def test_wrong_experiments_are_one_line(change: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(EXPERIMENT.replace("seeds: [0]", change))
+    with pytest.raises(ConfigError) as caught:
+        read_experiment(path)
+    assert message in one_line(caught) and str(path) in one_line(caught)
+
+
+def test_unknown_words_name_the_nearest() -> None:
+    for call, words in (
+        (lambda: method_settings("jset"), "no method 'jset' (did you mean jest?)"),
+        (lambda: find_experiment("figur1"), "no experiment 'figur1' (did you mean figure1?)"),
+        (lambda: method_settings("xyz"), "no method 'xyz' (known: curated, easy-reference, "),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            call()
+        assert words in one_line(caught)
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_experiments_that_ship_are_valid(path: Path) -> None:
+    from jestcli.stages.experiment import jobs
+
+    experiment = read_experiment(path)
+    assert find_experiment(path.stem) == path
+    assert {job.seed for job in jobs(experiment, {})} == set(experiment.seeds)
+    assert set(experiment.runs) <= {job.name for job in jobs(experiment, {})}
+    if experiment.quick:
+        assert jobs(experiment, {}, experiment.quick.runs, experiment.quick.seeds)
+
+
+# --- what a method means, and what names a run ---------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_a_run_and_its_print_is_a_valid_config(method: str) -> None:
+    run = default_run(method, {}, 3)
+    assert (run.reference is not None) == needs_reference(method)
+    assert run.seed == 3 and (run.reference is None or run.reference.seed == 3)
+    printed = yaml.safe_load(yaml.safe_dump(run.model_dump(mode="json")))
+    assert make_run(printed) == run and make_run(printed).digest() == run.digest()
+
+
+def test_methods_are_different_runs() -> None:
+    assert len({default_run(m, {}, 0).digest() for m in METHODS}) == len(METHODS)
+    own = default_run("mine.module:pick", {}, 0)
+    assert own.selection.sampler == "mine.module:pick" and own.reference is not None
+
+
+def test_a_learner_reads_the_data_its_reference_was_made_for() -> None:
+    """A change of data or towers reaches the reference too; its steps stay its own."""
+    over = {"data": {"image_size": 64, "vocab_size": 1000}, "model": {"width": 32},
+            "optim": {"steps": 7}, "selection": {"n_chunks": 2}}  # fmt: skip
+    run, plain = default_run("jest", over, 1), default_reference({}, 1)
+    assert run.reference is not None and run.optim.steps == 7
+    assert run.reference.data.image_size == 64 and run.reference.data.vocab_size == 1000
+    assert run.reference.model == run.model
+    assert run.reference.optim == plain.optim and run.reference.selection == plain.selection
+    short = default_run("jest", {"reference": {"optim": {"steps": 2}}}, 1)
+    assert short.reference == default_reference({"optim": {"steps": 2}}, 1)
+    assert short.reference is not None and short.reference.reference is None
+
+
+def leaves(model: type[BaseModel], at: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found += leaves(kind, (*at, name))
+        elif name != "reference":
+            found.append((*at, name))
+    return found
+
+
+def another(run: Run, path: tuple[str, ...]) -> Any:
+    """A valid value of this setting that differs from the run's."""
+    owner: Any = run
+    for part in path[:-1]:
+        owner = getattr(owner, part)
+    value, kind = getattr(owner, path[-1]), type(owner).model_fields[path[-1]].annotation
+    if typing.get_origin(kind) is typing.Literal:
+        return next(choice for choice in typing.get_args(kind) if choice != value)
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, tuple):
+        return [*value, 32]
+    if isinstance(value, float):
+        return 0.7 * value + 0.01
+    if isinstance(value, int):
+        return value + 1
+    return (
+        "other" if value is None and "str" in str(kind) else (3 if value is None else value + "x")
+    )
+
+
+@pytest.mark.parametrize("path", leaves(Run), ids=".".join)
+def test_the_digest_changes_with_every_setting(path: tuple[str, ...]) -> None:
+    run = tiny_run("jest")
+    # A reference with a reference of its own may change each of its settings too.
+    owner = make_run(merge(tiny_reference().model_dump(), {"reference": tiny_reference()}))
+    for changing, inside in ((run, False), (owner, True)):
+        change: Any = another(changing, path)
+        for part in reversed(path):
+            change = {part: change}
+        changed = make_run(merge(changing.model_dump(), change))
+        assert changed.digest() != changing.digest()
+        if inside:
+            pair = [
+                merge(run.model_dump(), {"reference": r.model_dump()}) for r in (owner, changed)
+            ]
+            assert len({make_run(settings).digest() for settings in pair}) == 2
+
+
+def test_the_digest_is_of_values_and_numerics(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tiny_run("jest")
+    assert run.digest() == tiny_run("jest").digest()
+    spelt_out = make_run(dict(reversed(list(run.model_dump(mode="json").items()))))
+    assert spelt_out.digest() == run.digest()
+    assert Run().digest() == make_run({"optim": {"steps": Run().optim.steps}}).digest()
+    before = run.digest()
+    monkeypatch.setattr(config, "NUMERICS", config.NUMERICS + 1)
+    assert run.digest() != before
+
+
+def test_a_run_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Run().seed = 3  # type: ignore[misc]
