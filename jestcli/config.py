@@ -40,7 +40,7 @@ class Data(_Strict):
 class Model(_Strict):
     """Two open_clip towers. The default is small enough to train on two CPU cores."""
 
-    name: str | None = Field(None, description="an open_clip config by name; None: the sizes below")
+    name: None = Field(None, description="reserved for open_clip configs by name")
     embed_dim: int = 64
     width: int = 64
     layers: int = 3
@@ -70,7 +70,7 @@ class Selection(_Strict):
     """How the sub-batch is chosen from the super-batch (paper, Algorithm 1)."""
 
     sampler: str = Field("uniform", description="a name of jestcli.selection's registry, or a:b")
-    criterion: str = Field("learnability", description="learnability, easy_reference, hard_learner")
+    criterion: Literal["learnability", "easy_reference", "hard_learner"] = "learnability"
     filter_ratio: float = Field(0.8, ge=0, lt=1, description="f = 1 - b/B")
     n_chunks: int = Field(16, ge=1)
     low_res_scoring: bool = Field(False, description="score the super-batch at the coarsest patch")
@@ -107,15 +107,23 @@ class Run(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Run:
-        needs_reference = (
-            (self.selection.sampler != "uniform" and self.selection.criterion != "hard_learner")
-            or self.source.kind == "filtered"
-            or self.init_from_reference
-        )
+        selection, model, size = self.selection, self.model, self.data.image_size
+        scores = selection.sampler != "uniform" and selection.criterion != "hard_learner"
+        needs_reference = scores or self.source.kind == "filtered" or self.init_from_reference
         if needs_reference and self.reference is None:
             raise ValueError("this selection or source needs a reference run")
-        if self.selection.low_res_share > 0 and len(self.model.patch_sizes) < 2:
+        if scores and self.source.kind in ("curated", "mixed"):
+            raise ValueError("source.kind must be pool or filtered to select with a reference")
+        for key in ("image_size", "vocab_size", "context_length"):
+            if self.reference and getattr(self.data, key) != getattr(self.reference.data, key):
+                raise ValueError(f"data.{key} differs from the reference's")
+        if selection.low_res_share > 0 and len(model.patch_sizes) < 2:
             raise ValueError("model.patch_sizes needs a second patch size for low resolution")
+        patches = list(model.patch_sizes)
+        if not patches or patches != sorted(patches) or any(p < 1 or size % p for p in patches):
+            raise ValueError("model.patch_sizes must divide data.image_size, finest first")
+        if model.width % model.head_width or model.text_width % model.head_width:
+            raise ValueError("model.head_width must divide model.width and model.text_width")
         return self
 
     @property

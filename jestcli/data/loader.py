@@ -25,6 +25,9 @@ class Part:
     stream: str
     captions: int
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
 
 @dataclass(frozen=True)
 class Candidates:

@@ -38,14 +38,18 @@ class ForwardFlops:
 def forward_flops(model: Clip, image_size: int, context_length: int) -> ForwardFlops:
     """Count with torch's FLOP counter on the real modules (matmuls, convolutions, attention)."""
     device = next(model.parameters()).device
-    images = torch.zeros(1, 3, image_size, image_size, device=device)
-    tokens = torch.zeros(1, context_length, dtype=torch.long, device=device)
+    images = torch.zeros(2, 3, image_size, image_size, device=device)
+    tokens = torch.zeros(2, context_length, dtype=torch.long, device=device)
 
-    def count(call, *args: Tensor | int) -> int:
+    def total(call, batch: Tensor, *more: int) -> int:
         # Plain attention: the counter knows its two matmuls, not every fused kernel.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            call(*args)
+            call(batch, *more)
         return counter.get_total_flops()
+
+    def count(call, batch: Tensor, *more: int) -> int:
+        # The second example's share: FlexiViT's resize maps are paid once a batch.
+        return total(call, batch, *more) - total(call, batch[:1], *more)
 
     finest, coarsest = model.patch_sizes[0], model.patch_sizes[-1]
     return ForwardFlops(

@@ -16,6 +16,7 @@ from jestcli.data.loader import Candidates, rows_of
 from jestcli.data.store import Store
 from jestcli.models.towers import Clip
 from jestcli.selection import PairEmbeddings
+from jestcli.stages.workspace import only_writer
 from jestcli.training.checkpoint import write_json
 from jestcli.training.step import embed
 
@@ -53,7 +54,8 @@ def build_cache(model: Clip, store: Store, folder: Path, progress: Progress) -> 
     """
     final = folder / cache_key(model, store)
     if not (final / "cache.json").exists():
-        _fill(model, store, final, progress)
+        with only_writer(final):
+            _fill(model, store, final, progress)
     about = json.loads((final / "cache.json").read_text())
     image, text = (np.load(final / f"{x}.npy", mmap_mode="r") for x in ("image", "text"))
     return Cache(image, text, about["scale"], about["bias"])

@@ -12,7 +12,7 @@ from jestcli.config import Run
 from jestcli.data.loader import Part, draw
 from jestcli.evaluation.benchmarks import list_benchmarks
 from jestcli.evaluation.evaluate import evaluate, mean_score
-from jestcli.models.flops import ForwardFlops, forward_flops, run_cost
+from jestcli.models.flops import Cost, ForwardFlops, forward_flops, run_cost
 from jestcli.models.towers import Clip, build_model
 from jestcli.stages.cache import Cache, build_cache, cache_key, matching_scores
 from jestcli.stages.workspace import (
@@ -108,8 +108,11 @@ def _train(
         most = None if final else run.evaluation.max_images
         return evaluate(learner, inputs.tokenizer, benchmarks, most)
 
-    def cost_after(steps: int):
-        return run_cost(run, steps, flops, reference_flops, spent, sum(len(p.rows) for p in parts))
+    # An offline filter scores the whole pool, whatever it keeps.
+    candidates = len(inputs.pool) if run.source.kind == "filtered" else sum(map(len, parts))
+
+    def cost_after(steps: int) -> Cost:
+        return run_cost(run, steps, flops, reference_flops, spent, candidates)
 
     started = time.perf_counter()
     train_loop(

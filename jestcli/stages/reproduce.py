@@ -92,7 +92,6 @@ def run_stages(
     waiting: list[Stage] = list(stages)
     running: list[Stage] = []
     total = sum(s.work for s in stages)
-    finished: set[str] = set()
     pending = {s.key for s in stages}
     started = time.monotonic()
     bar = Progress(
@@ -103,6 +102,8 @@ def run_stages(
     overall = bar.add_task("all stages", total=total, note="")
     shown: dict[str, Any] = {}
     last_line = 0.0
+    # A SIGTERM to `jest` stops its workers as Ctrl-C does: they save.
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     with bar:
         try:
             while waiting or running:
@@ -128,7 +129,6 @@ def run_stages(
                     running.remove(stage)
                     stage.done = 1.0
                     pending.discard(stage.key)
-                    finished.add(stage.key)
                     bar.remove_task(shown[stage.key])
                     console.print(f"done  {stage.label}")
                 spent = sum(s.work * s.done for s in stages)
@@ -141,6 +141,7 @@ def run_stages(
                     console.print(f"{100 * spent / total:.0f} % of training, {note}")
         finally:
             _stop(running)
+            signal.signal(signal.SIGTERM, previous)
 
 
 def _start(stage: Stage, workspace: Workspace, wandb: str) -> None:
@@ -172,11 +173,9 @@ def _error_log(stage: Stage) -> IO[str]:
 def _follow(stage: Stage) -> None:
     assert stage.process is not None and stage.process.stdout is not None
     for line in stage.process.stdout:
-        try:
+        if line.startswith('{"done"'):  # libraries may print, too
             message = json.loads(line)
-        except ValueError:
-            continue
-        stage.done, stage.line = message["done"] / message["total"], message["line"]
+            stage.done, stage.line = message["done"] / message["total"], message["line"]
 
 
 def _failure(stage: Stage, code: int) -> str:
