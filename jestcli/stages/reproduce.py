@@ -23,7 +23,9 @@ from jestcli.stages.experiment import Job
 from jestcli.stages.learner import cached, learner_flops, new_learner, reads_pool_cache
 from jestcli.stages.workspace import StageError, Workspace, is_done
 
-POOL_SIZE = 350_000  # for the estimate of time only
+# For the estimate of time only:
+POOL_SIZE = 350_000
+SCORING = 0.4  # time of a FLOP of scoring, in FLOPs of training: no backward, small micro-batches
 
 
 @dataclass
@@ -34,7 +36,7 @@ class Stage:
     kind: str
     run: Run
     label: str
-    work: float  # FLOPs, for the time left
+    work: float  # in FLOPs of training, for the time left
     needs: list[str] = field(default_factory=list)
     done: float = 0.0  # share
     line: str = ""
@@ -69,14 +71,22 @@ def _add_training(
         needs += before
         if reads_pool_cache(run) and (before or not cached(run.reference, workspace)):
             key = f"{workspace.folder(run.reference)}/cache"
-            work = float(POOL_SIZE) * learner_flops(run.reference, new_learner(run.reference)).full
+            work = SCORING * POOL_SIZE * learner_flops(run.reference, new_learner(run.reference)).full
             stages.setdefault(
                 key, Stage(key, "cache", run.reference, "reference embeddings", work, before)
             )
             needs.append(key)
-    work = run_cost(run, run.optim.steps, flops, None, 0.0, 0).cached
+    all_flops = run_cost(run, run.optim.steps, flops, None, 0.0, 0).cached
+    trained = run_cost(_uniformly(run), run.optim.steps, flops, None, 0.0, 0).cached
+    work = trained + SCORING * (all_flops - trained)
     stages[str(folder)] = Stage(str(folder), "train", run, label, work, needs)
     return [str(folder)]
+
+
+def _uniformly(run: Run) -> Run:
+    """The same training without selection."""
+    selection = run.selection.model_copy(update={"sampler": "uniform"})
+    return run.model_copy(update={"selection": selection})
 
 
 def run_stages(
