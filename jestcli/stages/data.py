@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,56 +26,12 @@ DOING = {
 }
 
 
-def build(
-    root: Path | None = None,
-    size: int = 32,
-    workers: int | None = None,
-    console: Console | None = None,
-    keep_cache: bool = False,
-) -> Path:
-    """Build the embedded data with a progress bar, unless it is there; returns its root.
+@contextmanager
+def bars(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A function (stage, done, total) that shows a bar for each stage, with the time left.
 
-    Raises DataError with one line that says what to do.
+    Where the console is no terminal, a line when a stage begins.
     """
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    from jestcli.data.build import build as build_data
-    from jestcli.data.build import default_root, is_built, read_manifest
-
-    console = console or Console(stderr=True)
-    root = root or default_root(size)
-    if not is_built(root, size=size):
-        bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console,
-        )  # fmt: skip
-        tasks: dict[str, Any] = {}
-
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(DOING.get(stage, stage), total=total)
-            bar.update(tasks[stage], completed=done, total=total)
-
-        with bar:
-            build_data(root, size=size, workers=workers, progress=report, keep_cache=keep_cache)
-    counts = read_manifest(root)["counts"]
-    console.print(
-        f"data in {root}: {counts['pool']:,} pool images ({counts['pool_pairs']:,} pairs), "
-        f"{counts['curated']:,} curated, {len(counts['benchmarks'])} benchmark folders"
-    )
-    return root
-
-
-def decode(inputs: Inputs, workers: int | None, console: Console) -> None:
-    """Decode pool and curated set into memory-mapped stores, with a bar, unless that is done."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -88,14 +45,57 @@ def decode(inputs: Inputs, workers: int | None, console: Console) -> None:
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=console) as bar:
+    tasks: dict[str, Any] = {}
+    with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = shown.add_task(DOING.get(stage, stage), total=total)
+                if not console.is_terminal:
+                    console.print(f"{DOING.get(stage, stage)} ({total:,})")
+            shown.update(tasks[stage], completed=done, total=total)
+
+        yield report
+
+
+def build(
+    root: Path | None = None,
+    size: int = 32,
+    workers: int | None = None,
+    console: Console | None = None,
+    keep_cache: bool = False,
+) -> Path:
+    """Build the embedded data with a progress bar, unless it is there; returns its root.
+
+    Raises DataError with one line that says what to do.
+    """
+    from rich.console import Console
+
+    from jestcli.data.build import build as build_data
+    from jestcli.data.build import default_root, is_built, read_manifest
+
+    console = console or Console(stderr=True)
+    root = root or default_root(size)
+    if not is_built(root, size=size):
+        with bars(console) as report:
+            build_data(root, size=size, workers=workers, progress=report, keep_cache=keep_cache)
+    counts = read_manifest(root)["counts"]
+    console.print(
+        f"data in {root}: {counts['pool']:,} pool images ({counts['pool_pairs']:,} pairs), "
+        f"{counts['curated']:,} curated, {len(counts['benchmarks'])} benchmark folders"
+    )
+    return root
+
+
+def decode(inputs: Inputs, workers: int | None, console: Console) -> None:
+    """Decode pool and curated set into memory-mapped stores, with bars, unless that is done."""
+    with bars(console) as report:
         for split in ("pool", "curated"):
-            task = bar.add_task(f"decoding the {split} once", total=None, visible=False)
 
-            def report(stage: str, done: int, total: int, task: Any = task) -> None:
-                bar.update(task, completed=done, total=total, visible=True)
+            def named(stage: str, done: int, total: int, split: str = split) -> None:
+                report(f"decoding the {split} once", done, total)
 
-            inputs.store(split, workers, report)
+            inputs.store(split, workers, named)
 
 
 def list_sources(root: Path, console: Console | None = None) -> None:

@@ -71,7 +71,8 @@ def _add_training(
         needs += before
         if reads_pool_cache(run) and (before or not cached(run.reference, workspace)):
             key = f"{workspace.folder(run.reference)}/cache"
-            work = SCORING * POOL_SIZE * learner_flops(run.reference, new_learner(run.reference)).full
+            one = learner_flops(run.reference, new_learner(run.reference)).full
+            work = SCORING * POOL_SIZE * one
             stages.setdefault(
                 key, Stage(key, "cache", run.reference, "reference embeddings", work, before)
             )
