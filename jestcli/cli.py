@@ -287,8 +287,17 @@ def bench_selection(
     listing: Annotated[bool, typer.Option(help="Time the paper's matrix listing too.")] = True,
 ) -> None:
     """Time and memory of joint selection against the paper's listing and the GEMM bound."""
-    from jestcli.bench import selection
+    import torch
 
+    from jestcli.bench import selection
+    from jestcli.config import ConfigError
+
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {device}: there are cpu and cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch finds no GPU on this machine")
+    if not 1 <= size <= batch or dim < 1 or chunks < 1:
+        raise ConfigError("--size must be 1 to --batch; --dim and --chunks at least 1")
     selection.run(batch, size, dim, chunks, device, out, listing)
 
 

@@ -196,10 +196,12 @@ def _peak_memory(call: Callable[[], Tensor], device: torch.device) -> tuple[Tens
         while not done.wait(0.002):
             peak = max(peak, _resident())
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    result = call()
-    done.set()
+    try:
+        result = call()
+    finally:
+        done.set()
     watcher.join()
     return result, max(peak - before, 0)
 

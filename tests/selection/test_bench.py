@@ -12,3 +12,16 @@ def test_bench_writes_what_it_measured(tmp_path):
     assert row["seconds"] > 0 and row["speedup_over_listing"] > 0
     assert json.loads((tmp_path / "bench.json").read_text()) == result
     assert "B = 300, b = 60" in (tmp_path / "bench.md").read_text()
+
+
+def test_a_failing_measurement_ends_with_its_error_and_no_waiting_thread():
+    """The memory watcher once outlived the error and kept the process from ending."""
+    import threading
+
+    import pytest
+
+    from jestcli.bench.selection import bench_selection
+
+    with pytest.raises(ValueError, match="size"):
+        bench_selection(batch=8, size=9, dim=4, chunks=2, device="cpu", out=None, listing=False)
+    assert all(t.daemon or t is threading.main_thread() for t in threading.enumerate())
