@@ -27,6 +27,25 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def added(default: Any, **about: Any) -> Any:
+    """A field added after results were recorded, with the value that changes nothing.
+
+    While it holds that value it is left out of the digest, so recorded runs keep their names.
+    """
+    return Field(default, json_schema_extra={"added": True}, **about)
+
+
+def _determining(settings: BaseModel) -> dict[str, Any]:
+    """Plain data of all fields but the `added` ones that change nothing."""
+    out: dict[str, Any] = {}
+    for name, field in type(settings).model_fields.items():
+        value, extra = getattr(settings, name), field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("added") and value == field.default:
+            continue
+        out[name] = _determining(value) if isinstance(value, BaseModel) else value
+    return out
+
+
 class Data(_Strict):
     """What the model sees. The embedded data are icons and emoji, not photographs."""
 
@@ -135,7 +154,7 @@ class Run(_Strict):
 
     def digest(self) -> str:
         """16 hex digits naming everything that determines this run's numbers."""
-        text = json.dumps([NUMERICS, self.model_dump(mode="json")], sort_keys=True)
+        text = json.dumps([NUMERICS, _determining(self)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -268,3 +268,15 @@ def test_the_digest_is_of_values_and_numerics(monkeypatch: pytest.MonkeyPatch) -
 def test_a_run_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Run().seed = 3  # type: ignore[misc]
+
+
+def test_a_field_added_later_changes_no_digest_until_it_is_used() -> None:
+    class Before(config._Strict):
+        a: int = 1
+
+    class After(config._Strict):
+        a: int = 1
+        b: str = config.added("plain")
+
+    assert config._determining(After()) == config._determining(Before())
+    assert config._determining(After(b="other")) == {"a": 1, "b": "other"}

@@ -135,7 +135,7 @@ def _panel(
     plain_log_ticks(axes)
     axes.set_xlabel(words)
     axes.set_title({"examples": "Training examples", "flops": "Training FLOPs",
-                    "seconds": "Seconds"}[axis])  # fmt: skip
+                    "seconds": "CPU seconds"}[axis])  # fmt: skip
     low, high = axes.get_ylim()
     axes.set_ylim(max(0.0, low), high + 0.04 * (high - low))
     _levels(axes, groups, theme)
@@ -148,7 +148,7 @@ def _axis(axis: str, groups: dict[str, list[Record]]) -> tuple[float, str]:
     if axis == "examples":
         return 1.0, "training examples (pairs in gradient steps)"
     if axis == "seconds":
-        return 1.0, "seconds of drawing, choosing and updating"
+        return 1.0, "CPU seconds of drawing, choosing and updating"
     name = next((n for n in (BASELINE, "uniform") if n in groups), None)
     if name is None:
         return 1e-12, "TFLOPs, reference cached"

@@ -196,7 +196,7 @@ def _iid_step(groups: dict[str, list[Record]], runs: list[Record]) -> float:
 def _costs(raw: tuple[dict[str, Any], ...]) -> Table:
     columns = (
         "Method", "Seeds", "Steps", "Examples", "Cost per iteration %", "Total %",
-        "Charged total %",         "Seconds", "Mean %", "Chance-corrected %",
+        "Charged total %",         "CPU s", "Mean %", "Chance-corrected %",
     )  # fmt: skip
     three = CONVENTIONS[:3]
     rows = []
@@ -217,7 +217,7 @@ def _costs(raw: tuple[dict[str, Any], ...]) -> Table:
         "Costs in FLOPs: uniform = 100 an iteration, the long uniform run = 100 in total; where "
         "three stand: reference cached and selected forwards re-used / cached, nothing re-used "
         "(what is executed) / not cached. Charged: cached, and the reference's training and its "
-        "scoring of the pool. Seconds: drawing, choosing and updating.",
+        "scoring of the pool. CPU s: seconds of drawing, choosing and updating on one core.",
     )  # fmt: skip
 
 
@@ -234,7 +234,7 @@ def _benchmarks(raw: tuple[dict[str, Any], ...], records: list[Record]) -> Table
 
 def _speed_ups(records: list[Record], names: list[str]) -> Table:
     columns = ("Method", "Examples", "FLOPs, re-used", "FLOPs, cached", "FLOPs, not cached",
-               "FLOPs, charged", "Seconds", "Examples by seed")  # fmt: skip
+               "FLOPs, charged", "CPU s", "Examples by seed")  # fmt: skip
     rows = []
     for name in names:
         if name == BASELINE or name in REFERENCES:
