@@ -59,6 +59,7 @@ class World:
     # Benchmarks
     concept_sets: dict[str, tuple[str, ...]]  # family -> collections of `objects`
     concept_weights: tuple[str, ...]  # weights of phosphor that `objects` shows ("" is regular)
+    filled_styles: tuple[str, ...]  # last words of names of icons that are filled shapes
     concept_families: int  # a class must be drawn by at least so many of those families
     style_words: tuple[str, ...]  # words that say how an icon is drawn, not what it shows
     templates: tuple[str, ...]
@@ -182,6 +183,7 @@ WORLD = World(
         "iconoir": ("iconoir",),
     },
     concept_weights=("", "fill", "duotone"),
+    filled_styles=("fill", "duotone", "solid"),
     concept_families=2,
     style_words=STYLE_WORDS,
     templates=TEMPLATES,

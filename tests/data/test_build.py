@@ -61,7 +61,7 @@ def test_curated_levels_and_captions(root: Path) -> None:
 def test_benchmarks_are_in_the_local_wds_layout(root: Path) -> None:
     entries = {e["name"]: e for e in json.loads((root / "benchmarks/benchmarks.json").read_text())}
     assert list(entries) == [
-        "objects", "objects_fewshot", "tagged_i2t", "tagged_t2i", "emoji_3d", "emoji_ink",
+        "objects", "objects_filled", "objects_fewshot", "tagged_i2t", "tagged_t2i", "emoji_3d",
         "animals", "food",
     ]  # fmt: skip
     objects = entries["objects"]
@@ -73,8 +73,14 @@ def test_benchmarks_are_in_the_local_wds_layout(root: Path) -> None:
     assert len(shown) == objects["n"]
     for pair in shown:
         assert pair.meta["key"].split("/")[1].startswith(classes[pair.meta["cls"]])
-    assert "ph/boat-fill" not in {pair.meta["key"] for pair in shown}, "its raster is in the pool"
-    assert objects["dropped_as_near_duplicates"] == 1
+    filled = list(read_shards(str(root / "benchmarks/wds_objects_filled/test/0.tar")))
+    assert len(filled) == entries["objects_filled"]["n"] > 0
+    styles = {pair.meta["key"].rpartition("-")[2] for pair in filled}
+    assert styles == {"fill", "duotone", "solid"}
+    assert styles.isdisjoint(pair.meta["key"].rpartition("-")[2] for pair in shown)
+    assert "ph/boat-fill" not in {pair.meta["key"] for pair in filled}, "its raster is in the pool"
+    assert entries["objects_filled"]["dropped_as_near_duplicates"] == 1
+    assert entries["tagged_i2t"]["chance"] == 5 / entries["tagged_i2t"]["n"]
     few = root / "benchmarks" / entries["objects_fewshot"]["folder"]
     train = list(read_shards(str(few / "train/0.tar")))
     assert {pair.meta["family"] for pair in train} == {"phosphor"}
