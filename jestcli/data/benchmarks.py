@@ -14,7 +14,7 @@ from jestcli.data.world import World
 ZERO_SHOT, FEW_SHOT, RETRIEVAL = "zero-shot", "few-shot", "retrieval"
 # Groups of emoji that show things rather than faces, people, signs and flags.
 OBJECT_GROUPS = ("animals-nature", "food-drink", "travel-places", "activities", "objects")
-RECALL_AT = 5  # of thousands: at the scores of a small model, recall at 1 counts a handful of images
+RECALL_AT = 5  # recall at 1 of a small model counts a handful of the images
 _PHOSPHOR_WEIGHTS = ("thin", "light", "bold", "fill", "duotone")
 # Plurals that end in s and singulars that do too.
 _NOT_PLURAL = (
@@ -154,7 +154,7 @@ def _weight(name: str) -> str:
 
 
 def _objects(world: World, shown: list[Drawn]) -> list[Benchmark]:
-    """`objects`, `objects_filled`, `objects_fewshot`: concepts that several withheld families draw."""
+    """Concepts that several withheld families draw: as lines, as filled shapes, few-shot."""
     family_of = {prefix: f for f, prefixes in world.concept_sets.items() for prefix in prefixes}
     drawings: dict[str, dict[str, list[Drawn]]] = {}  # concept -> family -> icons
     for icon in shown:

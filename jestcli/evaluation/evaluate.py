@@ -1,7 +1,8 @@
 """Scores of a model on benchmarks, computed by clip-benchmark's own functions.
 
 Zero-shot: prompt-ensembled class vectors (as clip-benchmark's, in one batch). Few-shot: closed-form
-L2-regularised least squares on frozen features, as in the paper's code family. Retrieval: R@5 of the metric named.
+L2-regularised least squares on frozen features, as in the paper's code family. Retrieval: recall at
+k both ways, k and direction by the benchmark's metric.
 """
 
 from __future__ import annotations

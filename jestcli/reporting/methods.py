@@ -37,6 +37,7 @@ STYLES: dict[str, Style] = {
     "flexi": Style("Flexi-JEST", VERMILLION, marker="D", main=True),
     "flexi++": Style("Flexi-JEST++", ORANGE, marker="X", main=True),
     "curated": Style("Curated only", GREEN, marker="^"),
+    "curated++": Style("Curated++ only", GREEN, LONG, "^"),
     "mixed": Style("Curated + pool", PURPLE, marker="v"),
     "finetune": Style("Fine-tuned ref.", PURPLE, LONG, "v"),
     "filtered": Style("Filtered pool", GREEN, SHORT, "^"),

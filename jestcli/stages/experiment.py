@@ -149,7 +149,7 @@ def default_run(method: str, overrides: dict[str, Any], seed: int) -> Run:
     settings: dict[str, Any] = {"method": method, "seed": seed}
     if (method in METHODS and needs_reference(method)) or ":" in method:
         settings["reference"] = default_reference(_for_reference(overrides), seed).model_dump()
-    return build_run(settings, {}, overrides)
+    return build_run(settings, read_experiment(FOLDER / "figure1.yaml").base, overrides)
 
 
 def default_reference(overrides: dict[str, Any], seed: int) -> Run:
