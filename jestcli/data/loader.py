@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -31,45 +33,110 @@ class Part:
 
 @dataclass(frozen=True)
 class Candidates:
-    """A super-batch.
+    """A super-batch, or this rank's slice of it.
 
-    part, row: int64 [B], which part and which row of its store; images: uint8 [B, 3, S, S];
-    tokens: int64 [B, L].
+    part, row: int64 [B], which part and which row of its pool; images: uint8 [B, 3, s, s], the
+    deterministic view at scoring size; tokens: int64 [B, L].
+    name: i -> the key of candidate i, for logs.
+    reload: int64 [b] -> uint8 [b, 3, S, S], where scoring saw smaller images than training will.
     """
 
     part: np.ndarray
     row: np.ndarray
     images: Tensor
     tokens: Tensor
+    name: Callable[[int], str]
+    reload: Callable[[np.ndarray], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.row)
 
+    @property
+    def keys(self) -> list[str]:
+        """The key of every candidate."""
+        return [self.name(i) for i in range(len(self))]
 
-def draw(parts: list[Part], counts: list[int], seed: int, step: int) -> Candidates:
-    """The candidates of `step`: counts[i] pairs of parts[i], every part read epoch by epoch."""
+    def full(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Candidates `index`, int64 [b], to train on: uint8 [b, 3, S, S] and int64 [b, L]."""
+        images = self.images[index] if self.reload is None else self.reload(index.numpy())
+        return images, self.tokens[index]
+
+
+class Drawing(Protocol):
+    """Where a run's candidates come from. Its whole state is the step that is asked for."""
+
+    waited: float
+    """Seconds that draws have waited for data so far."""
+
+    def __call__(self, step: int) -> Candidates:
+        """The candidates of `step` (0-based): this rank's contiguous slice of the super-batch."""
+
+    def close(self) -> None:
+        """End worker processes. Closing twice is fine."""
+
+
+def slice_of(n: int, rank: int, world: int) -> slice:
+    """The part of n positions that rank `rank` of `world` takes."""
+    return slice(n * rank // world, n * (rank + 1) // world)
+
+
+@dataclass
+class StoreDrawing:
+    """Drawing from decoded stores: counts[i] pairs of parts[i] a step. Never waits."""
+
+    parts: list[Part]
+    counts: list[int]
+    seed: int
+    rank: int = 0
+    world: int = 1
+    waited: float = 0.0
+
+    def __call__(self, step: int) -> Candidates:
+        return draw(self.parts, self.counts, self.seed, step, self.rank, self.world)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def draw(
+    parts: list[Part], counts: list[int], seed: int, step: int, rank: int = 0, world: int = 1
+) -> Candidates:
+    """The candidates of `step`: counts[i] pairs of parts[i], every part read epoch by epoch.
+
+    Of `world` ranks, `rank` gets its slice.
+    """
     drawn = [
-        _read(part, which, shuffled(seed, part.stream, len(part.rows), step * n, n), seed, step)
-        for which, (part, n) in enumerate(zip(parts, counts, strict=True))
-        if n
+        _rows(part, i, n, seed, step) for i, (part, n) in enumerate(zip(parts, counts, strict=True))
     ]
+    mine = slice_of(sum(counts), rank, world)
+    which, row, token = (np.concatenate(x)[mine] for x in zip(*drawn, strict=True))
+    used = [(part, which == i) for i, part in enumerate(parts) if (which == i).any()]
+    pairs = [_read(part, row[mask], token[mask]) for part, mask in used]
     return Candidates(
-        np.concatenate([d.part for d in drawn]),
-        np.concatenate([d.row for d in drawn]),
-        torch.cat([d.images for d in drawn]),
-        torch.cat([d.tokens for d in drawn]),
-    )
+        which, row,
+        torch.cat([images for images, _ in pairs]),
+        torch.cat([tokens for _, tokens in pairs]),
+        lambda i: parts[which[i]].store.keys[row[i]],
+    )  # fmt: skip
 
 
-def _read(part: Part, which: int, positions: np.ndarray, seed: int, step: int) -> Candidates:
-    rows = part.rows[positions]
+def _rows(
+    part: Part, which: int, n: int, seed: int, step: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """int64 [n] each: the part's number, rows of its store, rows of its tokens."""
+    if not n:
+        return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64)
+    rows = part.rows[shuffled(seed, part.stream, len(part.rows), step * n, n)]
     first, end = part.store.caption_start[rows], part.store.caption_start[rows + 1]
     if part.captions > 1:
         end = np.minimum(end, first + part.captions)
         first = generator(seed, "caption", which, step).integers(first, end)
+    return np.full(n, which), rows, first
+
+
+def _read(part: Part, rows: np.ndarray, token_rows: np.ndarray) -> tuple[Tensor, Tensor]:
     images = torch.from_numpy(part.store.images[rows]).permute(0, 3, 1, 2)
-    tokens = torch.from_numpy(part.store.tokens[first].astype(np.int64))
-    return Candidates(np.full(len(rows), which), rows, images, tokens)
+    return images, torch.from_numpy(part.store.tokens[token_rows].astype(np.int64))
 
 
 def rows_of(store: Store, rows: np.ndarray) -> tuple[Tensor, Tensor]:

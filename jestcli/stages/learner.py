@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jestcli.config import Run
-from jestcli.data.loader import Part, draw
+from jestcli.data.loader import Part, StoreDrawing
 from jestcli.evaluation.benchmarks import list_benchmarks
 from jestcli.evaluation.evaluate import evaluate, mean_score
 from jestcli.models.flops import Cost, ForwardFlops, forward_flops, run_cost
@@ -117,7 +117,7 @@ def _train(
     started = time.perf_counter()
     train_loop(
         run, folder, learner,
-        lambda step: draw(parts, counts, run.seed, step),
+        StoreDrawing(parts, counts, run.seed),
         reads_reference, score, cost_after,
         lambda done, total, line: report(done, total, f"{label} · {line}"), track,
     )  # fmt: skip

@@ -96,7 +96,8 @@ def update(
     """
     generator = torch_generator(run.seed, "train", step)
     index = index[torch.randperm(len(index), generator=generator)]
-    images, tokens = normalise(candidates.images[index]), candidates.tokens[index]
+    pixels, tokens = candidates.full(index)
+    images = normalise(pixels)
     if run.optim.augment:
         images = augment(images, generator)
     n_low = round(len(index) * run.selection.low_res_share)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import fake_pool, fake_store
 
-from jestcli.data.loader import Candidates, Part, draw, rows_of
+from jestcli.data.loader import Candidates, Part, StoreDrawing, draw, rows_of
 from jestcli.training.randomness import generator, shuffled, torch_generator
 
 SEEDS = st.integers(0, 2**31)
@@ -103,3 +104,25 @@ def test_a_draw_takes_the_right_share_and_pairs_images_with_their_captions() -> 
 def test_a_part_of_which_nothing_is_taken_is_left_out() -> None:
     drawn = draw([fake_pool(), fake_pool()], [0, 4], 0, 0)
     assert drawn.part.tolist() == [1] * 4
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_ranks_draw_slices_of_the_same_super_batch(world: int) -> None:
+    store = fake_store()
+    parts = [fake_pool(), Part(store, store.choose("odd"), "curated", 3)]
+    whole = draw(parts, [6, 3], 3, 5)
+    ranks = [StoreDrawing(parts, [6, 3], 3, rank, world)(5) for rank in range(world)]
+    assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
+    assert np.array_equal(np.concatenate([r.row for r in ranks]), whole.row)
+    assert torch.equal(torch.cat([r.images for r in ranks]), whole.images)
+    assert torch.equal(torch.cat([r.tokens for r in ranks]), whole.tokens), "captions too"
+
+
+def test_candidates_know_their_keys_and_their_full_pixels() -> None:
+    pool = fake_pool()
+    pool.store.__dict__["keys"] = [f"icon-{row}" for row in range(40)]
+    drawn = draw([pool], [8], 0, 0)
+    assert drawn.keys == [f"icon-{row}" for row in drawn.row]
+    index = torch.tensor([5, 0])
+    images, tokens = drawn.full(index)
+    assert torch.equal(images, drawn.images[index]) and torch.equal(tokens, drawn.tokens[index])
