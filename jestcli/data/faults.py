@@ -1,0 +1,84 @@
+"""What could not be read: skipped, counted, written down, and replayed when a run goes on.
+
+A fault that passes (a server that was down) must not change what a resumed run sees: what the log
+names is not tried again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from jestcli.data.errors import DataError
+
+LEAST_READ = 200  # samples before a share of faults means anything
+FULL = -1  # the attempt of a sample that was scored, but broke when decoded at full size
+
+logger = logging.getLogger(__name__)
+
+
+class Fault(NamedTuple):
+    """One sample that could not be used, at one place of the order."""
+
+    stream: str
+    position: int
+    attempt: int  # 0: the sample itself; k: its k-th substitute
+    shard: str
+    key: str
+    reason: str
+
+
+class FaultLog:
+    """Faults in a JSON-lines file a rank; all ranks' files are read, each writes its own."""
+
+    def __init__(self, folder: Path | None = None, rank: int = 0, limit: float = 0.05):
+        self.limit = limit
+        self.known: dict[tuple[str, int, int], Fault] = {}
+        self.met: Counter[tuple[str, str]] = Counter()
+        self.path = (
+            folder / (f"faults-rank{rank}.jsonl" if rank else "faults.jsonl") if folder else None
+        )
+        for path in sorted(folder.glob("faults*.jsonl")) if folder else []:
+            for fault in _read(path):
+                self.known[fault[:3]] = fault
+
+    def add(self, faults: Iterable[Fault]) -> None:
+        """Count these and write down the new ones."""
+        new = []
+        for fault in faults:
+            if not self.met[fault.shard, fault.reason]:
+                logger.warning("skipped %s of %s: %s (more of the same are counted only)",
+                               fault.key, fault.shard, fault.reason)  # fmt: skip
+            self.met[fault.shard, fault.reason] += 1
+            if fault[:3] not in self.known:
+                self.known[fault[:3]] = fault
+                new.append(fault)
+        if new and self.path:
+            with self.path.open("a") as file:
+                file.write("".join(json.dumps(fault._asdict()) + "\n" for fault in new))
+
+    def check(self, read: int) -> None:
+        """Raises DataError when too large a share of `read` samples was faulty."""
+        faults = self.met.total()
+        if read >= LEAST_READ and faults > self.limit * read:
+            (shard, reason), _ = self.met.most_common(1)[0]
+            log = f"; all are in {self.path}" if self.path else ""
+            raise DataError(
+                f"{faults:,} of {read:,} samples could not be read, more than the "
+                f"{100 * self.limit:g} % that --max-faults allows; most often: {reason} "
+                f"({shard}){log}"
+            )
+
+
+def _read(path: Path) -> Iterable[Fault]:
+    """The faults of a file; a line that a killed process left unfinished is cut off."""
+    content = path.read_bytes()
+    whole = content.rpartition(b"\n")[0]
+    if len(whole) + 1 < len(content):
+        path.write_bytes(whole + b"\n" if whole else b"")
+    for line in whole.splitlines():
+        yield Fault(**json.loads(line))

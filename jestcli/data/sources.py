@@ -1,0 +1,246 @@
+"""Where shards are: folders, patterns, `pipe:` and http URLs, each made a local file.
+
+A remote shard is fetched whole into a bounded folder, atomically, with time limits and retries;
+every reader after that sees a file. What a user writes as `pipe:` is a shell command of their own;
+nothing that a shard or a server says is ever run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import hashlib
+import http.client
+import json
+import os
+import selectors
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from jestcli.data.errors import DataError, explain_os_error
+from jestcli.data.shards import expand_urls
+
+BLOCK = 1 << 20
+PATIENCE = 60.0  # seconds that a shard which could not be fetched is left alone
+
+
+class ShardError(Exception):
+    """A shard cannot be had; the message is the reason it is counted under."""
+
+
+def default_cache() -> Path:
+    """$JEST_CACHE, or a folder in the user's cache: fetched shards and indexes of all shards."""
+    own = os.environ.get("JEST_CACHE")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(own) if own else home / "jest"
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How data come here. Nothing in it changes what a run computes, so it is no part of a Run.
+
+    workers: processes that read and decode (0: the training process itself; None: cores - 1).
+    max_faults: the share of unreadable samples, or shards, above which a run stops.
+    cache: folder of fetched shards (at most `gigabytes` of them) and of indexes.
+    timeout: seconds without a byte after which a server counts as stalled; retries: tries more.
+    """
+
+    workers: int | None = None
+    max_faults: float = 0.05
+    cache: Path = field(default_factory=default_cache)
+    gigabytes: float = 50.0
+    timeout: float = 30.0
+    retries: int = 3
+    pause: float = 1.0  # seconds before the second try, doubled for every further one
+
+
+def list_shards(entry: str) -> list[str]:
+    """The shards of one source: a folder's *.tar by name, a pattern's, or itself.
+
+    Braces ({000..099}), `*` for local files and webdataset's `::` lists are expanded. Raises
+    DataError when a folder or a `*` pattern holds none.
+    """
+    path = Path(entry.removeprefix("file:")).expanduser()
+    if not is_remote(entry) and path.is_dir():
+        found = sorted(str(each) for each in path.glob("*.tar"))
+        if not found:
+            raise DataError(f"no .tar shard in the folder {path}")
+        return found
+    shards: list[str] = []
+    for url in expand_urls(entry):
+        if is_remote(url):
+            shards.append(url)
+            continue
+        name = str(Path(url.removeprefix("file:")).expanduser())
+        matches = sorted(glob.glob(name)) if "*" in name else [name]
+        if not matches:
+            raise DataError(f"no shard matches {name}")
+        shards += matches
+    return shards
+
+
+def is_remote(url: str) -> bool:
+    """Whether a shard must be fetched before it can be read."""
+    return url.startswith(("pipe:", "http://", "https://"))
+
+
+def local(url: str, loading: Loading) -> Path:
+    """The file of a shard, fetched unless it is here. Raises ShardError with the reason."""
+    if not is_remote(url):
+        path = Path(url)
+        if not path.is_file():
+            raise ShardError("no such file")
+        return path
+    folder = loading.cache / "shards"
+    path = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:24]}.tar"
+    if path.exists():
+        _touch(path)
+        return path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _only_one(path):
+            if not path.exists():
+                _fetch(url, path, loading)
+                _evict(folder, loading.gigabytes, path)
+    except OSError as error:
+        raise explain_os_error(error, f"keeping a fetched shard in {folder}") from error
+    return path
+
+
+@contextmanager
+def _only_one(path: Path) -> Iterator[None]:
+    """Of all processes that want this file, one makes it; the others wait and find it."""
+    with path.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _touch(path: Path) -> None:
+    with suppress(OSError):  # evicted between two looks: the caller fetches again
+        os.utime(path)
+
+
+def _fetch(url: str, path: Path, loading: Loading) -> None:
+    """Fetch into `path`, atomically; a failure is remembered for a while, for all processes."""
+    failed = path.with_suffix(".failed")
+    if failed.exists() and time.time() - failed.stat().st_mtime < PATIENCE:
+        raise ShardError(failed.read_text())
+    temporary = path.with_suffix(f".part{os.getpid()}")
+    why = ""
+    try:
+        for attempt in range(loading.retries + 1):
+            if attempt:
+                time.sleep(loading.pause * 2 ** (attempt - 1))
+            try:
+                with temporary.open("wb") as file:
+                    if url.startswith("pipe:"):
+                        _run(url.removeprefix("pipe:"), file, loading.timeout)
+                    else:
+                        _download(url, file, loading.timeout)
+                os.replace(temporary, path)
+                failed.unlink(missing_ok=True)
+                return
+            except _Final as error:
+                why = str(error)
+                break
+            except ShardError as error:
+                why = str(error)
+    finally:
+        temporary.unlink(missing_ok=True)
+    failed.write_text(why)
+    raise ShardError(why)
+
+
+class _Final(ShardError):
+    """Trying again will not help."""
+
+
+def _download(url: str, file: IO[bytes], timeout: float) -> None:
+    try:
+        with urllib.request.urlopen(url, timeout=timeout) as answer:
+            length = answer.headers.get("Content-Length")
+            got = 0
+            while block := answer.read(BLOCK):
+                file.write(block)
+                got += len(block)
+    except urllib.error.HTTPError as error:
+        kind = ShardError if error.code in (408, 429) or error.code >= 500 else _Final
+        raise kind(f"the server answers {error.code}") from None
+    except TimeoutError:
+        raise ShardError("the server stalls") from None
+    except urllib.error.URLError as error:
+        stalls = isinstance(error.reason, TimeoutError)
+        why = "the server stalls" if stalls else f"no connection ({error.reason})"
+        raise ShardError(why) from None
+    except (http.client.HTTPException, ConnectionError, ValueError) as error:
+        raise ShardError(f"the transfer broke off ({type(error).__name__})") from None
+    if length is not None and length.isdigit() and got != int(length):
+        raise ShardError("the transfer broke off")
+
+
+def _run(command: str, file: IO[bytes], timeout: float) -> None:
+    """The output of the user's own shell command."""
+    process = subprocess.Popen(
+        command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        with selectors.DefaultSelector() as waiting:
+            waiting.register(process.stdout, selectors.EVENT_READ)
+            while True:
+                if not waiting.select(timeout):
+                    raise ShardError("the command stalls")
+                block = os.read(process.stdout.fileno(), BLOCK)
+                if not block:
+                    break
+                file.write(block)
+        code = process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        raise ShardError("the command stalls") from None
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, 9)
+            process.wait()
+        process.stdout.close()
+    if code:
+        raise ShardError(f"the command fails (exit {code})")
+
+
+def _evict(folder: Path, gigabytes: float, keep: Path) -> None:
+    """Remove the shards that were used longest ago until the rest fits."""
+    found: list[tuple[float, int, Path]] = []
+    for path in folder.glob("*.tar"):
+        try:
+            about = path.stat()
+        except OSError:
+            continue  # another process removed it
+        found.append((about.st_mtime, about.st_size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total <= gigabytes * 1e9:
+            return
+        if path != keep:
+            path.unlink(missing_ok=True)
+            total -= size
+
+
+def identity(shards: list[str]) -> str:
+    """16 hex digits naming these shards: their addresses, and the sizes of local ones."""
+    sizes = [None if is_remote(url) else _size(url) for url in shards]
+    text = json.dumps([shards, sizes])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1

@@ -1,0 +1,155 @@
+"""What a shard holds and where: read once from the tar's headers, then any sample is one read away.
+
+Only offsets are taken. No member is opened here, and a member's name is a key, never a path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jestcli.data.shards import IMAGES, TEXTS
+from jestcli.data.sources import Loading, ShardError, is_remote, local
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """The usable samples of one shard, in its order.
+
+    members: for each key, extension -> (offset, bytes). faults: what was left out, by reason.
+    """
+
+    size: int
+    keys: list[str]
+    members: list[dict[str, tuple[int, int]]]
+    faults: dict[str, int]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def identity(self) -> str:
+        """Hash of the keys and of the size: what a cache of this shard is checked by."""
+        text = json.dumps([FORMAT, self.size, self.keys])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_index(url: str, loading: Loading) -> ShardIndex:
+    """The index of a shard, made unless it is there already. Raises ShardError.
+
+    Kept in `loading.cache`, not beside the shard: a downloaded data set cannot bring its own.
+    """
+    kept = (
+        loading.cache / "index" / f"{hashlib.sha256(_absolute(url).encode()).hexdigest()[:24]}.json"
+    )
+    stamp = _stamp(url)
+    found = _load(kept, stamp)
+    if found is not None:
+        return found
+    index = scan(local(url, loading))
+    text = json.dumps(
+        {"format": FORMAT, "url": url, "stamp": stamp, "size": index.size, "keys": index.keys,
+         "members": index.members, "faults": index.faults}
+    )  # fmt: skip
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    temporary = kept.with_suffix(f".{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, kept)
+    return index
+
+
+def _absolute(url: str) -> str:
+    return url if is_remote(url) else os.path.abspath(url)
+
+
+def _stamp(url: str) -> list[int] | None:
+    """What shows that a local file changed; None for a remote one, which is taken as it was."""
+    if is_remote(url):
+        return None
+    try:
+        about = os.stat(url)
+    except OSError:
+        raise ShardError("no such file") from None
+    return [about.st_size, about.st_mtime_ns]
+
+
+def _load(kept: Path, stamp: list[int] | None) -> ShardIndex | None:
+    try:
+        about: dict[str, Any] = json.loads(kept.read_text())
+        if about["format"] != FORMAT or about["stamp"] != stamp:
+            return None
+        members = [{k: (v[0], v[1]) for k, v in each.items()} for each in about["members"]]
+        return ShardIndex(about["size"], about["keys"], members, about["faults"])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None  # made again
+
+
+def scan(path: Path) -> ShardIndex:
+    """Read a tar's headers. Raises ShardError when it is no tar.
+
+    A tar that breaks off keeps what came before. Samples without an image or without .txt and
+    .json, second members of one kind and second samples of one key are left out and counted.
+    """
+    size = path.stat().st_size
+    faults: Counter[str] = Counter()
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    current, repeated = None, False
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in _headers(tar, faults):
+                if not member.isreg():
+                    continue
+                key, extension = split_name(member.name)
+                if extension not in IMAGES and extension not in TEXTS:
+                    continue
+                if member.offset_data + member.size > size:
+                    faults["shard breaks off"] += 1
+                    break
+                if key != current:
+                    current, repeated = key, key in samples
+                    faults["duplicate key"] += repeated
+                if repeated:
+                    continue
+                own = samples.setdefault(key, {})
+                if extension in own:
+                    faults["duplicate member"] += 1
+                    continue
+                own[extension] = (member.offset_data, member.size)
+    except tarfile.TarError:
+        raise ShardError("not a tar file") from None
+    except OSError as error:
+        raise ShardError(f"cannot be read ({error.strerror})") from None
+    usable = {}
+    for key, own in samples.items():
+        if not any(extension in own for extension in IMAGES):
+            faults["no image"] += 1
+        elif "txt" not in own and "json" not in own:
+            faults["no caption"] += 1
+        else:
+            usable[key] = own
+    return ShardIndex(size, list(usable), list(usable.values()), dict(+faults))
+
+
+def _headers(tar: tarfile.TarFile, faults: Counter[str]) -> Any:
+    """The members, as far as the tar can be read."""
+    try:
+        while (member := tar.next()) is not None:
+            yield member
+            tar.members = []  # type: ignore[attr-defined] # it would keep every header
+    except (tarfile.TarError, EOFError, ValueError):
+        faults["shard breaks off"] += 1
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """`a/b.c.jpg` -> (`a/b`, `c.jpg`): webdataset's rule, the extension in lower case."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return folder + slash + stem, extension.lower()
