@@ -16,6 +16,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from jestcli.models import catalogue
+
 NUMERICS = 1  # raise when a change alters what a run computes: old results then count as missing
 
 
@@ -59,7 +61,12 @@ class Data(_Strict):
 class Model(_Strict):
     """Two open_clip towers. The default is small enough to train on two CPU cores."""
 
-    name: None = Field(None, description="reserved for open_clip configs by name")
+    name: str | None = Field(
+        None,
+        description="an open_clip config, such as ViT-B-16-SigLIP-256, in place of the own towers: "
+        "embed_dim, width, layers, head_width, text_width and text_layers then mean nothing, "
+        "patch_sizes is its own patch and twice that unless set",
+    )
     embed_dim: int = 64
     width: int = 64
     layers: int = 3
@@ -71,6 +78,31 @@ class Model(_Strict):
     text_layers: int = 1
     init_logit_scale: float = Field(10.0, description="temperature scale at the start")
     init_logit_bias: float = Field(-10.0, description="bias at the start (minus the paper's beta)")
+    pretrained: str | None = added(
+        None, description="weights for a named model: a local file or one of open_clip's tags"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _patches_of_name(cls, given: Any) -> Any:
+        """A named tower's patch sizes, unless they are given: its own and twice that."""
+        name = given.get("name") if isinstance(given, dict) else None
+        if not isinstance(name, str):
+            return given
+        if name not in catalogue.known():
+            raise ValueError(f"no model.name {name!r}{did_you_mean(name, catalogue.usable())}")
+        config = catalogue.read(name)
+        why = catalogue.problem(config)
+        if why is not None:
+            raise ValueError(f"model.name {name!r} cannot be trained here: {why}")
+        patch = catalogue.patch_size(config)
+        return {"patch_sizes": (patch, 2 * patch), **given}
+
+    @model_validator(mode="after")
+    def _pretrained_has_a_name(self) -> Model:
+        if self.pretrained is not None and self.name is None:
+            raise ValueError("model.pretrained needs model.name")
+        return self
 
 
 class Optim(_Strict):
@@ -92,9 +124,20 @@ class Selection(_Strict):
     criterion: Literal["learnability", "easy_reference", "hard_learner"] = "learnability"
     filter_ratio: float = Field(0.8, ge=0, lt=1, description="f = 1 - b/B")
     n_chunks: int = Field(16, ge=1)
-    low_res_scoring: bool = Field(False, description="score the super-batch at the coarsest patch")
+    low_res_scoring: bool = Field(False, description="score the super-batch at low resolution")
     low_res_share: float = Field(
-        0.0, ge=0, le=1, description="share of the sub-batch trained at the coarsest patch"
+        0.0, ge=0, le=1, description="share of the sub-batch trained at low resolution"
+    )
+    approximation: Literal["patch", "resolution", "tokens"] = added(
+        "patch",
+        description="what low resolution is: the coarsest patch size (the paper), or as many cells "
+        "by the finest patch on a smaller image, or by dropping those of least contrast",
+    )
+    keep_tokens: float | None = added(
+        None, gt=0, le=1, description="tokens: share of the cells that is kept instead"
+    )
+    reference_resolution: Literal["full", "low"] = added(
+        "full", description="resolution at which the reference sees the candidates"
     )
 
 
@@ -141,6 +184,8 @@ class Run(_Strict):
         patches = list(model.patch_sizes)
         if not patches or patches != sorted(patches) or any(p < 1 or size % p for p in patches):
             raise ValueError("model.patch_sizes must divide data.image_size, finest first")
+        if selection.keep_tokens is not None and selection.approximation != "tokens":
+            raise ValueError("selection.keep_tokens needs selection.approximation=tokens")
         if model.width % model.head_width or model.text_width % model.head_width:
             raise ValueError("model.head_width must divide model.width and model.text_width")
         return self

@@ -1,23 +1,49 @@
-"""FlexiViT: one vision tower at several patch sizes (Beyer et al., CVPR 2023).
+"""FlexiViT: one vision tower at several patch sizes (Beyer et al., CVPR 2023), and other savings.
 
-Patch weights are stored at the largest patch and PI-resized to a smaller one; position embeddings
-are stored on the finest grid and interpolated to a coarser one. Both are fixed linear maps, made
-once and kept as buffers, so gradients flow through them.
+Patch weights are stored at one patch size and PI-resized to another; position embeddings are
+stored on one grid and interpolated to another. Both are fixed linear maps, made once and kept as
+buffers, so gradients flow through them. Besides larger patches, an image can be looked at smaller
+or with only some of its cells (see `View`): three ways to the same number of tokens.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
+from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 
+@dataclass(frozen=True)
+class View:
+    """How a tower looks at an image.
+
+    patch: patch size in pixels. side: the image is resized to this many pixels first.
+    keep: share of the cells that the transformer sees, those with the most contrast (the highest
+    variance of their pixels: deterministic, and blank background goes first); 1.0 is all of them.
+    """
+
+    patch: int
+    side: int
+    keep: float = 1.0
+
+    @property
+    def grid(self) -> int:
+        return self.side // self.patch
+
+    @property
+    def cells(self) -> int:
+        """Cells that the transformer sees."""
+        return max(1, round(self.keep * self.grid**2))
+
+
 def resize_matrix(old: int, new: int) -> Tensor:
     """Bilinear resize of an old x old image as a matrix, float64 [new*new, old*old]."""
-    basis = torch.eye(old * old, dtype=torch.float64).reshape(old * old, 1, old, old)
-    resized = F.interpolate(basis, size=(new, new), mode="bilinear", antialias=new < old)
-    return resized.reshape(old * old, new * new).T
+    axis = _axis_matrix(old, new)
+    return torch.kron(axis, axis)
 
 
 def pi_resize_matrix(old: int, new: int) -> Tensor:
@@ -26,53 +52,137 @@ def pi_resize_matrix(old: int, new: int) -> Tensor:
     The new weights give, for every patch, the inner product that the old weights give for that
     patch resized back to `old` (exactly when new > old, in the least-squares sense otherwise).
     """
-    return torch.linalg.pinv(resize_matrix(old, new).T)
+    if max(old, new) <= 16:  # what recorded runs computed, to the last bit
+        return torch.linalg.pinv(resize_matrix(old, new).T)
+    axis = torch.linalg.pinv(_axis_matrix(old, new).T)  # pinv(a x a) = pinv(a) x pinv(a): no wait
+    return torch.kron(axis, axis)
+
+
+def _axis_matrix(old: int, new: int) -> Tensor:
+    """Linear resize of `old` pixels in a row, float64 [new, old]; an image's is its square."""
+    basis = torch.eye(old, dtype=torch.float64, device="cpu").reshape(old, 1, 1, old)
+    resized = F.interpolate(basis, size=(1, new), mode="bilinear", antialias=new < old)
+    return resized.reshape(old, new).T.contiguous()
 
 
 class FlexiVisual(nn.Module):
-    """An open_clip VisionTransformer that takes its patch size at every call.
+    """An open_clip image tower that takes its `View` at every call.
 
-    With one patch size it computes exactly what the unmodified tower computes.
+    At the patch size and grid that it stores it computes exactly what the unmodified tower does.
 
     Args:
-        visual: native tower, built with the largest patch size.
-        image_size: pixels; every patch size divides it.
-        patch_sizes: finest first. ValueError if one does not divide image_size.
+        visual: open_clip's VisionTransformer, or its TimmModel around timm's VisionTransformer.
+            TypeError for anything else.
+        full: the view of full resolution, the default.
+        others: further views that will be used (`prepare` adds one later).
+    ValueError if a view's patch does not divide its side.
     """
 
-    def __init__(self, visual: VisionTransformer, image_size: int, patch_sizes: tuple[int, ...]):
+    def __init__(self, visual: nn.Module, full: View, others: tuple[View, ...] = ()):
         super().__init__()
-        bad = [p for p in patch_sizes if image_size % p]
-        if bad:
-            raise ValueError(f"patch size {bad[0]} does not divide image size {image_size}")
-        self.visual = visual
-        self.image_size = image_size
-        self.patch_sizes = tuple(sorted(patch_sizes))
-        stored_patch, finest_grid = self.patch_sizes[-1], image_size // self.patch_sizes[0]
-        width = visual.conv1.out_channels
-        if len(self.patch_sizes) > 1:
-            cells = torch.randn(finest_grid**2 + 1, width) * width**-0.5
-            visual.positional_embedding = nn.Parameter(cells)
-        for patch in self.patch_sizes:
-            if patch != stored_patch:
-                weight_map = pi_resize_matrix(stored_patch, patch).float()
-                self.register_buffer(f"weight_map_{patch}", weight_map, persistent=False)
-            if patch != self.patch_sizes[0]:
-                position_map = resize_matrix(finest_grid, image_size // patch).float()
-                self.register_buffer(f"position_map_{patch}", position_map, persistent=False)
+        self.visual, self.full = visual, full
+        self.is_timm = isinstance(visual, TimmModel)
+        if self.is_timm:
+            if not hasattr(visual.trunk, "_pos_embed") or visual.trunk.pos_embed is None:
+                raise TypeError(f"{type(visual.trunk).__name__} is not a plain ViT")
+        elif not isinstance(visual, VisionTransformer):
+            raise TypeError(f"{type(visual).__name__} is not a ViT")
+        self.stored_patch = self._convolution.kernel_size[0]
+        self.stored_grid = round((self._position.shape[-2] - self._prefix_positions) ** 0.5)
+        for view in (full, *others):
+            self.prepare(view)
 
-    def forward(self, images: Tensor, patch_size: int | None = None) -> Tensor:
-        """Images float [n, 3, S, S] -> features [n, embed_dim]; patch_size None is the finest."""
-        patch = patch_size or self.patch_sizes[0]
-        weight, position = self.visual.conv1.weight, self.visual.positional_embedding
-        if patch != self.patch_sizes[-1]:
+    @property
+    def _convolution(self) -> nn.Conv2d:
+        return self.visual.trunk.patch_embed.proj if self.is_timm else self.visual.conv1
+
+    @property
+    def _position(self) -> Tensor:
+        """[prefix + cells, width], or with a leading 1."""
+        return self.visual.trunk.pos_embed if self.is_timm else self.visual.positional_embedding
+
+    @property
+    def _prefix_positions(self) -> int:
+        """Positions that belong to class or register tokens."""
+        if not self.is_timm:
+            return 1
+        trunk = self.visual.trunk
+        return 0 if trunk.no_embed_class else trunk.num_prefix_tokens
+
+    def prepare(self, view: View) -> None:
+        """Make the resize maps of `view`, once. ValueError if its patch does not divide its side."""
+        if view.side % view.patch:
+            raise ValueError(f"patch size {view.patch} does not divide image size {view.side}")
+        device = self._position.device
+        weights, positions = f"weight_map_{view.patch}", f"position_map_{view.grid}"
+        if view.patch != self.stored_patch and not hasattr(self, weights):
+            map_ = pi_resize_matrix(self.stored_patch, view.patch).float().to(device)
+            self.register_buffer(weights, map_, persistent=False)
+        if view.grid != self.stored_grid and not hasattr(self, positions):
+            map_ = resize_matrix(self.stored_grid, view.grid).float().to(device)
+            self.register_buffer(positions, map_, persistent=False)
+
+    def forward(self, images: Tensor, view: View | None = None) -> Tensor:
+        """Images float [n, 3, S, S] -> features [n, embed_dim]; view None is full resolution."""
+        view = view or self.full
+        if images.shape[-1] != view.side:
+            size = (view.side, view.side)
+            images = F.interpolate(images, size, mode="bilinear", antialias=True)
+        if view == View(self.stored_patch, self.stored_patch * self.stored_grid):
+            return self.visual(images)
+        x = self._patches(images, view.patch)
+        x = self._timm(x, images, view) if self.is_timm else self._native(x, images, view)
+        return x
+
+    def _patches(self, images: Tensor, patch: int) -> Tensor:
+        """Patch embeddings [n, grid * grid, width], by weights resized to `patch`."""
+        weight, bias = self._convolution.weight, self._convolution.bias
+        if patch != self.stored_patch:
             flat = weight.flatten(2) @ self.get_buffer(f"weight_map_{patch}").T
             weight = flat.unflatten(2, (patch, patch))
-        if patch != self.patch_sizes[0]:
-            cells = self.get_buffer(f"position_map_{patch}") @ position[1:]
-            position = torch.cat([position[:1], cells])
-        x = F.conv2d(images, weight, stride=patch).flatten(2).transpose(1, 2)
-        first = self.visual.class_embedding.expand(len(x), 1, -1)
-        x = self.visual.ln_pre(torch.cat([first.to(x.dtype), x], dim=1) + position.to(x.dtype))
-        pooled, _ = self.visual._pool(self.visual.transformer(x))
-        return pooled @ self.visual.proj
+        return F.conv2d(images, weight, bias, stride=patch).flatten(2).transpose(1, 2)
+
+    def _positions(self, grid: int) -> Tensor:
+        """Position embeddings [prefix + grid * grid, width], interpolated from the stored grid."""
+        position, prefix = self._position, self._prefix_positions
+        position = position.flatten(0, -2)
+        if grid == self.stored_grid:
+            return position
+        cells = self.get_buffer(f"position_map_{grid}") @ position[prefix:]
+        return torch.cat([position[:prefix], cells])
+
+    def _native(self, x: Tensor, images: Tensor, view: View) -> Tensor:
+        visual = self.visual
+        first = visual.class_embedding.expand(len(x), 1, -1)
+        x = torch.cat([first.to(x.dtype), x], dim=1) + self._positions(view.grid).to(x.dtype)
+        x = visual.ln_pre(drop_cells(x, images, view, prefix=1))
+        pooled, _ = visual._pool(visual.transformer(x))
+        return pooled @ visual.proj
+
+    def _timm(self, x: Tensor, images: Tensor, view: View) -> Tensor:
+        trunk, position = self.visual.trunk, self._positions(view.grid)
+        x = trunk.patch_embed.norm(x)
+        tokens = [t for t in (trunk.cls_token, trunk.reg_token) if t is not None]
+        prefix = [t.expand(len(x), -1, -1).to(x.dtype) for t in tokens]
+        if trunk.no_embed_class:
+            x = torch.cat([*prefix, x + position.to(x.dtype)], dim=1)
+        else:
+            x = torch.cat([*prefix, x], dim=1) + position.to(x.dtype)
+        x = trunk.norm_pre(drop_cells(x, images, view, trunk.num_prefix_tokens))
+        x = trunk.norm(trunk.blocks(x))
+        return self.visual.head(trunk.forward_head(x))
+
+
+def drop_cells(x: Tensor, images: Tensor, view: View, prefix: int) -> Tensor:
+    """Keep `view.cells` of the cells, those whose pixels vary most, and all prefix tokens.
+
+    x: [n, prefix + grid * grid, width]; images: float [n, 3, side, side].
+    """
+    if view.cells == view.grid**2:
+        return x
+    pixels = images.float()
+    mean, of_squares = (F.avg_pool2d(p, view.patch) for p in (pixels, pixels.square()))
+    variance = (of_squares - mean.square()).sum(dim=1).flatten(1)
+    kept = variance.topk(view.cells, dim=1).indices.sort(dim=1).values + prefix
+    rows = x.gather(1, kept[:, :, None].expand(-1, -1, x.shape[-1]))
+    return torch.cat([x[:, :prefix], rows], dim=1)

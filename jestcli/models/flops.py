@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from jestcli.config import Run
+from jestcli.models.flexi import View
 from jestcli.models.towers import Clip
 
 
@@ -41,20 +42,19 @@ def forward_flops(model: Clip, image_size: int, context_length: int) -> ForwardF
     images = torch.zeros(2, 3, image_size, image_size, device=device)
     tokens = torch.zeros(2, context_length, dtype=torch.long, device=device)
 
-    def total(call, batch: Tensor, *more: int) -> int:
+    def total(call, batch: Tensor, *more: View) -> int:
         # Plain attention: the counter knows its two matmuls, not every fused kernel.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             call(batch, *more)
         return counter.get_total_flops()
 
-    def count(call, batch: Tensor, *more: int) -> int:
+    def count(call, batch: Tensor, *more: View) -> int:
         # The second example's share: FlexiViT's resize maps are paid once a batch.
         return total(call, batch, *more) - total(call, batch[:1], *more)
 
-    finest, coarsest = model.patch_sizes[0], model.patch_sizes[-1]
     return ForwardFlops(
-        image_full=count(model.encode_image, images, finest),
-        image_low=count(model.encode_image, images, coarsest),
+        image_full=count(model.encode_image, images, model.full),
+        image_low=count(model.encode_image, images, model.low),
         text=count(model.encode_text, tokens),
     )
 
@@ -89,9 +89,17 @@ def step_cost(run: Run, learner: ForwardFlops, reference: ForwardFlops | None) -
     scored = 0.0 if run.selection.criterion == "easy_reference" else candidates * one_score
     # At low resolution only the low-resolution share could be re-used; the paper counts none.
     reused = b * one_score if scored and not run.selection.low_res_scoring else 0.0
-    reference_scored = candidates * reference.full if reference is not None else 0.0
+    reference_scored = candidates * reference_score(run, reference)
     cached = train + scored
     return Cost(cached - reused, cached, cached + reference_scored, cached)
+
+
+def reference_score(run: Run, reference: ForwardFlops | None) -> int:
+    """FLOPs of the reference's embeddings of one pair, at the resolution it sees it."""
+    if reference is None:
+        return 0
+    low = run.selection.reference_resolution == "low"
+    return reference.low if low else reference.full
 
 
 def run_cost(
@@ -113,7 +121,8 @@ def run_cost(
     if reference is not None:
         reads = run.source.kind == "filtered" or run.selection.sampler != "uniform"
         seen = pool_size if run.source.kind == "filtered" else steps * run.super_batch_size
-        once = reference_training + (min(seen, pool_size) * reference.full if reads else 0.0)
+        one_score = reference_score(run, reference)
+        once = reference_training + (min(seen, pool_size) * one_score if reads else 0.0)
     return Cost(
         steps * one.cached_reuse, steps * one.cached, steps * one.uncached,
         steps * one.charged + once,

@@ -3,35 +3,73 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
+import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from torch import Tensor, nn
 
-from jestcli.config import Data, Model
-from jestcli.models.flexi import FlexiVisual
+from jestcli.config import ConfigError, Data, Model, Selection, did_you_mean
+from jestcli.models import catalogue
+from jestcli.models.flexi import FlexiVisual, View
 
 
 class Clip(nn.Module):
     """Image and text tower, temperature scale and bias.
 
     The method names are those that clip-benchmark calls. Features are L2-normalised float32.
+
+    Args:
+        full, low: how the image tower sees images at full and at low resolution.
+        pixels: mean and standard deviation by channel, of pixels in [0, 1], that the weights
+            expect; None is one half of each, which is how images arrive.
     """
 
-    def __init__(self, clip: CLIP, image_size: int, patch_sizes: tuple[int, ...]):
+    def __init__(
+        self,
+        clip: CLIP | CustomTextCLIP,
+        full: View,
+        low: View | None = None,
+        pixels: tuple[Any, Any] | None = None,
+    ):
         super().__init__()
-        clip.visual = FlexiVisual(clip.visual, image_size, patch_sizes)
+        self.full, self.low = full, low or full
+        clip.visual = FlexiVisual(clip.visual, full, (self.low,))
         self.clip = clip
-        self.patch_sizes = clip.visual.patch_sizes
+        self.expects = pixels is not None
+        if pixels is not None:
+            for name, value in zip(("mean", "std"), pixels, strict=True):
+                self.register_buffer(name, torch.tensor(value)[:, None, None], persistent=False)
 
-    def encode_image(self, images: Tensor, patch_size: int | None = None) -> Tensor:
-        """float [n, 3, S, S] -> [n, d]; patch_size None is the finest, full resolution."""
-        return F.normalize(self.clip.visual(images, patch_size).float(), dim=-1)
+    def encode_image(self, images: Tensor, view: View | None = None) -> Tensor:
+        """float [n, 3, S, S] in [-1, 1] -> [n, d]; view None is full resolution."""
+        if self.expects:
+            images = (images * 0.5 + 0.5 - self.mean) / self.std
+        return F.normalize(self.clip.visual(images, view).float(), dim=-1)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """int [n, L] -> [n, d]."""
         return F.normalize(self.clip.encode_text(tokens).float(), dim=-1)
+
+    def forward(
+        self, images: Tensor, tokens: Tensor, n_low: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All that a training step needs in one call, as DDP and compile want it.
+
+        The first `n_low` of the images float [n, 3, S, S] are seen at low resolution, the rest at
+        full; tokens int [n, L]. Returns image [n, d], text [n, d], scale and bias (0-d).
+        """
+        parts = [(images[:n_low], self.low), (images[n_low:], self.full)]
+        image = torch.cat([self.encode_image(x, view) for x, view in parts if len(x)])
+        return image, self.encode_text(tokens), self.scale, self.bias
+
+    def set_low(self, view: View) -> None:
+        """Make `view` the one of low resolution."""
+        self.clip.visual.prepare(view)
+        self.low = view
 
     @property
     def scale(self) -> Tensor:
@@ -41,37 +79,160 @@ class Clip(nn.Module):
     @property
     def bias(self) -> Tensor:
         """Logit bias (minus the paper's beta), 0-d; zero for a softmax model."""
-        return self.clip.logit_bias if self.clip.logit_bias is not None else torch.zeros(())
+        if self.clip.logit_bias is None:
+            return torch.zeros((), device=self.clip.logit_scale.device)
+        return self.clip.logit_bias
 
 
-def build_model(model: Model, data: Data, patch_sizes: tuple[int, ...], seed: int) -> Clip:
-    """A freshly initialised model; the same seed gives the same weights.
+def low_view(model: Model, data: Data, selection: Selection) -> View:
+    """What low resolution means: larger patches, a smaller image or fewer cells.
+
+    Unless `keep_tokens` says otherwise the transformer sees as many cells as at the coarsest patch.
+    """
+    side, finest, coarsest = data.image_size, model.patch_sizes[0], model.patch_sizes[-1]
+    if selection.approximation == "tokens":
+        return View(finest, side, selection.keep_tokens or (finest / coarsest) ** 2)
+    if selection.approximation == "resolution":
+        return View(finest, side // coarsest * finest)
+    return View(coarsest, side)
+
+
+def build_model(
+    model: Model,
+    data: Data,
+    patch_sizes: tuple[int, ...],
+    seed: int,
+    *,
+    low: View | None = None,
+    loss: str = "sigmoid",
+    stored_patch: int | None = None,
+) -> Clip:
+    """A model with fresh weights, or pretrained ones; the same seed gives the same weights.
 
     Args:
         patch_sizes: the patch sizes this model will be used at (one for a fixed-patch model).
+        low: the view of low resolution; None is the coarsest of `patch_sizes`.
+        loss: a softmax model has no bias (nothing would train it).
+        stored_patch: patch size at which own towers store their weights; None is the largest, from
+            which no size loses anything. A named tower stores its own.
+    Built in `torch.device("meta")` it allocates nothing. Raises ConfigError.
     """
+    full = View(min(patch_sizes), data.image_size)
+    low = low or View(max(patch_sizes), data.image_size)
+    head = {
+        "init_logit_scale": math.log(model.init_logit_scale),
+        "init_logit_bias": model.init_logit_bias if loss == "sigmoid" else None,
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        clip = CLIP(
-            model.embed_dim,
-            CLIPVisionCfg(
-                image_size=data.image_size,
-                patch_size=max(patch_sizes),
-                width=model.width,
-                layers=model.layers,
-                head_width=model.head_width,
-                pool_type="avg",
-                block_type="custom",  # open_clip's leaner attention: a quarter less CPU time
-            ),
-            CLIPTextCfg(
-                context_length=data.context_length,
-                vocab_size=data.vocab_size,
-                width=model.text_width,
-                heads=model.text_width // model.head_width,
-                layers=model.text_layers,
-                block_type="custom",
-            ),
-            init_logit_scale=math.log(model.init_logit_scale),
-            init_logit_bias=model.init_logit_bias,
-        )
-        return Clip(clip, data.image_size, patch_sizes)
+        if model.name is None:
+            clip = _own(model, data, patch_sizes, stored_patch or max(patch_sizes), head)
+        else:
+            clip = named(catalogue.read(model.name), data, head, model.pretrained is not None)
+    if model.pretrained is None:
+        return Clip(clip, full, low)
+    _load_pretrained(clip, model)
+    return Clip(clip, full, low, _pixels(model))
+
+
+def _own(
+    model: Model, data: Data, patch_sizes: tuple[int, ...], stored_patch: int, head: dict[str, Any]
+) -> CLIP:
+    """The suite's own small towers."""
+    clip = CLIP(
+        model.embed_dim,
+        CLIPVisionCfg(
+            image_size=data.image_size,
+            patch_size=stored_patch,
+            width=model.width,
+            layers=model.layers,
+            head_width=model.head_width,
+            pool_type="avg",
+            block_type="custom",  # open_clip's leaner attention: a quarter less CPU time
+        ),
+        CLIPTextCfg(
+            context_length=data.context_length,
+            vocab_size=data.vocab_size,
+            width=model.text_width,
+            heads=model.text_width // model.head_width,
+            layers=model.text_layers,
+            block_type="custom",
+        ),
+        **head,
+    )
+    if len(patch_sizes) > 1:  # positions are stored on the finest grid
+        cells = (data.image_size // min(patch_sizes)) ** 2
+        position = torch.randn(cells + 1, model.width) * model.width**-0.5
+        clip.visual.positional_embedding = nn.Parameter(position)
+    return clip
+
+
+def named(
+    config: dict[str, Any], data: Data, head: dict[str, Any], as_pretrained: bool = False
+) -> CLIP | CustomTextCLIP:
+    """The model of an open_clip config, unmodified.
+
+    Its image size, text length and vocabulary are those of `data`; with `as_pretrained` they stay
+    the config's (so that its weights fit), ConfigError if the text's differ from `data`'s.
+    """
+    settings = {k: v for k, v in config.items() if k not in ("custom_text", "preprocess_cfg")}
+    vision, text = dict(settings.pop("vision_cfg")), dict(settings.pop("text_cfg"))
+    if as_pretrained:
+        for key in ("context_length", "vocab_size"):
+            wanted = text.get(key, getattr(CLIPTextCfg, key))
+            if getattr(data, key) != wanted:
+                raise ConfigError(f"these pretrained weights need data.{key}={wanted}")
+    else:
+        vision["image_size"] = data.image_size
+        text |= {"context_length": data.context_length, "vocab_size": data.vocab_size}
+    kind = CustomTextCLIP if config.get("custom_text") else CLIP
+    arguments = settings | head
+    clip = kind(vision_cfg=CLIPVisionCfg(**vision), text_cfg=CLIPTextCfg(**text), **arguments)
+    if not as_pretrained and vision.get("timm_model_name"):
+        clip.visual.set_input_size(data.image_size)
+    return clip
+
+
+def _load_pretrained(clip: CLIP | CustomTextCLIP, model: Model) -> None:
+    """Fill an unmodified open_clip model from a local file, or from one of open_clip's tags.
+
+    Tensors only: open_clip reads them without unpickling anything else. Raises ConfigError.
+    """
+    assert model.name is not None and model.pretrained is not None
+    path = Path(model.pretrained)
+    if not path.exists():
+        path = Path(open_clip.download_pretrained(_tag(model.name, model.pretrained)))
+    start = clip.logit_bias.detach().clone() if clip.logit_bias is not None else None
+    try:
+        result = open_clip.load_checkpoint(clip, str(path), strict=False)
+    except Exception as error:  # torch, safetensors and numpy each raise their own
+        why = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{path} does not fit {model.name}: {why}") from None
+    wrong = [*result.missing_keys, *result.unexpected_keys] if result else []
+    if set(wrong) - {"logit_bias"}:
+        raise ConfigError(f"{path} does not fit {model.name}: {wrong[0]} is missing or unknown")
+    if start is not None and clip.logit_bias == 0:  # open_clip's filling for weights without one
+        clip.logit_bias.data.copy_(start)
+
+
+def _tag(name: str, tag: str) -> dict[str, Any]:
+    """What open_clip knows of the weights called `tag`. Raises ConfigError with the nearest."""
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if tag not in tags:
+        near = did_you_mean(tag, tags) if tags else f" ({name} has no tags)"
+        raise ConfigError(f"model.pretrained: no file and no tag {tag!r}{near}")
+    about: dict[str, Any] = open_clip.get_pretrained_cfg(name, tag)
+    if about.get("quick_gelu", False) != catalogue.read(name).get("quick_gelu", False):
+        other = name.removesuffix("-quickgelu") if "quickgelu" in name else f"{name}-quickgelu"
+        raise ConfigError(f"the weights {tag!r} need model.name={other}")
+    return about
+
+
+def _pixels(model: Model) -> tuple[Any, Any]:
+    """Mean and standard deviation of the pixels in [0, 1] that pretrained weights expect."""
+    assert model.name is not None and model.pretrained is not None
+    plain = "init_logit_bias" in catalogue.read(model.name)  # the SigLIP family: [-1, 1]
+    about = {} if Path(model.pretrained).exists() else _tag(model.name, model.pretrained)
+    mean = about.get("mean") or ([0.5] * 3 if plain else open_clip.OPENAI_DATASET_MEAN)
+    std = about.get("std") or ([0.5] * 3 if plain else open_clip.OPENAI_DATASET_STD)
+    return mean, std

@@ -14,6 +14,7 @@ import torch
 
 from jestcli.data.loader import Candidates, rows_of
 from jestcli.data.store import Store
+from jestcli.models.flexi import View
 from jestcli.models.towers import Clip
 from jestcli.selection import PairEmbeddings
 from jestcli.stages.workspace import only_writer
@@ -39,29 +40,38 @@ class Cache:
         return PairEmbeddings(image, text, self.scale, self.bias)
 
 
-def cache_key(model: Clip, store: Store) -> str:
-    """The hash of the weights and of the store (its shards, image size and tokenizer)."""
+def cache_key(model: Clip, store: Store, view: View | None = None) -> str:
+    """The hash of the weights, the store (its shards, image size and tokenizer) and the view."""
     digest = hashlib.sha256(store.identity.encode())
+    if view is not None:
+        digest.update(repr(view).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + tensor.detach().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def build_cache(model: Clip, store: Store, folder: Path, progress: Progress) -> Cache:
+def build_cache(
+    model: Clip, store: Store, folder: Path, progress: Progress, view: View | None = None
+) -> Cache:
     """The cache of `model` over `store` under `folder`, computed unless it is there.
 
+    view: how the image tower sees the pool; None is full resolution.
     Resumable: a killed build goes on after the last whole block.
     """
-    final = folder / cache_key(model, store)
+    final = folder / cache_key(model, store, view)
     if not (final / "cache.json").exists():
         with only_writer(final):
-            _fill(model, store, final, progress)
+            _fill(model, store, final, progress, view)
     about = json.loads((final / "cache.json").read_text())
     image, text = (np.load(final / f"{x}.npy", mmap_mode="r") for x in ("image", "text"))
     return Cache(image, text, about["scale"], about["bias"])
 
 
-def _fill(model: Clip, store: Store, final: Path, progress: Progress) -> None:
+def _fill(
+    model: Clip, store: Store, final: Path, progress: Progress, view: View | None
+) -> None:
+    if view is not None:
+        model.set_low(view)
     final.mkdir(parents=True, exist_ok=True)
     n, d = len(store), model.encode_text(torch.zeros(1, store.tokens.shape[1]).long()).shape[1]
     position = final / "rows"
@@ -75,7 +85,7 @@ def _fill(model: Clip, store: Store, final: Path, progress: Progress) -> None:
     model.eval()
     for first in range(start, n, BLOCK):
         rows = np.arange(first, min(first + BLOCK, n))
-        pairs = embed(model, *rows_of(store, rows), None)
+        pairs = embed(model, *rows_of(store, rows), view)
         arrays[0][rows], arrays[1][rows] = pairs.image.numpy(), pairs.text.numpy()
         progress(int(rows[-1]) + 1, n)
         if (first // BLOCK) % 32 == 31:

@@ -12,8 +12,9 @@ from jestcli.config import Run
 from jestcli.data.loader import Part, StoreDrawing
 from jestcli.evaluation.benchmarks import list_benchmarks
 from jestcli.evaluation.evaluate import evaluate, mean_score
+from jestcli.models.flexi import View
 from jestcli.models.flops import Cost, ForwardFlops, forward_flops, run_cost
-from jestcli.models.towers import Clip, build_model
+from jestcli.models.towers import Clip, build_model, low_view
 from jestcli.stages.cache import Cache, build_cache, cache_key, matching_scores
 from jestcli.stages.workspace import (
     Inputs,
@@ -55,20 +56,22 @@ def train(
     return folder
 
 
-def cache(run: Run, workspace: Workspace, label: str, report: Report) -> None:
+def cache(
+    run: Run, workspace: Workspace, label: str, report: Report, view: View | None = None
+) -> None:
     """Compute the pool's embeddings by the finished reference `run`, unless they are there."""
     set_threads(THREADS)
     inputs = workspace.inputs(run)
     build_cache(
         load_run(run, workspace), inputs.pool, inputs.root / CACHES,
-        lambda done, total: report(done, total, label),
+        lambda done, total: report(done, total, label), view,
     )  # fmt: skip
 
 
-def cached(run: Run, workspace: Workspace) -> bool:
+def cached(run: Run, workspace: Workspace, view: View | None = None) -> bool:
     """Whether the pool's embeddings by the finished reference `run` are complete."""
     inputs = workspace.inputs(run)
-    key = cache_key(load_run(run, workspace), inputs.pool)
+    key = cache_key(load_run(run, workspace), inputs.pool, view)
     return (inputs.root / CACHES / key / "cache.json").exists()
 
 
@@ -142,11 +145,24 @@ def _train(
 
 
 def new_learner(run: Run) -> Clip:
-    """The run's model as initialised: flexible only where the run uses a coarse patch size."""
+    """The run's model as initialised: flexible only where the run uses low resolution."""
     selection = run.selection
     flexible = selection.low_res_share > 0 or selection.low_res_scoring
-    patches = run.model.patch_sizes if flexible else run.model.patch_sizes[:1]
-    return build_model(run.model, run.data, patches, run.seed)
+    several = flexible and selection.approximation == "patch"
+    patches = run.model.patch_sizes if several else run.model.patch_sizes[:1]
+    return build_model(
+        run.model, run.data, patches, run.seed,
+        low=low_view(run.model, run.data, selection) if flexible else None,
+        loss=run.optim.loss,
+        stored_patch=patches[0] if run.init_from_reference else None,
+    )  # fmt: skip
+
+
+def reference_view(run: Run) -> View | None:
+    """How the reference of `run` sees the candidates; None: at its own full resolution."""
+    if run.reference is None or run.selection.reference_resolution == "full":
+        return None
+    return low_view(run.reference.model, run.reference.data, run.selection)
 
 
 def learner_flops(run: Run, model: Clip) -> ForwardFlops:
@@ -159,14 +175,16 @@ def open_reference(
     """The reference's cache over the pool, its FLOPs per example and what its training took."""
     if run.reference is None:
         return None, None, 0.0
-    model = load_run(run.reference, workspace)
+    model, view = load_run(run.reference, workspace), reference_view(run)
+    if view is not None:
+        model.set_low(view)
     flops = learner_flops(run.reference, model)
     spent = read_done(workspace.folder(run.reference))["flops"]["charged"]
     if not reads_pool_cache(run):
         return None, flops, spent
     cache = build_cache(
         model, inputs.pool, inputs.root / CACHES,
-        lambda done, total: report(done, total, f"{label} · reference embeddings"),
+        lambda done, total: report(done, total, f"{label} · reference embeddings"), view,
     )  # fmt: skip
     return cache, flops, spent
 

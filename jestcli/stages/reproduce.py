@@ -12,15 +12,22 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from jestcli.config import Run
 from jestcli.data.parallel import usable_cores
+from jestcli.models.flexi import View
 from jestcli.models.flops import run_cost, step_cost
 from jestcli.stages.experiment import Job
-from jestcli.stages.learner import cached, learner_flops, new_learner, reads_pool_cache
+from jestcli.stages.learner import (
+    cached,
+    learner_flops,
+    new_learner,
+    reads_pool_cache,
+    reference_view,
+)
 from jestcli.stages.workspace import StageError, Workspace, is_done
 
 # For the estimate of time only:
@@ -38,13 +45,14 @@ class Stage:
     label: str
     work: float  # in FLOPs of training, for the time left
     needs: list[str] = field(default_factory=list)
+    view: View | None = None  # cache: how the reference sees the pool; None is full resolution
     done: float = 0.0  # share
     line: str = ""
     process: subprocess.Popen[str] | None = None
 
     @property
     def folder(self) -> Path:
-        return Path(self.key.removesuffix("/cache"))
+        return Path(self.key).parent if self.kind == "cache" else Path(self.key)
 
 
 def plan(jobs: list[Job], workspace: Workspace) -> list[Stage]:
@@ -68,14 +76,19 @@ def _add_training(
     flops = learner_flops(run, new_learner(run))
     if run.reference is not None:
         before = _add_training(stages, run.reference, f"{label}: reference", workspace)
+        view = reference_view(run)
         needs += before
-        if reads_pool_cache(run) and (before or not cached(run.reference, workspace)):
+        if reads_pool_cache(run) and (before or not cached(run.reference, workspace, view)):
             key = f"{workspace.folder(run.reference)}/cache"
+            key += f"-{view.patch}-{view.side}-{view.keep:g}" if view else ""
             one = learner_flops(run.reference, new_learner(run.reference)).full
-            work = SCORING * POOL_SIZE * one
             stages.setdefault(
-                key, Stage(key, "cache", run.reference, "reference embeddings", work, before)
-            )
+                key,
+                Stage(
+                    key, "cache", run.reference, "reference embeddings", SCORING * POOL_SIZE * one,
+                    before, view,
+                ),
+            )  # fmt: skip
             needs.append(key)
     all_flops = run_cost(run, run.optim.steps, flops, None, 0.0, 0).cached
     trained = run_cost(_uniformly(run), run.optim.steps, flops, None, 0.0, 0).cached
@@ -163,6 +176,7 @@ def _start(stage: Stage, workspace: Workspace, wandb: str) -> None:
         "data": str(workspace.data) if workspace.data else None,
         "runs": str(workspace.runs),
         "wandb": wandb,
+        "view": asdict(stage.view) if stage.view else None,
     }
     quiet = {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     stage.process = subprocess.Popen(

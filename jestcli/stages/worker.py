@@ -23,6 +23,7 @@ def main() -> int:
 
     from jestcli.config import Run
     from jestcli.data.errors import DataError
+    from jestcli.models.flexi import View
     from jestcli.stages import learner
     from jestcli.stages.workspace import StageError, Workspace
     from jestcli.training.checkpoint import CheckpointError
@@ -32,7 +33,8 @@ def main() -> int:
     workspace = Workspace(Path(task["data"]) if task["data"] else None, Path(task["runs"]))
     try:
         if task["kind"] == "cache":
-            learner.cache(run, workspace, task["label"], report)
+            view = View(**task["view"]) if task.get("view") else None
+            learner.cache(run, workspace, task["label"], report, view)
         else:
             learner.train(run, workspace, task["label"], report, task.get("wandb", "off"))
     except Interrupted as stop:

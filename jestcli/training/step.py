@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jestcli.config import Run
 from jestcli.data.loader import Candidates
+from jestcli.models.flexi import View
 from jestcli.models.towers import Clip
 from jestcli.selection import PairEmbeddings, learnability_of, select
 from jestcli.training.augment import augment, normalise
@@ -22,12 +23,12 @@ EmbedReference = Callable[[Candidates], PairEmbeddings]
 
 
 @torch.no_grad()
-def embed(model: Clip, images: Tensor, tokens: Tensor, patch_size: int | None) -> PairEmbeddings:
+def embed(model: Clip, images: Tensor, tokens: Tensor, view: View | None) -> PairEmbeddings:
     """Embeddings of the deterministic view: uint8 [B, 3, S, S], int64 [B, L] -> [B, d] twice."""
     image_rows, text_rows = [], []
     for start in range(0, len(images), SCORING_MICRO_BATCH):
         part = slice(start, start + SCORING_MICRO_BATCH)
-        image_rows.append(model.encode_image(normalise(images[part]), patch_size))
+        image_rows.append(model.encode_image(normalise(images[part]), view))
         text_rows.append(model.encode_text(tokens[part]))
     scale, bias = model.scale.detach(), model.bias.detach()
     return PairEmbeddings(torch.cat(image_rows), torch.cat(text_rows), scale, bias)
@@ -54,10 +55,10 @@ def choose(
     selection, size = run.selection, run.optim.batch_size
     if selection.sampler == "uniform":
         return Choice(torch.arange(len(candidates)))
-    patch_size = learner.patch_sizes[-1 if selection.low_res_scoring else 0]
+    view = learner.low if selection.low_res_scoring else learner.full
     needs_learner = measure or selection.criterion != "easy_reference"
     learner_pairs = (
-        embed(learner, candidates.images, candidates.tokens, patch_size) if needs_learner else None
+        embed(learner, candidates.images, candidates.tokens, view) if needs_learner else None
     )
     reference_pairs = reference(candidates) if reference else None
     index = select(
@@ -91,8 +92,8 @@ def update(
 ) -> float:
     """One gradient step on the chosen pairs; returns the loss.
 
-    A random `low_res_share` of them is seen at the coarsest patch size, the rest at the finest;
-    their embeddings are joined in one ordinary b x b loss (Flexi-JEST).
+    A random `low_res_share` of them is seen at low resolution, the rest at full; their embeddings
+    are joined in one ordinary b x b loss (Flexi-JEST).
     """
     generator = torch_generator(run.seed, "train", step)
     index = index[torch.randperm(len(index), generator=generator)]
@@ -101,10 +102,7 @@ def update(
     if run.optim.augment:
         images = augment(images, generator)
     n_low = round(len(index) * run.selection.low_res_share)
-    halves = [(images[:n_low], learner.patch_sizes[-1]), (images[n_low:], learner.patch_sizes[0])]
-    image = torch.cat([learner.encode_image(x, patch) for x, patch in halves if len(x)])
-    text = learner.encode_text(tokens)
-    loss = contrastive_loss(image, text, learner.scale, learner.bias, run.optim.loss)
+    loss = contrastive_loss(*learner(images, tokens, n_low), run.optim.loss)
     for group in optimiser.param_groups:
         group["lr"] = learning_rate(step, run.optim)
     optimiser.zero_grad()

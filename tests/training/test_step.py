@@ -13,6 +13,7 @@ from torch import Tensor
 
 from jestcli.config import Run
 from jestcli.data.loader import Candidates, draw
+from jestcli.models.flexi import View
 from jestcli.models.towers import Clip
 from jestcli.selection import PairEmbeddings, learnability_of, select
 from jestcli.training.augment import augment, normalise
@@ -86,7 +87,7 @@ def test_choose_returns_what_select_gives_for_the_same_embeddings(
     learner, model = tiny_model(run, seed=1), tiny_model(run, (8,), seed=2)
     drawn, step = candidates(run, 5), 5
     low = run.selection.low_res_scoring
-    mine = embed(learner, drawn.images, drawn.tokens, 16 if low else 8)
+    mine = embed(learner, drawn.images, drawn.tokens, View(16 if low else 8, 32))
     theirs = reference_of(model)(drawn)
     choice = choose(learner, reference_of(model), drawn, run, step, measure)
     expected = select(
@@ -113,7 +114,7 @@ def test_resolution_and_step_matter_to_the_choice() -> None:
         for r, s in ((run, 0), (full, 0), (run, 1))
     )
     assert not torch.equal(low, later)
-    a, b = (embed(learner, drawn.images, drawn.tokens, p).image for p in (16, 8))
+    a, b = (embed(learner, drawn.images, drawn.tokens, View(p, 32)).image for p in (16, 8))
     assert not torch.allclose(a, b)
     assert len(fine) == len(low) == 8
 
@@ -150,10 +151,10 @@ def test_update_splits_the_sub_batch_between_the_patch_sizes(
     seen: dict[int, int] = {}
     encode = learner.encode_image
 
-    def spy(images: Tensor, patch_size: int | None = None) -> Tensor:
-        assert patch_size is not None
-        seen[patch_size] = len(images)
-        return encode(images, patch_size)
+    def spy(images: Tensor, view: View | None = None) -> Tensor:
+        assert view is not None
+        seen[view.patch] = len(images)
+        return encode(images, view)
 
     monkeypatch.setattr(learner, "encode_image", spy)
     drawn = candidates(run)
@@ -166,7 +167,7 @@ def test_every_pair_keeps_its_text_whatever_its_resolution() -> None:
     run = tiny_run("flexi", optim={"augment": False})
     learner, drawn, index = tiny_model(run), candidates(run), torch.arange(3, 11)
     images = normalise(drawn.images)
-    rows = {p: learner.encode_image(images, p).detach() for p in (8, 16)}
+    rows = {p: learner.encode_image(images, View(p, 32)).detach() for p in (8, 16)}
     text = learner.encode_text(drawn.tokens).detach()
     loss = update(learner, make_optimiser(learner, run.optim), drawn, index, run, 0)
     found = []
