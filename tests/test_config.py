@@ -244,7 +244,7 @@ def test_the_digest_changes_with_every_setting(path: tuple[str, ...]) -> None:
         {"model": {"head_width": 24}},
         {"model": {"patch_sizes": [5]}},
         {"model": {"patch_sizes": [8, 4]}},
-        {"model": {"name": "ViT-B-32"}},
+        {"model": {"name": "ViT-B32"}},
         {"source": {"kind": "mixed"}},
         {"selection": {"criterion": "easiest"}},
     ],

@@ -9,6 +9,7 @@ or with only some of its cells (see `View`): three ways to the same number of to
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -78,13 +79,15 @@ class FlexiVisual(nn.Module):
     ValueError if a view's patch does not divide its side.
     """
 
+    visual: Any
+
     def __init__(self, visual: nn.Module, full: View, others: tuple[View, ...] = ()):
         super().__init__()
         self.visual, self.full = visual, full
         self.is_timm = isinstance(visual, TimmModel)
         if self.is_timm:
-            if not hasattr(visual.trunk, "_pos_embed") or visual.trunk.pos_embed is None:
-                raise TypeError(f"{type(visual.trunk).__name__} is not a plain ViT")
+            if not hasattr(self.visual.trunk, "_pos_embed") or self.visual.trunk.pos_embed is None:
+                raise TypeError(f"{type(self.visual.trunk).__name__} is not a plain ViT")
         elif not isinstance(visual, VisionTransformer):
             raise TypeError(f"{type(visual).__name__} is not a ViT")
         self.stored_patch = self._convolution.kernel_size[0]
@@ -110,7 +113,7 @@ class FlexiVisual(nn.Module):
         return 0 if trunk.no_embed_class else trunk.num_prefix_tokens
 
     def prepare(self, view: View) -> None:
-        """Make the resize maps of `view`, once. ValueError if its patch does not divide its side."""
+        """Make the resize maps of `view`, once. ValueError if its patch does not fit its side."""
         if view.side % view.patch:
             raise ValueError(f"patch size {view.patch} does not divide image size {view.side}")
         device = self._position.device

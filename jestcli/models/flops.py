@@ -124,6 +124,8 @@ def run_cost(
         one_score = reference_score(run, reference)
         once = reference_training + (min(seen, pool_size) * one_score if reads else 0.0)
     return Cost(
-        steps * one.cached_reuse, steps * one.cached, steps * one.uncached,
+        steps * one.cached_reuse,
+        steps * one.cached,
+        steps * one.uncached,
         steps * one.charged + once,
     )

@@ -28,6 +28,10 @@ class Clip(nn.Module):
             expect; None is one half of each, which is how images arrive.
     """
 
+    clip: Any
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         clip: CLIP | CustomTextCLIP,

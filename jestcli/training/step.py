@@ -102,7 +102,8 @@ def update(
     if run.optim.augment:
         images = augment(images, generator)
     n_low = round(len(index) * run.selection.low_res_share)
-    loss = contrastive_loss(*learner(images, tokens, n_low), run.optim.loss)
+    image, text, scale, bias = learner(images, tokens, n_low)
+    loss = contrastive_loss(image, text, scale, bias, run.optim.loss)
     for group in optimiser.param_groups:
         group["lr"] = learning_rate(step, run.optim)
     optimiser.zero_grad()

@@ -25,7 +25,13 @@ from jestcli.training.step import contrastive_loss
 DATA = Data(image_size=32, context_length=8, vocab_size=600)
 HEAD = {"init_logit_scale": 2.3, "init_logit_bias": -10.0}
 TEXT = {"context_length": 8, "vocab_size": 600, "width": 16, "heads": 2, "layers": 1}
-NATIVE: dict[str, Any] = {"image_size": 32, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8}
+NATIVE: dict[str, Any] = {
+    "image_size": 32,
+    "patch_size": 8,
+    "width": 16,
+    "layers": 1,
+    "head_width": 8,
+}
 TIMM: dict[str, Any] = {"image_size": 32, "timm_proj": "none"}
 NO_BIAS = {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
 TOWERS: dict[str, dict[str, Any]] = {
@@ -269,7 +275,9 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Any]
     monkeypatch.setattr(catalogue, "read", lambda name: config)
     torch.manual_seed(7)
     plain = named(config, DATA, {"init_logit_scale": 3.0})
-    save_file({k: v.contiguous() for k, v in plain.state_dict().items()}, tmp_path / "w.safetensors")
+    save_file(
+        {k: v.contiguous() for k, v in plain.state_dict().items()}, tmp_path / "w.safetensors"
+    )
     return tmp_path / "w.safetensors", plain
 
 
@@ -280,8 +288,8 @@ def settings(path: Path | str) -> Model:
 def test_a_pretrained_fixed_patch_checkpoint_is_flexified(weights: tuple[Path, Any]) -> None:
     path, plain = weights
     model = build_model(settings(path), DATA, (8, 16), 0)
-    mean, std = (torch.tensor(x)[:, None, None]
-                 for x in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))  # fmt: skip
+    openai = (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+    mean, std = (torch.tensor(x)[:, None, None] for x in openai)
     theirs = plain.encode_image((IMAGES * 0.5 + 0.5 - mean) / std, normalize=True)
     torch.testing.assert_close(model.encode_image(IMAGES), theirs, rtol=0, atol=1e-6)
     assert float(model.scale) == pytest.approx(20.09, abs=0.01), "the weights' own"
@@ -293,9 +301,7 @@ def test_a_pretrained_fixed_patch_checkpoint_is_flexified(weights: tuple[Path, A
     assert larger.encode_image(torch.ones(1, 3, 64, 64)).isfinite().all(), "another image size"
 
 
-def test_weights_that_do_not_fit_are_one_line(
-    weights: tuple[Path, Any], tmp_path: Path
-) -> None:
+def test_weights_that_do_not_fit_are_one_line(weights: tuple[Path, Any], tmp_path: Path) -> None:
     path, _ = weights
     save_file({"logit_scale": torch.ones(())}, tmp_path / "few.safetensors")
     (tmp_path / "evil.bin").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
