@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from tiny import fake_pool, tiny_model, tiny_run
@@ -126,7 +128,7 @@ def test_a_training_step_is_about_three_forwards(share: float) -> None:
     pool = fake_pool(32)
     drawn = draw([pool], [32], 0, 0)
     tokens = torch.zeros(32, run.data.context_length, dtype=torch.long)
-    candidates = type(drawn)(drawn.part, drawn.row, drawn.images, tokens)
+    candidates = dataclasses.replace(drawn, tokens=tokens)
     run = make_run({**run.model_dump(), "optim": {"batch_size": 32, "augment": False}})
     unit = step_cost(run, forward_flops(model, 32, run.data.context_length), None).cached
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
