@@ -22,8 +22,8 @@ reproduce: install ## the main job: data, training, evaluation, figure and table
 reproduce-headline: install ## every run, control and seed behind the committed figure
 	$(BIN)/jest reproduce $(EXPERIMENT) --headline
 
-reproduce-all: install ## every experiment in experiments/, all seeds
-	for file in experiments/*.yaml; do $(BIN)/jest reproduce $$file --headline || exit; done
+reproduce-all: install ## every experiment in experiments/, all seeds, in order of worth
+	$(BIN)/jest reproduce all --headline
 
 test: install ## the test suite
 	$(BIN)/python -m pytest

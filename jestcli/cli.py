@@ -47,6 +47,10 @@ Config = Annotated[
 Wandb = Annotated[str, typer.Option(help="Weights & Biases: off, offline or online.")]
 Runs = Annotated[str | None, typer.Option("--runs", help="Only these runs, such as jest,flexi.")]
 Seeds = Annotated[str | None, typer.Option("--seeds", help="Only these seeds, such as 0,1.")]
+Slurm = Annotated[
+    str | None,
+    typer.Option(help="Run stages as Slurm jobs: options such as partition=cpu,timeout_min=60."),
+]
 Workers = Annotated[int | None, typer.Option(help="Processes side by side (default: all cores).")]
 
 
@@ -186,28 +190,46 @@ def run_experiment(
     set_: Set = [],  # noqa: B006
     workers: Workers = None,
     wandb: Wandb = "off",
+    slurm: Slurm = None,
 ) -> None:
     """Run an experiment (every run and seed, or those named), then draw it."""
     _check_wandb(wandb)
     work = _jobs(experiment, set_, runs, seeds)
-    _reproduce(experiment, work, workers, wandb, Path("results"))
+    _reproduce(experiment, work, workers, wandb, Path("results"), slurm)
 
 
 @app.command("reproduce")
 def reproduce(
-    experiment: Annotated[str, typer.Argument(help="A YAML file, or a name.")] = "figure1",
+    experiment: Annotated[
+        str | None, typer.Argument(help="A YAML file, a name (default: figure1), or all.")
+    ] = None,
     headline: Annotated[
         bool, typer.Option("--headline", help="Every run and seed, not one seed of the main ones.")
     ] = False,
     list_: Annotated[
-        bool, typer.Option("--list", help="Only print what runs, its cost and what is done.")
+        bool,
+        typer.Option(
+            "--list",
+            help="Only print what runs, its cost and what is done; without EXPERIMENT: of all.",
+        ),
     ] = False,
     set_: Set = [],  # noqa: B006
     workers: Workers = None,
+    slurm: Slurm = None,
 ) -> None:
     """From nothing to the paper's figure and table on the embedded data."""
-    from jestcli.stages.experiment import find_experiment, read_experiment
+    from jestcli.stages.experiment import find_experiment, list_experiments, read_experiment
 
+    if list_ and experiment is None:
+        from jestcli.stages.reproduce import overview
+
+        _console().print(overview(list_experiments(), _workspace()))
+        return
+    if experiment == "all":
+        for one in list_experiments():
+            reproduce(one.name, headline, list_, set_, workers, slurm)
+        return
+    experiment = experiment or "figure1"
     quick = None if headline else read_experiment(find_experiment(experiment)).quick
     names = ",".join(quick.runs) if quick else None
     seeds = ",".join(map(str, quick.seeds)) if quick else None
@@ -217,7 +239,8 @@ def reproduce(
 
         _console().print(cost_table(work, _workspace()))
         return
-    _reproduce(experiment, work, workers, "off", Path("results") / ("local" if quick else ""))
+    out = Path("results") / ("local" if quick else "")
+    _reproduce(experiment, work, workers, "off", out, slurm)
 
 
 @app.command("eval")
@@ -236,6 +259,30 @@ def evaluate(
         raise StageError(f"no trained model in {workspace.runs}: run `jest train` first")
     for folder in found:
         console.print(scores_table(*evaluate_folder(folder, workspace)))
+
+
+@app.command("inspect")
+def inspect(
+    run: Annotated[
+        str | None,
+        typer.Argument(help="A run directory, or the start of its name (default: the newest)."),
+    ] = None,
+    super_batches: Annotated[int, typer.Option(help="Super-batches to choose from.")] = 8,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Export scores of the whole pool, not of those drawn.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder for what is written.")] = Path("inspected"),
+) -> None:
+    """What did a run choose? Contact sheets, shares, overlap, diversity, and scores to export."""
+    from jestcli.config import ConfigError
+    from jestcli.stages import inspection
+
+    if super_batches < 1:
+        raise ConfigError(f"--super-batches {super_batches}: at least 1")
+    workspace = _workspace()
+    folder = inspection.find_run(run, workspace)
+    for path in inspection.inspect(folder, workspace, out, super_batches, everything):
+        print(path)
 
 
 @app.command("plot")
@@ -257,6 +304,23 @@ def plot(
     chosen = read_experiment(find_experiment(experiment))
     work = jobs(chosen, _settings(None, set_))
     for path in plots.plot(chosen, work, _workspace(), out, _console(), collect=collect):
+        print(path)
+
+
+@app.command("report")
+def report(
+    results: Annotated[
+        Path, typer.Option(help="Where the experiments' records lie.")
+    ] = Path("results"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for report.html and report.md (default: RESULTS).")
+    ] = None,
+) -> None:
+    """Every claim of the paper beside what was measured: one HTML page, and Markdown."""
+    from jestcli.stages.experiment import list_experiments
+    from jestcli.stages.report import report as write_report
+
+    for path in write_report(list_experiments(), results, out or results):
         print(path)
 
 
@@ -377,14 +441,18 @@ def _jobs(word: str, pairs: list[str], names: str | None, seeds: str | None) -> 
     return jobs(experiment, _settings(None, pairs), names.split(",") if names else None, numbers)
 
 
-def _reproduce(word: str, work: list[Job], workers: int | None, wandb: str, out: Path) -> None:
+def _reproduce(
+    word: str, work: list[Job], workers: int | None, wandb: str, out: Path, slurm: str | None
+) -> None:
     from jestcli.stages import plot as plots
     from jestcli.stages.experiment import find_experiment, read_experiment
     from jestcli.stages.reproduce import plan, run_stages
+    from jestcli.stages.slurm import launcher, parse_options
 
     workspace, console = _workspace(), _console()
-    _prepare(work[0].run, workers)
-    run_stages(plan(work, workspace), workspace, workers, console, wandb)
+    launch = launcher(parse_options(slurm), workspace.runs / "slurm") if slurm else None
+    _prepare(work[0].run, None if slurm else workers)
+    run_stages(plan(work, workspace), workspace, workers, console, wandb, launch)
     experiment = read_experiment(find_experiment(word))
     for path in plots.plot(experiment, work, workspace, out, console, collect=True):
         console.print(f"wrote {path}")

@@ -147,6 +147,15 @@ class Source(_Strict):
     kind: Literal["pool", "curated", "mixed", "filtered"] = "pool"
     curated_share: float = Field(0.5, ge=0, le=1, description="mixed: share of curated pairs")
     keep: float = Field(0.2, gt=0, le=1, description="filtered: share of the pool that is kept")
+    pool_size: int | None = added(
+        None, ge=1, description="use only a fixed random part of the pool, so many pairs"
+    )
+    noise_share: float = added(
+        0.0, ge=0, le=1, description="share of the pool's captions moved to other images"
+    )
+    score: Literal["cosine", "negclip"] = added(
+        "cosine", description="filtered: by the reference's cosine, or by negCLIPLoss"
+    )
 
 
 class Evaluation(_Strict):
@@ -291,7 +300,8 @@ def make_run(settings: dict[str, Any]) -> Run:
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """The first problem in one line."""
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+    # pydantic names the branch of a union, too, such as dict[str,any]: no word of the user's
+    where = ".".join(str(part) for part in first["loc"] if "[" not in str(part))
     if first["type"] == "extra_forbidden":
         return f"unknown setting {where}{_nearest(first['loc'], model)}"
     message = first["msg"].removeprefix("Value error, ")

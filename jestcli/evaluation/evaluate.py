@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,7 +35,9 @@ def evaluate(
         max_images: use at most this many test images of each (a fixed random subset); None: all.
     Returns:
         name -> score, chance, n, stderr (binomial, over test items), and for classification
-        logprob, the mean log-probability of the true class under the model's own scale.
+        logprob, the mean log-probability of the true class under the model's own scale, and nats,
+        the same at the scale that is best for it, above guessing (see `nats_above_guessing`).
+        With all images also hits: which items were right, bits packed into hexadecimal.
     """
     model.eval()
     scores: dict[str, dict[str, Any]] = {}
@@ -46,15 +49,18 @@ def evaluate(
             if benchmark.folder not in retrieved:
                 retrieved[benchmark.folder] = _retrieve(model, tokenizer, test)
             found = retrieved[benchmark.folder]
-            score, more = found[benchmark.metric], found
-            more = {k: v for k, v in found.items() if k.startswith(benchmark.metric[:5])}
+            score = found[benchmark.metric]
+            direction = benchmark.metric[:5]
+            more: dict[str, Any] = {k: v for k, v in found.items() if k.startswith(direction)}
         else:
             logits, scale = _logits(model, tokenizer, benchmark, test)
             score = _accuracy(logits, test)
             log_probabilities = F.log_softmax(scale * logits, dim=1)
             assert test.labels is not None
             true = log_probabilities.gather(1, test.labels[:, None])
-            more = {"logprob": float(true.mean())}
+            more = {"logprob": float(true.mean()), "nats": nats_above_guessing(logits, test.labels)}
+            if not max_images:
+                more |= {"hits": _packed(logits.argmax(1) == test.labels)}
         n = len(test)
         scores[benchmark.name] = {
             "score": score,
@@ -65,6 +71,32 @@ def evaluate(
         }
     model.train()
     return scores
+
+
+def nats_above_guessing(logits: Tensor, labels: Tensor) -> float:
+    """Mean log-probability of the true class, softmax at the best temperature, plus ln(classes).
+
+    0 for a model that tells the classes no better than chance: a smoother companion of accuracy
+    where few items are right. The best temperature takes out over- and under-confidence, which
+    differ between methods and are not what is compared.
+
+    Args:
+        logits: [n, classes]; labels: int64 [n].
+    """
+    from scipy.optimize import minimize_scalar
+
+    wide = logits.double()
+
+    def loss(log_scale: float) -> float:
+        return float(F.cross_entropy(math.exp(log_scale) * wide, labels))
+
+    best = minimize_scalar(loss, bounds=(-4.0, 7.0), method="bounded", options={"xatol": 0.01})
+    return max(0.0, math.log(logits.shape[1]) - float(best.fun))
+
+
+def _packed(right: Tensor) -> str:
+    """bool [n] -> hexadecimal, eight items a byte, the last padded with zeros."""
+    return np.packbits(right.numpy()).tobytes().hex()
 
 
 def mean_score(scores: dict[str, dict[str, Any]]) -> float:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jestcli.reporting import theme as look
 from jestcli.reporting.caption import caption
 from jestcli.reporting.figure1 import plain_log_ticks
-from jestcli.reporting.methods import REFERENCES, in_order, style
+from jestcli.reporting.methods import in_order, is_reference, style
 from jestcli.reporting.records import Header, Record
 from jestcli.reporting.statistics import by_name, seed_curve
 from jestcli.reporting.theme import Theme
@@ -23,22 +23,12 @@ if TYPE_CHECKING:
 
 def draw_benchmarks(header: Header, records: list[Record], path: Path) -> list[Path]:
     """Small multiples, one benchmark a panel: `path`.png, .svg and -dark.png."""
-    return _both(lambda theme: _benchmarks(header, records, theme), path)
+    return look.both(lambda theme: _benchmarks(header, records, theme), path)
 
 
 def draw_learnability(header: Header, records: list[Record], path: Path) -> list[Path]:
     """Learnability of super- and sub-batch over training: `path`.png, .svg and -dark.png."""
-    return _both(lambda theme: _learnability(header, records, theme), path)
-
-
-def _both(draw: Any, path: Path) -> list[Path]:
-    written = []
-    for theme in (look.LIGHT, look.DARK):
-        dark = theme is look.DARK
-        with look.themed(theme):
-            name = path.name + ("-dark" if dark else "")
-            written += look.save(draw(theme), path.with_name(name), vector=not dark)
-    return written
+    return look.both(lambda theme: _learnability(header, records, theme), path)
 
 
 def _frame(title: str, subtitle: str, note: str, body: float, theme: Theme) -> Figure:
@@ -58,13 +48,13 @@ def _frame(title: str, subtitle: str, note: str, body: float, theme: Theme) -> F
 
 
 def _benchmarks(header: Header, records: list[Record], theme: Theme) -> Figure:
-    groups = by_name([r for r in records if r["name"] not in REFERENCES])
+    groups = by_name([r for r in records if not is_reference(r["name"])])
     names = in_order(groups)
     about = {k: v for r in records for k, v in r["benchmarks"].items()}
     rows = max(1, (len(about) + 3) // 4)
     figure = _frame(
-        "Each benchmark by training examples", "Scores in %; bands: 95 % t-interval over seeds; "
-        "dotted: chance.", caption(header, records), rows * 2.15 + 0.3, theme,
+        "Each benchmark by training examples", f"Scores in %; {_bands(records)}dotted: chance.",
+        caption(header, records), rows * 2.15 + 0.3, theme,
     )  # fmt: skip
     for i, benchmark in enumerate(about):
         left, top = 0.42 + 2.16 * (i % 4), 0.75 + 2.15 * (i // 4)
@@ -79,6 +69,11 @@ def _benchmarks(header: Header, records: list[Record], theme: Theme) -> Figure:
         axes.set_ylim(bottom=0)
     _legend(figure, names, theme)
     return figure
+
+
+def _bands(records: list[Record]) -> str:
+    most = max((len(runs) for runs in by_name(records).values()), default=0)
+    return "bands: 95 % t-interval over seeds; " if most >= 3 else ""
 
 
 def _small(axes: Axes, runs: list[Record], name: str, benchmark: str, theme: Theme) -> None:

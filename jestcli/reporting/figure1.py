@@ -12,7 +12,7 @@ import numpy as np
 
 from jestcli.reporting import theme as look
 from jestcli.reporting.caption import caption, hardware
-from jestcli.reporting.methods import REFERENCES, Style, in_order, style
+from jestcli.reporting.methods import REFERENCES, Style, in_order, is_reference, style
 from jestcli.reporting.paper import FIGURE1
 from jestcli.reporting.records import Header, Record
 from jestcli.reporting.statistics import (
@@ -65,14 +65,7 @@ def draw_figure1(
         panels: what the x axes are: "examples", "flops" (% of the long uniform run's, reference
             cached, nothing re-used), "seconds".
     """
-    written = []
-    for theme in (look.LIGHT, look.DARK):
-        dark = theme is look.DARK
-        with look.themed(theme):
-            figure = make_figure1(header, records, theme, overlay, panels)
-            name = path.name + ("-dark" if dark else "")
-            written += look.save(figure, path.with_name(name), vector=not dark)
-    return written
+    return look.both(lambda theme: make_figure1(header, records, theme, overlay, panels), path)
 
 
 def make_figure1(
@@ -126,9 +119,9 @@ def _panel(
     groups, over = by_name(records), by_name(overlay)
     scale, words = _axis(axis, groups or over)
     ends = []
-    for name in in_order(n for n in groups if n not in REFERENCES):
+    for name in in_order(n for n in groups if not is_reference(n)):
         ends.append(_line(axes, groups[name], axis, scale, style(name), theme))
-    for name in in_order(n for n in over if n not in REFERENCES):
+    for name in in_order(n for n in over if not is_reference(n)):
         ends.append(_line(axes, over[name], axis, scale, style(name), theme, overlaid=True))
     axes.set_xscale("log")
     axes.locator_params(axis="y", integer=True)

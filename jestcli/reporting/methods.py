@@ -64,6 +64,11 @@ def in_order(names: Iterable[str]) -> list[str]:
     return known + sorted(present - set(STYLES))
 
 
+def is_reference(name: str) -> bool:
+    """Whether `name` is a reference's own training, not a learner's."""
+    return name in REFERENCES or name.startswith("reference ")
+
+
 def reference_of(name: str) -> str:
     """The reference that `name` reads: the ++ methods read the larger one."""
     return "reference++" if name.endswith("++") else "reference"

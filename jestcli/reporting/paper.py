@@ -30,3 +30,6 @@ COST_NOTE = (
     "forwards re-used (Table 1 [P]); 267 % without re-use, which its Fig. 1 plots [D]; 400 % with "
     "the reference not cached [D]; the reference's training is charged in none of them [D]."
 )
+# Fig. 2, digitised [P]: learnability of the chosen sub-batch.
+FIGURE2_CHUNKS = {1: 0.0, 2: 0.69, 4: 0.885, 8: 0.96, 16: 0.993, 32: 1.0}  # f = .5
+FIGURE2_RATIOS = {0.0: 0.0, 0.5: 1.0, 0.8: 1.12, 0.9: 1.15}

@@ -46,7 +46,7 @@ def collect(folder: Path, name: str, seed: int) -> Record:
 
     Fields: name, seed, digest (the folder's name), label, settings, steps, batch_size and
     super_batch_size in pairs, benchmarks {name: chance, n, n_curve, retrieval}, curve (see
-    `_point`), final {mean, mean_chance_corrected, logprob, scores} on all test images,
+    `_point`), final {mean, mean_chance_corrected, logprob, nats, scores} on all test images,
     flops_per_iteration by convention (charged: what is spent once is spread over the steps),
     uniform_flops_per_iteration (3 full forwards a pair), seconds (training only, by part),
     training {step, loss, super, sub: means over equal spans of steps}, environment.
@@ -91,11 +91,14 @@ def collect(folder: Path, name: str, seed: int) -> Record:
         "curve": [_point(p, full, b, run.super_batch_size) for p in points],
         "final": {
             **_means({k: v["score"] for k, v in full.items()}, full),
-            "logprob": _mean_logprob(full),
+            "logprob": _mean_over(full, "logprob"),
+            "nats": _mean_over(full, "nats"),
+            "noise": done.get("noise_trained_on"),
             "scores": {
                 benchmark: {k: _round(row[k]) for k in ("score", "chance", "stderr")}
                 | {"n": row["n"]}
-                | ({"logprob": _round(row["logprob"])} if "logprob" in row else {})
+                | {k: _round(row[k]) for k in ("logprob", "nats") if k in row}
+                | ({"hits": row["hits"]} if "hits" in row else {})
                 for benchmark, row in full.items()
             },
         },
@@ -149,7 +152,8 @@ def _point(line: dict[str, Any], full: dict[str, Any], b: int, super_b: int) -> 
         "seconds": _round(sum(line["seconds"].values())),
         "flops": {c: _round(line["flops"][c]) for c in CONVENTIONS},
         **_means(scores, full),
-        "logprob": _mean_logprob(line["scores"]),
+        "logprob": _mean_over(line["scores"], "logprob"),
+        "nats": _mean_over(line["scores"], "nats"),
         "scores": {k: _round(v) for k, v in scores.items()},
     }
 
@@ -173,9 +177,9 @@ def _means(scores: dict[str, float], rows: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _mean_logprob(rows: dict[str, Any]) -> float | None:
-    """Mean log-probability of the true class over the classification benchmarks, in nats."""
-    values = [row["logprob"] for row in rows.values() if row.get("logprob") is not None]
+def _mean_over(rows: dict[str, Any], key: str) -> float | None:
+    """Mean of a quantity over the benchmarks that have it, in nats: the classification ones."""
+    values = [row[key] for row in rows.values() if row.get(key) is not None]
     return _round(sum(values) / len(values)) if values else None
 
 

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from jestcli.reporting import paper
 from jestcli.reporting.caption import caption
-from jestcli.reporting.methods import REFERENCES, in_order, reference_of, style
+from jestcli.reporting.methods import in_order, is_reference, reference_of, style
 from jestcli.reporting.records import CONVENTIONS, Header, Record
 from jestcli.reporting.statistics import (
     AXES,
     BASELINE,
+    Difference,
     Interval,
     best_of_curve,
+    bootstrap_difference,
     by_name,
     finals,
     find_target,
@@ -26,6 +28,7 @@ from jestcli.reporting.statistics import (
     speed_up,
     t_interval,
     totals,
+    verdict,
 )
 
 if TYPE_CHECKING:
@@ -59,21 +62,33 @@ class Report:
     raw: tuple[dict[str, Any], ...]
 
 
-def build(header: Header, records: list[Record], names: tuple[str, ...] = HEADLINE) -> Report:
-    """All tables of `records`; `names` are rows even where not run, other methods follow."""
+def build(
+    header: Header,
+    records: list[Record],
+    names: tuple[str, ...] = HEADLINE,
+    with_paper: bool = True,
+) -> Report:
+    """All tables of `records`; `names` are rows even where not run, other methods follow.
+
+    with_paper: the paper's own Table 1 and Figure 1 behind ours.
+    """
     groups = by_name(records)
-    every = in_order([*names, *groups])
+    every = in_order([*names, *groups]) if with_paper else list(dict.fromkeys([*names, *groups]))
     raw = tuple(_raw_row(name, records, groups) for name in _with_best(every, groups))
-    return Report(
-        caption(header, records),
-        (_costs(raw), _benchmarks(raw, records), _speed_ups(records, every),
-         _differences(records, every)),
+    ours = [_costs(raw), _benchmarks(raw, records)]
+    if BASELINE in every:
+        ours.append(_speed_ups(records, every))
+    ours.append(_differences(records, every))
+    if not with_paper:
+        ours.append(_nats(records, every))
+    papers = (
         (Table("The paper's Table 1, on web photographs", paper.TABLE1_COLUMNS, paper.TABLE1,
                paper.COST_NOTE),
          Table("The paper's Figure 1, on web photographs", paper.FIGURE1_COLUMNS, paper.FIGURE1,
-               "Factors against SigLIP trained on 40B examples; its eight tasks are others.")),
-        raw,
+               "Factors against SigLIP trained on 40B examples; its eight tasks are others."))
+        if with_paper else ()
     )  # fmt: skip
+    return Report(caption(header, records), tuple(ours), papers, raw)
 
 
 def write(report: Report, path: Path) -> list[Path]:
@@ -88,6 +103,8 @@ def write(report: Report, path: Path) -> list[Path]:
 def to_markdown(report: Report) -> str:
     """Our tables with their caption, then the paper's under a heading of their own."""
     parts = ["## Measured here", *(_markdown(t, report.caption) for t in report.ours)]
+    if not report.papers:
+        return "\n\n".join(parts) + "\n"
     parts += ["## The paper's own numbers",
               "[P] seen in the paper, [D] derived from it by arithmetic. Photographs, other tasks "
               "and billions of examples: compare directions and ratios, not levels.",
@@ -196,7 +213,7 @@ def _iid_step(groups: dict[str, list[Record]], runs: list[Record]) -> float:
 def _costs(raw: tuple[dict[str, Any], ...]) -> Table:
     columns = (
         "Method", "Seeds", "Steps", "Examples", "Cost per iteration %", "Total %",
-        "Charged total %",         "CPU s", "Mean %", "Chance-corrected %",
+        "Charged total %", "CPU s", "Mean %", "Chance-corrected %",
     )  # fmt: skip
     three = CONVENTIONS[:3]
     rows = []
@@ -237,7 +254,7 @@ def _speed_ups(records: list[Record], names: list[str]) -> Table:
                "FLOPs, charged", "CPU s", "Examples by seed")  # fmt: skip
     rows = []
     for name in names:
-        if name == BASELINE or name in REFERENCES:
+        if name == BASELINE or is_reference(name):
             continue
         found = speed_up(records, name)
         if found.crossed:
@@ -266,15 +283,47 @@ def _differences(records: list[Record], names: list[str]) -> Table:
     columns = ("Method", "Uniform", "Uniform, long", "Curated only", "Reference")
     rows = []
     for name in names:
-        if name in REFERENCES or name not in {r["name"] for r in records}:
+        if is_reference(name) or name not in {r["name"] for r in records}:
             continue
         others = ("uniform", BASELINE, "curated", reference_of(name))
         rows.append((_label(name), *(_difference(records, name, other) for other in others)))
     return Table(
         "Final score minus another's, points, paired over seeds", columns, tuple(rows),
-        "95 % t-interval over the seeds that both ran. Not distinguishable: it contains 0. The ++ "
+        "95 % t-interval over the seeds that both ran (with one seed: bootstrap over test items "
+        "only, which says nothing of other seeds). Not distinguishable: it contains 0. The ++ "
         "methods stand against the reference that they read, Reference++.",
     )  # fmt: skip
+
+
+def _nats(records: list[Record], names: list[str]) -> Table:
+    """The companion of the mean score in ablations, where few items are right."""
+    groups = by_name(records)
+    rows = []
+    for name in names:
+        values = [r["final"].get("nats") for r in groups.get(name, [])]
+        if not values or None in values:
+            rows.append((_label(name), NOT_RUN, NOT_RUN))
+            continue
+        own = t_interval(values)
+        half = "" if math.isnan(own.half) else f" ± {own.half:.3f}"
+        found = paired_difference(records, name, "uniform", "nats")
+        rows.append((_label(name), f"{own.mean:.3f}{half}", _nats_difference(found)))
+    return Table(
+        "Nats above guessing", ("Method", "Mean", "Minus uniform's"), tuple(rows),
+        "Mean log-probability of the true class over the classification benchmarks, at the best "
+        "temperature, plus the logarithm of the number of classes: 0 is guessing. Differences are "
+        "paired over seeds.",
+    )  # fmt: skip
+
+
+def _nats_difference(found: Difference) -> str:
+    if found.interval.n == 0 or found.a == found.b:
+        return "–"
+    text = f"{found.interval.mean:+.3f}"
+    if found.interval.n == 1:
+        return f"{text} (one seed)"
+    text += f" [{found.interval.low:+.3f}, {found.interval.high:+.3f}]"
+    return text + (f" {found.words}" if found.words == "not distinguishable" else "")
 
 
 def _difference(records: list[Record], a: str, b: str) -> str:
@@ -285,7 +334,9 @@ def _difference(records: list[Record], a: str, b: str) -> str:
         return NOT_RUN
     text = f"{100 * found.interval.mean:+.1f}"
     if found.interval.n == 1:
-        return f"{text} (one seed)"
+        items = bootstrap_difference(records, a, b)
+        text += f" (one seed; items [{100 * items.low:+.1f}, {100 * items.high:+.1f}]"
+        return text + (", not distinguishable)" if verdict(items) == "not distinguishable" else ")")
     text += f" [{100 * found.interval.low:+.1f}, {100 * found.interval.high:+.1f}]"
     return text + (f" {found.words}" if found.words == "not distinguishable" else "")
 

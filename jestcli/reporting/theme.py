@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +85,17 @@ def save(figure: Figure, path: Path, vector: bool) -> list[Path]:
     if vector:
         written.append(path.with_name(path.name + ".svg"))
         figure.savefig(written[1], metadata={"Date": None, "Creator": None})
+    return written
+
+
+def both(draw: Callable[[Theme], Figure], path: Path) -> list[Path]:
+    """Draw light and dark: `path`.png, `path`.svg and `path`-dark.png; returns the paths."""
+    written = []
+    for theme in (LIGHT, DARK):
+        dark = theme is DARK
+        with themed(theme):
+            name = path.name + ("-dark" if dark else "")
+            written += save(draw(theme), path.with_name(name), vector=not dark)
     return written
 
 

@@ -17,8 +17,10 @@ from jestcli.data.store import Store
 from jestcli.models.flexi import View
 from jestcli.models.towers import Clip
 from jestcli.selection import PairEmbeddings
+from jestcli.selection.scores import pair_losses
 from jestcli.stages.workspace import only_writer
 from jestcli.training.checkpoint import write_json
+from jestcli.training.randomness import generator
 from jestcli.training.step import embed
 
 BLOCK = 1024
@@ -33,10 +35,17 @@ class Cache:
     text: np.ndarray
     scale: float
     bias: float
+    caption_of: np.ndarray | None = None
+    """int64 [N]: row whose caption row i shows, where captions were moved (data/noise.py)."""
 
     def __call__(self, candidates: Candidates) -> PairEmbeddings:
         """The reference embeddings of candidates that are all in the store."""
-        image, text = (torch.from_numpy(x[candidates.row]) for x in (self.image, self.text))
+        return self.pairs(candidates.row)
+
+    def pairs(self, rows: np.ndarray) -> PairEmbeddings:
+        """The reference embeddings of these rows, int64 [n], of the store."""
+        texts = rows if self.caption_of is None else self.caption_of[rows]
+        image, text = torch.from_numpy(self.image[rows]), torch.from_numpy(self.text[texts])
         return PairEmbeddings(image, text, self.scale, self.bias)
 
 
@@ -106,6 +115,22 @@ def matching_scores(cache: Cache) -> np.ndarray:
     """The reference's own cosine of image and caption, float32 [N]: an offline filter's score."""
     out = np.empty(len(cache.image), np.float32)
     for first in range(0, len(out), 65536):
-        part = slice(first, first + 65536)
-        out[part] = (cache.image[part] * cache.text[part]).sum(axis=1)
+        pairs = cache.pairs(np.arange(first, min(first + 65536, len(out))))
+        product = pairs.image.numpy() * pairs.text.numpy()
+        out[first : first + len(pairs)] = product.sum(axis=1)
+    return out
+
+
+def negclip_scores(cache: Cache, batch: int = 4096, seed: int = 0) -> np.ndarray:
+    """Minus each pair's softmax loss in a random batch, float32 [N]: negCLIPLoss (Wang et al.
+    2024) with the reference as the scoring model. Unlike the cosine it takes off what a caption
+    that fits every image, or an image that fits every caption, would gain by that.
+
+    batch: pairs a batch; every pair is scored once, in one random division of the store.
+    """
+    out = np.empty(len(cache.image), np.float32)
+    order = generator(seed, "negclip").permutation(len(out))
+    for first in range(0, len(out), batch):
+        rows = np.sort(order[first : first + batch])
+        out[rows] = -pair_losses(cache.pairs(rows), "softmax").numpy()
     return out

@@ -2,11 +2,17 @@
 
     title: what is shown
     claim: what the paper claims;  refuted_if: what would refute it
+    profile: a name in experiments/profiles: settings of the runs, not of the references
     base: settings of every run
     references: {name: settings}      # trained on curated data
     runs: {name: {method: ..., reference: name, settings...}}
     seeds: [0, 1, 2]
     quick: {runs: [names], seeds: [0]}   # what `jest reproduce` trains itself
+    figure: {kind: ..., panels: [...]}   # how it is drawn (reporting/panels.py)
+
+A run or reference with `vary: {a.b: [1, 2], c: [x, y]}` stands for one for each place in the lists
+(they go together), called name@1 and name@2 after the first of them. In place of settings,
+`figure1:name` is the run or reference of that name in another experiment.
 """
 
 from __future__ import annotations
@@ -28,8 +34,11 @@ from jestcli.config import (
     needs_reference,
     read_yaml,
 )
+from jestcli.reporting.panels import Figure
 
 FOLDER = Path(__file__).parents[2] / "experiments"
+WORTH = ("figure1", "table1", "figure3", "figure5", "figure4", "table2", "figure2")
+HEADLINE_REFERENCES = {"strong": "reference", "strong++": "reference++"}
 
 
 class Quick(BaseModel):
@@ -44,11 +53,13 @@ class Experiment(BaseModel):
     title: str
     claim: str
     refuted_if: str
+    profile: str | None = None
     base: dict[str, Any] = {}
-    references: dict[str, dict[str, Any]] = {}
-    runs: dict[str, dict[str, Any]]
+    references: dict[str, dict[str, Any] | str] = {}
+    runs: dict[str, dict[str, Any] | str]
     seeds: list[int]
     quick: Quick | None = None
+    figure: Figure = Figure()
 
 
 @dataclass(frozen=True)
@@ -78,9 +89,69 @@ def find_experiment(word: str) -> Path:
 def read_experiment(path: Path) -> Experiment:
     """Raises ConfigError in one line."""
     try:
-        return Experiment.model_validate({"name": path.stem, **read_yaml(path)})
+        read = Experiment.model_validate({"name": path.stem, **read_yaml(path)})
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain(error, Experiment)}") from None
+    return read.model_copy(update={
+        "references": _spread(read.references, {}, path),
+        "runs": _spread(read.runs, _profile(read.profile), path),
+    })  # fmt: skip
+
+
+def list_experiments() -> list[Experiment]:
+    """Those in `experiments/`, in order of worth: the headline first."""
+    found = [read_experiment(path) for path in sorted(FOLDER.glob("*.yaml"))]
+    return sorted(found, key=lambda e: (_worth(e.name), e.name))
+
+
+def _worth(name: str) -> int:
+    return WORTH.index(name) if name in WORTH else len(WORTH)
+
+
+def _profile(name: str | None) -> dict[str, Any]:
+    if name is None:
+        return {}
+    known = {p.stem: p for p in sorted((FOLDER / "profiles").glob("*.yaml"))}
+    if name not in known:
+        raise ConfigError(f"no profile {name!r}{did_you_mean(name, list(known))}")
+    return read_yaml(known[name])
+
+
+def _spread(
+    named: dict[str, dict[str, Any] | str], profile: dict[str, Any], path: Path
+) -> dict[str, dict[str, Any] | str]:
+    """Settings laid on `profile`, and every `vary` written out as runs of its own.
+
+    Raises ConfigError for lists that do not fit.
+    """
+    out: dict[str, dict[str, Any] | str] = {}
+    for name, settings in named.items():
+        if isinstance(settings, str):
+            out[name] = settings
+            continue
+        rest = merge(profile, {key: value for key, value in settings.items() if key != "vary"})
+        vary = settings.get("vary")
+        if vary is None:
+            out[name] = rest
+            continue
+        lists = list(vary.values()) if isinstance(vary, dict) else []
+        if not lists or any(not isinstance(x, list) or len(x) != len(lists[0]) for x in lists):
+            raise ConfigError(f"{path}: {name}.vary: expected lists of one length by setting")
+        for values in zip(*lists, strict=True):
+            # A varied reference is named like the run that reads it: the last part says which.
+            last = "all" if values[0] is None else str(values[0]).rpartition("@")[2]
+            out[f"{name}@{last}"] = merge(rest, _nested(dict(zip(vary, values, strict=True))))
+    return out
+
+
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """{"a.b": 1} -> {"a": {"b": 1}}."""
+    out: dict[str, Any] = {}
+    for key, value in flat.items():
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        out = merge(out, value)
+    return out
 
 
 def jobs(
@@ -96,20 +167,40 @@ def jobs(
         for name in names:
             if name not in experiment.runs:
                 raise ConfigError(f"no run {name!r}{did_you_mean(name, list(experiment.runs))}")
-            settings = dict(experiment.runs[name])
-            reference = settings.get("reference")
-            if isinstance(reference, str):
-                settings["reference"] = _reference(experiment, reference, seed, overrides)
-            run = build_run(settings, merge(experiment.base, {"seed": seed}), overrides)
-            if isinstance(reference, str) and run.reference is not None:
-                title = reference_name(reference)
-                found[title, seed] = Job(title, seed, run.reference)
-            found[name, seed] = Job(name, seed, run)
+            for job in _expanded(experiment, name, seed, overrides):
+                found[job.name, seed] = job
     return list(found.values())
 
 
+def _expanded(experiment: Experiment, name: str, seed: int, overrides: dict[str, Any]) -> list[Job]:
+    """The run `name`, its reference first where the file names one."""
+    written = experiment.runs[name]
+    if isinstance(written, str):
+        other, original = _elsewhere(written)
+        if original not in other.runs:
+            raise ConfigError(f"no run {written!r}{did_you_mean(original, list(other.runs))}")
+        *before, job = _expanded(other, original, seed, overrides)
+        return [*before, Job(name, seed, job.run)]
+    settings = dict(written)
+    reference = settings.get("reference")
+    if isinstance(reference, str):
+        settings["reference"] = _reference(experiment, reference, seed, overrides)
+    run = build_run(settings, merge(experiment.base, {"seed": seed}), overrides)
+    job = Job(name, seed, run)
+    if not isinstance(reference, str) or run.reference is None:
+        return [job]
+    return [Job(reference_name(reference), seed, run.reference), job]
+
+
+def _elsewhere(word: str) -> tuple[Experiment, str]:
+    """Of "figure1:jest" the experiment and the name "jest"."""
+    file, _, name = word.partition(":")
+    return read_experiment(find_experiment(file)), name
+
+
 def reference_name(name: str) -> str:
-    return "reference++" if name.endswith("++") else "reference"
+    """What results call a reference: the headline's by their role, another by its own name."""
+    return HEADLINE_REFERENCES.get(name, f"reference {name}")
 
 
 def _reference(
@@ -118,8 +209,12 @@ def _reference(
     if name not in experiment.references:
         near = did_you_mean(name, list(experiment.references))
         raise ConfigError(f"no reference {name!r}{near}")
+    written = experiment.references[name]
+    if isinstance(written, str):
+        other, original = _elsewhere(written)
+        return _reference(other, original, seed, overrides)
     base = merge(merge(experiment.base, {"seed": seed}), _for_reference(overrides))
-    return merge(merge(base, METHODS["curated"]), experiment.references[name])
+    return merge(merge(base, METHODS["curated"]), written)
 
 
 def _for_reference(overrides: dict[str, Any]) -> dict[str, Any]:
@@ -155,6 +250,4 @@ def default_run(method: str, overrides: dict[str, Any], seed: int) -> Run:
 def default_reference(overrides: dict[str, Any], seed: int) -> Run:
     """What `jest train-reference` trains: the headline's reference."""
     headline = read_experiment(FOLDER / "figure1.yaml")
-    base = merge(headline.base, METHODS["curated"])
-    settings = merge(merge(base, headline.references["strong"]), {"seed": seed})
-    return make_run(merge(settings, overrides))
+    return make_run(merge(_reference(headline, "strong", seed, {}), overrides))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import numpy as np
 
 from jestcli.config import Run
 from jestcli.data.loader import Part, StoreDrawing
+from jestcli.data.noise import Mismatched, caption_of, mismatched
 from jestcli.evaluation.benchmarks import list_benchmarks
 from jestcli.evaluation.evaluate import evaluate, mean_score
 from jestcli.models.flexi import View
 from jestcli.models.flops import Cost, ForwardFlops, forward_flops, run_cost
 from jestcli.models.towers import Clip, build_model, low_view
-from jestcli.stages.cache import Cache, build_cache, cache_key, matching_scores
+from jestcli.stages.cache import Cache, build_cache, cache_key, matching_scores, negclip_scores
 from jestcli.stages.workspace import (
     Inputs,
     StageError,
@@ -26,7 +28,7 @@ from jestcli.stages.workspace import (
     start_folder,
 )
 from jestcli.training.checkpoint import load_model, save_model, write_json
-from jestcli.training.loop import Report, last_scores, set_threads
+from jestcli.training.loop import Report, chosen_in_training, last_scores, set_threads
 from jestcli.training.loop import train as train_loop
 from jestcli.training.step import EmbedReference
 from jestcli.training.tracking import Track, tracker
@@ -112,7 +114,9 @@ def _train(
         return evaluate(learner, inputs.tokenizer, benchmarks, most)
 
     # An offline filter scores the whole pool, whatever it keeps.
-    candidates = len(inputs.pool) if run.source.kind == "filtered" else sum(map(len, parts))
+    candidates = sum(map(len, parts))
+    if run.source.kind == "filtered":
+        candidates = run.source.pool_size or len(inputs.pool)
 
     def cost_after(steps: int) -> Cost:
         return run_cost(run, steps, flops, reference_flops, spent, candidates)
@@ -139,6 +143,7 @@ def _train(
                 "image_full": flops.image_full, "image_low": flops.image_low, "text": flops.text,
             },
             "rows_drawn_from": {p.stream: len(p.rows) for p in parts},
+            "noise_trained_on": noise_trained_on(run, folder, parts),
             "wall_seconds_of_last_sitting": time.perf_counter() - started,
         },
     )  # fmt: skip
@@ -186,27 +191,48 @@ def open_reference(
         model, inputs.pool, inputs.root / CACHES,
         lambda done, total: report(done, total, f"{label} · reference embeddings"), view,
     )  # fmt: skip
+    if run.source.noise_share:
+        moved = caption_of(len(inputs.pool), run.source.noise_share)
+        cache = replace(cache, caption_of=moved)
     return cache, flops, spent
 
 
 def sources(run: Run, inputs: Inputs, reference: Cache | None) -> tuple[list[Part], list[int]]:
     """What the run draws from, and how many candidates of each a step takes."""
     total, kind = run.super_batch_size, run.source.kind
+    rows = np.arange(len(inputs.pool))
+    if run.source.pool_size is not None:
+        rows = inputs.pool.choose(None, run.source.pool_size)
     if kind == "pool":
-        return [pool_part(inputs, np.arange(len(inputs.pool)))], [total]
+        return [pool_part(run, inputs, rows)], [total]
     if kind == "filtered":
         assert reference is not None
-        keep = round(run.source.keep * len(inputs.pool))
-        best = np.argpartition(-matching_scores(reference), keep - 1)[:keep]
-        return [pool_part(inputs, np.sort(best))], [total]
-    rows = inputs.curated.choose(run.data.level, run.data.curated_size)
-    curated = Part(inputs.curated, rows, "curated", captions=2)
+        keep = round(run.source.keep * len(rows))
+        score = {"cosine": matching_scores, "negclip": negclip_scores}[run.source.score]
+        best = np.argpartition(-score(reference)[rows], keep - 1)[:keep]
+        return [pool_part(run, inputs, rows[np.sort(best)])], [total]
+    level = run.data.level  # the weakest one is a list of pool pairs
+    store = inputs.pool if level in inputs.pool.names["levels"] else inputs.curated
+    clean = store.choose(level, run.data.curated_size)
+    curated = Part(store, clean, "curated", captions=2)
     if kind == "curated":
         return [curated], [total]
     n_curated = round(total * run.source.curated_share)
-    parts = [pool_part(inputs, np.arange(len(inputs.pool))), curated]
+    parts = [pool_part(run, inputs, rows), curated]
     return parts, [total - n_curated, n_curated]
 
 
-def pool_part(inputs: Inputs, rows: np.ndarray) -> Part:
-    return Part(inputs.pool, rows, "pool", captions=1)
+def pool_part(run: Run, inputs: Inputs, rows: np.ndarray) -> Part:
+    share = run.source.noise_share
+    return Part(mismatched(inputs.pool, share) if share else inputs.pool, rows, "pool", captions=1)
+
+
+def noise_trained_on(run: Run, folder: Path, parts: list[Part]) -> float | None:
+    """Share of moved captions among the pairs trained on: the logged sub-batches', or, where
+    nothing is selected, those drawn from. None where no caption was moved."""
+    if not isinstance(parts[0].store, Mismatched):
+        return None
+    moved = parts[0].store.caption_of != np.arange(len(parts[0].store))
+    chosen = chosen_in_training(folder)
+    rows = np.concatenate([rows for _, rows in chosen]) if chosen else parts[0].rows
+    return float(moved[rows].mean())

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from jestcli.reporting.caption import caption
 from jestcli.reporting.curves import draw_benchmarks, draw_learnability
 from jestcli.reporting.figure1 import draw_figure1
+from jestcli.reporting.grid import draw_grid
 from jestcli.reporting.records import Header, Record, collect, load_records, save_records
-from jestcli.reporting.table import build, render, write
+from jestcli.reporting.table import HEADLINE, build, render, write
 from jestcli.stages.experiment import Experiment, Job
 from jestcli.stages.workspace import StageError, Workspace, is_done
 
@@ -44,14 +46,58 @@ def plot(
     if not here and not committed:
         raise StageError(f"no finished run of {experiment.name}: run `jest run {experiment.name}`")
     below, overlay = (committed, here) if committed else (here, None)
-    report = build(header, here or committed)
+    records = here or committed
+    headline = experiment.figure.kind == "curves"
+    names = HEADLINE if headline else tuple(dict.fromkeys(job.name for job in jobs))
+    report = build(header, records, names, with_paper=headline)
     render(console, report)
-    return [
-        *draw_figure1(header, below, folder / "figure1", overlay),
-        *draw_benchmarks(header, here or committed, folder / "benchmarks"),
-        *draw_learnability(header, here or committed, folder / "learnability"),
-        *write(report, folder / "table"),
-    ]
+    figures: list[Path] = []
+    if headline:
+        figures += draw_figure1(header, below, folder / "figure1", overlay)
+        figures += draw_benchmarks(header, records, folder / "benchmarks")
+    elif experiment.figure.kind == "matrix":
+        figures += _figure2(experiment, jobs, workspace, folder, header, records)
+    elif experiment.figure.kind == "choices":
+        figures += _diversity(experiment, jobs, workspace, folder, header, records)
+    elif experiment.figure.panels:
+        panels, path = experiment.figure.panels, folder / experiment.name
+        figures += draw_grid(experiment.title, panels, header, records, path, list(names))
+    figures += draw_learnability(header, records, folder / "learnability")
+    return [*figures, *write(report, folder / "table")]
+
+
+def _figure2(
+    experiment: Experiment, jobs: list[Job], workspace: Workspace, folder: Path, header: Header,
+    records: list[Record],
+) -> list[Path]:  # fmt: skip
+    """Measure the experiment's first run, every finished seed of it, and draw that."""
+    import numpy as np
+
+    from jestcli.reporting.figure2 import MATRIX, draw_figure2
+    from jestcli.stages.figure2 import measure_all
+
+    name = next(iter(experiment.runs))
+    done = {j.seed: j.run for j in jobs if j.name == name and is_done(workspace.folder(j.run))}
+    measured = measure_all(done, workspace, folder)
+    matrix = np.load(folder / MATRIX) if (folder / MATRIX).exists() else None
+    note = caption(header, [r for r in records if r["name"] == name])
+    return draw_figure2(experiment.title, measured, matrix, note, folder / experiment.name)
+
+
+def _diversity(
+    experiment: Experiment, jobs: list[Job], workspace: Workspace, folder: Path, header: Header,
+    records: list[Record],
+) -> list[Path]:  # fmt: skip
+    """Measure what every finished learner chooses, and draw that."""
+    from jestcli.reporting.diversity import draw_diversity, to_markdown
+    from jestcli.stages.diversity import measure_all
+
+    names = list(experiment.runs)
+    measured = measure_all([j for j in jobs if j.name in names], workspace, folder)
+    note, path = caption(header, records), folder / "diversity.md"
+    path.write_text(to_markdown(measured, names, note))
+    title, stem = experiment.title, folder / experiment.name
+    return [*draw_diversity(title, measured, names, note, stem), path]
 
 
 def _collect(path: Path, jobs: list[Job], workspace: Workspace) -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -19,8 +21,8 @@ from typing import IO, Any
 from jestcli.config import Run
 from jestcli.data.parallel import usable_cores
 from jestcli.models.flexi import View
-from jestcli.models.flops import run_cost, step_cost
-from jestcli.stages.experiment import Job
+from jestcli.models.flops import ForwardFlops, run_cost, step_cost
+from jestcli.stages.experiment import Experiment, Job, jobs
 from jestcli.stages.learner import (
     cached,
     learner_flops,
@@ -28,10 +30,14 @@ from jestcli.stages.learner import (
     reads_pool_cache,
     reference_view,
 )
+from jestcli.stages.slurm import OnCluster
 from jestcli.stages.workspace import StageError, Workspace, is_done
 
+JOBS = 64  # on a cluster at once, unless told
+Launch = Callable[[dict[str, Any], Path], OnCluster]
 # For the estimate of time only:
 POOL_SIZE = 350_000
+TYPICAL = 3.2e-11  # seconds a training FLOP of one core: 31 GFLOP/s
 SCORING = 0.4  # time of a FLOP of scoring, in FLOPs of training: no backward, small micro-batches
 
 
@@ -48,7 +54,7 @@ class Stage:
     view: View | None = None  # cache: how the reference sees the pool; None is full resolution
     done: float = 0.0  # share
     line: str = ""
-    process: subprocess.Popen[str] | None = None
+    process: subprocess.Popen[str] | OnCluster | None = None
 
     @property
     def folder(self) -> Path:
@@ -73,7 +79,7 @@ def _add_training(
     if str(folder) in stages:
         return [str(folder)]
     needs: list[str] = []
-    flops = learner_flops(run, new_learner(run))
+    flops = _flops(run)
     if run.reference is not None:
         before = _add_training(stages, run.reference, f"{label}: reference", workspace)
         view = reference_view(run)
@@ -81,7 +87,7 @@ def _add_training(
         if reads_pool_cache(run) and (before or not cached(run.reference, workspace, view)):
             key = f"{workspace.folder(run.reference)}/cache"
             key += f"-{view.patch}-{view.side}-{view.keep:g}" if view else ""
-            one = learner_flops(run.reference, new_learner(run.reference)).full
+            one = _flops(run.reference).full
             stages.setdefault(
                 key,
                 Stage(
@@ -97,6 +103,20 @@ def _add_training(
     return [str(folder)]
 
 
+def _flops(run: Run) -> ForwardFlops:
+    """Counted once for all runs of the same towers."""
+    selection = run.selection
+    flexible = selection.low_res_share > 0 or selection.low_res_scoring
+    low = selection.model_dump_json(include={"approximation", "keep_tokens"}) if flexible else ""
+    key = (run.model.model_dump_json(), run.data.model_dump_json(), low)
+    if key not in _COUNTED:
+        _COUNTED[key] = learner_flops(run, new_learner(run))
+    return _COUNTED[key]
+
+
+_COUNTED: dict[tuple[str, str, str], ForwardFlops] = {}
+
+
 def _uniformly(run: Run) -> Run:
     """The same training without selection."""
     selection = run.selection.model_copy(update={"sampler": "uniform"})
@@ -104,10 +124,16 @@ def _uniformly(run: Run) -> Run:
 
 
 def run_stages(
-    stages: list[Stage], workspace: Workspace, workers: int | None, console: Any, wandb: str = "off"
+    stages: list[Stage],
+    workspace: Workspace,
+    workers: int | None,
+    console: Any,
+    wandb: str = "off",
+    launch: Launch | None = None,
 ) -> None:
-    """Run all of them, `workers` at a time (default: one per core).
+    """Run all of them, `workers` at a time (default: one per core, or 64 jobs on a cluster).
 
+    launch: starts a stage elsewhere (see stages/slurm.py); default: a process here.
     Raises StageError if one fails (the others are told to save and stop), KeyboardInterrupt on
     Ctrl-C after everything is saved.
     """
@@ -117,6 +143,7 @@ def run_stages(
     running: list[Stage] = []
     total = sum(s.work for s in stages)
     pending = {s.key for s in stages}
+    most = workers or (JOBS if launch else usable_cores())
     started = time.monotonic()
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(bar_width=24),
@@ -134,15 +161,17 @@ def run_stages(
                 ready = [s for s in waiting if not pending.intersection(s.needs)]
                 # Longest first: the long uniform run must not start last.
                 for stage in sorted(ready, key=lambda s: (s.kind != "cache", -s.work)):
-                    if len(running) < (workers or usable_cores()):
+                    if len(running) < most:
                         waiting.remove(stage)
                         running.append(stage)
-                        _start(stage, workspace, wandb)
+                        _start(stage, workspace, wandb, launch)
                         shown[stage.key] = bar.add_task(stage.label, total=1.0, note="")
                         if not console.is_terminal:
                             console.print(f"start {stage.label}")
                 time.sleep(0.2)
                 for stage in list(running):
+                    if isinstance(stage.process, OnCluster):
+                        _heard(stage, stage.process.line())
                     note = stage.line.rpartition(" · ")[2]
                     bar.update(shown[stage.key], completed=stage.done, note=note)
                     code = stage.process.poll() if stage.process else None
@@ -168,7 +197,7 @@ def run_stages(
             signal.signal(signal.SIGTERM, previous)
 
 
-def _start(stage: Stage, workspace: Workspace, wandb: str) -> None:
+def _start(stage: Stage, workspace: Workspace, wandb: str, launch: Launch | None) -> None:
     task = {
         "kind": stage.kind,
         "run": stage.run.model_dump(mode="json"),
@@ -178,16 +207,19 @@ def _start(stage: Stage, workspace: Workspace, wandb: str) -> None:
         "wandb": wandb,
         "view": asdict(stage.view) if stage.view else None,
     }
+    if launch is not None:
+        stage.process = launch(task, stage.folder)
+        return
     quiet = {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    stage.process = subprocess.Popen(
+    stage.process = process = subprocess.Popen(
         [sys.executable, "-m", "jestcli.stages.worker"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=_error_log(stage),
         text=True, env={**os.environ, **quiet},
     )  # fmt: skip
-    assert stage.process.stdin is not None
-    stage.process.stdin.write(json.dumps(task))
-    stage.process.stdin.close()
-    threading.Thread(target=_follow, args=(stage,), daemon=True).start()
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(json.dumps(task))
+    process.stdin.close()
+    threading.Thread(target=_follow, args=(stage, process.stdout), daemon=True).start()
 
 
 def _error_log(stage: Stage) -> IO[str]:
@@ -195,12 +227,15 @@ def _error_log(stage: Stage) -> IO[str]:
     return (stage.folder / "errors.log").open("w")
 
 
-def _follow(stage: Stage) -> None:
-    assert stage.process is not None and stage.process.stdout is not None
-    for line in stage.process.stdout:
-        if line.startswith('{"done"'):  # libraries may print, too
-            message = json.loads(line)
-            stage.done, stage.line = message["done"] / message["total"], message["line"]
+def _follow(stage: Stage, output: IO[str]) -> None:
+    for line in output:
+        _heard(stage, line)
+
+
+def _heard(stage: Stage, line: str) -> None:
+    if line.startswith('{"done"'):  # libraries may print, too
+        message = json.loads(line)
+        stage.done, stage.line = message["done"] / message["total"], message["line"]
 
 
 def _failure(stage: Stage, code: int) -> str:
@@ -234,7 +269,7 @@ def cost_table(jobs: list[Job], workspace: Workspace) -> Any:
         table.add_column(heading, justify="left" if heading in ("run", "state") else "right")
     for job in jobs:
         run, folder = job.run, workspace.folder(job.run)
-        flops = learner_flops(run, new_learner(run))
+        flops = _flops(run)
         one = step_cost(run, flops, None).cached
         uniform = 3 * run.optim.batch_size * flops.full
         state = "done" if is_done(folder) else "started" if folder.exists() else "missing"
@@ -245,3 +280,46 @@ def cost_table(jobs: list[Job], workspace: Workspace) -> Any:
             f"{state} ({folder.name})",
         )  # fmt: skip
     return table
+
+
+def overview(experiments: list[Experiment], workspace: Workspace) -> Any:
+    """A rich Table of all experiments, in order of worth: runs, what is done, what is missing.
+
+    Work that two experiments share is counted in the first of them only. Time is estimated from
+    the finished runs' processor seconds, or from a typical core's where there is none.
+    """
+    from rich.table import Table
+
+    seconds = seconds_per_flop(workspace)
+    table = Table(title="Experiments, in order of worth", title_justify="left")
+    for heading in ("experiment", "what", "runs", "done", "missing", "core-hours left"):
+        table.add_column(heading, justify="left" if heading in ("experiment", "what") else "right")
+    counted: set[str] = set()
+    for experiment in experiments:
+        work = jobs(experiment, {})
+        folders = {workspace.folder(job.run) for job in work}
+        done = sum(is_done(folder) for folder in folders)
+        left = [stage for stage in plan(work, workspace) if stage.key not in counted]
+        counted |= {stage.key for stage in left}
+        hours = sum(stage.work for stage in left) * seconds / 3600
+        table.add_row(
+            experiment.name, experiment.title, str(len(folders)), str(done),
+            str(len(folders) - done), f"{hours:.1f}",
+        )  # fmt: skip
+    return table
+
+
+def seconds_per_flop(workspace: Workspace) -> float:
+    """Processor seconds a training FLOP takes, from uniform runs that are finished here."""
+    found = []
+    for path in workspace.runs.glob("*/done.json"):
+        try:
+            done = json.loads(path.read_text())
+            lines = (path.parent / "metrics.jsonl").read_text().splitlines()
+            settings = json.loads((path.parent / "config.json").read_text())
+            if settings["selection"]["sampler"] == "uniform":
+                spent = json.loads(lines[-1])["seconds"]["update"]
+                found.append(spent / done["flops"]["cached"])
+        except (OSError, ValueError, KeyError, IndexError, TypeError):
+            continue  # another version's
+    return statistics.median(found) if found else TYPICAL

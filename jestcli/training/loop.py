@@ -112,6 +112,7 @@ def train(
                     "learnability": [
                         choice.super_batch_learnability, choice.sub_batch_learnability,
                     ],
+                    "chosen": _chosen(run, candidates, choice.index),
                     "scale": float(learner.scale),
                     "bias": float(learner.bias),
                     "seconds": dict(clock),
@@ -135,12 +136,27 @@ def train(
                 raise Interrupted(f"stopped at step {done} of {run.optim.steps}; all is saved")
 
 
+def _chosen(run: Run, candidates: Candidates, index: torch.Tensor) -> list[int] | None:
+    """Rows of a selecting run's sub-batch in its pool: what `jest inspect` looks back at."""
+    return None if run.selection.sampler == "uniform" else candidates.row[index].tolist()
+
+
 def last_scores(folder: Path) -> dict[str, dict[str, Any]]:
     """Scores of the last evaluation in a run directory: the final one, once the run is over."""
     lines = (folder / METRICS).read_text().splitlines()
     records = (json.loads(line) for line in reversed(lines))
     scores: dict[str, dict[str, Any]] = next(r["scores"] for r in records if "scores" in r)
     return scores
+
+
+def chosen_in_training(folder: Path) -> list[tuple[int, np.ndarray]]:
+    """(step, rows int64 [b] of the pool) of every logged step that names its sub-batch."""
+    found = []
+    for line in (folder / METRICS).read_text().splitlines():
+        record = json.loads(line)
+        if record.get("chosen"):
+            found.append((record["step"], np.asarray(record["chosen"], np.int64)))
+    return found
 
 
 @contextmanager

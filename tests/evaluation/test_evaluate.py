@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,14 @@ from torch import Tensor, nn
 
 from jestcli.data.tokens import small_tokenizer
 from jestcli.evaluation.benchmarks import Benchmark, Split, list_benchmarks
-from jestcli.evaluation.evaluate import RIDGE, class_vectors, evaluate, mean_score, ridge
+from jestcli.evaluation.evaluate import (
+    RIDGE,
+    class_vectors,
+    evaluate,
+    mean_score,
+    nats_above_guessing,
+    ridge,
+)
 
 WORDS = ["cat", "dog", "bell", "key", "cloud"]
 TOKENIZER = small_tokenizer(600, 8)
@@ -158,3 +166,14 @@ def test_a_few_shot_classifier_never_sees_the_test_images(data_root: Path) -> No
     test, shots = few.split(), few.split("train")
     pixels = {image.numpy().tobytes() for image in test.images}
     assert not pixels & {image.numpy().tobytes() for image in shots.images}
+
+
+def test_nats_above_guessing_forgive_confidence_and_are_zero_for_a_guesser() -> None:
+    labels = torch.arange(400) % 4
+    signal = torch.nn.functional.one_hot(labels, 4).float()
+    noise = torch.randn(400, 4, generator=torch.Generator().manual_seed(0))
+    useful = nats_above_guessing(signal + noise, labels)
+    assert 0.1 < useful < math.log(4)
+    assert nats_above_guessing(30 * (signal + noise), labels) == pytest.approx(useful, abs=1e-3)
+    assert nats_above_guessing(noise, labels) < 0.02
+    assert nats_above_guessing(-signal, labels) < 1e-2, "worse than chance is not below it"

@@ -33,6 +33,7 @@ METHOD_OF = {
     "finetune": ("finetune", 3000, 0.17, 6.0, 0.0),
     "filtered": ("filtered", 3000, 0.16, 2.6, 0.0),
     "reference": ("curated", 1500, 0.14, 8.0, 0.0),
+    "reference size@9": ("curated", 2500, 0.165, 7.0, 0.0),
     "reference++": ("curated", 2500, 0.165, 7.0, 0.0),
 }
 
@@ -85,6 +86,10 @@ def write_run(
                 row[f"{kind}_retrieval_recall@1"] = p
             else:
                 row["logprob"] = math.log(chance) * (1 - 2 * mean)
+                row["nats"] = -math.log(chance) * 2 * mean
+                if final:
+                    right = rng.random(m) < p
+                    row |= {"hits": np.packbits(right).tobytes().hex(), "score": right.mean()}
             out[task] = row
         return out
 

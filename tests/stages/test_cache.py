@@ -12,7 +12,7 @@ from tiny import fake_pool, fake_store, tiny_model, tiny_run
 
 from jestcli.data.loader import draw
 from jestcli.stages import cache as caches
-from jestcli.stages.cache import Cache, build_cache, cache_key, matching_scores
+from jestcli.stages.cache import Cache, build_cache, cache_key, matching_scores, negclip_scores
 from jestcli.training.step import embed
 
 RUN = tiny_run("jest")
@@ -91,3 +91,16 @@ def test_matching_scores_are_the_cosines_of_pairs(tmp_path: Path) -> None:
     expected = [float(np.dot(cache.image[i], cache.text[i])) for i in range(len(store))]
     assert matching_scores(cache) == pytest.approx(expected, abs=1e-6)
     assert np.ptp(matching_scores(cache)) > 0.01
+
+
+def test_negclip_takes_off_what_fits_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caption that matches every image wins by cosine, not by negCLIPLoss."""
+    image = np.eye(6, 7, dtype=np.float32)
+    text = image.copy()
+    text[0] = image.sum(0) / np.sqrt(6) * 1.0
+    image[0] = text[0]  # its cosine is 1, as that of all others
+    cache = Cache(image, text, 10.0, -10.0)
+    scores = negclip_scores(cache)
+    assert scores.argmin() == 0 and np.allclose(scores[1:], scores[1])
+    in_batches = negclip_scores(cache, batch=4, seed=3)
+    assert in_batches.shape == (6,) and np.isfinite(in_batches).all()

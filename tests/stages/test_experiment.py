@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,17 @@ import pytest
 from tiny import TINY, tiny_run
 
 from jestcli.config import ConfigError
+from jestcli.reporting.panels import line_of
 from jestcli.stages import learner, reproduce
-from jestcli.stages.experiment import Experiment, Job, jobs
-from jestcli.stages.reproduce import Stage, cost_table, plan
+from jestcli.stages.experiment import (
+    FOLDER,
+    Experiment,
+    Job,
+    jobs,
+    list_experiments,
+    read_experiment,
+)
+from jestcli.stages.reproduce import Stage, cost_table, overview, plan, seconds_per_flop
 from jestcli.stages.workspace import Workspace
 
 
@@ -89,6 +98,104 @@ def test_overrides_reach_every_run_but_not_what_makes_a_reference() -> None:
         experiment(), {"reference": {"optim": {"lr": 0.5}}}, ["jest"], [0])}  # fmt: skip
     assert deeper["jest"].reference is not None and deeper["jest"].reference.optim.lr == 0.5
     assert deeper["reference"] == deeper["jest"].reference and not deeper["reference"].reference
+
+
+# --- grids ---------------------------------------------------------------------------------------
+
+GRID = """
+title: t
+claim: c
+refuted_if: r
+profile: cpu-ablation
+references:
+  strong: figure1:strong
+  size: {data: {level: strong++}, vary: {data.curated_size: [100, null]}}
+runs:
+  uniform: {method: uniform}
+  joint: {method: jest, reference: strong, vary: {selection.filter_ratio: [0.5, 0.9],
+          optim.steps: [10, 20]}}
+  by-size: {method: jest, vary: {reference: [size@100, size@all]}}
+  headline: figure1:jest
+seeds: [3]
+"""
+
+
+def grid(tmp_path: Path, change: str = "", to: str = "") -> Experiment:
+    path = tmp_path / "grid.yaml"
+    path.write_text(GRID.replace(change, to) if change else GRID)
+    return read_experiment(path)
+
+
+def test_varied_settings_go_together_and_name_the_run(tmp_path: Path) -> None:
+    found = {job.name: job.run for job in jobs(grid(tmp_path), {})}
+    assert list(found) == [
+        "uniform", "reference", "joint@0.5", "joint@0.9", "reference size@100", "by-size@100",
+        "reference size@all", "by-size@all", "headline",
+    ]  # fmt: skip
+    assert [found[f"joint@{f}"].optim.steps for f in (0.5, 0.9)] == [10, 20]
+    assert [found[f"joint@{f}"].selection.filter_ratio for f in (0.5, 0.9)] == [0.5, 0.9]
+    assert found["by-size@100"].reference == found["reference size@100"]
+    assert found["reference size@all"].data.curated_size is None
+
+
+def test_the_profile_shortens_runs_and_references_are_the_headlines(tmp_path: Path) -> None:
+    found = {job.name: job.run for job in jobs(grid(tmp_path), {})}
+    headline = {job.name: job.run for job in jobs(read_experiment(FOLDER / "figure1.yaml"), {},
+                                                  ["jest"], [3])}  # fmt: skip
+    assert found["uniform"].optim.batch_size == 64 and found["uniform"].optim.steps == 300
+    assert found["reference"].digest() == headline["reference"].digest()
+    assert found["headline"].digest() == headline["jest"].digest()
+
+
+@pytest.mark.parametrize("change,to,message", [
+    ("[10, 20]", "[10]", "joint.vary: expected lists of one length by setting"),
+    ("[10, 20]", "10", "joint.vary: expected lists of one length by setting"),
+    ("cpu-ablation", "cpu-ablatoin", "no profile 'cpu-ablatoin' (did you mean cpu-ablation?)"),
+    ("figure1:jest", "figure1:jset", "no run 'figure1:jset' (did you mean jest?)"),
+    ("figure1:jest", "figur1:jest", "no experiment 'figur1' (did you mean figure1?)"),
+    ("figure1:strong", "figure1:storng", "no reference 'storng' (did you mean strong?)"),
+])  # fmt: skip
+def test_a_wrong_grid_is_one_line(tmp_path: Path, change: str, to: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        jobs(grid(tmp_path, change, to), {})
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_panels_name_runs_that_exist() -> None:
+    for each in list_experiments():
+        names = {job.name for job in jobs(each, {}, None, [0])}
+        lines = {line_of(name) for name in names}
+        for panel in each.figure.panels:
+            assert set(panel.lines) <= lines and set(panel.levels) <= names, each.name
+        assert each.figure.panels or each.figure.kind != "grid"
+    assert [e.name for e in list_experiments()][:2] == ["figure1", "table1"], "in order of worth"
+
+
+def test_the_overview_counts_shared_work_once(tmp_path: Path, workspace: Workspace) -> None:
+    from rich.console import Console
+
+    console = Console(width=200, file=io.StringIO())
+    pair = [experiment(name="a"), experiment(name="b")]
+    console.print(overview(pair, workspace))
+    assert isinstance(console.file, io.StringIO)
+    rows = [x.split() for x in console.file.getvalue().splitlines() if x.strip(" ")[:1] in "│|"]
+    cells = [[c for c in row if c not in "│"] for row in rows if "14" in row]
+    assert [row[0] for row in cells] == ["a", "b"]
+    assert [row[2:5] for row in cells] == [["14", "0", "14"]] * 2, "7 runs and references a seed"
+    assert cells[1][5] == "0.0", "all of it is shared with the first"
+
+
+def test_the_pace_is_measured_on_finished_uniform_runs(tmp_path: Path) -> None:
+    workspace = Workspace(None, tmp_path)
+    assert seconds_per_flop(workspace) == reproduce.TYPICAL
+    folder = tmp_path / "abc"
+    folder.mkdir()
+    (folder / "done.json").write_text(json.dumps({"flops": {"cached": 4e12}}))
+    (folder / "config.json").write_text(json.dumps({"selection": {"sampler": "uniform"}}))
+    (folder / "metrics.jsonl").write_text(json.dumps({"seconds": {"update": 8.0}}) + "\n")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "done.json").write_text("{")
+    assert seconds_per_flop(workspace) == 2e-12
 
 
 # --- the plan ------------------------------------------------------------------------------------

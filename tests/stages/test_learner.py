@@ -247,6 +247,16 @@ def test_pool_and_curated_sources(workspace: Workspace) -> None:
     assert len(pool.rows) == 84 and counts == [16], "a super-batch of B = b / (1 - f)"
     (part,), counts = learner.sources(curated, workspace.inputs(curated), None)
     assert len(part.rows) == 23 and counts == [8]
+    small = tiny_run("uniform", source={"pool_size": 30})
+    (some,), _ = learner.sources(small, workspace.inputs(small), None)
+    assert len(some.rows) == 30 == len(set(some.rows)) and max(some.rows) < 84
+    best = tiny_run("filtered", source={"pool_size": 30, "keep": 0.5})
+    (kept,), _ = learner.sources(best, workspace.inputs(best), embeddings(84))
+    assert len(kept.rows) == 15 and set(kept.rows) <= set(some.rows), "filtered among those"
+    weak = tiny_run("curated", data={"level": "weak"})
+    (listed,), _ = learner.sources(weak, workspace.inputs(weak), None)
+    assert len(listed.store) == 84, "the weakest level is a part of the pool"
+    assert 0 < len(listed.rows) < 84
     few = tiny_run("curated", data={"curated_size": 5})
     assert len(learner.sources(few, workspace.inputs(few), None)[0][0].rows) == 5
 

@@ -1,0 +1,87 @@
+"""The ablations' figure and table: a line a method, a point a setting, "not run" where missing."""
+
+import pytest
+from synthetic_records import HEADER, tiny
+
+from jestcli.reporting import theme
+from jestcli.reporting.grid import draw_grid, make_grid
+from jestcli.reporting.panels import Panel
+from jestcli.reporting.statistics import bootstrap_difference, verdict
+from jestcli.reporting.table import build, to_markdown
+
+NAMES = ["uniform", "joint@0.5", "joint@0.9", "alone@0.5", "alone@0.9"]
+PANELS = (Panel(title="Learnability", x="filter ratio", lines={"joint": "joint", "alone": "alone"},
+                levels={"uniform": "uniform"}),)  # fmt: skip
+
+
+def record(name, seed, score, nats=None):
+    made = tiny(name, seed, [0.01, score])
+    made["final"]["nats"] = nats
+    return made
+
+
+@pytest.fixture
+def records():
+    found = [record("uniform", s, 0.02 + 0.001 * s, 0.2) for s in range(3)]
+    found += [record("joint@0.5", s, 0.04 + 0.001 * s, 0.4) for s in range(3)]
+    return found + [record("joint@0.9", s, 0.06 + 0.001 * s, 0.6) for s in range(3)]
+
+
+def words(figure):
+    return [t.get_text() for axes in figure.axes for t in axes.texts]
+
+
+def test_a_line_ends_with_its_value_and_missing_cells_say_so(records):
+    figure = make_grid("t", PANELS, HEADER, records, NAMES, theme.LIGHT)
+    found = words(figure)
+    assert "joint 6.1" in found and "joint 0.60" in found, "score in % and nats"
+    assert "uniform 2.1" in found and "alone: not run" in found
+    assert found.count("not run") == 4, "two settings in two panels"
+    (line,) = [x for x in figure.axes[0].lines if len(x.get_xdata()) == 2 and x.get_marker() == "o"]
+    assert list(line.get_xdata()) == [0.5, 0.9] and line.get_ydata() == pytest.approx([4.1, 6.1])
+
+
+def test_values_that_are_no_numbers_stand_side_by_side(records):
+    named = [dict(r, name=r["name"].replace("@0.5", "@weak").replace("@0.9", "@strong"))
+             for r in records]  # fmt: skip
+    names = ["uniform", "joint@weak", "joint@strong"]
+    figure = make_grid("t", PANELS, HEADER, named, names, theme.DARK)
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["weak", "strong"]
+
+
+def test_nothing_run_still_draws(tmp_path, monkeypatch):
+    monkeypatch.setattr(theme, "DPI", 40)
+    written = draw_grid("t", PANELS, HEADER, [], tmp_path / "grid", NAMES)
+    assert [p.name for p in written] == ["grid.png", "grid.svg", "grid-dark.png"]
+    assert "not run" in words(make_grid("t", PANELS, HEADER, [], NAMES, theme.LIGHT))
+
+
+def test_the_table_of_an_ablation_compares_nats_with_uniform(records):
+    text = to_markdown(build(HEADER, records, tuple(NAMES), with_paper=False))
+    assert "| joint@0.9 | 0.600 ± 0.000 | +0.400" in text
+    assert "| alone@0.9 | not run | not run |" in text
+    assert "The paper's own numbers" not in text and "Speed-up" not in text
+
+
+def with_hits(name, seed, right):
+    import numpy as np
+
+    made = record(name, seed, sum(right) / len(right))
+    row = made["final"]["scores"]["task"]
+    row |= {"n": len(right), "hits": np.packbits(np.array(right, bool)).tobytes().hex()}
+    return made
+
+
+def test_a_difference_over_items_is_paired():
+    """Ten items more right out of 1,000: certain if they are the only ones that differ."""
+    base = [True] * 100 + [False] * 900
+    nested = [True] * 112 + [False] * 888
+    other = [False] * 888 + [True] * 112
+    paired = bootstrap_difference([with_hits("a", 0, nested), with_hits("b", 0, base)], "a", "b")
+    assert paired.mean == pytest.approx(0.012) and 0.004 < paired.low < paired.high < 0.021
+    assert verdict(paired) == "higher"
+    apart = bootstrap_difference([with_hits("a", 0, other), with_hits("b", 0, base)], "a", "b")
+    assert apart.mean == pytest.approx(0.012) and verdict(apart) == "not distinguishable"
+    without = bootstrap_difference([record("a", 0, 0.112), record("b", 0, 0.1)], "a", "b")
+    assert without.high - without.low == pytest.approx(apart.high - apart.low, rel=0.2)
+    assert bootstrap_difference([record("a", 0, 0.1)], "a", "b").n == 0

@@ -1,0 +1,65 @@
+"""Diversity of choices and accuracy by how often a class is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_run
+
+from jestcli.reporting import theme
+from jestcli.reporting.diversity import draw_diversity, to_markdown
+from jestcli.stages import diversity, learner
+from jestcli.stages.experiment import Job
+from jestcli.stages.workspace import Workspace
+
+
+def test_phrases_are_counted_once_a_caption() -> None:
+    counts = diversity.phrases(["red fox fox", "Red apple"])
+    assert counts["red"] == 2 and counts["fox"] == 1 and counts["red fox"] == 1
+    assert counts["fox apple"] == 0
+
+
+def test_accuracy_is_split_by_how_often_the_pool_names_a_class() -> None:
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    right = np.array([1, 1, 1, 0, 0, 0], bool)
+    hits = np.packbits(right).tobytes().hex()
+    benchmark: Any = SimpleNamespace(
+        name="b", classes=["cat", "red fox", "axolotl"],
+        split=lambda: SimpleNamespace(labels=labels),
+    )  # fmt: skip
+    captions = ["cat"] * 5 + ["a red fox"] * 2
+    found = diversity.by_frequency(
+        {"b": {"hits": hits, "n": 6}}, [benchmark], diversity.phrases(captions)
+    )
+    assert found == {"rare": 0.0, "middle": 0.5, "frequent": 1.0}
+    assert diversity.by_frequency({"b": {"n": 6}}, [benchmark], diversity.phrases([])) == {}
+
+
+def test_it_measures_finished_runs_once_and_draws(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(theme, "DPI", 40)
+    monkeypatch.setattr(diversity, "SUPER_BATCHES", 2)
+    jobs = [Job(name, 0, tiny_run(name)) for name in ("uniform", "jest")]
+    jobs.append(Job("jest", 1, tiny_run("jest", seed=1)))  # not run
+    for job in jobs[:2]:
+        learner.train(job.run, workspace, job.name, lambda *_: None)
+    found = diversity.measure_all(jobs, workspace, tmp_path)
+    assert [(m["name"], m["seed"]) for m in found] == [("uniform", 0), ("jest", 0)]
+    assert found[0]["chosen"] is None and found[1]["chosen"]["pairs"] == 16
+    assert found[1]["random"]["effective_sources"] >= 1
+    assert all(set(m["accuracy"]) == {"rare", "middle", "frequent"} for m in found)
+    before = (tmp_path / "diversity.json").stat().st_mtime_ns
+    assert diversity.measure_all(jobs, workspace, tmp_path) == found
+    assert (tmp_path / "diversity.json").stat().st_mtime_ns == before, "not measured again"
+    assert json.loads((tmp_path / "diversity.json").read_text())["jest 0"] == found[1]
+    names = ["uniform", "jest", "filtered"]
+    text = to_markdown(found, names, "note")
+    assert "| Filtered pool | not run |" in text and "| JEST | 1 |" in text
+    assert all(p.exists() for p in draw_diversity("t", found, names, "note", tmp_path / "d"))
