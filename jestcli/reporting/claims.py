@@ -23,7 +23,9 @@ from jestcli.reporting.statistics import (
     find_target,
     paired_difference,
     speed_up,
+    t_interval,
 )
+from jestcli.reporting.statistics import verdict as verdict_of
 
 REPRODUCED, PARTLY, NOT = "reproduced", "partly", "not reproduced"
 OPEN, MISSING = "inconclusive", "not run at this scale"
@@ -105,7 +107,8 @@ def _sentence(records: list[Record], d: Difference, metric: str) -> str:
     a, b = label(d.a), label(d.b)
     if d.interval.n == 0:
         return f"{a} against {b}: not run."
-    parts = [_number(paired_difference(records, d.a, d.b, m), m) for m in ("mean", "nats")]
+    first = "noise" if metric == "noise" else "mean"
+    parts = [_number(paired_difference(records, d.a, d.b, m), m) for m in (first, "nats")]
     parts = [p for p in parts if p]
     if metric == "nats":
         parts = parts[::-1]
@@ -118,7 +121,10 @@ def _sentence(records: list[Record], d: Difference, metric: str) -> str:
 def _number(d: Difference, metric: str) -> str:
     if d.interval.n == 0:
         return ""
-    factor, unit, digits = (100, "points", 2) if metric == "mean" else (1, "nats", 3)
+    factor, unit, digits = {
+        "mean": (100, "points", 2), "nats": (1, "nats", 3),
+        "noise": (100, "points of moved captions trained on", 1),
+    }[metric]  # fmt: skip
     i = d.interval
     text = f"{factor * i.mean:+.{digits}f} {unit}"
     if math.isnan(i.low):
@@ -251,6 +257,42 @@ def filter_gain(evidence: Evidence) -> Finding:
     return Finding(found.verdict, found.sentences, names)
 
 
+def varied(evidence: Evidence) -> Finding:
+    """Diversity: the effective number of sets and captions of chosen pairs against random ones."""
+    found = [m for m in evidence.measured.get("diversity", []) if m["name"] == "jest"]
+    chosen = [m for m in found if m["chosen"]]
+    if not chosen:
+        return Finding(MISSING, ("Not measured.",), ("jest", "uniform"))
+    sentences, words = [], []
+    for key, what in (
+        ("effective_sources", "effective source sets"),
+        ("effective_categories", "effective categories"),
+        ("distinct_captions", "share of distinct captions"),
+    ):
+        each = t_interval([m["chosen"][key] - m["random"][key] for m in chosen])
+        a, b = (sum(m[k][key] for m in chosen) / len(chosen) for k in ("chosen", "random"))
+        words.append(verdict_of(each) if each.n >= SEEDS else "few")
+        sentences.append(f"{what}: {a:.2f} chosen, {b:.2f} random.")
+    rare = {
+        name: {m["seed"]: m["accuracy"].get("rare") for m in evidence.measured["diversity"]
+               if m["name"] == name} for name in ("jest", "uniform")
+    }  # fmt: skip
+    both = [s for s in rare["jest"] if None not in (rare["jest"][s], rare["uniform"].get(s))]
+    if both:
+        each = t_interval([rare["jest"][s] - rare["uniform"][s] for s in both])
+        words.append(verdict_of(each) if each.n >= SEEDS else "few")
+        sentences.append(f"Accuracy on rarely named classes: {100 * each.mean:+.2f} points.")
+    sentences.append(f"{len(chosen)} seed{'s' if len(chosen) > 1 else ''}.")
+    return Finding(together(words), tuple(sentences), ("jest", "uniform"))
+
+
+def energy(evidence: Evidence) -> Finding:
+    """Joules of JEST against the long uniform run, where the hardware reports them."""
+    return Finding(
+        MISSING, ("No record holds joules: FLOPs and seconds stand in the cost table.",), ()
+    )
+
+
 # --- the list ------------------------------------------------------------------------------------
 
 CLAIMS = (
@@ -334,4 +376,22 @@ CLAIMS = (
     Claim("larger reference", "large-reference",
           "A reference larger than the student is best (ACED [S]).",
           orders=(("jest@128", "jest@64"), ("jest@64", "jest@32"))),
+    Claim("moved captions", "noise",
+          "Selection by learnability rejects pairs that are wrong: it trains on fewer moved "
+          "captions than uniform training, hard-learner selection on more [ours].",
+          orders=(("uniform@0.5", "joint@0.5"), ("hard@0.5", "uniform@0.5"),
+                  ("independent@0.5", "joint@0.5")), metric="noise"),
+    Claim("ways to lose", "lost",
+          "JEST falls behind uniform training when the super-batch counts as samples seen, or the "
+          "pool is finite and already filtered; selecting on each rank alone costs some of it [S].",
+          orders=(("jest@paper", "uniform@paper"), ("uniform@paper", "jest@seen"),
+                  ("uniform@filtered", "jest@filtered"), ("uniform@small", "jest@small"),
+                  ("uniform@small-filtered", "jest@small-filtered"),
+                  ("jest@paper", "jest@per-rank"))),
+    Claim("diversity", "diversity",
+          "Selecting diverse data promotes fairness (said by the press of JEST; no claim of the "
+          "paper) [ours].", judge=varied),
+    Claim("energy", "table1",
+          "JEST needs ten times less energy (said by the press; the paper counts FLOPs) [ours].",
+          judge=energy),
 )  # fmt: skip

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jestcli.reporting.caption import caption
 from jestcli.reporting.claims import CLAIMS, SEEDS, Claim, Evidence
+from jestcli.reporting.diversity import MEASURED as DIVERSITY
 from jestcli.reporting.figure2 import MEASURED
 from jestcli.reporting.page import Page, Section, to_html, to_markdown
 from jestcli.reporting.records import Header, Record, load_records
@@ -34,9 +35,9 @@ def report(experiments: list[Experiment], results: Path, out: Path) -> list[Path
         folder = results / experiment.name
         if (folder / RECORDS).exists():
             headers[experiment.name], records[experiment.name] = load_records(folder / RECORDS)
-        if (folder / MEASURED).exists():
-            found = json.loads((folder / MEASURED).read_text())
-            measured[experiment.name] = list(found.values())
+        for name in (MEASURED, DIVERSITY):
+            if (folder / name).exists():
+                measured[experiment.name] = list(json.loads((folder / name).read_text()).values())
     evidence = Evidence(records, measured)
     sections = tuple(
         _section(e, evidence, headers.get(e.name, Header(DATA, PROFILE)), results)

@@ -19,6 +19,7 @@ from jestcli.reporting.claims import (
     speed,
     sub_batches,
     together,
+    varied,
 )
 from jestcli.reporting.records import save_records
 from jestcli.stages.experiment import FOLDER, jobs, list_experiments, read_experiment
@@ -167,3 +168,32 @@ def test_the_page_is_whole_and_fetches_nothing(tmp_path):
     assert "joint@0.90" in words, "the run directory's name"
     plain = markdown.read_text()
     assert "figure3/records.json" in plain and "| joint selection | ◐ partly |" in plain
+
+
+def test_diversity_is_judged_against_random_pairs_and_uniform_training():
+    def one(name, seed, chosen, rare):
+        spans = {"effective_sources": 10.0, "effective_categories": 5.0, "distinct_captions": 0.9}
+        mine = {k: v * chosen for k, v in spans.items()} if name == "jest" else None
+        return {"name": name, "seed": seed, "chosen": mine, "accuracy": {"rare": rare},
+                "random": spans if mine else None}  # fmt: skip
+
+    def found(chosen, rare):
+        made = [one("uniform", s, 1, 0.1) for s in range(3)]
+        made += [one("jest", s, chosen + 0.001 * s, rare + 0.001 * s) for s in range(3)]
+        return varied(Evidence({}, {"diversity": made}))
+
+    assert found(1.2, 0.3).verdict == REPRODUCED
+    assert found(0.8, 0.05).verdict == NOT
+    assert found(0.8, 0.3).verdict == PARTLY
+    assert varied(Evidence({})).verdict == MISSING
+
+
+def test_noise_is_compared_in_points_of_what_is_trained_on():
+    def noisy(name, share):
+        made = many(name, 0.3)
+        for i, each in enumerate(made):
+            each["final"]["noise"] = share + 0.001 * i
+        return made
+
+    found = ordering(noisy("u", 0.5) + noisy("j", 0.2), (("u", "j"),), "noise")
+    assert found.verdict == REPRODUCED and "+30.0 points of moved captions" in found.sentences[0]
