@@ -48,7 +48,7 @@ def measure_all(jobs: list[Job], workspace: Workspace, folder: Path) -> list[dic
                                      counts),
         }  # fmt: skip
         write_json(path, known)
-    return list(known.values())
+    return [known[key] for key in sorted(known)]
 
 
 def choices_of(job: Job, workspace: Workspace) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def plot(
     """
     folder = out / experiment.name
     if collect:
-        _collect(folder / RECORDS, jobs, workspace)
+        _collect(folder / RECORDS, jobs, workspace, profile_of(experiment))
     header, here = _load(folder / RECORDS)
     committed_folder = COMMITTED / experiment.name
     committed: list[Record] = []
@@ -51,10 +51,13 @@ def plot(
     names = HEADLINE if headline else tuple(dict.fromkeys(job.name for job in jobs))
     report = build(header, records, names, with_paper=headline)
     render(console, report)
+    if words := outdated(records, jobs, workspace):
+        console.print(words)
     figures: list[Path] = []
     if headline:
         figures += draw_figure1(header, below, folder / "figure1", overlay)
         figures += draw_benchmarks(header, records, folder / "benchmarks")
+        figures += draw_learnability(header, records, folder / "learnability")
     elif experiment.figure.kind == "matrix":
         figures += _figure2(experiment, jobs, workspace, folder, header, records)
     elif experiment.figure.kind == "choices":
@@ -62,7 +65,6 @@ def plot(
     elif experiment.figure.panels:
         panels, path = experiment.figure.panels, folder / experiment.name
         figures += draw_grid(experiment.title, panels, header, records, path, list(names))
-    figures += draw_learnability(header, records, folder / "learnability")
     return [*figures, *write(report, folder / "table")]
 
 
@@ -100,7 +102,25 @@ def _diversity(
     return [*draw_diversity(title, measured, names, note, stem), path]
 
 
-def _collect(path: Path, jobs: list[Job], workspace: Workspace) -> None:
+def profile_of(experiment: Experiment) -> str:
+    return f"{experiment.profile}: 32 px, 2 cores" if experiment.profile else PROFILE
+
+
+def outdated(records: list[Record], jobs: list[Job], workspace: Workspace) -> str:
+    """Which records are of other settings, data or numerics than this version's runs of that name
+    and seed, in one sentence; "" where none is."""
+    now = {(job.name, job.seed): workspace.folder(job.run).name for job in jobs}
+    old = [r for r in records if now.get((r["name"], r["seed"]), r["digest"]) != r["digest"]]
+    if not old:
+        return ""
+    names = ", ".join(sorted({r["name"] for r in old}))
+    return (
+        f"{len(old)} of {len(records)} records are of other settings, data or numerics than this "
+        f"version's runs of that name ({names}): run the experiment again."
+    )
+
+
+def _collect(path: Path, jobs: list[Job], workspace: Workspace, profile: str) -> None:
     _, older = _load(path)
     newer = [
         collect(workspace.folder(job.run), job.name, job.seed)
@@ -110,7 +130,7 @@ def _collect(path: Path, jobs: list[Job], workspace: Workspace) -> None:
     taken = {(r["name"], r["seed"]) for r in newer}
     kept = [r for r in older if (r["name"], r["seed"]) not in taken]
     if newer:
-        save_records(path, kept + newer, DATA, PROFILE)
+        save_records(path, kept + newer, DATA, profile)
 
 
 def _load(path: Path) -> tuple[Header, list[Record]]:

@@ -11,8 +11,9 @@ from jestcli.reporting.diversity import MEASURED as DIVERSITY
 from jestcli.reporting.figure2 import MEASURED
 from jestcli.reporting.page import Page, Section, to_html, to_markdown
 from jestcli.reporting.records import Header, Record, load_records
-from jestcli.stages.experiment import Experiment
-from jestcli.stages.plot import DATA, PROFILE, RECORDS
+from jestcli.stages.experiment import Experiment, jobs
+from jestcli.stages.plot import DATA, PROFILE, RECORDS, outdated
+from jestcli.stages.workspace import Workspace
 from jestcli.training.checkpoint import write_atomic
 
 NAME = "report"
@@ -56,6 +57,7 @@ def _section(experiment: Experiment, evidence: Evidence, header: Header, results
     records = evidence.records.get(name, [])
     mine: list[Claim] = [c for c in CLAIMS if c.experiment == name]
     stems = ["figure1", "learnability"] if experiment.figure.kind == "curves" else [name]
+    old = outdated(records, jobs(experiment, {}), Workspace())
     return Section(
         name,
         experiment.title,
@@ -63,6 +65,6 @@ def _section(experiment: Experiment, evidence: Evidence, header: Header, results
         tuple((claim, claim.find(evidence)) for claim in mine),
         tuple(folder / stem for stem in stems if (folder / f"{stem}.svg").exists()),
         tuple((r["name"], r["seed"], r["digest"]) for r in records),
-        caption(header, records),
+        " ".join(filter(None, (caption(header, records), old))),
         str(folder),
     )

@@ -166,6 +166,7 @@ def test_the_page_is_whole_and_fetches_nothing(tmp_path):
     assert "partly" in words, "the comparison at .8 is missing"
     assert "not run at this scale" in words, "figure1 has no record"
     assert "joint@0.90" in words, "the run directory's name"
+    assert "9 of 9 records are of other settings, data or numerics" in words, "made up, so stale"
     plain = markdown.read_text()
     assert "figure3/records.json" in plain and "| joint selection | ◐ partly |" in plain
 

@@ -51,14 +51,14 @@ def test_it_measures_finished_runs_once_and_draws(
     for job in jobs[:2]:
         learner.train(job.run, workspace, job.name, lambda *_: None)
     found = diversity.measure_all(jobs, workspace, tmp_path)
-    assert [(m["name"], m["seed"]) for m in found] == [("uniform", 0), ("jest", 0)]
-    assert found[0]["chosen"] is None and found[1]["chosen"]["pairs"] == 16
-    assert found[1]["random"]["effective_sources"] >= 1
+    assert [(m["name"], m["seed"]) for m in found] == [("jest", 0), ("uniform", 0)]
+    assert found[1]["chosen"] is None and found[0]["chosen"]["pairs"] == 16
+    assert found[0]["random"]["effective_sources"] >= 1
     assert all(set(m["accuracy"]) == {"rare", "middle", "frequent"} for m in found)
     before = (tmp_path / "diversity.json").stat().st_mtime_ns
     assert diversity.measure_all(jobs, workspace, tmp_path) == found
     assert (tmp_path / "diversity.json").stat().st_mtime_ns == before, "not measured again"
-    assert json.loads((tmp_path / "diversity.json").read_text())["jest 0"] == found[1]
+    assert json.loads((tmp_path / "diversity.json").read_text())["jest 0"] == found[0]
     names = ["uniform", "jest", "filtered"]
     text = to_markdown(found, names, "note")
     assert "| Filtered pool | not run |" in text and "| JEST | 1 |" in text
