@@ -163,6 +163,17 @@ class Evaluation(_Strict):
     max_images: int = Field(2000, description="images a benchmark along the run; the end uses all")
 
 
+class Engine(_Strict):
+    """How a step is computed: what it takes, not what it means (up to rounding).
+
+    The device and the number of processes are not settings of a run: they are passed beside it.
+    """
+
+    max_bad_steps: int = Field(
+        10, ge=0, description="steps skipped for values that are not finite before the run stops"
+    )
+
+
 class Run(_Strict):
     """One model's training, from its data to its last evaluation."""
 
@@ -173,6 +184,7 @@ class Run(_Strict):
     selection: Selection = Selection()
     source: Source = Source()
     evaluation: Evaluation = Evaluation()
+    engine: Engine = added(Engine(), description="how a step is computed")
     reference: Run | None = Field(None, description="the run that trained the reference model")
     init_from_reference: bool = Field(False, description="start from the reference's weights")
 

@@ -14,14 +14,12 @@ root's final folders and moved in place when it has passed the leakage check.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from jestcli.data.draw import Collection, Rastered, draw_world
 from jestcli.data.errors import DataError, explain_os_error
 from jestcli.data.fetch import Fetcher, fetch
 from jestcli.data.leakage import Rasters, assert_no_leakage
+from jestcli.data.lock import Held, hold
 from jestcli.data.parallel import Progress, silent, unordered
 from jestcli.data.plan import Plan, Sample, make_plan
 from jestcli.data.raster import resvg_version
@@ -117,9 +116,10 @@ def build(
     if is_built(root, world, size):
         return read_manifest(root)
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with _only_build(root):
+        with hold(root):
             return _build(root, size, workers, world, fetcher, progress, keep_cache)
+    except Held:
+        raise DataError(f"another build is running in {root}: wait for it to end") from None
     except OSError as error:
         raise explain_os_error(error, f"building the data in {root}") from error
 
@@ -180,17 +180,6 @@ def _build(
         shutil.rmtree(drawn.cache, ignore_errors=True)
         shutil.rmtree(cache / "collections", ignore_errors=True)
     return manifest
-
-
-@contextlib.contextmanager
-def _only_build(root: Path) -> Iterator[None]:
-    """Hold the root's lock; it goes with the process, however that ends."""
-    with (root / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"another build is running in {root}: wait for it to end") from None
-        yield
 
 
 def _training_tasks(

@@ -227,7 +227,21 @@ def build_run(settings: dict[str, Any], base: dict[str, Any], overrides: dict[st
     """A Run from a method's meaning, settings on top and the command line's overrides last."""
     settings = dict(settings)
     method = str(settings.pop("method", "uniform"))
-    return make_run(merge(merge(merge(base, method_settings(method)), settings), overrides))
+    run = make_run(merge(merge(merge(base, method_settings(method)), settings), overrides))
+    _check_sampler(run.selection.sampler)
+    return run
+
+
+def _check_sampler(name: str) -> None:
+    """Raise ConfigError for a sampler that is not there, before anything is built or trained."""
+    if name in ("uniform", "joint") or ":" in name:  # a user's own is imported where it runs
+        return
+    from jestcli.selection.registry import find  # imports torch
+
+    try:
+        find(name)
+    except ValueError as problem:
+        raise ConfigError(f"selection.{problem}") from None
 
 
 def method_settings(method: str) -> dict[str, Any]:

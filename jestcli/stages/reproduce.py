@@ -54,6 +54,7 @@ class Stage:
     view: View | None = None  # cache: how the reference sees the pool; None is full resolution
     done: float = 0.0  # share
     line: str = ""
+    errors_before: int = 0  # bytes of errors.log that earlier attempts wrote
     process: subprocess.Popen[str] | OnCluster | None = None
 
     @property
@@ -223,8 +224,11 @@ def _start(stage: Stage, workspace: Workspace, wandb: str, launch: Launch | None
 
 
 def _error_log(stage: Stage) -> IO[str]:
+    """Appended to: another process may be writing the folder, and the worker holds its lock."""
     stage.folder.mkdir(parents=True, exist_ok=True)
-    return (stage.folder / "errors.log").open("w")
+    log = stage.folder / "errors.log"
+    stage.errors_before = log.stat().st_size if log.exists() else 0
+    return log.open("a")
 
 
 def _follow(stage: Stage, output: IO[str]) -> None:
@@ -243,7 +247,8 @@ def _failure(stage: Stage, code: int) -> str:
     if code in (130, -signal.SIGINT, -signal.SIGTERM):
         return f"{stage.label} was interrupted; the same command goes on from there"
     log = stage.folder / "errors.log"
-    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+    text = log.read_bytes()[stage.errors_before :] if log.exists() else b""
+    lines = text.decode(errors="replace").split("\n")
     why = next((line.strip() for line in reversed(lines) if line.strip()), "")
     if code != 1 or not why:
         return f"{stage.label} failed (exit {code}): see {log}"

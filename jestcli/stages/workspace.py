@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import platform
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from jestcli.config import Run
 from jestcli.data.build import build_key, default_root, shard_urls
+from jestcli.data.lock import Held, hold
 from jestcli.data.parallel import Progress, silent
 from jestcli.data.store import Store, build_store
 from jestcli.data.tokens import SmallTokenizer, small_tokenizer
@@ -83,11 +83,10 @@ class Inputs:
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
     """Hold a run directory; raises StageError if another process holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            stack.enter_context(hold(folder))
+        except Held:
             raise StageError(f"another process is writing {folder}") from None
         yield
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from jestcli.config import Run
 from jestcli.data.loader import Candidates
@@ -22,7 +23,7 @@ from jestcli.models.flops import Cost
 from jestcli.models.towers import Clip
 from jestcli.training.checkpoint import load_training, save_training
 from jestcli.training.optimiser import learning_rate, make_optimiser
-from jestcli.training.step import EmbedReference, choose, update
+from jestcli.training.step import EmbedReference, NotFinite, choose, update
 
 LOG_EVERY = 20
 CHECKPOINT_EVERY = 100
@@ -72,25 +73,27 @@ def train(
     optimiser = make_optimiser(learner, run.optim)
     checkpoint, metrics = folder / CHECKPOINT, folder / METRICS
     clock = {"draw": 0.0, "choose": 0.0, "update": 0.0}
-    start = 0
+    start, bad_steps = 0, 0
     if checkpoint.exists():
         about = load_training(checkpoint, learner, optimiser)
-        start, clock = about["step"], about["seconds"]
+        start, clock, bad_steps = about["step"], about["seconds"], about.get("bad_steps", 0)
         os.truncate(metrics, about["metrics_bytes"])
     else:
         metrics.write_bytes(b"")
     evaluate_at = evaluation_steps(run)
 
     def log(record: dict[str, Any]) -> None:
-        with metrics.open("a") as file:
+        with _disk(metrics), metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
         track(record)
 
     def save(step: int) -> None:
-        with metrics.open("rb") as file:
-            os.fsync(file.fileno())
-        about = {"step": step, "seconds": clock, "metrics_bytes": metrics.stat().st_size}
-        save_training(checkpoint, learner, optimiser, about)
+        about = {"step": step, "seconds": clock, "bad_steps": bad_steps}
+        with _disk(checkpoint):
+            with metrics.open("rb") as file:
+                os.fsync(file.fileno())
+            about["metrics_bytes"] = metrics.stat().st_size
+            save_training(checkpoint, learner, optimiser, about)
 
     with _signals() as stopped:
         for step in range(start, run.optim.steps):
@@ -98,13 +101,22 @@ def train(
             logging = done % LOG_EVERY == 0 or done == 1
             with _timed(clock, "draw"):
                 candidates = draw(step)
-            with _timed(clock, "choose"):
-                choice = choose(learner, reference, candidates, run, step, measure=logging)
-            with _timed(clock, "update"):
-                loss = update(learner, optimiser, candidates, choice.index, run, step)
-            if not math.isfinite(loss):
-                raise TrainingError(f"the loss is {loss} at step {done}: last good state kept")
-            if logging:
+            choice, loss = None, math.nan
+            try:
+                with _timed(clock, "choose"):
+                    choice = choose(learner, reference, candidates, run, step, measure=logging)
+                with _timed(clock, "update"):
+                    loss = update(learner, optimiser, candidates, choice.index, run, step)
+            except NotFinite as problem:
+                bad_steps += 1
+                log({"step": done, "skipped": str(problem), "bad_steps": bad_steps,
+                     "keys": _keys(candidates, problem.index)})  # fmt: skip
+                if bad_steps > run.engine.max_bad_steps:
+                    raise TrainingError(
+                        f"{problem} at step {done}, after {bad_steps - 1} skipped steps "
+                        f"(engine.max_bad_steps): see {metrics}; the last checkpoint is good"
+                    ) from None
+            if logging and choice is not None and math.isfinite(loss):
                 record = {
                     "step": done,
                     "loss": loss,
@@ -119,7 +131,7 @@ def train(
                     "flops": cost_after(done).as_dict(),
                 }  # fmt: skip
                 log(record)
-            report(done, run.optim.steps, f"loss {loss:.3f}")
+            report(done, run.optim.steps, f"loss {loss:.3f}" if loss == loss else "step skipped")
             if done in evaluate_at:
                 scores = evaluate(done == run.optim.steps)
                 log(
@@ -157,6 +169,22 @@ def chosen_in_training(folder: Path) -> list[tuple[int, np.ndarray]]:
         if record.get("chosen"):
             found.append((record["step"], np.asarray(record["chosen"], np.int64)))
     return found
+
+
+def _keys(candidates: Candidates, index: Tensor) -> list[str]:
+    """What the first 64 of these candidates are called, to find them in the data."""
+    rows = index[:64].tolist()
+    return [f"{candidates.part[row]}:{candidates.row[row]}" for row in rows]
+
+
+@contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    """A full or broken disk, in one line."""
+    try:
+        yield
+    except OSError as error:
+        problem = f"cannot write {path}: {error.strerror}; the last checkpoint is intact"
+        raise TrainingError(problem) from None
 
 
 @contextmanager

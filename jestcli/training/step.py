@@ -34,6 +34,17 @@ def embed(model: Clip, images: Tensor, tokens: Tensor, view: View | None) -> Pai
     return PairEmbeddings(torch.cat(image_rows), torch.cat(text_rows), scale, bias)
 
 
+class NotFinite(Exception):
+    """A step met a NaN or an infinity, and nothing was updated.
+
+    what: which value; index: int64 [n], the candidates that it concerns.
+    """
+
+    def __init__(self, what: str, index: Tensor):
+        super().__init__(f"{what} not finite")
+        self.what, self.index = what, index
+
+
 @dataclass(frozen=True)
 class Choice:
     """index: int64 [b] into the candidates; mean learnability of all candidates and of those."""
@@ -51,7 +62,7 @@ def choose(
     step: int,
     measure: bool = False,
 ) -> Choice:
-    """Pick the sub-batch (Algorithm 1, or what `run.selection` names)."""
+    """Pick the sub-batch (Algorithm 1, or what `run.selection` names). May raise NotFinite."""
     selection, size = run.selection, run.optim.batch_size
     if selection.sampler == "uniform":
         return Choice(torch.arange(len(candidates)))
@@ -61,6 +72,8 @@ def choose(
         embed(learner, candidates.images, candidates.tokens, view) if needs_learner else None
     )
     reference_pairs = reference(candidates) if reference else None
+    _check_finite("the learner's embeddings are", learner_pairs)
+    _check_finite("the reference's embeddings are", reference_pairs)
     index = select(
         learner_pairs,
         reference_pairs,
@@ -90,7 +103,7 @@ def update(
     run: Run,
     step: int,
 ) -> float:
-    """One gradient step on the chosen pairs; returns the loss.
+    """One gradient step on the chosen pairs; returns the loss. May raise NotFinite.
 
     A random `low_res_share` of them is seen at low resolution, the rest at full; their embeddings
     are joined in one ordinary b x b loss (Flexi-JEST).
@@ -108,9 +121,19 @@ def update(
         group["lr"] = learning_rate(step, run.optim)
     optimiser.zero_grad()
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(learner.parameters(), run.optim.clip_norm)
+    norm = torch.nn.utils.clip_grad_norm_(learner.parameters(), run.optim.clip_norm)
+    if not torch.isfinite(loss.detach() + norm):
+        raise NotFinite(f"the loss is {float(loss)}, the gradient's norm {float(norm)}:", index)
     optimiser.step()
     return float(loss.detach())
+
+
+def _check_finite(what: str, pairs: PairEmbeddings | None) -> None:
+    if pairs is None:
+        return
+    good = pairs.image.isfinite().all(1) & pairs.text.isfinite().all(1)
+    if not good.all():
+        raise NotFinite(what, torch.nonzero(~good).flatten())
 
 
 def contrastive_loss(

@@ -19,6 +19,7 @@ from jestcli.data.loader import Candidates, draw
 from jestcli.models.flops import Cost
 from jestcli.models.towers import Clip
 from jestcli.training import loop
+from jestcli.training import step as step_module
 from jestcli.training.checkpoint import read
 from jestcli.training.loop import (
     CHECKPOINT,
@@ -165,18 +166,64 @@ def test_seconds_go_on_adding_up(tmp_path: Path) -> None:
     assert all(after[part] > before[part] > 0 for part in before)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_state(
+def spoil(monkeypatch: pytest.MonkeyPatch, where: str, bad: set[int]) -> None:
+    """Make something of these steps a NaN or an infinity, from within, as overflow would."""
+    real = {name: getattr(step_module, name) for name in ("choose", "embed", "contrastive_loss")}
+    at = [0]
+
+    def choose(*args: Any, **more: Any) -> Any:
+        at[0] = args[4] + 1
+        return real["choose"](*args, **more)
+
+    def embed_(*args: Any) -> Any:
+        pairs = real["embed"](*args)
+        if where == "embedding" and at[0] in bad and pairs.image.shape[0] == 16:
+            pairs.image[3, 0] = torch.nan
+        return pairs
+
+    def loss(*args: Any) -> Any:
+        value = real["contrastive_loss"](*args)
+        if at[0] in bad and where == "loss":
+            return value * torch.nan
+        if at[0] in bad and where == "gradient":
+            args[0].register_hook(lambda gradient: gradient * torch.inf)
+        return value
+
+    monkeypatch.setattr(loop, "choose", choose)
+    monkeypatch.setattr(step_module, "embed", embed_)
+    monkeypatch.setattr(step_module, "contrastive_loss", loss)
+
+
+@pytest.mark.parametrize("where,words,keys", [
+    ("embedding", "the learner's embeddings are not finite", 1),
+    ("loss", "the loss is nan, the gradient's norm nan: not finite", 8),
+    ("gradient", "the gradient's norm nan: not finite", 8),
+])  # fmt: skip
+def test_a_step_that_is_not_finite_is_reported_and_skipped(
+    where: str, words: str, keys: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny_run("jest", optim={"steps": 14}, evaluation={"points": 2})
+    spoil(monkeypatch, where, {5, 9})
+    learner, records = tiny_train(run, tmp_path / "bad")
+    skipped = [r for r in records if "skipped" in r]
+    assert [(r["step"], r["bad_steps"]) for r in skipped] == [(5, 1), (9, 2)]
+    for record in skipped:
+        assert words in record["skipped"] and len(record["keys"]) == keys
+        assert ("the loss is nan" in record["skipped"]) == (where == "loss")
+    assert all(bool(v.isfinite().all()) for v in learner.state_dict().values())
+    about = read(tmp_path / "bad" / CHECKPOINT)[1]
+    assert about["step"] == 14 and about["bad_steps"] == 2
+    monkeypatch.undo()
+    whole, _ = tiny_train(run, tmp_path / "whole")
+    assert not same_weights(learner, whole)
+
+
+def test_too_many_bad_steps_end_the_run_and_keep_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = tiny_run(optim={"steps": 30}, evaluation={"points": 2})
-    update = loop.update
-
-    def blow_up(learner: Clip, *args: Any) -> float:
-        loss = update(learner, *args)
-        return float("nan") if args[-1] == 9 else loss
-
-    monkeypatch.setattr(loop, "update", blow_up)
-    with pytest.raises(TrainingError, match="the loss is nan at step 10: last good state kept"):
+    run = tiny_run("jest", optim={"steps": 30}, engine={"max_bad_steps": 2})
+    spoil(monkeypatch, "loss", {5, 9, 12, 13})
+    with pytest.raises(TrainingError, match="not finite at step 12, after 2 skipped steps"):
         tiny_train(run, tmp_path)
     tensors, about = read(tmp_path / CHECKPOINT)
     assert about["step"] == 2 and all(bool(t.isfinite().all()) for t in tensors.values())
@@ -184,6 +231,26 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_state(
     learner, _ = tiny_train(run, tmp_path)
     whole, _ = tiny_train(run, tmp_path / "whole")
     assert same_weights(learner, whole), "the kept state is that of the run"
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny_run(optim={"steps": 12}, evaluation={"points": 3})
+    whole, _ = tiny_train(run, tmp_path / "whole")
+    calls = itertools.count(1)
+
+    def full(descriptor: int) -> None:
+        if next(calls) == 4:  # metrics and checkpoint are synced at each save: in the second one
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(TrainingError, match=r"cannot write .*: No space left .* is intact"):
+        tiny_train(run, tmp_path / "full")
+    assert read(tmp_path / "full" / CHECKPOINT)[1]["step"] == min(evaluation_steps(run))
+    monkeypatch.undo()
+    resumed, _ = tiny_train(run, tmp_path / "full")
+    assert same_weights(whole, resumed)
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
