@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -45,6 +46,8 @@ Config = Annotated[
     typer.Option("--config", help="YAML with settings of a run (see `jest config`)."),
 ]
 Wandb = Annotated[str, typer.Option(help="Weights & Biases: off, offline or online.")]
+Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu or cuda.")]
+KeepLast = Annotated[int, typer.Option(help="Checkpoints to keep, the newest included.")]
 Runs = Annotated[str | None, typer.Option("--runs", help="Only these runs, such as jest,flexi.")]
 Seeds = Annotated[str | None, typer.Option("--seeds", help="Only these seeds, such as 0,1.")]
 Slurm = Annotated[
@@ -77,7 +80,7 @@ def _explain(error: Exception) -> tuple[str, int]:
         return "", getattr(error, "exit_code", 1)
     if name == "ConfigError":
         return str(error), 2
-    if name in ("DataError", "StageError", "CheckpointError", "TrainingError"):
+    if name in ("DataError", "StageError", "CheckpointError", "TrainingError", "RanksError"):
         return str(error), 1
     if name == "Interrupted":
         return str(error), 130
@@ -100,6 +103,10 @@ def _with_near_word(error: Any) -> str:
 def _fail(message: str, code: int) -> None:
     if message:
         print(f"jest: {message}", file=sys.stderr)
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # a rank: the others may never answer a farewell
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 
@@ -150,6 +157,8 @@ def train_reference(
     set_: Set = [],  # noqa: B006 (typer reads the default once)
     seed: Seed = 0,
     wandb: Wandb = "off",
+    device: Device = "auto",
+    keep_last: KeepLast = 1,
 ) -> None:
     """Train the reference model on the small curated set, and embed the pool with it."""
     from jestcli.config import merge
@@ -158,7 +167,7 @@ def train_reference(
     settings = _settings(config, set_)
     if level is not None:
         settings = merge(settings, {"data": {"level": level}})
-    _train([Job("reference", seed, default_reference(settings, seed))], wandb)
+    _train([Job("reference", seed, default_reference(settings, seed))], wandb, device, keep_last)
 
 
 @app.command("train")
@@ -174,12 +183,17 @@ def train(
     set_: Set = [],  # noqa: B006
     seed: Seed = 0,
     wandb: Wandb = "off",
+    device: Device = "auto",
+    keep_last: KeepLast = 1,
 ) -> None:
-    """Train a learner on the pool with a selection strategy (its reference first, if missing)."""
+    """Train a learner on the pool with a selection strategy (its reference first, if missing).
+
+    On several GPUs or processes: torchrun --nproc-per-node N -m jestcli train ... (docs/cluster.md)
+    """
     from jestcli.stages.experiment import Job, default_run
 
     run = default_run(method, _settings(config, set_), seed)
-    _train([Job(method, seed, run)], wandb)
+    _train([Job(method, seed, run)], wandb, device, keep_last)
 
 
 @app.command("run")
@@ -365,6 +379,65 @@ def bench_selection(
     selection.run(batch, size, dim, chunks, device, out, listing)
 
 
+@bench_app.command("train")
+def bench_train(
+    config: Config = None,
+    set_: Set = [],  # noqa: B006
+    rounds: Annotated[int, typer.Option(help="Measured steps of each.")] = 15,
+    device: Device = "auto",
+    out: Annotated[Path | None, typer.Option(help="Write JSON (and a table) here.")] = None,
+) -> None:
+    """Step times of uniform, JEST and Flexi-JEST against their FLOPs, and open_clip's own loop."""
+    from jestcli.bench import training
+    from jestcli.config import ConfigError
+    from jestcli.training.devices import pick_device
+    from jestcli.training.loop import set_threads
+
+    if rounds < 1:
+        raise ConfigError("--rounds must be at least 1")
+    chosen = pick_device(device)
+    if chosen.type == "cpu":
+        set_threads(1)  # as in training
+    training.run(_settings(config, set_), rounds, chosen, out, _console())
+
+
+@app.command("doctor")
+def doctor(
+    method: Annotated[str, typer.Option(help="As in `jest train`.")] = "jest",
+    config: Config = None,
+    set_: Set = [],  # noqa: B006
+    wandb: Wandb = "off",
+    device: Device = "auto",
+) -> None:
+    """Check machine, versions, folders and data before a long run; 1 if something will break."""
+    from jestcli.stages import doctor as stage
+    from jestcli.stages.experiment import default_run
+
+    _check_wandb(wandb)
+    run = default_run(method, _settings(config, set_), 0)
+    found = stage.examine(run, _workspace(), device, wandb)
+    _console().print(stage.table(found))
+    if any(finding.state == stage.BAD for finding in found):
+        raise typer.Exit(1)
+
+
+@app.command("export")
+def export(
+    run: Annotated[Path, typer.Argument(help="Run directory of a trained model.")],
+    out: Annotated[Path, typer.Option(help="Folder to write to.")],
+    patch: Annotated[
+        int | None, typer.Option(help="Patch size in pixels (default: the run's finest).")
+    ] = None,
+    format_: Annotated[
+        str, typer.Option("--format", help="open_clip (config and checkpoint) or hf (local-dir:).")
+    ] = "open_clip",
+) -> None:
+    """Write a trained model for open_clip, and print the Python that loads it."""
+    from jestcli.stages.export import export as export_run
+
+    print("import open_clip\n" + export_run(run, out, patch, format_, _workspace()))
+
+
 # --- shared ---------------------------------------------------------------------------------------
 
 
@@ -404,17 +477,32 @@ def _prepare(run: Run, workers: int | None) -> None:
     data.decode(workspace.inputs(run), workers, console)
 
 
-def _train(jobs: list[Job], wandb: str) -> None:
-    """Train jobs one after another in worker processes, and print their scores."""
+def _train(jobs: list[Job], wandb: str, device: str = "auto", keep_last: int = 1) -> None:
+    """Train jobs one after another in worker processes, and print their scores.
+
+    Under torchrun this process is a rank, which trains itself.
+    """
     _check_wandb(wandb)
     from jestcli.stages.evaluate import scores_table
     from jestcli.stages.reproduce import plan, run_stages
     from jestcli.stages.workspace import read_done
 
+    if keep_last < 1:
+        from jestcli.config import ConfigError
+
+        raise ConfigError("--keep-last must be at least 1")
     workspace, console = _workspace(), _console()
     for job in jobs:
-        _prepare(job.run, None)
-        run_stages(plan([job], workspace), workspace, None, console, wandb)
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            from jestcli.stages.ranks import train_as_rank
+
+            main = train_as_rank(job, workspace, console, wandb, device, keep_last, _prepare)
+            if not main:
+                continue
+        else:
+            _prepare(job.run, None)
+            stages = plan([job], workspace)
+            run_stages(stages, workspace, None, console, wandb, device, keep_last)
         folder = workspace.folder(job.run)
         console.print(scores_table(job.label, read_done(folder)["scores"]))
         console.print(f"run directory: {folder}")

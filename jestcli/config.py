@@ -169,6 +169,26 @@ class Engine(_Strict):
     The device and the number of processes are not settings of a run: they are passed beside it.
     """
 
+    precision: Literal["float32", "bfloat16", "float64"] = Field(
+        "float32", description="of matrix products; bfloat16 by autocast, float64 for comparisons"
+    )
+    compile: bool = Field(False, description="compile the towers (pays on a GPU)")
+    activation_checkpointing: bool = Field(
+        False, description="compute activations again in the backward pass: less memory"
+    )
+    micro_batch: int | None = Field(
+        None, ge=1, description="pairs a rank holds activations of at a time; negatives are kept"
+    )
+    loss_chunk: int | None = Field(
+        None, ge=1, description="rows of the sigmoid loss's logits that exist at a time"
+    )
+    scoring_batch: int = Field(64, ge=1, description="candidates embedded at a time")
+    selection_mode: Literal["global", "balanced"] = Field(
+        "global", description="with several ranks: one choice over all, or an equal share of each"
+    )
+    shard: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="with several ranks: whole towers on each, or towers spread over them"
+    )
     max_bad_steps: int = Field(
         10, ge=0, description="steps skipped for values that are not finite before the run stops"
     )
@@ -207,6 +227,8 @@ class Run(_Strict):
             raise ValueError("model.patch_sizes must divide data.image_size, finest first")
         if selection.keep_tokens is not None and selection.approximation != "tokens":
             raise ValueError("selection.keep_tokens needs selection.approximation=tokens")
+        if self.engine.loss_chunk and self.optim.loss != "sigmoid":
+            raise ValueError("engine.loss_chunk is for optim.loss=sigmoid")
         if model.width % model.head_width or model.text_width % model.head_width:
             raise ValueError("model.head_width must divide model.width and model.text_width")
         return self

@@ -52,11 +52,11 @@ class Clip(nn.Module):
         """float [n, 3, S, S] in [-1, 1] -> [n, d]; view None is full resolution."""
         if self.expects:
             images = (images * 0.5 + 0.5 - self.mean) / self.std
-        return F.normalize(self.clip.visual(images, view).float(), dim=-1)
+        return F.normalize(_wide(self.clip.visual(images, view)), dim=-1)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """int [n, L] -> [n, d]."""
-        return F.normalize(self.clip.encode_text(tokens).float(), dim=-1)
+        return F.normalize(_wide(self.clip.encode_text(tokens)), dim=-1)
 
     def forward(
         self, images: Tensor, tokens: Tensor, n_low: int = 0
@@ -86,6 +86,11 @@ class Clip(nn.Module):
         if self.clip.logit_bias is None:
             return torch.zeros((), device=self.clip.logit_scale.device)
         return self.clip.logit_bias
+
+
+def _wide(features: Tensor) -> Tensor:
+    """float32 at least: what bfloat16 would round away decides which pair is chosen."""
+    return features if features.dtype == torch.float64 else features.float()
 
 
 def low_view(model: Model, data: Data, selection: Selection) -> View:

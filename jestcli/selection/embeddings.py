@@ -39,6 +39,10 @@ class PairEmbeddings:
     def __len__(self) -> int:
         return self.image.shape[0]
 
+    def to(self, device: torch.device) -> PairEmbeddings:
+        """The pairs on `device`."""
+        return PairEmbeddings(self.image.to(device), self.text.to(device), self.scale, self.bias)
+
     def rows(self, index: Tensor) -> PairEmbeddings:
         """The pairs at `index` (int64 [n]), in that order."""
         return PairEmbeddings(self.image[index], self.text[index], self.scale, self.bias)

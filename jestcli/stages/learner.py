@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from jestcli.config import Run
-from jestcli.data.loader import Part, StoreDrawing
+from jestcli.data.contact_sheet import contact_sheet
+from jestcli.data.loader import Candidates, Part, StoreDrawing
 from jestcli.data.noise import Mismatched, caption_of, mismatched
 from jestcli.evaluation.benchmarks import list_benchmarks
 from jestcli.evaluation.evaluate import evaluate, mean_score
@@ -28,10 +32,12 @@ from jestcli.stages.workspace import (
     start_folder,
 )
 from jestcli.training.checkpoint import load_model, save_model, write_json
+from jestcli.training.distributed import ALONE, World
+from jestcli.training.engine import FromCpu, unsharded
 from jestcli.training.loop import Report, chosen_in_training, last_scores, set_threads
 from jestcli.training.loop import train as train_loop
 from jestcli.training.step import EmbedReference
-from jestcli.training.tracking import Track, tracker
+from jestcli.training.tracking import Track, ignore, tracker
 
 MODEL = "model.safetensors"
 CACHES = "reference-embeddings"
@@ -39,22 +45,38 @@ THREADS = 1  # a run is bit-identical for one thread count; runs go side by side
 
 
 def train(
-    run: Run, workspace: Workspace, label: str, report: Report, wandb: str = "off"
+    run: Run,
+    workspace: Workspace,
+    label: str,
+    report: Report,
+    wandb: str = "off",
+    world: World = ALONE,
+    keep_last: int = 1,
 ) -> Path:
     """Train `run`, and its reference first where it needs one; returns the run directory.
 
-    A finished run is not run again; an interrupted one goes on from its checkpoint.
+    A finished run is not run again; an interrupted one goes on from its checkpoint. Every rank
+    calls it; rank 0 holds and writes the run directory. Raises StageError if the batch or the
+    super-batch does not divide by the ranks.
     """
     folder = workspace.folder(run)
-    if is_done(folder):
+    if world.says(is_done(folder)):
         return folder
+    for name, size in (("batch_size", run.optim.batch_size), ("super-batch", run.super_batch_size)):
+        if size % world.size:
+            raise StageError(f"the {name} of {size} does not divide by {world.size} processes")
     if run.reference is not None:
-        train(run.reference, workspace, f"{label}: reference", report, wandb)
+        train(run.reference, workspace, f"{label}: reference", report, wandb, world, keep_last)
     set_threads(THREADS)
-    with only_writer(folder):
-        start_folder(folder, run, label)
-        with tracker(wandb, folder, label, run) as track:
-            _train(run, workspace, folder, label, report, track)
+    with ExitStack() as stack:
+        track: Track = ignore
+        if world.main:
+            stack.enter_context(only_writer(folder))
+            start_folder(folder, run, label)
+            track = stack.enter_context(tracker(wandb, folder, label, run))
+        world.wait()
+        _train(run, workspace, folder, label, report, track, world, keep_last)
+        world.wait()
     return folder
 
 
@@ -95,13 +117,22 @@ def load_run(run: Run, workspace: Workspace) -> Clip:
 
 
 def _train(
-    run: Run, workspace: Workspace, folder: Path, label: str, report: Report, track: Track
+    run: Run,
+    workspace: Workspace,
+    folder: Path,
+    label: str,
+    report: Report,
+    track: Track,
+    world: World,
+    keep_last: int,
 ) -> None:
     inputs = workspace.inputs(run)
     benchmarks = list_benchmarks(inputs.root)
     learner = new_learner(run)
     flops = learner_flops(run, learner)
-    reference, reference_flops, spent = open_reference(run, workspace, inputs, label, report)
+    reference, reference_flops, spent = open_reference(
+        run, workspace, inputs, label, report, world
+    )
     parts, counts = sources(run, inputs, reference)
     if run.init_from_reference and run.reference is not None:
         load_model(workspace.folder(run.reference) / MODEL, learner)
@@ -110,8 +141,16 @@ def _train(
         reads_reference = None
 
     def score(final: bool) -> dict[str, dict[str, Any]]:
+        model = unsharded(learner, lambda: new_learner(run))  # every rank: shards are put together
+        if not world.main:
+            return {}
         most = None if final else run.evaluation.max_images
-        return evaluate(learner, inputs.tokenizer, benchmarks, most)
+        return evaluate(_from_cpu(model), inputs.tokenizer, benchmarks, most)
+
+    def show(step: int, candidates: Candidates, index: Tensor) -> None:
+        if world.main and run.selection.sampler != "uniform":
+            path = folder / "selected" / f"step-{step:08d}.png"
+            track({"step": step, "selected": draw_selected(candidates, index, path)})
 
     # An offline filter scores the whole pool, whatever it keeps.
     candidates = sum(map(len, parts))
@@ -124,11 +163,15 @@ def _train(
     started = time.perf_counter()
     train_loop(
         run, folder, learner,
-        StoreDrawing(parts, counts, run.seed),
+        StoreDrawing(parts, counts, run.seed, world.rank, world.size),
         reads_reference, score, cost_after,
-        lambda done, total, line: report(done, total, f"{label} · {line}"), track,
+        lambda done, total, line: report(done, total, f"{label} · {line}"), track, world,
+        show, keep_last,
     )  # fmt: skip
-    save_model(folder / MODEL, learner, {"run": run.digest()})
+    model = unsharded(learner, lambda: new_learner(run))
+    if not world.main:
+        return
+    save_model(folder / MODEL, model, {"run": run.digest()})
     scores = last_scores(folder)
     write_json(
         folder / "done.json",
@@ -147,6 +190,27 @@ def _train(
             "wall_seconds_of_last_sitting": time.perf_counter() - started,
         },
     )  # fmt: skip
+
+
+def _from_cpu(model: Clip) -> Clip:
+    """`model` as evaluation wants it: itself, if it is on the CPU in float32."""
+    at = model.clip.logit_scale
+    plain = at.device.type == "cpu" and at.dtype == torch.float32
+    return model if plain else cast(Clip, FromCpu(model))
+
+
+def draw_selected(candidates: Candidates, index: Tensor, path: Path, count: int = 30) -> Path:
+    """A contact sheet of the first pairs chosen, and as many that were left, under their keys.
+
+    With several ranks, of those that this one holds.
+    """
+    chosen = index[index < len(candidates)]  # rank 0 draws
+    left = torch.ones(len(candidates), dtype=torch.bool).index_fill_(0, chosen, False)
+    rows = [*chosen[:count].tolist(), *torch.nonzero(left).flatten()[:count].tolist()]
+    pixels = candidates.images.permute(0, 2, 3, 1)
+    names = [candidates.name(i) for i in rows]
+    title = f"chosen ({min(count, len(chosen))}), then left"
+    return contact_sheet([pixels[i].numpy() for i in rows], names, path, title=title)
 
 
 def new_learner(run: Run) -> Clip:
@@ -175,7 +239,12 @@ def learner_flops(run: Run, model: Clip) -> ForwardFlops:
 
 
 def open_reference(
-    run: Run, workspace: Workspace, inputs: Inputs, label: str, report: Report
+    run: Run,
+    workspace: Workspace,
+    inputs: Inputs,
+    label: str,
+    report: Report,
+    world: World = ALONE,
 ) -> tuple[Cache | None, ForwardFlops | None, float]:
     """The reference's cache over the pool, its FLOPs per example and what its training took."""
     if run.reference is None:
@@ -187,10 +256,11 @@ def open_reference(
     spent = read_done(workspace.folder(run.reference))["flops"]["charged"]
     if not reads_pool_cache(run):
         return None, flops, spent
-    cache = build_cache(
-        model, inputs.pool, inputs.root / CACHES,
-        lambda done, total: report(done, total, f"{label} · reference embeddings"), view,
-    )  # fmt: skip
+    with world.first():
+        cache = build_cache(
+            model, inputs.pool, inputs.root / CACHES,
+            lambda done, total: report(done, total, f"{label} · reference embeddings"), view,
+        )  # fmt: skip
     if run.source.noise_share:
         moved = caption_of(len(inputs.pool), run.source.noise_share)
         cache = replace(cache, caption_of=moved)

@@ -131,6 +131,8 @@ def run_stages(
     console: Any,
     wandb: str = "off",
     launch: Launch | None = None,
+    device: str = "auto",
+    keep_last: int = 1,
 ) -> None:
     """Run all of them, `workers` at a time (default: one per core, or 64 jobs on a cluster).
 
@@ -165,7 +167,7 @@ def run_stages(
                     if len(running) < most:
                         waiting.remove(stage)
                         running.append(stage)
-                        _start(stage, workspace, wandb, launch)
+                        _start(stage, workspace, wandb, launch, device, keep_last)
                         shown[stage.key] = bar.add_task(stage.label, total=1.0, note="")
                         if not console.is_terminal:
                             console.print(f"start {stage.label}")
@@ -193,12 +195,21 @@ def run_stages(
                 if not console.is_terminal and time.monotonic() - last_line > 60:
                     last_line = time.monotonic()
                     console.print(f"{100 * spent / total:.0f} % of training, {note}")
+                    for stage in running:
+                        console.print(f"  {stage.line}", highlight=False)
         finally:
             _stop(running)
             signal.signal(signal.SIGTERM, previous)
 
 
-def _start(stage: Stage, workspace: Workspace, wandb: str, launch: Launch | None) -> None:
+def _start(
+    stage: Stage,
+    workspace: Workspace,
+    wandb: str,
+    launch: Launch | None = None,
+    device: str = "auto",
+    keep_last: int = 1,
+) -> None:
     task = {
         "kind": stage.kind,
         "run": stage.run.model_dump(mode="json"),
@@ -207,6 +218,8 @@ def _start(stage: Stage, workspace: Workspace, wandb: str, launch: Launch | None
         "runs": str(workspace.runs),
         "wandb": wandb,
         "view": asdict(stage.view) if stage.view else None,
+        "device": device,
+        "keep_last": keep_last,
     }
     if launch is not None:
         stage.process = launch(task, stage.folder)

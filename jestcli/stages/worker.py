@@ -21,12 +21,14 @@ def main() -> int:
             last = time.monotonic()
             print(json.dumps({"done": done, "total": total, "line": line}), flush=True)
 
-    from jestcli.config import Run
+    from jestcli.config import ConfigError, Run
     from jestcli.data.errors import DataError
     from jestcli.models.flexi import View
     from jestcli.stages import learner
     from jestcli.stages.workspace import StageError, Workspace
     from jestcli.training.checkpoint import CheckpointError
+    from jestcli.training.devices import pick_device
+    from jestcli.training.distributed import World
     from jestcli.training.loop import Interrupted, TrainingError
 
     run = Run.model_validate(task["run"])
@@ -36,11 +38,15 @@ def main() -> int:
             view = View(**task["view"]) if task.get("view") else None
             learner.cache(run, workspace, task["label"], report, view)
         else:
-            learner.train(run, workspace, task["label"], report, task.get("wandb", "off"))
+            world = World(device=pick_device(task.get("device", "auto")))
+            learner.train(
+                run, workspace, task["label"], report, task.get("wandb", "off"), world,
+                task.get("keep_last", 1),
+            )  # fmt: skip
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return 130
-    except (DataError, StageError, TrainingError, CheckpointError) as error:
+    except (ConfigError, DataError, StageError, TrainingError, CheckpointError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

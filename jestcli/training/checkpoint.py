@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+
+from jestcli.training.engine import like, whole
+
+CHECKPOINT = "checkpoint.safetensors"
+BEST = "best.safetensors"
 
 
 class CheckpointError(Exception):
@@ -40,14 +47,80 @@ def save_model(path: Path, model: nn.Module, about: dict[str, Any]) -> None:
     write_atomic(path, save(tensors, {"about": json.dumps(about)}))
 
 
+def training_tensors(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Weights and AdamW's moments by name, whole. With shards every rank must ask."""
+    tensors = {f"model.{k}": whole(v).contiguous() for k, v in model.state_dict().items()}
+    for i, state in optimiser.state_dict()["state"].items():
+        tensors |= {f"optim.{i}.{k}": whole(v).contiguous() for k, v in state.items()}
+    return tensors
+
+
 def save_training(
     path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, about: dict[str, Any]
 ) -> None:
     """Weights, AdamW's moments and `about` (the step and what has been spent so far)."""
-    tensors = {f"model.{k}": v.contiguous() for k, v in model.state_dict().items()}
-    for i, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"optim.{i}.{k}": v.contiguous() for k, v in state.items()}
-    write_atomic(path, save(tensors, {"about": json.dumps(about)}))
+    write_atomic(path, save(training_tensors(model, optimiser), {"about": json.dumps(about)}))
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The training checkpoints in a run directory.
+
+        checkpoint.safetensors            the newest: what a restart goes on from
+        checkpoints/step-00000100.safetensors, ...   the last `keep`, if more than one
+        best.safetensors                  the one with the best mean score so far
+
+    Each holds weights, the optimiser's state and, as JSON in its header, what rebuilds the rest:
+    the run's settings, the step (from which data order and every random draw follow), the length
+    of metrics.jsonl, seconds, cost and skipped steps so far.
+    """
+
+    folder: Path
+    keep: int = 1
+
+    def write(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        newest = self.folder / CHECKPOINT
+        write_atomic(newest, save(tensors, {"about": json.dumps(about)}))
+        if self.keep > 1:
+            older = self.folder / "checkpoints"
+            older.mkdir(exist_ok=True)
+            _link(newest, older / f"step-{about['step']:08d}.safetensors")
+            for path in self._kept()[self.keep :]:
+                path.unlink()
+        best = about.get("best")
+        if best and best["step"] == about["step"]:
+            _link(newest, self.folder / BEST)
+
+    def load(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+        """Fill both from the newest checkpoint that can be read; its `about`, or {} without one.
+
+        Raises CheckpointError if there are some and none can be read.
+        """
+        newest = self.folder / CHECKPOINT
+        paths = [*([newest] if newest.exists() else []), *self._kept()]
+        problem = None
+        for path in paths:
+            try:
+                return load_training(path, model, optimiser)
+            except CheckpointError as error:
+                problem = problem or error
+        if problem:
+            raise CheckpointError(f"{problem}; delete {self.folder} to start the run again")
+        return {}
+
+    def _kept(self) -> list[Path]:
+        """Older checkpoints, newest first."""
+        return sorted((self.folder / "checkpoints").glob("step-*.safetensors"), reverse=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Another name for a file that will be replaced, never changed; a copy where links fail."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -65,23 +138,24 @@ def load_model(path: Path, model: nn.Module) -> dict[str, Any]:
     tensors, about = read(path)
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     try:
-        model.load_state_dict(weights)
+        current = model.state_dict()
+        model.load_state_dict({k: like(v, current.get(k)) for k, v in weights.items()})
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit the model: {_first_line(error)}") from None
     return about
 
 
-def load_training(
-    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer
-) -> dict[str, Any]:
+def load_training(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
     """Fill `model` and `optimiser`; returns `about`."""
     about = load_model(path, model)
     tensors, _ = read(path)
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optim."):
             _, i, key = name.split(".")
-            state.setdefault(int(i), {})[key] = tensor
+            target = None if tensor.ndim == 0 else parameters[int(i)]
+            state.setdefault(int(i), {})[key] = like(tensor, target)
     optimiser.load_state_dict(optimiser.state_dict() | {"state": state})
     return about
 

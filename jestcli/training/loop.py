@@ -7,7 +7,6 @@ import math
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,16 +17,19 @@ import torch
 from torch import Tensor
 
 from jestcli.config import Run
-from jestcli.data.loader import Candidates
+from jestcli.data.loader import Candidates, Drawing
 from jestcli.models.flops import Cost
 from jestcli.models.towers import Clip
-from jestcli.training.checkpoint import load_training, save_training
+from jestcli.training.checkpoint import Checkpoints, training_tensors
+from jestcli.training.clock import Speed, Stopwatch, log_line, peak_flops
+from jestcli.training.distributed import ALONE, World
+from jestcli.training.engine import make_trainee
+from jestcli.training.finite import NotFinite
 from jestcli.training.optimiser import learning_rate, make_optimiser
-from jestcli.training.step import EmbedReference, NotFinite, choose, update
+from jestcli.training.step import EmbedReference, choose, update
 
 LOG_EVERY = 20
 CHECKPOINT_EVERY = 100
-CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
 Report = Callable[[int, int, str], None]
 
@@ -51,66 +53,85 @@ def train(
     run: Run,
     folder: Path,
     learner: Clip,
-    draw: Callable[[int], Candidates],
+    draw: Drawing,
     reference: EmbedReference | None,
     evaluate: Callable[[bool], dict[str, dict[str, Any]]],
     cost_after: Callable[[int], Cost],
     report: Report,
     track: Callable[[dict[str, Any]], None],
+    world: World = ALONE,
+    show: Callable[[int, Candidates, Tensor], None] | None = None,
+    keep_last: int = 1,
 ) -> None:
     """Train `learner` to the end of `run`, from the checkpoint in `folder` if there is one.
 
+    Every rank calls it with its own `draw`; rank 0 alone writes, reports and tracks.
+
     Args:
-        draw: step -> its candidates.
+        draw: step -> its candidates (this rank's slice of them).
         reference: candidates -> their reference embeddings; None where the run reads none.
-        evaluate: whether this is the final evaluation -> scores by benchmark.
+        evaluate: whether this is the final evaluation -> scores by benchmark (used on rank 0).
         cost_after: steps -> FLOPs so far.
         report: (steps done, steps, one line about now) -> shown to the user.
         track: called with every record that goes to metrics.jsonl.
-    Writes metrics.jsonl and checkpoint.safetensors. Raises Interrupted on SIGINT or SIGTERM,
-    TrainingError when the loss is no longer finite.
+        show: called at evaluations with the step, its candidates and what was chosen of them.
+        keep_last: checkpoints to keep, the newest included.
+    Writes metrics.jsonl and checkpoints (training/checkpoint.py). Raises Interrupted on SIGINT or
+    SIGTERM, TrainingError when too many steps are not finite or the disk is full.
     """
+    trainee = make_trainee(learner, run, world)
     optimiser = make_optimiser(learner, run.optim)
-    checkpoint, metrics = folder / CHECKPOINT, folder / METRICS
-    clock = {"draw": 0.0, "choose": 0.0, "update": 0.0}
-    start, bad_steps = 0, 0
-    if checkpoint.exists():
-        about = load_training(checkpoint, learner, optimiser)
-        start, clock, bad_steps = about["step"], about["seconds"], about.get("bad_steps", 0)
-        os.truncate(metrics, about["metrics_bytes"])
-    else:
-        metrics.write_bytes(b"")
+    saved, metrics = Checkpoints(folder, keep_last), folder / METRICS
+    about = saved.load(learner, optimiser)
+    start, bad_steps, best = about.get("step", 0), about.get("bad_steps", 0), about.get("best")
+    watch = Stopwatch(world.device, about.get("seconds"))
+    if world.main:
+        with metrics.open("ab") as file:
+            file.truncate(about.get("metrics_bytes", 0))
     evaluate_at = evaluation_steps(run)
+    flops_a_step = cost_after(1).cached_reuse and cost_after(2).cached - cost_after(1).cached
+    speed = Speed(
+        watch, start, run.optim.steps, run.optim.batch_size, peak_flops(world.device) * world.size
+    )
+    line = ""
 
     def log(record: dict[str, Any]) -> None:
-        with _disk(metrics), metrics.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        track(record)
+        if world.main:
+            with _disk(metrics), metrics.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            track(record)
 
     def save(step: int) -> None:
-        about = {"step": step, "seconds": clock, "bad_steps": bad_steps}
-        with _disk(checkpoint):
+        tensors = training_tensors(learner, optimiser)  # every rank: shards are put together
+        if not world.main:
+            return
+        with _disk(folder):
             with metrics.open("rb") as file:
                 os.fsync(file.fileno())
-            about["metrics_bytes"] = metrics.stat().st_size
-            save_training(checkpoint, learner, optimiser, about)
+            saved.write(tensors, {
+                "step": step, "seconds": watch.seconds, "bad_steps": bad_steps, "best": best,
+                "metrics_bytes": metrics.stat().st_size, "run": run.model_dump(mode="json"),
+                "flops": cost_after(step).as_dict(), "ranks": world.size,
+            })  # fmt: skip
 
-    with _signals() as stopped:
+    with _signals() as signalled:
         for step in range(start, run.optim.steps):
             done = step + 1
             logging = done % LOG_EVERY == 0 or done == 1
-            with _timed(clock, "draw"):
+            with watch("draw"):
                 candidates = draw(step)
             choice, loss = None, math.nan
             try:
-                with _timed(clock, "choose"):
-                    choice = choose(learner, reference, candidates, run, step, measure=logging)
-                with _timed(clock, "update"):
-                    loss = update(learner, optimiser, candidates, choice.index, run, step)
+                with watch("score"):
+                    choice = choose(
+                        learner, reference, candidates, run, step, logging, world, watch
+                    )
+                with watch("update"):
+                    loss = update(trainee, optimiser, candidates, choice.index, run, step, world)
             except NotFinite as problem:
                 bad_steps += 1
-                log({"step": done, "skipped": str(problem), "bad_steps": bad_steps,
-                     "keys": _keys(candidates, problem.index)})  # fmt: skip
+                keys = _keys(candidates, problem.index, world)
+                log({"step": done, "skipped": str(problem), "bad_steps": bad_steps, "keys": keys})
                 if bad_steps > run.engine.max_bad_steps:
                     raise TrainingError(
                         f"{problem} at step {done}, after {bad_steps - 1} skipped steps "
@@ -124,33 +145,46 @@ def train(
                     "learnability": [
                         choice.super_batch_learnability, choice.sub_batch_learnability,
                     ],
-                    "chosen": _chosen(run, candidates, choice.index),
+                    "chosen": _chosen(run, candidates, choice.index, world),
                     "scale": float(learner.scale),
                     "bias": float(learner.bias),
-                    "seconds": dict(clock),
+                    "seconds": dict(watch.seconds),
+                    "speed": speed(done, flops_a_step, getattr(draw, "waited", 0.0)),
                     "flops": cost_after(done).as_dict(),
                 }  # fmt: skip
                 log(record)
-            report(done, run.optim.steps, f"loss {loss:.3f}" if loss == loss else "step skipped")
+                line = log_line(record)
+            if world.main:
+                report(done, run.optim.steps, line if math.isfinite(loss) else "step skipped")
             if done in evaluate_at:
                 scores = evaluate(done == run.optim.steps)
-                log(
-                    {
-                        "step": done,
-                        "scores": scores,
-                        "seconds": dict(clock),
-                        "flops": cost_after(done).as_dict(),
-                    }
-                )
-            if done in evaluate_at or done % CHECKPOINT_EVERY == 0 or stopped.is_set():
+                log({"step": done, "scores": scores, "seconds": dict(watch.seconds),
+                     "flops": cost_after(done).as_dict()})  # fmt: skip
+                if scores and (best is None or _mean(scores) > best["mean"]):
+                    best = {"step": done, "mean": _mean(scores)}
+                if show and choice is not None:
+                    show(done, candidates, choice.index)
+                world.wait()
+            stop = world.any(signalled.is_set())
+            if done in evaluate_at or done % CHECKPOINT_EVERY == 0 or stop:
                 save(done)
-            if stopped.is_set():
+            if stop:
                 raise Interrupted(f"stopped at step {done} of {run.optim.steps}; all is saved")
 
 
-def _chosen(run: Run, candidates: Candidates, index: torch.Tensor) -> list[int] | None:
+def _chosen(
+    run: Run, candidates: Candidates, index: Tensor, world: World
+) -> list[int] | None:
     """Rows of a selecting run's sub-batch in its pool: what `jest inspect` looks back at."""
-    return None if run.selection.sampler == "uniform" else candidates.row[index].tolist()
+    if run.selection.sampler == "uniform":
+        return None
+    rows = torch.from_numpy(candidates.row).to(world.device)
+    chosen: list[int] = world.gathered(rows)[index.to(world.device)].tolist()
+    return chosen
+
+
+def _mean(scores: dict[str, dict[str, Any]]) -> float:
+    return sum(score["score"] for score in scores.values()) / len(scores)
 
 
 def last_scores(folder: Path) -> dict[str, dict[str, Any]]:
@@ -171,10 +205,12 @@ def chosen_in_training(folder: Path) -> list[tuple[int, np.ndarray]]:
     return found
 
 
-def _keys(candidates: Candidates, index: Tensor) -> list[str]:
-    """What the first 64 of these candidates are called, to find them in the data."""
-    rows = index[:64].tolist()
-    return [f"{candidates.part[row]}:{candidates.row[row]}" for row in rows]
+def _keys(candidates: Candidates, index: Tensor, world: World) -> list[str]:
+    """What the first 64 of these candidates are called, by rank, to find them in the data."""
+    mine = index[index // len(candidates) == world.rank] - world.rank * len(candidates)
+    names = [candidates.name(i) for i in mine[:64].tolist()]
+    everyone = [json.loads(text) for text in world.texts(json.dumps(names))]
+    return [name for names in everyone for name in names][:64]
 
 
 @contextmanager
@@ -185,14 +221,6 @@ def _disk(path: Path) -> Iterator[None]:
     except OSError as error:
         problem = f"cannot write {path}: {error.strerror}; the last checkpoint is intact"
         raise TrainingError(problem) from None
-
-
-@contextmanager
-def _timed(clock: dict[str, float], name: str) -> Iterator[None]:
-    """Add the seconds spent inside: of the processor, so that other jobs on it do not count."""
-    start = time.process_time()
-    yield
-    clock[name] += time.process_time() - start
 
 
 @contextmanager

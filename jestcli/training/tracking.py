@@ -13,6 +13,10 @@ Track = Callable[[dict[str, Any]], None]
 MODES = ("off", "offline", "online")
 
 
+def ignore(record: dict[str, Any]) -> None:
+    """Track nothing."""
+
+
 @contextmanager
 def tracker(mode: str, folder: Path, label: str, run: Run) -> Iterator[Track]:
     """A function that takes each metrics record. mode: off, offline or online.
@@ -20,7 +24,7 @@ def tracker(mode: str, folder: Path, label: str, run: Run) -> Iterator[Track]:
     The W&B run is named by the run directory, so a resumed run goes on in the same one.
     """
     if mode == "off":
-        yield lambda record: None
+        yield ignore
         return
     import wandb
 
@@ -29,7 +33,11 @@ def tracker(mode: str, folder: Path, label: str, run: Run) -> Iterator[Track]:
         dir=str(folder), config=run.model_dump(mode="json"),
     )  # fmt: skip
     try:
-        yield lambda record: tracked.log(_flat(record), step=record["step"])
+        yield lambda record: tracked.log(
+            _flat(record)
+            | {key: wandb.Image(str(x)) for key, x in record.items() if isinstance(x, Path)},
+            step=record["step"],
+        )
     finally:
         tracked.finish()
 

@@ -18,11 +18,10 @@ from jestcli.config import Run
 from jestcli.data.loader import Candidates, draw
 from jestcli.models.flops import Cost
 from jestcli.models.towers import Clip
-from jestcli.training import loop
+from jestcli.training import gradients, loop
 from jestcli.training import step as step_module
-from jestcli.training.checkpoint import read
+from jestcli.training.checkpoint import BEST, CHECKPOINT, CheckpointError, read
 from jestcli.training.loop import (
-    CHECKPOINT,
     METRICS,
     Interrupted,
     TrainingError,
@@ -38,7 +37,10 @@ GOLDEN = [9.160657, 6.852927, 5.37619, 4.995868, 3.554326, 4.093791, 3.485157, 3
 
 
 def tiny_train(
-    run: Run, folder: Path, report: Callable[[int, int, str], None] | None = None
+    run: Run,
+    folder: Path,
+    report: Callable[[int, int, str], None] | None = None,
+    **more: Any,
 ) -> tuple[Clip, list[dict[str, Any]]]:
     """Train on random pixels with a random reference; the model and the tracked records."""
     folder.mkdir(exist_ok=True)
@@ -56,6 +58,7 @@ def tiny_train(
         lambda steps: Cost(steps, steps, steps, steps),
         report or (lambda *_: None),
         records.append,
+        **more,
     )  # fmt: skip
     return learner, records
 
@@ -92,7 +95,10 @@ def test_metrics_hold_the_whole_run(tmp_path: Path) -> None:
     for record in losses:
         whole, chosen = record["learnability"]
         assert whole != chosen
-        assert set(record["seconds"]) == {"draw", "choose", "update"}
+        assert set(record["seconds"]) == {"draw", "score", "select", "update"}
+        shares = record["speed"]["shares"]
+        assert sum(shares.values()) == pytest.approx(1) and shares["select"] > 0
+        assert 0 < record["speed"]["mfu"] < 1.5 and record["speed"]["seconds_left"] >= 0
     about = read(tmp_path / CHECKPOINT)[1]
     assert about["step"] == 41
     assert about["metrics_bytes"] == (tmp_path / METRICS).stat().st_size
@@ -168,7 +174,8 @@ def test_seconds_go_on_adding_up(tmp_path: Path) -> None:
 
 def spoil(monkeypatch: pytest.MonkeyPatch, where: str, bad: set[int]) -> None:
     """Make something of these steps a NaN or an infinity, from within, as overflow would."""
-    real = {name: getattr(step_module, name) for name in ("choose", "embed", "contrastive_loss")}
+    real = {"choose": step_module.choose, "embed": step_module.embed,
+            "contrastive_loss": gradients.contrastive_loss}  # fmt: skip
     at = [0]
 
     def choose(*args: Any, **more: Any) -> Any:
@@ -191,7 +198,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, where: str, bad: set[int]) -> None:
 
     monkeypatch.setattr(loop, "choose", choose)
     monkeypatch.setattr(step_module, "embed", embed_)
-    monkeypatch.setattr(step_module, "contrastive_loss", loss)
+    monkeypatch.setattr(gradients, "contrastive_loss", loss)
 
 
 @pytest.mark.parametrize("where,words,keys", [
@@ -251,6 +258,41 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(
     monkeypatch.undo()
     resumed, _ = tiny_train(run, tmp_path / "full")
     assert same_weights(whole, resumed)
+
+
+def test_the_last_checkpoints_and_the_best_are_kept_and_a_corrupt_one_is_passed_over(
+    tmp_path: Path,
+) -> None:
+    run = tiny_run("jest", optim={"steps": 12}, evaluation={"points": 5})
+    whole, _ = tiny_train(run, tmp_path / "whole", keep_last=2)
+    kept = [read(p)[1]["step"] for p in sorted((tmp_path / "whole" / "checkpoints").iterdir())]
+    assert kept == sorted(evaluation_steps(run))[-2:]
+    scores = {r["step"]: r["scores"]["toy"]["score"] for r in metrics(tmp_path / "whole")
+              if "scores" in r}  # fmt: skip
+    best = read(tmp_path / "whole" / BEST)[1]
+    assert scores[best["step"]] == max(scores.values()) == best["best"]["mean"]
+    assert best["step"] < 12, "else this shows nothing"
+    assert Run.model_validate(best["run"]) == run
+
+    def die(done: int, total: int, line: str) -> None:
+        if done == 11:
+            raise KeyError("died")
+
+    with pytest.raises(KeyError):
+        tiny_train(run, tmp_path / "died", die, keep_last=2)
+    newest = tmp_path / "died" / CHECKPOINT
+    newest.unlink()  # another name of it is among the kept ones
+    newest.write_bytes(b"half a checkpoint")
+    resumed, _ = tiny_train(run, tmp_path / "died", keep_last=2)
+    assert same_weights(whole, resumed)
+    assert without_seconds(tmp_path / "whole" / METRICS) == without_seconds(
+        tmp_path / "died" / METRICS
+    )
+    newest.write_bytes(b"")
+    for path in (tmp_path / "died" / "checkpoints").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"cannot use checkpoint .*; delete .*died to start"):
+        tiny_train(run, tmp_path / "died")
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:

@@ -1,0 +1,43 @@
+"""Training as one of torchrun's ranks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from jestcli.config import Run
+from jestcli.stages import learner
+from jestcli.stages.experiment import Job
+from jestcli.stages.workspace import Workspace
+from jestcli.training.devices import pick_device
+from jestcli.training.distributed import join
+
+
+def train_as_rank(
+    job: Job,
+    workspace: Workspace,
+    console: Any,
+    wandb: str,
+    device: str,
+    keep_last: int,
+    prepare: Callable[[Run, int | None], None],
+) -> bool:
+    """Train `job` together with the other ranks; whether this is rank 0.
+
+    prepare: makes the data of a run; rank 0 calls it while the others wait.
+    """
+    last = 0.0
+
+    def report(done: int, total: int, line: str) -> None:
+        nonlocal last
+        if done == total or time.monotonic() - last > 10:
+            last = time.monotonic()
+            console.print(f"{done}/{total} {line}", highlight=False)
+
+    with join(pick_device(device)) as world:
+        if world.main:
+            prepare(job.run, None)
+        world.wait()
+        learner.train(job.run, workspace, job.name, report, wandb, world, keep_last)
+        return world.main

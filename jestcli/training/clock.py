@@ -1,0 +1,137 @@
+"""Where a run's time goes, how fast it is, and how long it will take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+PARTS = ("draw", "score", "select", "update")
+Watch = Callable[[str], AbstractContextManager[None]]
+
+# Dense peak of matrix products in FLOP/s, bfloat16, from the makers' data sheets.
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
+         "A10G": 70e12, "V100": 125e12, "T4": 65e12}  # fmt: skip
+
+
+def no_watch(part: str) -> AbstractContextManager[None]:
+    """Measures nothing."""
+    return nullcontext()
+
+
+class Stopwatch:
+    """Seconds by part of a step; a part inside another is taken out of it.
+
+    On a CPU they are the processor's, so that other jobs on it do not count. On a GPU they are the
+    wall clock's, with the queue of kernels drained at both ends.
+    """
+
+    def __init__(self, device: torch.device, seconds: dict[str, float] | None = None):
+        self.device = device
+        self.seconds = dict.fromkeys(PARTS, 0.0) | (seconds or {})
+        self._inner = [0.0]
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = self._now()
+        self._inner.append(0.0)
+        try:
+            yield
+        finally:
+            spent = self._now() - start
+            self.seconds[part] += spent - self._inner.pop()
+            self._inner[-1] += spent
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            return time.perf_counter()
+        return time.process_time()
+
+
+class Speed:
+    """Examples a second, shares, MFU and time left, since this object was made or last asked."""
+
+    def __init__(self, watch: Stopwatch, step: int, steps: int, batch: int, peak: float):
+        self.watch, self.steps, self.batch, self.peak = watch, steps, batch, peak
+        self.first, self.started = step, time.monotonic()
+        self.before = step, self.started, dict(watch.seconds), 0.0
+
+    def __call__(self, step: int, flops: float, waited: float = 0.0) -> dict[str, Any]:
+        """After `step` steps, `flops` being what a step executes and `waited` seconds for data."""
+        now, seconds = time.monotonic(), dict(self.watch.seconds)
+        last, then, before, waited_before = self.before
+        self.before = step, now, seconds, waited
+        spent = {part: seconds[part] - before[part] for part in PARTS}
+        total, done, wall = sum(spent.values()) or 1e-9, step - last, max(now - then, 1e-9)
+        return {
+            "examples_per_second": done * self.batch / wall,
+            "shares": {part: spent[part] / total for part in PARTS},
+            "waiting_for_data": min(1.0, (waited - waited_before) / wall),
+            "mfu": flops * done / total / self.peak,
+            "seconds_left": (self.steps - step) * (now - self.started) / max(step - self.first, 1),
+        }
+
+
+@lru_cache(maxsize=1)
+def peak_flops(device: torch.device) -> float:
+    """FLOP/s of large matrix products on this device: the maker's for a known GPU, else measured.
+
+    On a CPU it is what one float32 product reaches with this process's threads, by its own clock.
+    """
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        known = [peak for word, peak in PEAKS.items() if word in name]
+        if known:
+            return known[0]
+    n = 8192 if device.type == "cuda" else 512
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    x = torch.ones(n, n, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(4):
+        watch = Stopwatch(device)
+        with watch("update"):
+            x @ x
+        best = min(best, watch.seconds["update"])
+    return 2 * n**3 / max(best, 1e-9)
+
+
+def duration(seconds: float) -> str:
+    """Such as "40 s", "12 min", "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def log_line(record: dict[str, Any]) -> str:
+    """A record of the training log in one line."""
+    parts = [f"loss {record['loss']:.3f}"]
+    speed = record.get("speed")
+    if speed:
+        shares = speed["shares"]
+        parts += [
+            f"{speed['examples_per_second']:,.0f} examples/s",
+            "time % "
+            + " ".join(
+                f"{word} {100 * shares[part]:.0f}"
+                for word, part in zip(("data", "score", "select", "train"), PARTS, strict=True)
+            ),
+        ]
+        if speed["waiting_for_data"] > 0.05:
+            parts.append(f"WAITS FOR DATA {100 * speed['waiting_for_data']:.0f} % of the time")
+    whole, chosen = record["learnability"]
+    if whole is not None:
+        parts.append(f"learnability {whole:.3f} to {chosen:.3f}")
+    if speed:
+        parts.append(f"MFU {100 * speed['mfu']:.0f} %")
+    cost = record["flops"]
+    named = [f"{cost[key] / 1e12:.3g} {key.replace('_', ' ')}" for key in
+             ("cached_reuse", "cached", "uncached", "charged") if key in cost]  # fmt: skip
+    parts.append("TFLOP " + ", ".join(named))
+    if speed:
+        parts.append(f"{duration(speed['seconds_left'])} left")
+    return "; ".join(parts)

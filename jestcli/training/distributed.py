@@ -1,0 +1,209 @@
+"""The ranks that train one run together: who they are, and what they tell each other.
+
+A super-batch is spread over the ranks in equal slices, and so are its embeddings. After a global
+selection the surplus chosen pairs move once, so that every rank trains an equal share.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from jestcli.data.loader import Candidates
+from jestcli.selection import PairEmbeddings
+
+PATIENCE = timedelta(hours=24)  # for waits on what one rank does alone: data, evaluation
+
+
+class RanksError(Exception):
+    """The ranks cannot go on together; the message is one line for the user."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the ranks. The default is a process alone, on the CPU.
+
+    group: the ranks' process group, with a timeout; None: alone.
+    patient: a gloo group of the same ranks for long waits.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    group: Any = None
+    patient: Any = None
+
+    @property
+    def main(self) -> bool:
+        """Whether this rank writes files and speaks to the user."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Until every rank is here, however long it takes."""
+        if self.patient is not None:
+            dist.barrier(group=self.patient)
+
+    @contextmanager
+    def first(self) -> Iterator[None]:
+        """Rank 0 goes through the block alone; the others follow when it is done."""
+        if not self.main:
+            self.wait()
+        yield
+        if self.main:
+            self.wait()
+
+    def means(self, *numbers: float) -> list[float]:
+        """The ranks' average of each number, the same on every rank."""
+        if self.group is None:
+            return list(numbers)
+        wire = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        dist.all_reduce(wire, group=self.group)
+        return (wire / self.size).tolist()
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set on any rank, the same on every rank."""
+        return self.means(float(flag))[0] > 0
+
+    def says(self, value: bool) -> bool:
+        """What rank 0 says, whatever the others think."""
+        return self.means(float(value and self.main))[0] > 0
+
+    def gathered(self, rows: Tensor) -> Tensor:
+        """The ranks' equally many rows, one after the other."""
+        if self.group is None:
+            return rows
+        parts = [torch.empty_like(rows) for _ in range(self.size)]
+        dist.all_gather(parts, rows.contiguous(), group=self.group)
+        return torch.cat(parts)
+
+    def pairs(self, mine: PairEmbeddings) -> PairEmbeddings:
+        """All ranks' pairs, in the order of their global indices."""
+        image, text = self.gathered(mine.image), self.gathered(mine.text)
+        return PairEmbeddings(image, text, mine.scale, mine.bias)
+
+    def texts(self, mine: str) -> list[str]:
+        """What every rank says, by rank."""
+        if self.group is None:
+            return [mine]
+        content = torch.frombuffer(bytearray(mine.encode() + b"\0"), dtype=torch.uint8)
+        longest = torch.tensor([len(content)], device=self.device)
+        dist.all_reduce(longest, dist.ReduceOp.MAX, group=self.group)
+        row = torch.zeros(1, int(longest), dtype=torch.uint8, device=self.device)
+        row[0, : len(content)] = content.to(self.device)
+        return [bytes(r.tolist()).rstrip(b"\0").decode() for r in self.gathered(row).cpu()]
+
+    def exchanged(self, rows: Tensor, out: list[int], into: list[int]) -> Tensor:
+        """Send out[r] of these rows (in order) to each rank r and get into[r] rows from it."""
+        if self.group is None:
+            return rows
+        sent = rows.contiguous().to(self.device)
+        received = sent.new_empty(sum(into), *rows.shape[1:])
+        dist.all_to_all_single(received, sent, into, out, group=self.group)
+        return received
+
+
+ALONE = World()
+
+
+@contextmanager
+def join(device: torch.device, timeout: timedelta = timedelta(minutes=10)) -> Iterator[World]:
+    """The world that torchrun's environment describes: NCCL on GPUs, gloo otherwise.
+
+    Outside torchrun (or with one process) the process is alone. A rank that dies or stops
+    answering for `timeout` ends the others: their collectives raise, which becomes RanksError.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World(device=device)
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    rank = int(os.environ["RANK"])
+    with _said_plainly(rank):
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timeout)
+        patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+        yield World(rank, size, device, dist.group.WORLD, patient)
+        dist.barrier(group=patient)
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _said_plainly(rank: int) -> Iterator[None]:
+    """Lost contact with another rank, in one line. Leaves at once: cleaning up could hang."""
+    try:
+        yield
+    except (RuntimeError, dist.DistError) as error:
+        text = str(error)
+        signs = ("gloo", "NCCL", "Connection", "Timed out", "timeout", "Broken pipe", "peer")
+        if not isinstance(error, dist.DistError) and not any(sign in text for sign in signs):
+            raise
+        why = " ".join(text.split())[:160]
+        raise RanksError(f"rank {rank}: another rank ended or stopped answering ({why})") from None
+
+
+def leave(code: int) -> None:
+    """End this process without the farewells that a lost rank would never answer."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def owners(home: Tensor, n_low: int, world: int) -> Tensor:
+    """Which rank trains each chosen pair: int64 [b], as few moves as an equal share allows.
+
+    home: int64 [b], the rank that holds each pair; the first `n_low` are seen at low resolution.
+    Every rank trains b / world pairs, and as many of them at low resolution as any other
+    (give or take one). A pair stays where it is unless its rank has its share already.
+    """
+    owner = torch.full_like(home, -1)
+    share = len(home) // world
+    low = torch.tensor([n_low // world + (rank < n_low % world) for rank in range(world)])
+    for part, quota in ((slice(0, n_low), low), (slice(n_low, None), share - low)):
+        at_home, free = home[part], quota.clone()
+        mine = owner[part]
+        for rank in range(world):
+            stays = torch.nonzero(at_home == rank).flatten()[: int(quota[rank])]
+            mine[stays] = rank
+            free[rank] -= len(stays)
+        mine[mine < 0] = torch.repeat_interleave(torch.arange(world), free)
+    return owner
+
+
+def share(
+    candidates: Candidates, index: Tensor, n_low: int, world: World, balanced: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What this rank trains of the sub-batch: pixels, tokens and their places in `index`.
+
+    Args:
+        candidates: this rank's slice of the super-batch, as many on every rank.
+        index: int64 [b], global (rank * len(candidates) + i), in training order, the first n_low
+            at low resolution.
+        balanced: every rank holds b / world of them, and none moves.
+    Returns:
+        uint8 [b / world, 3, S, S], int64 [b / world, L], places int64 [b / world], ascending.
+    """
+    home = index // len(candidates)
+    owner = home if balanced else owners(home, n_low, world.size)
+    held = torch.nonzero(home == world.rank).flatten()
+    held = held[owner[held].argsort(stable=True)]  # grouped by where they go
+    mine = owner == world.rank
+    places = torch.cat([torch.nonzero(mine & (home == r)).flatten() for r in range(world.size)])
+    out, into = (
+        torch.bincount(ranks, minlength=world.size).tolist()
+        for ranks in (owner[held], home[places])
+    )
+    pixels, tokens = candidates.full(index[held] - world.rank * len(candidates))
+    order = places.argsort()
+    pixels, tokens = (world.exchanged(x, out, into)[order.to(x.device)] for x in (pixels, tokens))
+    return pixels, tokens, places[order]

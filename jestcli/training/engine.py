@@ -1,0 +1,136 @@
+"""How a learner is made ready to train: compiled, checkpointed, and spread over the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from jestcli.config import Run
+from jestcli.models.towers import Clip
+from jestcli.training.distributed import World
+
+
+def make_trainee(learner: Clip, run: Run, world: World) -> nn.Module:
+    """What the training step calls: `learner` itself, or a wrapper that averages its gradients.
+
+    `learner` moves to the rank's device and keeps its own methods, which score and evaluate. With
+    `engine.shard=fsdp` its parameters become shards in place.
+    """
+    engine = run.engine
+    learner.to(world.device)
+    if engine.precision == "float64":
+        learner.double()
+    if engine.activation_checkpointing:
+        _checkpoint_activations(learner)
+    if engine.compile:
+        learner.encode_image = torch.compile(learner.encode_image)  # type: ignore[method-assign]
+        learner.encode_text = torch.compile(learner.encode_text)  # type: ignore[method-assign]
+    if world.group is None:
+        return learner
+    if engine.shard == "fsdp":
+        return _sharded(learner, world)
+    on_gpu = [world.device] if world.device.type == "cuda" else None
+    return DistributedDataParallel(learner, on_gpu, process_group=world.group)
+
+
+def _checkpoint_activations(learner: Clip) -> None:
+    """Every block of both towers: its inputs are kept, the rest is computed again."""
+    found = [m for m in learner.modules() if hasattr(m, "grad_checkpointing")]
+    for module in found:
+        module.grad_checkpointing = True
+    if not found:
+        raise ValueError("engine.activation_checkpointing: this model's towers offer none")
+
+
+def _sharded(learner: Clip, world: World) -> nn.Module:
+    """FSDP2: every transformer block's parameters are spread over the ranks.
+
+    Scale and bias are single numbers, which cannot be spread: each rank has them whole, and
+    `average_whole` averages their gradients.
+    """
+    mesh = dist.init_device_mesh(world.device.type, (world.size,))
+    for tower in learner.modules():
+        blocks = getattr(tower, "resblocks", None) or getattr(tower, "blocks", None)
+        for block in blocks if isinstance(blocks, nn.ModuleList | nn.Sequential) else ():
+            fully_shard(block, mesh=mesh)
+    whole = {p for p in learner.parameters() if p.ndim == 0}
+    fully_shard(learner, mesh=mesh, ignored_params=whole)
+    for name in ("encode_image", "encode_text"):
+        register_fsdp_forward_method(learner, name)
+    return learner
+
+
+def average_whole(trainee: nn.Module, world: World) -> None:
+    """Average those gradients that a sharded model keeps whole; a no-op for any other."""
+    if world.group is None or isinstance(trainee, DistributedDataParallel):
+        return
+    for parameter in trainee.parameters():
+        if parameter.grad is not None and not isinstance(parameter, DTensor):
+            dist.all_reduce(parameter.grad, group=world.group)
+            parameter.grad /= world.size
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+    """Scale all gradients so that their joint L2 norm is at most `limit`; the norm before, 0-d."""
+    parameters = list(parameters)
+    kinds = [[p for p in parameters if isinstance(p, DTensor) is sharded] for sharded in (0, 1)]
+    if not kinds[1]:
+        return torch.nn.utils.clip_grad_norm_(parameters, limit)
+    norms = [
+        whole(torch.nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None]))
+        for kind in kinds
+    ]
+    norm = torch.stack([n.to(norms[1]) for n in norms]).norm()
+    for kind in kinds:
+        torch.nn.utils.clip_grads_with_norm_(kind, limit, norm)
+    return norm
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A shard's full tensor (every rank must ask), any other tensor as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def unsharded(learner: Clip, fresh: Callable[[], Clip]) -> Clip:
+    """`learner`, or a whole copy of a sharded one (every rank must ask)."""
+    if not any(isinstance(p, DTensor) for p in learner.parameters()):
+        return learner
+    copy = fresh().to(next(learner.parameters()))
+    copy.load_state_dict({name: whole(value) for name, value in learner.state_dict().items()})
+    return copy
+
+
+class FromCpu:
+    """A model on any device, in any precision, to callers that live on the CPU in float32."""
+
+    def __init__(self, model: Clip):
+        self.model = model
+        self.eval, self.train = model.eval, model.train
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """As Clip.encode_image."""
+        return self.model.encode_image(images.to(self.model.clip.logit_scale)).float().cpu()
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """As Clip.encode_text."""
+        device = self.model.clip.logit_scale.device
+        return self.model.encode_text(tokens.to(device)).float().cpu()
+
+    @property
+    def scale(self) -> Tensor:
+        """As Clip.scale."""
+        return self.model.scale.float().cpu()
+
+
+def like(tensor: Tensor, target: Any) -> Tensor:
+    """A full tensor spread as `target` is."""
+    if not isinstance(target, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(target.device), target.device_mesh, target.placements)

@@ -1,0 +1,30 @@
+"""Steps that meet a NaN or an infinity."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from jestcli.selection import PairEmbeddings
+from jestcli.training.distributed import World
+
+
+class NotFinite(Exception):
+    """A step met a NaN or an infinity, and nothing was updated. Every rank raises it together.
+
+    index: int64 [n], the candidates that it concerns; candidate i of rank r is r * B + i.
+    """
+
+    def __init__(self, what: str, index: Tensor):
+        super().__init__(f"{what} not finite")
+        self.index = index
+
+
+def check_embeddings(what: str, pairs: PairEmbeddings | None, world: World) -> None:
+    """Raise NotFinite on every rank if a row on any rank is not finite."""
+    if pairs is None:
+        return
+    good = pairs.image.isfinite().all(1) & pairs.text.isfinite().all(1)
+    if world.any(not bool(good.all())):
+        rows = torch.nonzero(~good).flatten().cpu()
+        raise NotFinite(f"{what} embeddings are", rows + world.rank * len(pairs))

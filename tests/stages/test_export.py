@@ -1,0 +1,114 @@
+"""What is exported computes, in open_clip, what was trained; and comes back by --init."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import fake_store, tiny_model, tiny_run
+
+from jestcli.config import ConfigError, Run
+from jestcli.data.loader import rows_of
+from jestcli.data.tokens import small_tokenizer
+from jestcli.models.towers import Clip
+from jestcli.stages.export import export, init_from
+from jestcli.stages.learner import MODEL, new_learner
+from jestcli.stages.workspace import StageError, Workspace, start_folder
+from jestcli.training.augment import normalise
+from jestcli.training.checkpoint import save_model
+
+TEXTS = ["a red car", "Two CATS, one dog!"]
+
+
+def made(run: Run, workspace: Workspace) -> tuple[Path, Clip]:
+    """A run directory with a model that looks trained."""
+    folder, model = workspace.folder(run), new_learner(run)
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
+    start_folder_in(folder, run)
+    save_model(folder / MODEL, model, {})
+    return folder, model.eval()
+
+
+def start_folder_in(folder: Path, run: Run) -> None:
+    folder.mkdir(parents=True)
+    start_folder(folder, run, "x")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method,patch", [
+    ("uniform", None), ("flexi-uniform", 8), ("flexi-uniform", 16),
+])  # fmt: skip
+@pytest.mark.parametrize("form", ["open_clip", "hf"])
+def test_open_clip_computes_the_same_features(
+    method: str, patch: int | None, form: str, tmp_path: Path, capsys: Any
+) -> None:
+    workspace = Workspace(tmp_path / "data", tmp_path / "runs")
+    run = tiny_run(method)
+    folder, model = made(run, workspace)
+    code = export(folder, tmp_path / "out", patch, form, workspace)
+    space: dict[str, Any] = {"open_clip": open_clip}
+    exec(code, space)  # as a user pastes it
+    theirs, tokenizer = space["model"].eval(), space["tokenizer"]
+    tokens = small_tokenizer(600, 8)(TEXTS)
+    assert torch.equal(tokenizer(TEXTS), tokens)
+    images, _ = rows_of(fake_store(), range(4))  # type: ignore[arg-type]
+    images = normalise(images)
+    torch.testing.assert_close(
+        theirs.encode_image(images, normalize=True), model.encode_image(images, patch),
+        rtol=1e-4, atol=1e-5,
+    )  # fmt: skip
+    torch.testing.assert_close(
+        theirs.encode_text(tokens, normalize=True), model.encode_text(tokens), rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(theirs.logit_bias, model.bias)
+    transforms = str(space["preprocess"])
+    assert "0.5, 0.5, 0.5" in transforms and "32" in transforms
+
+
+def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "data", tmp_path / "runs")
+    folder, _ = made(tiny_run(), workspace)
+    with pytest.raises(ConfigError, match="--patch 16: this run was trained at 8"):
+        export(folder, tmp_path, 16, "hf", workspace)
+    with pytest.raises(ConfigError, match="--format onnx"):
+        export(folder, tmp_path, None, "onnx", workspace)
+    with pytest.raises(StageError, match="is not a run directory"):
+        export(tmp_path, tmp_path, None, "hf", workspace)
+
+
+def test_an_exported_model_is_where_another_run_starts(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "data", tmp_path / "runs")
+    folder, model = made(tiny_run(), workspace)
+    export(folder, tmp_path / "out", None, "hf", workspace)
+    weights = load_file(tmp_path / "out" / "open_clip_model.safetensors")
+    torch.save({"state_dict": {f"module.{k}": v for k, v in weights.items()}}, tmp_path / "c.pt")
+    for path in (tmp_path / "out" / "open_clip_model.safetensors", tmp_path / "c.pt",
+                 folder / MODEL):  # fmt: skip
+        fresh = tiny_model(tiny_run(), (8,), seed=5)
+        init_from(path, fresh)
+        assert all(torch.equal(fresh.state_dict()[k], v) for k, v in model.state_dict().items())
+    with pytest.raises(StageError, match="does not fit the model"):
+        init_from(folder / MODEL, tiny_model(tiny_run(model={"width": 32}), (8,)))
+
+
+class Evil:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("name", ["evil.pt", "evil.bin", "evil.safetensors"])
+def test_a_malicious_checkpoint_executes_nothing(name: str, tmp_path: Path) -> None:
+    torch.save({"state_dict": Evil(tmp_path / "executed")}, tmp_path / name)
+    with pytest.raises(StageError, match="cannot read the checkpoint") as caught:
+        init_from(tmp_path / name, tiny_model(tiny_run(), (8,)))
+    assert not (tmp_path / "executed").exists() and "\n" not in str(caught.value)
