@@ -48,6 +48,9 @@ Config = Annotated[
 Wandb = Annotated[str, typer.Option(help="Weights & Biases: off, offline or online.")]
 Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu or cuda.")]
 KeepLast = Annotated[int, typer.Option(help="Checkpoints to keep, the newest included.")]
+Init = Annotated[
+    Path | None, typer.Option("--init", help="Start from this open_clip checkpoint's weights.")
+]
 Runs = Annotated[str | None, typer.Option("--runs", help="Only these runs, such as jest,flexi.")]
 Seeds = Annotated[str | None, typer.Option("--seeds", help="Only these seeds, such as 0,1.")]
 Slurm = Annotated[
@@ -159,12 +162,13 @@ def train_reference(
     wandb: Wandb = "off",
     device: Device = "auto",
     keep_last: KeepLast = 1,
+    init: Init = None,
 ) -> None:
     """Train the reference model on the small curated set, and embed the pool with it."""
     from jestcli.config import merge
     from jestcli.stages.experiment import Job, default_reference
 
-    settings = _settings(config, set_)
+    settings = merge(_settings(config, set_), _init(init))
     if level is not None:
         settings = merge(settings, {"data": {"level": level}})
     _train([Job("reference", seed, default_reference(settings, seed))], wandb, device, keep_last)
@@ -185,14 +189,16 @@ def train(
     wandb: Wandb = "off",
     device: Device = "auto",
     keep_last: KeepLast = 1,
+    init: Init = None,
 ) -> None:
     """Train a learner on the pool with a selection strategy (its reference first, if missing).
 
     On several GPUs or processes: torchrun --nproc-per-node N -m jestcli train ... (docs/cluster.md)
     """
+    from jestcli.config import merge
     from jestcli.stages.experiment import Job, default_run
 
-    run = default_run(method, _settings(config, set_), seed)
+    run = default_run(method, merge(_settings(config, set_), _init(init)), seed)
     _train([Job(method, seed, run)], wandb, device, keep_last)
 
 
@@ -447,6 +453,18 @@ def _settings(config: Path | None, pairs: list[str]) -> dict[str, Any]:
     return merge(read_yaml(config) if config else {}, parse_overrides(pairs))
 
 
+def _init(path: Path | None) -> dict[str, Any]:
+    """The settings of a run that starts from this checkpoint."""
+    if path is None:
+        return {}
+    from jestcli.config import ConfigError
+    from jestcli.stages.export import file_hash
+
+    if not path.is_file():
+        raise ConfigError(f"--init {path}: no such file")
+    return {"init": str(path.resolve()), "init_sha256": file_hash(path)}
+
+
 def _console() -> Console:
     from rich.console import Console
 
@@ -491,6 +509,10 @@ def _train(jobs: list[Job], wandb: str, device: str = "auto", keep_last: int = 1
         from jestcli.config import ConfigError
 
         raise ConfigError("--keep-last must be at least 1")
+    if device != "auto":
+        from jestcli.training.devices import pick_device
+
+        pick_device(device)  # before anything is built
     workspace, console = _workspace(), _console()
     for job in jobs:
         if "TORCHELASTIC_RUN_ID" in os.environ:

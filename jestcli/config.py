@@ -206,6 +206,8 @@ class Run(_Strict):
     evaluation: Evaluation = Evaluation()
     engine: Engine = added(Engine(), description="how a step is computed")
     reference: Run | None = Field(None, description="the run that trained the reference model")
+    init: str | None = added(None, description="checkpoint to start from (`jest train --init`)")
+    init_sha256: str | None = added(None, description="of that file, so that it stays the one")
     init_from_reference: bool = Field(False, description="start from the reference's weights")
 
     @model_validator(mode="after")

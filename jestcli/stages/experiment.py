@@ -219,7 +219,8 @@ def _reference(
 
 def _for_reference(overrides: dict[str, Any]) -> dict[str, Any]:
     """Those overrides that reach a reference too: not what makes it one, its steps and source."""
-    own = ("optim", "selection", "source", "reference", "init_from_reference")
+    own = ("optim", "selection", "source", "reference", "init_from_reference", "init",
+           "init_sha256")  # fmt: skip
     return {key: value for key, value in overrides.items() if key not in own}
 
 

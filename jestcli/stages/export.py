@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,18 @@ def init_from(path: Path, model: Clip) -> None:
     except RuntimeError as error:
         why = " ".join(str(error).split())[:200]
         raise StageError(f"{path} does not fit the model: {why}") from None
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, 64 hex digits. Raises StageError if it cannot be read."""
+    try:
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+        return digest.hexdigest()
+    except OSError as error:
+        raise StageError(f"cannot read the checkpoint {path}: {error.strerror}") from None
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -136,6 +136,8 @@ def _train(
     parts, counts = sources(run, inputs, reference)
     if run.init_from_reference and run.reference is not None:
         load_model(workspace.folder(run.reference) / MODEL, learner)
+    if run.init is not None:
+        _start_from(Path(run.init), run.init_sha256, learner)
     reads_reference: EmbedReference | None = reference
     if run.selection.sampler == "uniform":
         reads_reference = None
@@ -190,6 +192,15 @@ def _train(
             "wall_seconds_of_last_sitting": time.perf_counter() - started,
         },
     )  # fmt: skip
+
+
+def _start_from(path: Path, sha256: str | None, learner: Clip) -> None:
+    """Fill `learner` from an open_clip checkpoint. Raises StageError, also if the file changed."""
+    from jestcli.stages.export import file_hash, init_from  # it imports this module
+
+    if sha256 is not None and file_hash(path) != sha256:
+        raise StageError(f"{path} is not the file this run started from")
+    init_from(path, learner)
 
 
 def _from_cpu(model: Clip) -> Clip:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from jestcli.config import Run
 from jestcli.models.towers import Clip
@@ -27,6 +29,8 @@ def make_trainee(learner: Clip, run: Run, world: World) -> nn.Module:
     learner.to(world.device)
     if engine.precision == "float64":
         learner.double()
+    if run.optim.loss == "softmax" and learner.clip.logit_bias is not None:
+        learner.clip.logit_bias.requires_grad_(False)  # no gradient: DDP would wait for it
     if engine.activation_checkpointing:
         _checkpoint_activations(learner)
     if engine.compile:
@@ -40,13 +44,23 @@ def make_trainee(learner: Clip, run: Run, world: World) -> nn.Module:
     return DistributedDataParallel(learner, on_gpu, process_group=world.group)
 
 
+def _blocks(learner: Clip) -> list[nn.Module]:
+    """The transformer blocks of both towers (open_clip's `resblocks`, timm's `blocks`)."""
+    found: list[nn.Module] = []
+    for tower in learner.modules():
+        blocks = getattr(tower, "resblocks", None) or getattr(tower, "blocks", None)
+        if isinstance(blocks, nn.ModuleList | nn.Sequential):
+            found += blocks
+    return found
+
+
 def _checkpoint_activations(learner: Clip) -> None:
-    """Every block of both towers: its inputs are kept, the rest is computed again."""
-    found = [m for m in learner.modules() if hasattr(m, "grad_checkpointing")]
-    for module in found:
-        module.grad_checkpointing = True
-    if not found:
-        raise ValueError("engine.activation_checkpointing: this model's towers offer none")
+    """Every block keeps its inputs alone and is computed again in the backward pass.
+
+    Not by open_clip's own switch, whose call does not fit its custom blocks (3.3.0).
+    """
+    for block in _blocks(learner):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
 
 
 def _sharded(learner: Clip, world: World) -> nn.Module:
@@ -56,10 +70,8 @@ def _sharded(learner: Clip, world: World) -> nn.Module:
     `average_whole` averages their gradients.
     """
     mesh = dist.init_device_mesh(world.device.type, (world.size,))
-    for tower in learner.modules():
-        blocks = getattr(tower, "resblocks", None) or getattr(tower, "blocks", None)
-        for block in blocks if isinstance(blocks, nn.ModuleList | nn.Sequential) else ():
-            fully_shard(block, mesh=mesh)
+    for block in _blocks(learner):
+        fully_shard(block, mesh=mesh)
     whole = {p for p in learner.parameters() if p.ndim == 0}
     fully_shard(learner, mesh=mesh, ignored_params=whole)
     for name in ("encode_image", "encode_text"):

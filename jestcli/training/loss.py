@@ -59,8 +59,9 @@ def _chunked_sigmoid(
 def _sigmoid_rows(rows: Tensor, texts: Tensor, scale: Tensor, bias: Tensor, first: int) -> Tensor:
     """Summed loss of `rows` of the logits, the first of which is row `first` of the batch."""
     logits = scale * rows @ texts.T + bias
-    positive = logits.diagonal(first)
-    return F.softplus(logits).sum() - positive.sum()  # softplus(-z) = softplus(z) - z
+    labels = torch.full_like(logits, -1)
+    labels.diagonal(first).fill_(1)
+    return -F.logsigmoid(labels * logits).sum()
 
 
 class _Gathered(torch.autograd.Function):

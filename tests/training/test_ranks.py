@@ -74,7 +74,9 @@ def train(
         )  # fmt: skip
     finally:
         loop.choose = choose
-    gradients = {f"gradient.{k}": whole(p.grad) for k, p in learner.named_parameters()}
+    gradients = {
+        f"gradient.{k}": whole(p.grad) for k, p in learner.named_parameters() if p.grad is not None
+    }
     weights = unsharded(learner, lambda: tiny_model(run)).state_dict()
     losses = [r["loss"] for r in records if "loss" in r] or [0.0]
     return {
@@ -99,10 +101,14 @@ def as_rank(rank: int, size: int, port: int, job: Callable[..., None], *args: An
     os._exit(0)
 
 
-def start(size: int, job: Callable[..., None], *args: Any) -> list[Any]:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return int(probe.getsockname()[1])
+
+
+def start(size: int, job: Callable[..., None], *args: Any) -> list[Any]:
+    port = free_port()
     return [forked.start(as_rank, rank, size, port, job, *args) for rank in range(size)]
 
 
@@ -131,7 +137,9 @@ def test_ranks_train_what_one_process_trains(size: int, names: list[str], tmp_pa
     for name in names:
         ranks = [load_file(tmp_path / f"{name}-{size}-{r}.safetensors") for r in range(size)]
         told = ranks[0]["chosen"] if name == "balanced" else None
-        alone = train(RUNS[name], tmp_path / f"{name}-alone", ALONE, told and list(told))
+        alone = train(
+            RUNS[name], tmp_path / f"{name}-alone", ALONE, None if told is None else list(told)
+        )
         assert len(alone["loss"]) == RUNS[name].optim.steps
         for mine in ranks:
             assert torch.equal(mine["chosen"], alone["chosen"]), name

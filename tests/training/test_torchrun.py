@@ -1,0 +1,76 @@
+"""`torchrun -m jestcli train`: its environment, the command in each rank, one run directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import forked
+import pytest
+import torch
+import yaml
+from test_ranks import finish, free_port
+from tiny import TINY, tiny_reference, tiny_run
+
+from jestcli import cli
+from jestcli.config import merge
+from jestcli.stages.workspace import Workspace, is_done, read_done
+from jestcli.training.checkpoint import read
+
+
+def as_torchrun(rank: int, port: int, words: list[str], env: dict[str, str]) -> None:
+    """A rank as torchrun starts it."""
+    torch.set_num_threads(1)
+    os.environ.update(env, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", COLUMNS="300",
+                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo",
+                      TORCHELASTIC_RUN_ID="test")  # fmt: skip
+    sys.argv = ["jest", *words]
+    with Path(env["OUT"], f"rank-{rank}").open("w") as sys.stdout:
+        sys.stderr = sys.stdout
+        try:
+            cli.main()
+        except SystemExit as end:
+            sys.stdout.flush()
+            os._exit(int(end.code or 0))
+
+
+def torchrun(words: list[str], data_root: Path, folder: Path) -> tuple[list[int | None], list[str]]:
+    env = {"JEST_DATA": str(data_root), "JEST_RUNS": str(folder / "runs"), "OUT": str(folder)}
+    port = free_port()
+    ranks = [forked.start(as_torchrun, rank, port, words, env) for rank in range(2)]
+    return finish(ranks), [(folder / f"rank-{rank}").read_text() for rank in range(2)]
+
+
+def test_two_processes_train_one_run(data_root: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = merge(TINY, {"reference": tiny_reference().model_dump(mode="json")})
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    words = ["train", "--method", "jest", "--config", str(tmp_path / "tiny.yaml"),
+             "--device", "cpu"]  # fmt: skip
+    codes, said = torchrun(words, data_root, tmp_path)
+    assert codes == [0, 0], said
+    assert "mean of all" in said[0] and said[1] == "", "one voice"
+    workspace = Workspace(data_root, tmp_path / "runs")
+    folder = workspace.folder(tiny_run("jest"))
+    assert is_done(folder) and is_done(workspace.folder(tiny_reference()))
+    assert read_done(folder)["steps"] == 4
+    assert read(folder / "checkpoint.safetensors")[1]["ranks"] == 2
+    lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in lines if "scores" in x][-1] == 4
+    assert len(list((folder / "selected").iterdir())) == 2
+
+
+@pytest.mark.parametrize("words,code,message", [
+    (["--set", "optim.batch_size=9"], 1, "jest: the batch_size of 9 does not divide by 2"),
+    (["--set", "optim.stesp=9"], 2, "jest: unknown setting optim.stesp (did you mean steps?)"),
+])  # fmt: skip
+def test_a_mistake_is_one_line_in_every_rank(
+    words: list[str], code: int, message: str, data_root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    command = ["train", "--method", "uniform", "--config", str(tmp_path / "tiny.yaml"), *words]
+    codes, said = torchrun(command, data_root, tmp_path)
+    assert codes == [code, code]
+    assert all(message in text and "Traceback" not in text for text in said)
