@@ -524,7 +524,9 @@ def _train(jobs: list[Job], wandb: str, device: str = "auto", keep_last: int = 1
         else:
             _prepare(job.run, None)
             stages = plan([job], workspace)
-            run_stages(stages, workspace, None, console, wandb, device, keep_last)
+            run_stages(
+                stages, workspace, None, console, wandb, device=device, keep_last=keep_last
+            )
         folder = workspace.folder(job.run)
         console.print(scores_table(job.label, read_done(folder)["scores"]))
         console.print(f"run directory: {folder}")

@@ -132,7 +132,7 @@ def join(device: torch.device, timeout: timedelta = timedelta(minutes=10)) -> It
     with _said_plainly(rank):
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timeout)
-        patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+        patient: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
         yield World(rank, size, device, dist.group.WORLD, patient)
         dist.barrier(group=patient)
         dist.destroy_process_group()

@@ -54,8 +54,8 @@ def backward(trainee: nn.Module, batch: Batch, run: Run, world: World = ALONE) -
     engine, kind = run.engine, run.optim.loss
     if engine.micro_batch is None or engine.micro_batch >= len(batch.images):
         with autocast(run, world.device):
-            outputs = trainee(batch.images, batch.tokens, batch.n_low)
-        loss = contrastive_loss(*outputs, kind, engine.loss_chunk, world)
+            image, text, scale, bias = trainee(batch.images, batch.tokens, batch.n_low)
+        loss = contrastive_loss(image, text, scale, bias, kind, engine.loss_chunk, world)
         loss.backward()
         average_whole(trainee, world)
         return loss.detach()

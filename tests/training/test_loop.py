@@ -261,8 +261,10 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(
 
 
 def test_the_last_checkpoints_and_the_best_are_kept_and_a_corrupt_one_is_passed_over(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The temperature is the toy's score; it rises, so the best must be another than the last.
+    monkeypatch.setattr(loop, "_mean", lambda scores: -scores["toy"]["score"])
     run = tiny_run("jest", optim={"steps": 12}, evaluation={"points": 5})
     whole, _ = tiny_train(run, tmp_path / "whole", keep_last=2)
     kept = [read(p)[1]["step"] for p in sorted((tmp_path / "whole" / "checkpoints").iterdir())]
@@ -270,7 +272,7 @@ def test_the_last_checkpoints_and_the_best_are_kept_and_a_corrupt_one_is_passed_
     scores = {r["step"]: r["scores"]["toy"]["score"] for r in metrics(tmp_path / "whole")
               if "scores" in r}  # fmt: skip
     best = read(tmp_path / "whole" / BEST)[1]
-    assert scores[best["step"]] == max(scores.values()) == best["best"]["mean"]
+    assert scores[best["step"]] == min(scores.values()) == -best["best"]["mean"]
     assert best["step"] < 12, "else this shows nothing"
     assert Run.model_validate(best["run"]) == run
 
