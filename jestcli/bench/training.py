@@ -59,7 +59,7 @@ def run(
         "image_size": case.data.image_size,
         "engine": case.engine.model_dump(mode="json"),
         "rounds": rounds,
-        "environment": environment(),
+        "environment": {k: v for k, v in environment().items() if k != "platform"},
         "rows": [_row(name, seconds, counted, case.optim.batch_size) for name in contenders],
     }
     console.print(_table(result))
