@@ -155,16 +155,16 @@ def make_choices(facts: dict[str, Any], theme: Theme) -> Figure:
     figure, top = frame(
         f"What {facts['label']} chooses", f"Selection: {facts['selects']}. Left: how much more "
         "often than the mean a group is chosen. Right: shares of the sub-batches during training.",
-        note, 8.4, theme,
+        note, 7.9, theme,
     )  # fmt: skip
-    heights = {"source": 3.0, "category": 3.0, "words": 1.2}
+    heights = {"source": 3.1, "category": 3.1, "words": 1.5}
     at = top + 0.25
     for name, height in heights.items():
-        axes = look.place(figure, 1.9, at, 2.3, height - 0.55)
+        axes = look.place(figure, 1.9, at, 2.3, height - 0.72)
         axes.set_title({"source": "Source set", "category": "Category",
                         "words": "Words in the caption"}[name])  # fmt: skip
         _rates(axes, facts["rates"][name], name == "words", theme)
-        right = look.place(figure, 5.0, at, 2.4, height - 0.55)
+        right = look.place(figure, 5.0, at, 2.4, height - 0.72)
         _shares(right, facts["over_time"][name], theme)
         at += height
     return figure

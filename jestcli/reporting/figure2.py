@@ -41,7 +41,7 @@ def make_figure2(
     figure, top = frame(
         title, "Learnability of a sub-batch chosen by the trained learner from new super-batches; "
         f"mean over seeds ({len(measured)}) and super-batches. Grey: the paper, digitised [P].",
-        note, 3.1, theme,
+        note, 2.9, theme,
     )  # fmt: skip
     left = look.place(figure, 0.45, top + TOP, SIDE, SIDE)
     left.set_title("The learnability matrix")
@@ -49,7 +49,8 @@ def make_figure2(
     if matrix is None:
         left.text(0.5, 0.5, "not run", transform=left.transAxes, ha="center")
     else:
-        _picture(figure, left, matrix.astype(float))
+        bar = look.place(figure, 0.45 + SIDE + 0.08, top + TOP, 0.09, SIDE)
+        _picture(figure, left, bar, matrix.astype(float))
     middle = look.place(figure, 3.75, top + TOP, SIDE, SIDE)
     middle.set_title("By number of chunks, f = .5")
     right = look.place(figure, 6.55, top + TOP, SIDE, SIDE)
@@ -63,18 +64,17 @@ def make_figure2(
     return figure
 
 
-def _picture(figure: Figure, axes: Axes, matrix: np.ndarray) -> None:
+def _picture(figure: Figure, axes: Axes, beside: Axes, matrix: np.ndarray) -> None:
     """Colours saturate at the 99th percentile off the diagonal, whose scale is another."""
     off = matrix[~np.eye(len(matrix), dtype=bool)]
     most = float(np.quantile(np.abs(off), 0.99)) or 1.0
     shown = axes.imshow(matrix, cmap="RdBu_r", vmin=-most, vmax=most, interpolation="nearest")
-    axes.set_xlabel("text")
+    axes.set_xlabel("text (colour: learner − reference, nats)", size=7.6)
     axes.set_ylabel("image")
     axes.set_xticks([])
     axes.set_yticks([])
-    bar = figure.colorbar(shown, ax=axes, fraction=0.046, pad=0.03, extend="both")
+    bar = figure.colorbar(shown, cax=beside, extend="both")
     bar.ax.tick_params(labelsize=6.5)
-    bar.set_label("learner − reference, nats", size=7)
 
 
 def normalised(values: dict[str, list[float]], zero: float, one: float) -> dict[float, float]:
@@ -122,7 +122,7 @@ def _chunks(axes: Axes, measured: list[dict[str, Any]], theme: Theme) -> None:
     words = f"Gibbs, {last:,.0f} iterations: {gibbs[last]:.2f}"
     words += f"\n(half way after {half:,.0f})" if half is not None else ""
     words += f"\nuniform: {uniform:.1f}" if abs(uniform) < 100 else ""
-    axes.text(0.98, 0.05, words, transform=axes.transAxes, ha="right", size=7,
+    axes.text(0.98, 0.3, words, transform=axes.transAxes, ha="right", size=7,
               color=theme.colour(VERMILLION))  # fmt: skip
 
 

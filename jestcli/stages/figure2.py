@@ -26,7 +26,7 @@ CHUNKS = (1, 2, 4, 8, 16, 32)
 RATIOS = (0.0, 0.5, 0.8, 0.9)
 GIBBS = (0, 125, 250, 500, 1000, 2000)  # iterations of the brute-force sampler
 PICTURE = 256  # side of the matrix
-DRAWS = 4  # super-batches that the curves are averaged over
+DRAWS = 8  # super-batches that the curves are averaged over
 ANEW = 1_000  # added to the seed: an order of the pool that was not trained in
 
 
