@@ -57,6 +57,35 @@ Slurm = Annotated[
     str | None,
     typer.Option(help="Run stages as Slurm jobs: options such as partition=cpu,timeout_min=60."),
 ]
+OWN = "Your own shards"
+Reference = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=OWN,
+        help="An open_clip model as the reference: MODEL:TAG or MODEL:FILE, such as "
+        "ViT-B-16:laion2b_s34b_b88k. Without: one trained on data.curated.",
+    ),
+]
+DataWorkers = Annotated[
+    int | None,
+    typer.Option(min=0, rich_help_panel=OWN, help="Processes that decode (default: cores - 1)."),
+]
+MaxFaults = Annotated[
+    float,
+    typer.Option(
+        min=0, max=1, rich_help_panel=OWN, help="Share of unreadable samples that stops a run."
+    ),
+]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        rich_help_panel=OWN,
+        help="Folder for fetched shards and indexes ($JEST_CACHE, ~/.cache/jest).",
+    ),
+]
+CacheGB = Annotated[
+    float, typer.Option(min=0, rich_help_panel=OWN, help="GB of fetched shards to keep at most.")
+]
 Workers = Annotated[int | None, typer.Option(help="Processes side by side (default: all cores).")]
 
 
@@ -163,15 +192,21 @@ def train_reference(
     device: Device = "auto",
     keep_last: KeepLast = 1,
     init: Init = None,
+    data_workers: DataWorkers = None,
+    max_faults: MaxFaults = 0.05,
+    cache: Cache = None,
+    cache_gb: CacheGB = 50.0,
 ) -> None:
     """Train the reference model on the small curated set, and embed the pool with it."""
     from jestcli.config import merge
     from jestcli.stages.experiment import Job, default_reference
 
+    workspace = _workspace(data_workers, max_faults, cache, cache_gb)
     settings = merge(_settings(config, set_), _init(init))
     if level is not None:
         settings = merge(settings, {"data": {"level": level}})
-    _train([Job("reference", seed, default_reference(settings, seed))], wandb, device, keep_last)
+    job = Job("reference", seed, default_reference(settings, seed))
+    _train([job], wandb, device, keep_last, workspace)
 
 
 @app.command("train")
@@ -185,11 +220,16 @@ def train(
     ] = "jest",
     config: Config = None,
     set_: Set = [],  # noqa: B006
+    reference: Reference = None,
     seed: Seed = 0,
     wandb: Wandb = "off",
     device: Device = "auto",
     keep_last: KeepLast = 1,
     init: Init = None,
+    data_workers: DataWorkers = None,
+    max_faults: MaxFaults = 0.05,
+    cache: Cache = None,
+    cache_gb: CacheGB = 50.0,
 ) -> None:
     """Train a learner on the pool with a selection strategy (its reference first, if missing).
 
@@ -198,8 +238,38 @@ def train(
     from jestcli.config import merge
     from jestcli.stages.experiment import Job, default_run
 
-    run = default_run(method, merge(_settings(config, set_), _init(init)), seed)
-    _train([Job(method, seed, run)], wandb, device, keep_last)
+    settings = merge(_with_reference(_settings(config, set_), reference), _init(init))
+    run = default_run(method, settings, seed)
+    workspace = _workspace(data_workers, max_faults, cache, cache_gb)
+    _train([Job(method, seed, run)], wandb, device, keep_last, workspace)
+
+
+@app.command("cache-reference")
+def cache_reference(
+    config: Config = None,
+    set_: Set = [],  # noqa: B006
+    reference: Reference = None,
+    seed: Seed = 0,
+    max_faults: MaxFaults = 0.05,
+    cache: Cache = None,
+    cache_gb: CacheGB = 50.0,
+) -> None:
+    """Embed the pool with the reference once (it is trained first, if missing).
+
+    The embeddings lie beside your shards in jest-reference/, or in the data cache where shards are
+    remote; `jest train` with the same settings then reads them and embeds only what is missing.
+    """
+    from jestcli.stages.experiment import Job, default_run
+    from jestcli.stages.own import cache_reference
+
+    settings = _with_reference(_settings(config, set_), reference)
+    run = default_run("jest", settings, seed)
+    workspace, console = _workspace(0, max_faults, cache, cache_gb), _console()
+    if run.reference is not None:
+        _train([Job("reference", seed, run.reference)], "off", workspace=workspace)
+    _prepare(run, None, workspace)
+    for line in cache_reference(run, workspace, console):
+        console.print(line)
 
 
 @app.command("run")
@@ -444,6 +514,37 @@ def export(
     print("import open_clip\n" + export_run(run, out, patch, format_, _workspace()))
 
 
+@bench_app.command("data")
+def bench_data(
+    shards: Annotated[
+        list[str] | None, typer.Argument(help="Sources as in data.train (default: drawn JPEGs).")
+    ] = None,
+    size: Annotated[int, typer.Option(min=8, help="Pixels that are trained on.")] = 224,
+    scoring_size: Annotated[int, typer.Option(min=8, help="Pixels of reduced scoring.")] = 112,
+    batch: Annotated[int, typer.Option(min=1, help="Pairs drawn at a time.")] = 64,
+    workers: Annotated[str, typer.Option(help="Worker counts, such as 0,1,2.")] = "0,1,2",
+    seconds: Annotated[float, typer.Option(min=0, help="For each measurement.")] = 3.0,
+    super_batch: Annotated[int | None, typer.Option(help="B: pairs a step asks for.")] = None,
+    step_seconds: Annotated[float | None, typer.Option(help="Seconds of a training step.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write JSON here, and .md beside it.")] = None,
+) -> None:
+    """Pairs per second of the loader, in full and reduced, against what training asks for."""
+    from jestcli.config import ConfigError
+
+    try:
+        counts = tuple(int(count) for count in workers.split(","))
+    except ValueError:
+        raise ConfigError(f"--workers {workers}: expected numbers, such as 0,1,2") from None
+    if scoring_size > size or min(counts) < 0:
+        raise ConfigError("--scoring-size must not be above --size, --workers not below 0")
+    from jestcli.bench import data
+
+    data.bench_data(
+        tuple(shards or ()), size, scoring_size, batch, counts, seconds,
+        super_batch, step_seconds, out,
+    )  # fmt: skip
+
+
 # --- shared ---------------------------------------------------------------------------------------
 
 
@@ -465,16 +566,33 @@ def _init(path: Path | None) -> dict[str, Any]:
     return {"init": str(path.resolve()), "init_sha256": file_hash(path)}
 
 
+def _with_reference(settings: dict[str, Any], word: str | None) -> dict[str, Any]:
+    """Settings with an open_clip model as the reference, checked before anything else runs."""
+    if word is None:
+        return settings
+    from jestcli.stages.references import check_word
+
+    check_word(word)
+    return {**settings, "reference_model": word}
+
+
 def _console() -> Console:
     from rich.console import Console
 
     return Console(soft_wrap=True)
 
 
-def _workspace() -> Workspace:
+def _workspace(
+    workers: int | None = None,
+    max_faults: float = 0.05,
+    cache: Path | None = None,
+    gigabytes: float = 50.0,
+) -> Workspace:
+    from jestcli.data.sources import Loading, default_cache
     from jestcli.stages.workspace import Workspace
 
-    return Workspace()
+    folder = cache or default_cache()
+    return Workspace(loading=Loading(workers, max_faults, folder.absolute(), gigabytes))
 
 
 def _defaults(size: int) -> Run:
@@ -485,17 +603,29 @@ def _defaults(size: int) -> Run:
     return Run.model_validate({"data": {"image_size": size}})
 
 
-def _prepare(run: Run, workers: int | None) -> None:
-    """Build the data of `run` and decode it, with progress, unless that is done."""
+def _prepare(run: Run, workers: int | None, workspace: Workspace | None = None) -> None:
+    """Build the data of `run` and decode it (or count its own shards), unless that is done."""
     from jestcli.stages import data
+    from jestcli.stages.own import OwnInputs
 
-    workspace, console = _workspace(), _console()
+    workspace, console = workspace or _workspace(), _console()
     size = run.data.image_size
+    inputs = workspace.inputs(run)
+    if isinstance(inputs, OwnInputs):
+        inputs.folder.mkdir(parents=True, exist_ok=True)
+        data.index(run, inputs, console)
+        return
     data.build(workspace.data_root(run), size=size, workers=workers, console=console)
-    data.decode(workspace.inputs(run), workers, console)
+    data.decode(workspace.embedded(run), workers, console)
 
 
-def _train(jobs: list[Job], wandb: str, device: str = "auto", keep_last: int = 1) -> None:
+def _train(
+    jobs: list[Job],
+    wandb: str,
+    device: str = "auto",
+    keep_last: int = 1,
+    workspace: Workspace | None = None,
+) -> None:
     """Train jobs one after another in worker processes, and print their scores.
 
     Under torchrun this process is a rank, which trains itself.
@@ -513,22 +643,25 @@ def _train(jobs: list[Job], wandb: str, device: str = "auto", keep_last: int = 1
         from jestcli.training.devices import pick_device
 
         pick_device(device)  # before anything is built
-    workspace, console = _workspace(), _console()
+    workspace, console = workspace or _workspace(), _console()
     for job in jobs:
         if "TORCHELASTIC_RUN_ID" in os.environ:
             from jestcli.stages.ranks import train_as_rank
 
-            main = train_as_rank(job, workspace, console, wandb, device, keep_last, _prepare)
+            def prepare(run: Run, workers: int | None) -> None:
+                _prepare(run, workers, workspace)
+
+            main = train_as_rank(job, workspace, console, wandb, device, keep_last, prepare)
             if not main:
                 continue
         else:
-            _prepare(job.run, None)
+            _prepare(job.run, None, workspace)
             stages = plan([job], workspace)
             run_stages(
                 stages, workspace, None, console, wandb, device=device, keep_last=keep_last
             )
         folder = workspace.folder(job.run)
-        console.print(scores_table(job.label, read_done(folder)["scores"]))
+        console.print(scores_table(job.label, read_done(folder)["scores"], job.run.data.own))
         console.print(f"run directory: {folder}")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from jestcli.models import catalogue
 
@@ -56,6 +56,38 @@ class Data(_Strict):
     vocab_size: int = Field(8192, description="entries of the small BPE vocabulary")
     level: str = Field("strong", description="curation level of the curated set")
     curated_size: int | None = Field(None, description="use only the first n curated samples")
+    train: tuple[str, ...] = added(
+        (),
+        description="the pool in your own shards: folders of .tar files, patterns such as "
+        "{000..099}.tar, http URLs, pipe: commands; empty: the embedded data",
+    )
+    weights: tuple[float, ...] = added(
+        (), description="how often each source in data.train is read; empty: all shards alike"
+    )
+    curated: tuple[str, ...] = added((), description="your own curated set, for the reference")
+    window: int = added(8, ge=1, description="shards that are shuffled together")
+    benchmarks: str | None = added(
+        None, description="folder of benchmarks in clip-benchmark's wds layout, for own shards"
+    )
+
+    @field_validator("train", "weights", "curated", mode="before")
+    @classmethod
+    def _listed(cls, given: Any) -> Any:
+        """One value stands for a list of one."""
+        return (given,) if isinstance(given, str | int | float) else given
+
+    @property
+    def own(self) -> bool:
+        """Whether the shards are the user's, not the embedded data."""
+        return bool(self.train or self.curated)
+
+    @model_validator(mode="after")
+    def _own_shards(self) -> Data:
+        if self.weights and (len(self.weights) != len(self.train) or min(self.weights) <= 0):
+            raise ValueError("weights must be one positive number for each entry of train")
+        if self.benchmarks and not self.own:
+            raise ValueError("benchmarks are for own shards: set train or curated")
+        return self
 
 
 class Model(_Strict):
@@ -209,16 +241,25 @@ class Run(_Strict):
     init: str | None = added(None, description="checkpoint to start from (`jest train --init`)")
     init_sha256: str | None = added(None, description="of that file, so that it stays the one")
     init_from_reference: bool = Field(False, description="start from the reference's weights")
+    reference_model: str | None = added(
+        None, description="an open_clip MODEL:TAG or MODEL:FILE as the reference, for own shards"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Run:
         selection, model, size = self.selection, self.model, self.data.image_size
         scores = selection.sampler != "uniform" and selection.criterion != "hard_learner"
         needs_reference = scores or self.source.kind == "filtered" or self.init_from_reference
-        if needs_reference and self.reference is None:
+        if self.reference_model and (self.reference or not self.data.own):
+            raise ValueError("reference_model is for own shards, and instead of a reference run")
+        if self.reference_model and self.init_from_reference:
+            raise ValueError("init_from_reference needs a reference run, not a reference_model")
+        if needs_reference and self.reference is None and self.reference_model is None:
             raise ValueError("this selection or source needs a reference run")
         if scores and self.source.kind in ("curated", "mixed"):
             raise ValueError("source.kind must be pool or filtered to select with a reference")
+        if self.data.own:
+            _check_own(self)
         for key in ("image_size", "vocab_size", "context_length"):
             if self.reference and getattr(self.data, key) != getattr(self.reference.data, key):
                 raise ValueError(f"data.{key} differs from the reference's")
@@ -246,6 +287,21 @@ class Run(_Strict):
         """16 hex digits naming everything that determines this run's numbers."""
         text = json.dumps([NUMERICS, _determining(self)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _check_own(run: Run) -> None:
+    """Whether the user's shards are what this run reads. Raises ValueError."""
+    kind, data = run.source.kind, run.data
+    if kind == "filtered":
+        raise ValueError("source.kind=filtered is for the embedded data")
+    if run.source.noise_share or run.source.pool_size is not None:
+        raise ValueError("source.noise_share and source.pool_size are for the embedded data")
+    if kind != "curated" and not data.train:
+        raise ValueError("data.train is empty: name the shards of the pool")
+    if kind != "pool" and not data.curated:
+        raise ValueError("data.curated is empty: name the shards of the curated set")
+    if run.reference is not None and not run.reference.data.own:
+        raise ValueError("data.curated is empty: a reference needs a curated set of your own")
 
 
 # --- methods: what `jest train --method NAME` means ---------------------------------------------

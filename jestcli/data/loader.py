@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,6 +39,8 @@ class Candidates:
     deterministic view at scoring size; tokens: int64 [B, L].
     name: i -> the key of candidate i, for logs.
     reload: int64 [b] -> uint8 [b, 3, S, S], where scoring saw smaller images than training will.
+    texts, second: the captions, and int64 [b] -> uint8 [b, 3, s', s'] as another model's own
+    preprocessing makes them, where a reference needs them.
     """
 
     part: np.ndarray
@@ -47,6 +49,8 @@ class Candidates:
     tokens: Tensor
     name: Callable[[int], str]
     reload: Callable[[np.ndarray], Tensor] | None = None
+    texts: Sequence[str] = ()
+    second: Callable[[np.ndarray], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.row)
@@ -67,6 +71,9 @@ class Drawing(Protocol):
 
     waited: float
     """Seconds that draws have waited for data so far."""
+
+    bottleneck: str
+    """One line when training waits for data, and by how much; else empty."""
 
     def __call__(self, step: int) -> Candidates:
         """The candidates of `step` (0-based): this rank's contiguous slice of the super-batch."""
@@ -90,6 +97,7 @@ class StoreDrawing:
     rank: int = 0
     world: int = 1
     waited: float = 0.0
+    bottleneck: str = ""
 
     def __call__(self, step: int) -> Candidates:
         return draw(self.parts, self.counts, self.seed, step, self.rank, self.world)

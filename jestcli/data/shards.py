@@ -205,6 +205,8 @@ def decode_image(content: bytes, least: int | None = None) -> Image.Image:
         return image.convert("RGB")
     except Skip:
         raise
+    except Image.DecompressionBombError:
+        raise Skip("image too large") from None
     except Exception:  # Pillow raises many kinds on broken files
         raise Skip("broken image") from None
 

@@ -15,6 +15,7 @@ import json
 import os
 import selectors
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -132,7 +133,7 @@ def _fetch(url: str, path: Path, loading: Loading) -> None:
     failed = path.with_suffix(".failed")
     if failed.exists() and time.time() - failed.stat().st_mtime < PATIENCE:
         raise ShardError(failed.read_text())
-    temporary = path.with_suffix(f".part{os.getpid()}")
+    temporary = path.with_suffix(f".part{os.getpid()}-{threading.get_ident()}")
     why = ""
     try:
         for attempt in range(loading.retries + 1):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import math
 import os
 import signal
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -44,7 +46,10 @@ AHEAD = 2  # steps that workers are ahead
 SUBSTITUTES = 20  # tries before a position is given up
 LARGEST_FILE = 100_000_000  # bytes of one image file
 RECORD = "shards.json"
+WATCHED = 20  # seconds over which waiting is measured
+NOTICED = 0.1  # share of the time spent waiting above which data are called the bottleneck
 Tokenizer = Callable[[list[str]], Tensor]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -172,13 +177,20 @@ class View:
     """What a pair is turned into.
 
     size: pixels that are trained on; scoring_size: pixels that are scored, decoded reduced where
-    they are fewer. second: the image and text as another model wants them (see references.py).
+    they are fewer. second: `second.image(image)` is it as another model's own preprocessing makes
+    it, uint8 [3, s', s']; workers make it for every sample unless `seldom`.
     """
 
     size: int
     tokenizer: Tokenizer
     scoring_size: int | None = None
     second: Any = None
+    seldom: bool = False
+
+    @property
+    def ahead(self) -> bool:
+        """Whether workers make the second view."""
+        return self.second is not None and not self.seldom
 
 
 class Reader:
@@ -209,7 +221,10 @@ class Reader:
             image = extension in IMAGES
             if size > (LARGEST_FILE if image else LARGEST_TEXT):
                 raise Skip("image file too large" if image else "text too large")
-            found[extension] = os.pread(file, size, offset)
+            try:
+                found[extension] = os.pread(file, size, offset)
+            except OSError as error:
+                raise Skip(f"cannot be read ({error.strerror})") from None
             if len(found[extension]) != size:
                 raise Skip("shard breaks off")
         return found
@@ -335,7 +350,7 @@ class _Chunks(Dataset[Chunk]):
                 chunk.texts.append(self.readings[w].caption(pair, position))
                 chunk.keys.append(key)
                 rows.append(row)
-                if self.view.second:
+                if self.view.ahead:
                     seconds.append(self.view.second.image(pair.image))
         except (DataError, OSError) as error:
             return Chunk(error=str(error))
@@ -350,7 +365,7 @@ class _Chunks(Dataset[Chunk]):
         reading, reader = self.readings[which], self.readers[which]
         stream = reading.stream
         # A second view needs every pixel.
-        least = None if self.view.second else self.view.scoring_size
+        least = None if self.view.ahead else self.view.scoring_size
         for attempt in range(SUBSTITUTES + 1):
             shard, sample = reading.place(position, attempt)
             old = self.known.get((stream.name, position, attempt))
@@ -388,6 +403,17 @@ class _Tasks:
         return [(step, at, min(at + self.chunk, self.size)) for at in starts]
 
 
+def bottleneck(seconds: float, waited: float, read: int) -> str:
+    """One line when more than a tenth of `seconds` went on waiting for `read` pairs; else empty."""
+    if waited <= NOTICED * seconds:
+        return ""
+    gives, takes = read / seconds, read / max(1e-9, seconds - waited)
+    return (
+        f"data are the bottleneck: {100 * waited / seconds:.0f} % of the time is waiting; the "
+        f"loader gives {gives:,.0f} pairs/s, training could take {takes:,.0f}"
+    )
+
+
 def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the training process saves, then ends us
 
@@ -407,7 +433,8 @@ class StreamDrawing:
         self.log = log or FaultLog(limit=loading.max_faults)
         self.rank, self.world = rank, world
         self.workers = max(0, usable_cores() - 1) if loading.workers is None else loading.workers
-        self.waited, self.read = 0.0, 0
+        self.waited, self.read, self.bottleneck = 0.0, 0, ""
+        self.watch = (time.perf_counter(), 0.0, 0)
         self.data = self._data()
         self.next = -1
         self.chunks: Iterator[Chunk] | None = None
@@ -438,7 +465,20 @@ class StreamDrawing:
             self.log.add(chunk.faults)
         self.read += sum(len(chunk.keys) for chunk in chunks)
         self.log.check(self.read)
+        self._notice(fresh)
         return self._candidates(step, chunks)
+
+    def _notice(self, fresh: bool) -> None:
+        """Every so often, say whether the loader is the bottleneck, and by how much."""
+        now = time.perf_counter()
+        since, waited, read = self.watch
+        if fresh:
+            self.watch = (now, self.waited, self.read)
+        elif now - since >= WATCHED:
+            self.watch = (now, self.waited, self.read)
+            self.bottleneck = bottleneck(now - since, self.waited - waited, self.read - read)
+            if self.bottleneck:
+                logger.warning(self.bottleneck)
 
     def _data(self) -> _Chunks:
         return _Chunks(self.portions, self.view, self.seed, self.loading, self.log.known,
@@ -483,10 +523,27 @@ class StreamDrawing:
         def reload(index: np.ndarray) -> Tensor:
             return self._full(which[index], at[index], rows[index], images, index)
 
+        def second(index: np.ndarray) -> Tensor:
+            if self.view.ahead:
+                views = torch.cat([chunk.second for chunk in chunks if chunk.second is not None])
+                return views[torch.from_numpy(index)]
+            return torch.stack([self._second(which[i], rows[i], images[i]) for i in index])
+
         return Candidates(
             which, rows, images, torch.cat([chunk.tokens for chunk in chunks]),
             keys.__getitem__, reload if reduced else None,
+            [text for chunk in chunks for text in chunk.texts],
+            second if self.view.second is not None else None,
         )  # fmt: skip
+
+    def _second(self, which: int, row: int, seen: Tensor) -> Tensor:
+        """The second view of one candidate, from what was scored if its shard has gone."""
+        try:
+            image = decode(self._raw(which, row)).image
+        except Skip:
+            image = Image.fromarray(seen.permute(1, 2, 0).numpy())
+        view: Tensor = self.view.second.image(image)
+        return view
 
     def _full(
         self, which: np.ndarray, at: np.ndarray, rows: np.ndarray, seen: Tensor, index: np.ndarray

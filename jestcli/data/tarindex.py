@@ -9,11 +9,13 @@ import hashlib
 import json
 import os
 import tarfile
+import threading
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jestcli.data.errors import explain_os_error
 from jestcli.data.shards import IMAGES, TEXTS
 from jestcli.data.sources import Loading, ShardError, is_remote, local
 
@@ -59,10 +61,13 @@ def read_index(url: str, loading: Loading) -> ShardIndex:
         {"format": FORMAT, "url": url, "stamp": stamp, "size": index.size, "keys": index.keys,
          "members": index.members, "faults": index.faults}
     )  # fmt: skip
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    temporary = kept.with_suffix(f".{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, kept)
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        temporary = kept.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+        temporary.write_text(text)
+        os.replace(temporary, kept)
+    except OSError as error:
+        raise explain_os_error(error, f"keeping an index in {kept.parent}") from error
     return index
 
 

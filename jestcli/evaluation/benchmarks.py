@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from jestcli.data.errors import DataError
+from jestcli.data.store import fit
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Benchmark:
     chance: float
     folder: Path
     about: dict[str, Any]
+    image_size: int | None = None  # images are fitted to it; None: they all are of one size
 
     @property
     def classes(self) -> list[str]:
@@ -60,12 +62,15 @@ class Benchmark:
         return _lines(self.folder / "zeroshot_classification_templates.txt")
 
     def split(self, name: str = "test") -> Split:
-        return _read_split(self.folder, name)
+        return _read_split(self.folder, name, self.image_size)
 
 
 def list_benchmarks(root: Path) -> list[Benchmark]:
     """The benchmarks under a data root. Raises DataError."""
-    folder = root / "benchmarks"
+    return _read_list(root / "benchmarks")
+
+
+def _read_list(folder: Path) -> list[Benchmark]:
     try:
         rows = json.loads((folder / "benchmarks.json").read_text())
     except (OSError, ValueError):
@@ -79,19 +84,55 @@ def list_benchmarks(root: Path) -> list[Benchmark]:
     ]  # fmt: skip
 
 
+def find_benchmarks(folder: Path, image_size: int) -> list[Benchmark]:
+    """Benchmarks in clip-benchmark's local wds layout: `folder` itself, or those in it.
+
+    Zero-shot where there are class names, retrieval both ways (R@1) where dataset_type.txt says
+    so. Raises DataError when there is none.
+    """
+    if (folder / "benchmarks.json").exists():
+        return [replace(each, image_size=image_size) for each in _read_list(folder)]
+    children = sorted(folder.iterdir()) if folder.is_dir() else []
+    found: list[Benchmark] = []
+    for each in [folder, *children]:
+        if not (each / "test").is_dir():
+            continue
+        name, kind = each.name.removeprefix("wds_"), each / "dataset_type.txt"
+        try:
+            if kind.exists() and kind.read_text().strip() == "retrieval":
+                chance = 1 / len(_read_split(each, "test", image_size))
+                found += [
+                    Benchmark(f"{name}_{way}", "retrieval", f"{metric}_retrieval_recall@1", chance,
+                              each, {}, image_size)
+                    for way, metric in (("i2t", "text"), ("t2i", "image"))
+                ]  # fmt: skip
+            else:
+                one = Benchmark(name, "zero-shot", "acc1", 0.0, each, {}, image_size)
+                found.append(replace(one, chance=1 / len(one.classes)))
+        except (OSError, ValueError, ZeroDivisionError) as error:
+            raise DataError(f"{each} is not in clip-benchmark's wds layout: {error}") from None
+    if not found:
+        raise DataError(f"no benchmark in {folder}: expected folders with test/0.tar in them")
+    return found
+
+
 def _lines(path: Path) -> list[str]:
     return [line for line in path.read_text().split("\n") if line]
 
 
-def _to_tensor(image: Any) -> Tensor:
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+def _to_tensor(image: Any, size: int | None) -> Tensor:
+    pixels = image.convert("RGB")
+    fitted = np.array(pixels) if size is None else fit(pixels, size).copy()
+    return torch.from_numpy(fitted).permute(2, 0, 1)
 
 
 @cache
-def _read_split(folder: Path, name: str) -> Split:
+def _read_split(folder: Path, name: str, size: int | None) -> Split:
     from clip_benchmark.datasets.builder import build_wds_dataset
 
-    dataset = build_wds_dataset("wds", _to_tensor, split=name, data_dir=str(folder))
+    dataset = build_wds_dataset(
+        "wds", partial(_to_tensor, size=size), split=name, data_dir=str(folder)
+    )
     images, targets = zip(*dataset, strict=True)
     if isinstance(targets[0], int):
         return Split(torch.stack(images), torch.tensor(targets), None)

@@ -13,6 +13,8 @@ from jestcli.data.errors import DataError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from jestcli.config import Run
+    from jestcli.stages.own import OwnInputs
     from jestcli.stages.workspace import Inputs
 
 DOING = {
@@ -85,6 +87,16 @@ def build(
         f"{counts['curated']:,} curated, {len(counts['benchmarks'])} benchmark folders"
     )
     return root
+
+
+def index(run: Run, inputs: OwnInputs, console: Console) -> None:
+    """Find and count the user's shards, with bars, and say what there is."""
+    from jestcli.stages.own import splits
+
+    with bars(console) as report:
+        for split in splits(run):
+            stream = inputs.stream(split, report)
+            console.print(f"{split}: {len(stream):,} pairs in {len(stream.shards):,} shards")
 
 
 def decode(inputs: Inputs, workers: int | None, console: Console) -> None:

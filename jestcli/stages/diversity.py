@@ -39,7 +39,7 @@ def measure_all(jobs: list[Job], workspace: Workspace, folder: Path) -> list[dic
         where, key = workspace.folder(job.run), f"{job.name} {job.seed}"
         if not is_done(where) or known.get(key, {}).get("run") == where.name:
             continue
-        inputs = workspace.inputs(job.run)
+        inputs = workspace.embedded(job.run)
         counts = counts if counts is not None else phrases(first_captions(inputs))
         known[key] = {
             "run": where.name, "name": job.name, "seed": job.seed,

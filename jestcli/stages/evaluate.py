@@ -9,9 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from jestcli.config import Run
-from jestcli.evaluation.benchmarks import list_benchmarks
 from jestcli.evaluation.evaluate import evaluate
-from jestcli.stages.learner import THREADS, load_run
+from jestcli.stages.learner import THREADS, load_folder
 from jestcli.stages.workspace import StageError, Workspace
 from jestcli.training.loop import set_threads
 
@@ -30,9 +29,8 @@ def evaluate_folder(folder: Path, workspace: Workspace) -> tuple[str, dict[str, 
     """Label of the run and its scores on all images of every benchmark."""
     label, run = read_run(folder)
     set_threads(THREADS)
-    model = load_run(run, Workspace(workspace.data, folder.parent))
     inputs = workspace.inputs(run)
-    return label, evaluate(model, inputs.tokenizer, list_benchmarks(inputs.root))
+    return label, evaluate(load_folder(run, folder), inputs.tokenizer, inputs.benchmarks())
 
 
 def list_runs(workspace: Workspace) -> list[Path]:
@@ -41,11 +39,17 @@ def list_runs(workspace: Workspace) -> list[Path]:
     return [p.parent for p in sorted(found, key=lambda p: p.stat().st_mtime)]
 
 
-def scores_table(label: str, scores: dict[str, dict[str, Any]]) -> Any:
-    """A rich Table of scores in % with the binomial standard error over test images."""
+def scores_table(label: str, scores: dict[str, dict[str, Any]], own: bool = False) -> Any:
+    """A rich Table of scores in % with the binomial standard error over test images.
+
+    own: the benchmarks are the user's; without any, a line that says so.
+    """
     from rich.table import Table
 
-    title = f"{label}: icons and emoji, not ImageNet; ± is one standard error over images"
+    if not scores:
+        return f"{label}: nothing was evaluated, for no benchmarks are named (data.benchmarks)"
+    what = "own data" if own else "icons and emoji, not ImageNet"
+    title = f"{label}: {what}; ± is one standard error over images"
     table = Table(title=title, title_justify="left")
     table.add_column("benchmark")
     for heading in ("score %", "±", "chance %", "n"):

@@ -219,9 +219,18 @@ def _reference(
 
 def _for_reference(overrides: dict[str, Any]) -> dict[str, Any]:
     """Those overrides that reach a reference too: not what makes it one, its steps and source."""
-    own = ("optim", "selection", "source", "reference", "init_from_reference", "init",
-           "init_sha256")  # fmt: skip
-    return {key: value for key, value in overrides.items() if key not in own}
+    own = ("optim", "selection", "source", "reference", "reference_model", "init_from_reference",
+           "init", "init_sha256")  # fmt: skip
+    return _without_pool({key: value for key, value in overrides.items() if key not in own})
+
+
+def _without_pool(overrides: dict[str, Any]) -> dict[str, Any]:
+    """A reference reads the curated set alone: the same one, whatever the pool is."""
+    data = overrides.get("data")
+    if not isinstance(data, dict):
+        return overrides
+    kept = {key: value for key, value in data.items() if key not in ("train", "weights")}
+    return overrides | {"data": kept}
 
 
 def build_run(settings: dict[str, Any], base: dict[str, Any], overrides: dict[str, Any]) -> Run:
@@ -257,7 +266,8 @@ def method_settings(method: str) -> dict[str, Any]:
 def default_run(method: str, overrides: dict[str, Any], seed: int) -> Run:
     """What `jest train --method NAME` trains: the headline's settings of that method."""
     settings: dict[str, Any] = {"method": method, "seed": seed}
-    if (method in METHODS and needs_reference(method)) or ":" in method:
+    reads = (method in METHODS and needs_reference(method)) or ":" in method
+    if reads and not overrides.get("reference_model"):
         settings["reference"] = default_reference(_for_reference(overrides), seed).model_dump()
     return build_run(settings, read_experiment(FOLDER / "figure1.yaml").base, overrides)
 
@@ -265,4 +275,4 @@ def default_run(method: str, overrides: dict[str, Any], seed: int) -> Run:
 def default_reference(overrides: dict[str, Any], seed: int) -> Run:
     """What `jest train-reference` trains: the headline's reference."""
     headline = read_experiment(FOLDER / "figure1.yaml")
-    return make_run(merge(_reference(headline, "strong", seed, {}), overrides))
+    return make_run(merge(_reference(headline, "strong", seed, {}), _without_pool(overrides)))

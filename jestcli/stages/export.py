@@ -17,7 +17,7 @@ from jestcli.data.tokens import small_tokenizer
 from jestcli.models.flexi import pi_resize_matrix, resize_matrix
 from jestcli.models.towers import Clip
 from jestcli.stages.evaluate import read_run
-from jestcli.stages.learner import load_run
+from jestcli.stages.learner import load_folder
 from jestcli.stages.workspace import StageError, Workspace
 from jestcli.training.checkpoint import write_atomic, write_json
 
@@ -38,7 +38,7 @@ def export(folder: Path, out: Path, patch: int | None, form: str, workspace: Wor
     _, run = read_run(folder)
     if run.model.name is not None:
         raise StageError("only the suite's own towers are exported so far, not named ones")
-    model = load_run(run, Workspace(workspace.data, folder.parent))
+    model = load_folder(run, folder)
     trained = sorted({model.full.patch, model.low.patch})
     patch = patch or trained[0]
     if patch not in trained:

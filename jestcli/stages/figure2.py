@@ -39,7 +39,7 @@ def measure(run: Run, workspace: Workspace, picture: Path | None = None) -> dict
     Returns: b, and by name of the setting a list over DRAWS: "uniform" and "chunks" at f = .5,
         "gibbs" by iterations at f = .5, "ratios" (joint, N = 16) with b fixed.
     """
-    inputs = workspace.inputs(run)
+    inputs = workspace.embedded(run)
     learner = load_run(run, workspace).eval()
     reference, _, _ = open_reference(run, workspace, inputs, "figure 2", lambda *_: None)
     if reference is None or run.reference is None:

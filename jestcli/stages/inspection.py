@@ -99,7 +99,7 @@ def open_run(folder: Path, workspace: Workspace) -> Opened:
     if run.reference is None:
         raise StageError(f"{folder} has no reference: there is no learnability to look at")
     set_threads(1)
-    inputs = workspace.inputs(run)
+    inputs = workspace.embedded(run)
     here = Workspace(workspace.data, folder.parent)
     learner = load_run(run, here).eval()
     # A run that reads no embeddings (fine-tuning, say) is scored with its reference all the same.

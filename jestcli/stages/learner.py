@@ -14,14 +14,16 @@ from torch import Tensor
 
 from jestcli.config import Run
 from jestcli.data.contact_sheet import contact_sheet
-from jestcli.data.loader import Candidates, Part, StoreDrawing
+from jestcli.data.loader import Candidates, Drawing, Part, StoreDrawing
 from jestcli.data.noise import Mismatched, caption_of, mismatched
-from jestcli.evaluation.benchmarks import list_benchmarks
 from jestcli.evaluation.evaluate import evaluate, mean_score
 from jestcli.models.flexi import View
 from jestcli.models.flops import Cost, ForwardFlops, forward_flops, run_cost
 from jestcli.models.towers import Clip, build_model, low_view
+from jestcli.stages import own
 from jestcli.stages.cache import Cache, build_cache, cache_key, matching_scores, negclip_scores
+from jestcli.stages.own import OwnInputs
+from jestcli.stages.references import ShardReference
 from jestcli.stages.workspace import (
     Inputs,
     StageError,
@@ -85,7 +87,7 @@ def cache(
 ) -> None:
     """Compute the pool's embeddings by the finished reference `run`, unless they are there."""
     set_threads(THREADS)
-    inputs = workspace.inputs(run)
+    inputs = workspace.embedded(run)
     build_cache(
         load_run(run, workspace), inputs.pool, inputs.root / CACHES,
         lambda done, total: report(done, total, label), view,
@@ -94,7 +96,7 @@ def cache(
 
 def cached(run: Run, workspace: Workspace, view: View | None = None) -> bool:
     """Whether the pool's embeddings by the finished reference `run` are complete."""
-    inputs = workspace.inputs(run)
+    inputs = workspace.embedded(run)
     key = cache_key(load_run(run, workspace), inputs.pool, view)
     return (inputs.root / CACHES / key / "cache.json").exists()
 
@@ -103,14 +105,20 @@ def reads_pool_cache(run: Run) -> bool:
     """Whether the run scores with its reference's embeddings of the pool."""
     selection = run.selection
     selects = selection.sampler != "uniform" and selection.criterion != "hard_learner"
-    return run.reference is not None and (selects or run.source.kind == "filtered")
+    scored = selects or run.source.kind == "filtered"
+    return scored and (run.reference is not None or run.reference_model is not None)
 
 
 def load_run(run: Run, workspace: Workspace) -> Clip:
     """The model of a finished run. Raises StageError if it is not finished."""
-    path = workspace.folder(run) / MODEL
+    return load_folder(run, workspace.folder(run))
+
+
+def load_folder(run: Run, folder: Path) -> Clip:
+    """The model in the run directory `folder` of `run`. Raises StageError if there is none."""
+    path = folder / MODEL
     if not path.exists():
-        raise StageError(f"no trained model in {path.parent}")
+        raise StageError(f"no trained model in {folder}")
     model = new_learner(run)
     load_model(path, model)
     return model
@@ -127,13 +135,17 @@ def _train(
     keep_last: int,
 ) -> None:
     inputs = workspace.inputs(run)
-    benchmarks = list_benchmarks(inputs.root)
+    benchmarks = inputs.benchmarks()
     learner = new_learner(run)
     flops = learner_flops(run, learner)
-    reference, reference_flops, spent = open_reference(
-        run, workspace, inputs, label, report, world
-    )
-    parts, counts = sources(run, inputs, reference)
+    reference: EmbedReference | None
+    if isinstance(inputs, OwnInputs):
+        reference, reference_flops, spent = own_reference(run, workspace, inputs)
+    else:
+        reference, reference_flops, spent = open_reference(
+            run, workspace, inputs, label, report, world
+        )
+    drawing, pairs = open_drawing(run, inputs, reference, folder, world)
     if run.init_from_reference and run.reference is not None:
         load_model(workspace.folder(run.reference) / MODEL, learner)
     if run.init is not None:
@@ -155,7 +167,7 @@ def _train(
             track({"step": step, "selected": draw_selected(candidates, index, path)})
 
     # An offline filter scores the whole pool, whatever it keeps.
-    candidates = sum(map(len, parts))
+    candidates = sum(pairs.values())
     if run.source.kind == "filtered":
         candidates = run.source.pool_size or len(inputs.pool)
 
@@ -163,13 +175,14 @@ def _train(
         return run_cost(run, steps, flops, reference_flops, spent, candidates)
 
     started = time.perf_counter()
-    train_loop(
-        run, folder, learner,
-        StoreDrawing(parts, counts, run.seed, world.rank, world.size),
-        reads_reference, score, cost_after,
-        lambda done, total, line: report(done, total, f"{label} · {line}"), track, world,
-        show, keep_last,
-    )  # fmt: skip
+    try:
+        train_loop(
+            run, folder, learner, drawing, reads_reference, score, cost_after,
+            lambda done, total, line: report(done, total, _line(label, line, drawing)), track,
+            world, show, keep_last,
+        )  # fmt: skip
+    finally:
+        drawing.close()
     model = unsharded(learner, lambda: new_learner(run))
     if not world.main:
         return
@@ -180,15 +193,15 @@ def _train(
         {
             "label": label,
             "scores": scores,
-            "mean": mean_score(scores),
+            "mean": mean_score(scores) if scores else None,
             "steps": run.optim.steps,
             "examples": run.optim.steps * run.optim.batch_size,
             "flops": cost_after(run.optim.steps).as_dict(),
             "flops_per_example": {
                 "image_full": flops.image_full, "image_low": flops.image_low, "text": flops.text,
             },
-            "rows_drawn_from": {p.stream: len(p.rows) for p in parts},
-            "noise_trained_on": noise_trained_on(run, folder, parts),
+            "rows_drawn_from": pairs,
+            "noise_trained_on": noise_trained_on(run, folder, drawing),
             "wall_seconds_of_last_sitting": time.perf_counter() - started,
         },
     )  # fmt: skip
@@ -222,6 +235,10 @@ def draw_selected(candidates: Candidates, index: Tensor, path: Path, count: int 
     names = [candidates.name(i) for i in rows]
     title = f"chosen ({min(count, len(chosen))}), then left"
     return contact_sheet([pixels[i].numpy() for i in rows], names, path, title=title)
+
+
+def _line(label: str, line: str, drawing: Drawing) -> str:
+    return " · ".join(part for part in (label, line, drawing.bottleneck) if part)
 
 
 def new_learner(run: Run) -> Clip:
@@ -278,6 +295,43 @@ def open_reference(
     return cache, flops, spent
 
 
+def own_reference(
+    run: Run, workspace: Workspace, inputs: OwnInputs
+) -> tuple[ShardReference | None, ForwardFlops | None, float]:
+    """The same over the user's shards: what is cached is read, the rest embedded when needed."""
+    if run.reference_model is not None:
+        foreign = own.open_reference(inputs, run.reference_model)
+        return foreign, own.foreign_flops(foreign), 0.0
+    if run.reference is None:
+        return None, None, 0.0
+    model, view = load_run(run.reference, workspace), reference_view(run)
+    if view is not None:
+        model.set_low(view)
+    flops = learner_flops(run.reference, model)
+    spent = read_done(workspace.folder(run.reference))["flops"]["charged"]
+    if not reads_pool_cache(run):
+        return None, flops, spent
+    return own.open_reference(inputs, model, view), flops, spent
+
+
+def open_drawing(
+    run: Run,
+    inputs: Inputs | OwnInputs,
+    reference: EmbedReference | None,
+    folder: Path,
+    world: World = ALONE,
+) -> tuple[Drawing, dict[str, int]]:
+    """The run's candidates, and how many different pairs it draws from."""
+    if isinstance(inputs, OwnInputs):
+        assert reference is None or isinstance(reference, ShardReference)
+        drawing = own.open_drawing(run, inputs, reference, folder, world.rank, world.size)
+        return drawing, {p.stream.name: len(p.stream) for p in drawing.portions}
+    assert reference is None or isinstance(reference, Cache)
+    parts, counts = sources(run, inputs, reference)
+    drawn = {p.stream: len(p.rows) for p in parts}
+    return StoreDrawing(parts, counts, run.seed, world.rank, world.size), drawn
+
+
 def sources(run: Run, inputs: Inputs, reference: Cache | None) -> tuple[list[Part], list[int]]:
     """What the run draws from, and how many candidates of each a step takes."""
     total, kind = run.super_batch_size, run.source.kind
@@ -308,10 +362,11 @@ def pool_part(run: Run, inputs: Inputs, rows: np.ndarray) -> Part:
     return Part(mismatched(inputs.pool, share) if share else inputs.pool, rows, "pool", captions=1)
 
 
-def noise_trained_on(run: Run, folder: Path, parts: list[Part]) -> float | None:
+def noise_trained_on(run: Run, folder: Path, drawing: Drawing) -> float | None:
     """Share of moved captions among the pairs trained on: the logged sub-batches', or, where
     nothing is selected, those drawn from. None where no caption was moved."""
-    if not isinstance(parts[0].store, Mismatched):
+    parts = drawing.parts if isinstance(drawing, StoreDrawing) else []
+    if not parts or not isinstance(parts[0].store, Mismatched):
         return None
     moved = parts[0].store.caption_of != np.arange(len(parts[0].store))
     chosen = chosen_in_training(folder)

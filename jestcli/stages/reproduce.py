@@ -85,7 +85,8 @@ def _add_training(
         before = _add_training(stages, run.reference, f"{label}: reference", workspace)
         view = reference_view(run)
         needs += before
-        if reads_pool_cache(run) and (before or not cached(run.reference, workspace, view)):
+        pool_cache = reads_pool_cache(run) and not run.data.own
+        if pool_cache and (before or not cached(run.reference, workspace, view)):
             key = f"{workspace.folder(run.reference)}/cache"
             key += f"-{view.patch}-{view.side}-{view.keep:g}" if view else ""
             one = _flops(run.reference).full
@@ -220,6 +221,7 @@ def _start(
         "view": asdict(stage.view) if stage.view else None,
         "device": device,
         "keep_last": keep_last,
+        "loading": {**asdict(workspace.loading), "cache": str(workspace.loading.cache)},
     }
     if launch is not None:
         stage.process = launch(task, stage.folder)

@@ -23,6 +23,7 @@ def main() -> int:
 
     from jestcli.config import ConfigError, Run
     from jestcli.data.errors import DataError
+    from jestcli.data.sources import Loading
     from jestcli.models.flexi import View
     from jestcli.stages import learner
     from jestcli.stages.workspace import StageError, Workspace
@@ -32,7 +33,10 @@ def main() -> int:
     from jestcli.training.loop import Interrupted, TrainingError
 
     run = Run.model_validate(task["run"])
-    workspace = Workspace(Path(task["data"]) if task["data"] else None, Path(task["runs"]))
+    given = dict(task.get("loading", {}))
+    loading = Loading(**given | {"cache": Path(given["cache"])}) if given else Loading()
+    data = Path(task["data"]) if task["data"] else None
+    workspace = Workspace(data, Path(task["runs"]), loading)
     try:
         if task["kind"] == "cache":
             view = View(**task["view"]) if task.get("view") else None

@@ -18,9 +18,12 @@ from jestcli.config import Run
 from jestcli.data.build import build_key, default_root, shard_urls
 from jestcli.data.lock import Held, hold
 from jestcli.data.parallel import Progress, silent
+from jestcli.data.sources import Loading
 from jestcli.data.store import Store, build_store
 from jestcli.data.tokens import SmallTokenizer, small_tokenizer
 from jestcli.data.world import WORLD
+from jestcli.evaluation.benchmarks import Benchmark, list_benchmarks
+from jestcli.stages.own import OwnInputs, data_identity
 from jestcli.training.checkpoint import write_json
 
 
@@ -34,17 +37,27 @@ class Workspace:
 
     data: Path | None = None
     runs: Path = field(default_factory=lambda: Path(os.environ.get("JEST_RUNS", "runs")))
+    loading: Loading = field(default_factory=Loading)
 
     def data_root(self, run: Run) -> Path:
         return self.data or default_root(run.data.image_size)
 
     def folder(self, run: Run) -> Path:
         """The run directory: named by what determines the run, its data included."""
-        key = build_key(WORLD, run.data.image_size)
+        own = run.data.own
+        key = data_identity(run) if own else build_key(WORLD, run.data.image_size)
         name = hashlib.sha256(f"{run.digest()} {key}".encode()).hexdigest()[:12]
         return self.runs / name
 
-    def inputs(self, run: Run) -> Inputs:
+    def inputs(self, run: Run) -> Inputs | OwnInputs:
+        if run.data.own:
+            return OwnInputs(run.data, run.model, self.loading, self.folder(run))
+        return self.embedded(run)
+
+    def embedded(self, run: Run) -> Inputs:
+        """Raises StageError for a run on the user's shards."""
+        if run.data.own:
+            raise StageError("this works on the embedded data alone, not on a run on own shards")
         return Inputs(self.data_root(run), run.data.image_size, run.data.vocab_size,
                       run.data.context_length)  # fmt: skip
 
@@ -70,6 +83,9 @@ class Inputs:
         return build_store(
             urls, folder, self.image_size, self.tokenizer, workers=workers, progress=progress
         )
+
+    def benchmarks(self) -> list[Benchmark]:
+        return list_benchmarks(self.root)
 
     @cached_property
     def pool(self) -> Store:

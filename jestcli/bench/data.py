@@ -1,0 +1,180 @@
+"""`jest bench data`: what the loader gives against what training asks for.
+
+Super-batches mean that many more pairs are decoded than trained on: at f = .8 five for each. The
+loader is measured on real shards (the user's, or JPEGs drawn for the purpose) by itself, decoded in
+full and reduced; the demand is the super-batch over the time of a training step.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import platform
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from jestcli.data.sources import Loading
+from jestcli.data.stream import Portion, StreamDrawing, View, open_stream
+from jestcli.data.tokens import small_tokenizer
+
+SHARDS, SAMPLES, SIDE = 4, 64, (512, 384)  # of the drawn shards; pixels
+
+
+def draw_shards(folder: Path) -> str:
+    """JPEG shards in img2dataset's layout: smooth pictures with some noise, quality 90."""
+    dice = np.random.default_rng(0)
+    for shard in range(SHARDS):
+        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
+            for number in range(SAMPLES):
+                rough = dice.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+                smooth = Image.fromarray(rough).resize(SIDE, Image.Resampling.BICUBIC)
+                noise = dice.normal(0, 8, (SIDE[1], SIDE[0], 3))
+                pixels = np.clip(np.asarray(smooth) + noise, 0, 255).astype(np.uint8)
+                buffer = io.BytesIO()
+                Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
+                members = {"jpg": buffer.getvalue(), "txt": b"a picture of something"}
+                for kind, content in members.items():
+                    info = tarfile.TarInfo(f"{shard:05d}{number:04d}.{kind}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    return str(folder)
+
+
+def rate(
+    shards: tuple[str, ...], view: View, batch: int, workers: int, seconds: float, cache: Path
+) -> tuple[float, float | None]:
+    """Pairs a second that a loader of so many workers gives, its start apart.
+
+    Without workers also pairs a processor second: what one core gives, whatever runs beside it.
+    """
+    loading = Loading(workers=workers, cache=cache, max_faults=1.0)
+    stream = open_stream("pool", shards, loading)
+    drawing = StreamDrawing([Portion(stream, batch)], view, 0, loading)
+    try:
+        drawing(0)
+        started, used, step = time.perf_counter(), time.process_time(), 0
+        while time.perf_counter() - started < seconds:
+            step += 1
+            drawing(step)
+        pairs, used = step * batch, time.process_time() - used
+        return pairs / (time.perf_counter() - started), None if workers else pairs / used
+    finally:
+        drawing.close()
+
+
+def bench_data(
+    shards: tuple[str, ...] = (),
+    size: int = 224,
+    scoring_size: int = 112,
+    batch: int = 64,
+    workers: tuple[int, ...] = (0, 1, 2),
+    seconds: float = 3.0,
+    super_batch: int | None = None,
+    step_seconds: float | None = None,
+    out: Path | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Measure, print and, if `out` is given, write the numbers.
+
+    Args:
+        shards: sources as in data.train; without any, shards are drawn in a temporary folder.
+        size, scoring_size: pixels trained on, and scored at where that is reduced.
+        batch: pairs drawn at a time while measuring.
+        seconds: time for each measurement.
+        super_batch, step_seconds: what training asks for: so many pairs in so many seconds (both
+            are in a run's log, or from `jest bench train`); without, no demand is printed.
+    """
+    console = console or Console()
+    tokenizer = small_tokenizer(8192, 16)
+    views = {"full": View(size, tokenizer), "reduced": View(size, tokenizer, scoring_size)}
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="jest-bench-") as name:
+        sources = shards or (draw_shards(Path(name)),)
+        for decode, view in views.items():
+            for count in workers:
+                given, core = rate(sources, view, batch, count, seconds, Path(name) / "cache")
+                rows.append({"decode": decode, "workers": count, "pairs_per_second": given,
+                             "pairs_per_core_second": core})  # fmt: skip
+    demand = super_batch / step_seconds if super_batch and step_seconds else None
+    result = {
+        "shards": list(shards) or f"drawn: JPEG, {SIDE[0]} x {SIDE[1]}, quality 90",
+        "size": size, "scoring_size": scoring_size, "batch": batch, "cores": os.cpu_count(),
+        "load_average": os.getloadavg()[0], "machine": platform.machine(),
+        "torch": torch.__version__, "rows": rows, "demand_pairs_per_second": demand,
+    }  # fmt: skip
+    console.print(table(result))
+    console.print(verdict(result))
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=1) + "\n")
+        out.with_suffix(".md").write_text(markdown(result))
+        console.print(f"wrote {out} and {out.with_suffix('.md')}")
+    return result
+
+
+def table(result: dict[str, Any]) -> Table:
+    """Pairs a second by decode and workers."""
+    title = f"The loader at {result['size']} px (reduced: {result['scoring_size']} px)"
+    shown = Table(title=title, title_justify="left")
+    shown.add_column("decode")
+    for heading in ("workers", "pairs/s", "pairs/core second", "of the demand"):
+        shown.add_column(heading, justify="right")
+    demand = result["demand_pairs_per_second"]
+    for row in result["rows"]:
+        given = row["pairs_per_second"]
+        share = f"{100 * given / demand:.0f} %" if demand else "-"
+        shown.add_row(row["decode"], str(row["workers"]), f"{given:,.0f}", _core(row), share)
+    return shown
+
+
+def _core(row: dict[str, Any]) -> str:
+    found = row["pairs_per_core_second"]
+    return f"{found:,.0f}" if found is not None else ""
+
+
+def verdict(result: dict[str, Any]) -> str:
+    """One line: whether the loader keeps up with what training asks for."""
+    best = max(result["rows"], key=lambda row: row["pairs_per_second"])
+    given, demand = best["pairs_per_second"], result["demand_pairs_per_second"]
+    what = f"{given:,.0f} pairs/s ({best['decode']}, {best['workers']} workers)"
+    if demand is None:
+        return f"at best {what}; name --super-batch and --step-seconds to compare with training"
+    if given >= demand:
+        return f"the loader keeps up: at best {what}, training asks for {demand:,.0f}"
+    return (
+        f"the loader is the bottleneck: at best {what}, training asks for {demand:,.0f}; "
+        f"it waits {100 * (1 - given / demand):.0f} % of the time"
+    )
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The table for a reader of the repository."""
+    demand = result["demand_pairs_per_second"]
+    lines = [
+        "# The loader",
+        "",
+        f"`jest bench data`: {result['shards']}, to {result['size']} px (reduced: "
+        f"{result['scoring_size']} px). {result['cores']} cores, load average "
+        f"{result['load_average']:.1f} when it was measured: other work ran beside it.",
+        "",
+        "Pairs a core second are of processor time: what one core gives, whatever runs beside it.",
+        "",
+        "| decode | workers | pairs/s | pairs/core second |",
+        "|---|---:|---:|---:|",
+        *(f"| {r['decode']} | {r['workers']} | {r['pairs_per_second']:,.0f} | {_core(r)} |"
+          for r in result["rows"]),
+        "",
+        verdict(result) + ("." if demand is None else ""),
+        "",
+    ]  # fmt: skip
+    return "\n".join(lines)

@@ -1,0 +1,208 @@
+"""A run on the user's own shards: its inputs, and what it draws from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from jestcli.config import Data, Model, Run
+from jestcli.data.embeddings import ShardEmbeddings
+from jestcli.data.faults import FaultLog
+from jestcli.data.parallel import Progress, silent
+from jestcli.data.sources import Loading, identity, list_shards
+from jestcli.data.store import fingerprint
+from jestcli.data.stream import RECORD, Portion, Stream, StreamDrawing, View, open_stream
+from jestcli.data.tokens import small_tokenizer
+from jestcli.evaluation.benchmarks import Benchmark, find_benchmarks
+from jestcli.models import flexi as models
+from jestcli.models.flops import ForwardFlops
+from jestcli.models.towers import Clip, low_view
+from jestcli.stages.references import (
+    ForeignReference,
+    OwnReference,
+    Reference,
+    ShardReference,
+    fill,
+    open_clip_reference,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from jestcli.stages.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class OwnInputs:
+    """What runs on the user's shards read. folder: the run directory, which keeps the counts."""
+
+    data: Data
+    model: Model
+    loading: Loading
+    folder: Path
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return tokenizer_of(self.model, self.data)
+
+    @cached_property
+    def pool(self) -> Stream:
+        return self.stream("pool")
+
+    @cached_property
+    def curated(self) -> Stream:
+        return self.stream("curated")
+
+    def stream(self, split: str, progress: Progress = silent) -> Stream:
+        """ "pool" or "curated", its samples counted. Raises DataError."""
+        data, pool = self.data, split == "pool"
+        return open_stream(
+            split, data.train if pool else data.curated, self.loading,
+            weights=data.weights if pool else (), window=data.window, captions=1 if pool else 2,
+            record=self.folder / RECORD, progress=progress,
+        )  # fmt: skip
+
+    def benchmarks(self) -> list[Benchmark]:
+        """Those of data.benchmarks; none without."""
+        if self.data.benchmarks is None:
+            return []
+        return find_benchmarks(Path(self.data.benchmarks), self.data.image_size)
+
+
+def data_identity(run: Run) -> str:
+    """Names the shards and the weights that a run reads: part of its directory's name."""
+    data, weights = run.data, (run.reference_model or "").partition(":")[2]
+    shards = [shard for entry in (*data.train, *data.curated) for shard in list_shards(entry)]
+    return identity(shards) + (fingerprint(weights) if weights else "")
+
+
+def tokenizer_of(model: Model, data: Data) -> Any:
+    """CLIP's byte pairs, cut to data.vocab_size (49,408 is CLIP's own tokenizer); for pretrained
+    weights of a model with another tokenizer, that one."""
+    if model.name is not None and model.pretrained is not None:
+        import open_clip
+
+        text = (open_clip.get_model_config(model.name) or {}).get("text_cfg", {})
+        if text.get("hf_tokenizer_name"):
+            return open_clip.get_tokenizer(model.name, context_length=data.context_length)
+    return small_tokenizer(data.vocab_size, data.context_length)
+
+
+def splits(run: Run) -> dict[str, int]:
+    """Pairs of the pool and of the curated set in every super-batch, those that are read."""
+    total, kind = run.super_batch_size, run.source.kind
+    if kind != "mixed":
+        return {kind: total}
+    curated = round(total * run.source.curated_share)
+    return {"pool": total - curated, "curated": curated}
+
+
+def open_reference(
+    inputs: OwnInputs, model: Clip | str, seen: models.View | None = None
+) -> ShardReference:
+    """A reference over the pool: a run's model, or an open_clip model by its word.
+
+    seen: how a run's model sees images; None is full resolution.
+    What `jest cache-reference` has made is read, the rest computed when needed. Raises ConfigError
+    for a model that cannot be used, DataError for a cache that does not fit.
+    """
+    reference = open_model(inputs, model, seen)
+    return ShardReference(reference, ShardEmbeddings(inputs.pool, reference.key, inputs.loading))
+
+
+def open_model(inputs: OwnInputs, model: Clip | str, seen: models.View | None = None) -> Reference:
+    """What embeds: a run's model, or an open_clip model by its word. Raises ConfigError."""
+    if isinstance(model, str):
+        return open_clip_reference(model)
+    return OwnReference(model.eval(), inputs.tokenizer, inputs.data.image_size, seen)
+
+
+def cache_reference(run: Run, workspace: Workspace, console: Console) -> list[str]:
+    """Embed the pool with the run's reference, with a bar; returns what to tell the user."""
+    from jestcli.stages.data import bars
+    from jestcli.stages.learner import THREADS, cache, load_run, reference_view
+    from jestcli.training.loop import set_threads
+
+    inputs = workspace.inputs(run)
+    with bars(console) as report:
+        if not isinstance(inputs, OwnInputs):
+            assert run.reference is not None
+
+            def progress(done: int, total: int, line: str) -> None:
+                report(line, done, total)
+
+            cache(run.reference, workspace, "embedding the pool", progress, reference_view(run))
+            return ["the pool's embeddings are complete"]
+        set_threads(THREADS)
+        seen = reference_view(run)
+        model: Clip | str = run.reference_model or ""
+        if run.reference is not None:
+            model = load_run(run.reference, workspace)
+            if seen is not None:
+                model.set_low(seen)
+        reference = open_model(inputs, model, seen)
+
+        def shown(done: int, total: int) -> None:
+            report("embedding the pool's shards", done, total)
+
+        made = fill(reference, inputs.pool, inputs.loading, shown)
+    total = len(inputs.pool.shards)
+    return [f"reference embeddings {reference.key}: {made:,} of {total:,} shards embedded now"]
+
+
+def foreign_flops(reference: ShardReference) -> ForwardFlops:
+    """FLOPs of an open_clip reference on one pair, counted."""
+    foreign = reference.reference
+    assert isinstance(foreign, ForeignReference)
+    view = foreign.image(Image.new("RGB", (256, 256)))[None]
+    pixels = (view.float().div(255) - foreign.mean) / foreign.std
+    tokens = foreign.tokenizer(["a"])
+    counts: list[int] = []
+    for call, given in ((foreign.model.encode_image, pixels), (foreign.model.encode_text, tokens)):
+        # Plain attention: the counter does not know every fused kernel.
+        plain = sdpa_kernel(SDPBackend.MATH)
+        with torch.no_grad(), plain, FlopCounterMode(display=False) as counter:
+            call(given)
+        counts.append(counter.get_total_flops())
+    return ForwardFlops(counts[0], counts[0], counts[1])
+
+
+def open_drawing(
+    run: Run,
+    inputs: OwnInputs,
+    reference: ShardReference | None,
+    folder: Path,
+    rank: int = 0,
+    world: int = 1,
+) -> StreamDrawing:
+    """The run's candidates, straight from the shards; faults go to `folder`/faults.jsonl.
+
+    A run that scores at low resolution decodes reduced, unless its reference must see every pixel.
+    """
+    portions = [
+        Portion(inputs.pool if split == "pool" else inputs.curated, count)
+        for split, count in splits(run).items()
+    ]
+    cached = reference is None or reference.embeddings.complete
+    second = reference.reference if reference is not None else None
+    view = View(
+        run.data.image_size, inputs.tokenizer, scoring_size(run) if cached else None,
+        second if isinstance(second, ForeignReference) else None, seldom=cached,
+    )  # fmt: skip
+    log = FaultLog(folder, rank, inputs.loading.max_faults)
+    return StreamDrawing(portions, view, run.seed, inputs.loading, log, rank, world)
+
+
+def scoring_size(run: Run) -> int | None:
+    """Pixels at which the learner scores candidates, where that is a smaller image."""
+    if not run.selection.low_res_scoring or run.selection.sampler == "uniform":
+        return None
+    side = low_view(run.model, run.data, run.selection).side
+    return side if side < run.data.image_size else None

@@ -1,0 +1,190 @@
+"""A researcher's own shards, from a shell command to a trained model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import forked
+import pytest
+import yaml
+from own_shards import jpeg, make_shards, sample, write_tar
+from safetensors.numpy import load_file
+from tiny import TINY, tiny_run, without_seconds
+
+from jestcli import cli
+from jestcli.config import METHODS, Run, make_run, merge
+from jestcli.data.sources import Loading
+from jestcli.stages import learner, reproduce
+from jestcli.stages.evaluate import evaluate_folder
+from jestcli.stages.workspace import Workspace, read_done
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pool of 48 pairs, a curated set of 16, and a zero-shot and a retrieval benchmark."""
+    root = tmp_path_factory.mktemp("own")
+    make_shards(root / "pool")
+    make_shards(root / "curated", 1, 16, first=1000)
+    flowers, pairs = root / "benchmarks" / "wds_flowers", root / "benchmarks" / "wds_pairs"
+    write_tar(flowers / "test" / "0.tar", *[
+        {f"{n}.jpg": jpeg(n), f"{n}.cls": str(n % 3).encode()} for n in range(12)
+    ])  # fmt: skip
+    (flowers / "classnames.txt").write_text("rose\ntulip\naster\n")
+    (flowers / "zeroshot_classification_templates.txt").write_text("a {c}\n")
+    write_tar(pairs / "test" / "0.tar", *[sample(n, json=None) for n in range(10)])
+    (pairs / "dataset_type.txt").write_text("retrieval")
+    for each in (flowers, pairs):
+        (each / "test" / "nshards.txt").write_text("1")
+    return root
+
+
+def settings(root: Path, **more: Any) -> dict[str, Any]:
+    own = {"train": str(root / "pool" / "{00..03}.tar"), "curated": str(root / "curated"),
+           "window": 2}  # fmt: skip
+    return merge(merge(TINY, {"data": own}), more)
+
+
+def own_run(root: Path, method: str = "jest", **more: Any) -> Run:
+    given = merge(settings(root, **more), METHODS[method])
+    if method in ("jest", "flexi"):
+        reference = merge(settings(root), merge(METHODS["curated"], {"optim": {"steps": 2}}))
+        given["reference"] = reference
+    return make_run(given)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Workspace:
+    return Workspace(None, tmp_path / "runs", Loading(workers=0, cache=tmp_path / "cache"))
+
+
+def quiet(*_: Any) -> None:
+    pass
+
+
+def test_one_command_trains_on_a_folder_of_jpegs(
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """From shards to a trained reference, a trained learner and scores."""
+    popen = SimpleNamespace(Popen=forked.ForkedPopen, PIPE=subprocess.PIPE)
+    monkeypatch.setattr(reproduce, "subprocess", popen)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JEST_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("COLUMNS", "200")
+    reference = merge(METHODS["curated"], {"optim": {"steps": 2}})
+    file = merge(TINY, {"reference": merge(settings(shards), reference)})
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(file))
+    words = ["jest", "train", "--method", "jest", "--config", "tiny.yaml", "--data-workers", "0",
+             "--cache", str(tmp_path / "cache")]  # fmt: skip
+    for pair in (f"data.train={shards}/pool/{{00..03}}.tar", f"data.curated={shards}/curated",
+                 f"data.benchmarks={shards}/benchmarks", "data.window=2"):  # fmt: skip
+        words += ["--set", pair]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    out, errors = capsys.readouterr()
+    assert (stopped.value.code or 0, errors) == (0, ""), errors
+    assert "pool: 48 pairs in 4 shards" in out
+    assert "flowers" in out and "pairs_i2t" in out and "own data" in out and "icons" not in out
+    folders = list((tmp_path / "runs").iterdir())
+    assert len(folders) == 2 and all((f / "done.json").exists() for f in folders)
+
+
+@pytest.mark.parametrize("method", ["jest", "flexi", "mixed"])
+def test_methods_train_on_own_shards(method: str, shards: Path, place: Workspace) -> None:
+    run = own_run(shards, method)
+    folder = learner.train(run, place, method, quiet)
+    done = read_done(folder)
+    assert done["scores"] == {} and done["mean"] is None, "no benchmark, so nothing is claimed"
+    drawn = {"pool": 48, "curated": 16} if method == "mixed" else {"pool": 48}
+    assert done["rows_drawn_from"] == drawn
+    assert evaluate_folder(folder, place) == (method, {})
+
+
+def test_workers_and_restarts_do_not_change_a_run(shards: Path, tmp_path: Path) -> None:
+    """Stopped at a step and gone on with other workers: the same records, the same weights."""
+    run = own_run(
+        shards, "jest", optim={"steps": 6}, data={"benchmarks": str(shards / "benchmarks")}
+    )
+    whole, cut = (
+        Workspace(None, tmp_path / name, Loading(workers=n, cache=tmp_path / "cache"))
+        for name, n in (("whole", 2), ("cut", 0))
+    )  # fmt: skip
+    learner.train(run, whole, "jest", quiet)
+    process = forked.start(_stop_after, run, cut, 3)
+    process.join(60)
+    assert process.exitcode == 130 and (cut.folder(run) / "checkpoint.safetensors").exists()
+    learner.train(run, Workspace(None, cut.runs, Loading(workers=1, cache=tmp_path / "cache")),
+                  "jest", quiet)  # fmt: skip
+    a, b = whole.folder(run), cut.folder(run)
+    assert without_seconds(a / "metrics.jsonl") == without_seconds(b / "metrics.jsonl")
+    ours, theirs = (load_file(f / "model.safetensors") for f in (a, b))
+    assert all((ours[k] == theirs[k]).all() for k in ours)
+    scores = read_done(a)["scores"]
+    assert set(scores) == {"flowers", "pairs_i2t", "pairs_t2i"}
+    assert scores["flowers"]["chance"] == pytest.approx(1 / 3) and scores["flowers"]["n"] == 12
+
+
+def _stop_after(run: Run, place: Workspace, step: int) -> None:
+    import signal
+
+    from jestcli.training.loop import Interrupted
+
+    def report(done: int, total: int, line: str) -> None:
+        if total == run.optim.steps and done == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    try:
+        learner.train(run, place, "jest", report)
+    except Interrupted:
+        os._exit(130)
+
+
+def test_a_runs_folder_is_named_by_its_shards(
+    shards: Path, place: Workspace, tmp_path: Path
+) -> None:
+    run, other = own_run(shards, "uniform"), own_run(tmp_path, "uniform")
+    make_shards(tmp_path / "pool", samples=3)
+    make_shards(tmp_path / "curated", 1, 3)
+    names = {place.folder(each) for each in (run, other, tiny_run())}
+    write_tar(tmp_path / "pool" / "00.tar", sample(5))
+    assert len(names | {place.folder(other)}) == 4
+
+
+def test_a_reference_is_the_same_whatever_the_pool_is(shards: Path) -> None:
+    from jestcli.stages.experiment import default_reference, default_run
+
+    data = {"train": str(shards / "pool"), "weights": [1], "curated": str(shards / "curated")}
+    run = default_run("jest", {"data": data}, 0)
+    assert run.reference == default_reference({"data": data}, 0)
+    assert run.reference == default_reference({"data": {"curated": data["curated"]}}, 0)
+
+
+@pytest.mark.parametrize("data,words", [
+    ({"train": "/nowhere/{0..3}.tar", "curated": "/nowhere/a.tar"}, "shards cannot be read"),
+    ({"train": "/nowhere/", "curated": "/nowhere/*.tar"}, "no shard matches"),
+])  # fmt: skip
+def test_missing_data_is_one_line(
+    data: dict[str, Any], words: str, tmp_path: Path, place: Workspace
+) -> None:
+    from jestcli.data.errors import DataError
+
+    run = make_run(merge(TINY, {"data": data}))
+    with pytest.raises(DataError, match=words) as caught:
+        learner.train(run, place, "uniform", quiet)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_counts_of_a_run_are_kept(shards: Path, place: Workspace) -> None:
+    run = own_run(shards, "uniform")
+    folder = learner.train(run, place, "uniform", quiet)
+    kept = json.loads((folder / "shards.json").read_text())
+    assert list(kept) == ["pool"] and set(kept["pool"].values()) == {12}
