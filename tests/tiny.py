@@ -19,7 +19,7 @@ from jestcli.stages.workspace import Workspace
 
 # Whatever a test's numbers rest on stands here: the defaults may be tuned.
 TINY: dict[str, Any] = {
-    "data": {"vocab_size": 600, "context_length": 8},
+    "data": {"vocab_size": 600, "context_length": 8, "level": "strong", "curated_size": None},
     "model": {
         "embed_dim": 8, "width": 16, "layers": 1, "head_width": 8, "patch_sizes": [8, 16],
         "text_width": 16, "text_layers": 1, "init_logit_scale": 10, "init_logit_bias": -10,

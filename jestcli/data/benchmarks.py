@@ -164,7 +164,10 @@ def _objects(world: World, shown: list[Drawn]) -> list[Benchmark]:
         if word := concept(icon.name, world.style_words):
             drawings.setdefault(word, {}).setdefault(family, []).append(icon)
     classes = tuple(sorted(c for c, by in drawings.items() if len(by) >= world.concept_families))
-    lines, shapes, few, shots = [], [], [], []
+    lines: list[Item] = []
+    shapes: list[Item] = []
+    few: list[Item] = []
+    shots: list[Item] = []
     for number, word in enumerate(classes):
         for family, icons in drawings[word].items():
             for icon in icons:

@@ -219,8 +219,8 @@ def _reference(
 
 def _for_reference(overrides: dict[str, Any]) -> dict[str, Any]:
     """Those overrides that reach a reference too: not what makes it one, its steps and source."""
-    own = ("optim", "selection", "source", "reference", "reference_model", "init_from_reference",
-           "init", "init_sha256")  # fmt: skip
+    own = ("optim", "selection", "source", "engine", "reference", "reference_model",
+           "init_from_reference", "init", "init_sha256")  # fmt: skip
     return _without_pool({key: value for key, value in overrides.items() if key not in own})
 
 
