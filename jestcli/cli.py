@@ -45,6 +45,15 @@ Config = Annotated[
     Path | None,
     typer.Option("--config", help="YAML with settings of a run (see `jest config`)."),
 ]
+Profile = Annotated[
+    str | None,
+    typer.Option(
+        "--profile",
+        help="Settings of a scale: smoke, cpu (the default), gpu, datacomp-small, "
+        "datacomp-medium, paper-b16 or paper-l16 (experiments/profiles, docs/scales.md); "
+        "--config and --set go on top.",
+    ),
+]
 Wandb = Annotated[str, typer.Option(help="Weights & Biases: off, offline or online.")]
 Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu or cuda.")]
 KeepLast = Annotated[int, typer.Option(help="Checkpoints to keep, the newest included.")]
@@ -185,6 +194,7 @@ def data_show(
 @app.command("train-reference")
 def train_reference(
     level: Annotated[str | None, typer.Option(help="Curation level (see `jest data list`)")] = None,
+    profile: Profile = None,
     config: Config = None,
     set_: Set = [],  # noqa: B006 (typer reads the default once)
     seed: Seed = 0,
@@ -199,10 +209,11 @@ def train_reference(
 ) -> None:
     """Train the reference model on the small curated set, and embed the pool with it."""
     from jestcli.config import merge
-    from jestcli.stages.experiment import Job, default_reference
+    from jestcli.stages.experiment import Job, default_reference, profile_reference
 
     workspace = _workspace(data_workers, max_faults, cache, cache_gb)
-    settings = merge(_settings(config, set_), _init(init))
+    base = profile_reference(profile) if profile else {}
+    settings = merge(merge(base, _settings(config, set_)), _init(init))
     if level is not None:
         settings = merge(settings, {"data": {"level": level}})
     job = Job("reference", seed, default_reference(settings, seed))
@@ -218,6 +229,7 @@ def train(
             "flexi-uniform; the controls curated, mixed, filtered, finetune; or module:function."
         ),
     ] = "jest",
+    profile: Profile = None,
     config: Config = None,
     set_: Set = [],  # noqa: B006
     reference: Reference = None,
@@ -238,7 +250,8 @@ def train(
     from jestcli.config import merge
     from jestcli.stages.experiment import Job, default_run
 
-    settings = merge(_with_reference(_settings(config, set_), reference), _init(init))
+    base = _settings(config, set_, profile, method)
+    settings = merge(_with_reference(base, reference), _init(init))
     run = default_run(method, settings, seed)
     workspace = _workspace(data_workers, max_faults, cache, cache_gb)
     _train([Job(method, seed, run)], wandb, device, keep_last, workspace)
@@ -333,6 +346,45 @@ def reproduce(
     _reproduce(experiment, work, workers, "off", out, slurm)
 
 
+@app.command("plan")
+def plan_costs(
+    what: Annotated[
+        str, typer.Argument(help="A scale profile (see --profile), an experiment or a YAML file.")
+    ] = "figure1",
+    set_: Set = [],  # noqa: B006
+    pool: Annotated[
+        int | None, typer.Option(help="Pairs in the pool (default: none is seen twice).")
+    ] = None,
+    devices: Annotated[int, typer.Option(min=1, help="Data-parallel devices.")] = 1,
+    timed: Annotated[
+        bool, typer.Option("--time/--no-time", help="Time a calibration step on this machine.")
+    ] = True,
+    out: Annotated[Path | None, typer.Option(help="Write OUT.md and OUT.json.")] = None,
+) -> None:
+    """Print what runs would cost before anything runs: FLOPs by convention, memory, time."""
+    from rich.table import Table
+
+    from jestcli.stages import plan
+    from jestcli.stages.experiment import planned_jobs
+
+    jobs = planned_jobs(what, _settings(None, set_))
+    plans, console = plan.make_plans(jobs, pool, devices, timed), _console()
+    lines = plan.notes(jobs[-1].run, devices, timed)
+    for title, (head, rows) in (
+        ("An iteration", plan.iteration_rows(plans)), ("The whole run", plan.total_rows(plans)),
+    ):  # fmt: skip
+        table = Table(title=f"{what}: {title.lower()}", title_justify="left")
+        for i, heading in enumerate(head):
+            table.add_column(heading, justify="right" if i else "left")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    for line in lines:
+        console.print(line)
+    for path in plan.write(out, f"`jest plan {what}`", plans, lines) if out else []:
+        console.print(f"wrote {path}")
+
+
 @app.command("eval")
 def evaluate(
     runs: Annotated[
@@ -417,6 +469,7 @@ def report(
 @app.command("config")
 def show_config(
     method: Annotated[str, typer.Option(help="As in `jest train`.")] = "jest",
+    profile: Profile = None,
     config: Config = None,
     set_: Set = [],  # noqa: B006
     seed: Seed = 0,
@@ -426,7 +479,7 @@ def show_config(
 
     from jestcli.stages.experiment import default_run
 
-    run = default_run(method, _settings(config, set_), seed)
+    run = default_run(method, _settings(config, set_, profile, method), seed)
     print(yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False), end="")
 
 
@@ -548,10 +601,15 @@ def bench_data(
 # --- shared ---------------------------------------------------------------------------------------
 
 
-def _settings(config: Path | None, pairs: list[str]) -> dict[str, Any]:
+def _settings(
+    config: Path | None, pairs: list[str], profile: str | None = None, method: str = "jest"
+) -> dict[str, Any]:
+    """A profile's settings for `method`, a file's on top and the command line's last."""
     from jestcli.config import merge, parse_overrides, read_yaml
+    from jestcli.stages.experiment import read_profile
 
-    return merge(read_yaml(config) if config else {}, parse_overrides(pairs))
+    base = read_profile(profile, method) if profile else {}
+    return merge(merge(base, read_yaml(config) if config else {}), parse_overrides(pairs))
 
 
 def _init(path: Path | None) -> dict[str, Any]:

@@ -98,6 +98,26 @@ def step_cost(run: Run, learner: ForwardFlops, reference: ForwardFlops | None) -
     return Cost(cached - reused, cached, cached + reference_scored, cached)
 
 
+def per_iteration(
+    run: Run, learner: ForwardFlops, reference: ForwardFlops | None
+) -> dict[str, float]:
+    """Percent of a uniform full-resolution step of the same model, by convention.
+
+    Two more than `Cost` has: `uncached_reuse`, and `cached_text_reuse`, where only the text
+    forwards of the chosen pairs are re-used: texts look the same at every image resolution.
+    """
+    one, b = step_cost(run, learner, reference), run.optim.batch_size
+    selects = run.selection.sampler != "uniform" and run.selection.criterion != "easy_reference"
+    flops = {
+        "cached_reuse": one.cached_reuse,
+        "cached_text_reuse": one.cached - (b * learner.text if selects else 0),
+        "cached": one.cached,
+        "uncached_reuse": one.uncached_reuse,
+        "uncached": one.uncached,
+    }
+    return {name: 100 * value / (3 * b * learner.full) for name, value in flops.items()}
+
+
 def reference_score(run: Run, reference: ForwardFlops | None) -> int:
     """FLOPs of the reference's embeddings of one pair, at the resolution it sees it."""
     if reference is None:

@@ -41,6 +41,9 @@ WORTH = ("figure1", "table1", "figure3", "figure5", "figure4", "table2", "figure
 HEADLINE_REFERENCES = {"strong": "reference", "strong++": "reference++"}
 
 
+PROFILES = FOLDER / "profiles"
+
+
 class Quick(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     runs: list[str]
@@ -152,6 +155,56 @@ def _nested(flat: dict[str, Any]) -> dict[str, Any]:
             value = {part: value}
         out = merge(out, value)
     return out
+
+
+def find_profile(word: str) -> Path:
+    """The file of a scale profile. Raises ConfigError with the nearest name."""
+    known = {p.stem: p for p in sorted(PROFILES.glob("*.yaml"))}
+    if word not in known:
+        raise ConfigError(f"no profile {word!r}{did_you_mean(word, list(known))}")
+    return known[word]
+
+
+def read_profile(word: str, method: str) -> dict[str, Any]:
+    """A scale profile's settings for a run by `method`: its file without `about`, and without
+    `reference` where the method reads none. Raises ConfigError."""
+    settings = read_yaml(find_profile(word))
+    left_out = {"about"}
+    if method in METHODS and not needs_reference(method):
+        left_out.add("reference")
+    return {key: value for key, value in settings.items() if key not in left_out}
+
+
+def profile_reference(word: str) -> dict[str, Any]:
+    """The settings of a profile's reference run, as `default_run` gives them to it."""
+    settings = read_profile(word, "jest")
+    return merge(_for_reference(settings), settings.get("reference", {}))
+
+
+def profile_jobs(word: str, overrides: dict[str, Any], seed: int = 0) -> list[Job]:
+    """The reference, uniform, JEST and Flexi-JEST runs at a profile's scale."""
+    runs = [
+        Job(method, seed, default_run(method, merge(read_profile(word, method), overrides), seed))
+        for method in ("uniform", "jest", "flexi")
+    ]
+    reference = runs[-1].run.reference
+    return [Job("reference", seed, reference), *runs] if reference is not None else runs
+
+
+def planned_jobs(word: str, overrides: dict[str, Any]) -> list[Job]:
+    """The runs that `jest plan WORD` counts: a profile's, or an experiment's with its first seed.
+
+    Raises ConfigError with the nearest name.
+    """
+    profiles = {p.stem for p in PROFILES.glob("*.yaml")}
+    if word in profiles:
+        return profile_jobs(word, overrides)
+    experiments = {p.stem for p in FOLDER.glob("*.yaml")}
+    if Path(word).suffix not in (".yaml", ".yml") and word not in experiments:
+        known = [*profiles, *experiments]
+        raise ConfigError(f"no profile or experiment {word!r}{did_you_mean(word, known)}")
+    experiment = read_experiment(find_experiment(word))
+    return jobs(experiment, overrides, seeds=experiment.seeds[:1])
 
 
 def jobs(

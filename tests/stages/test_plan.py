@@ -1,0 +1,125 @@
+"""`jest plan` counts; the paper's own configuration comes out at the paper's own percentages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import TINY, tiny_model, tiny_run
+
+from jestcli.config import ConfigError, merge
+from jestcli.models.flops import forward_flops
+from jestcli.models.memory import training_memory
+from jestcli.stages import plan
+from jestcli.stages.experiment import (
+    PROFILES,
+    Job,
+    default_reference,
+    default_run,
+    find_profile,
+    planned_jobs,
+    profile_jobs,
+    profile_reference,
+    read_profile,
+)
+
+
+def test_the_papers_configuration_costs_what_the_paper_prints() -> None:
+    """Table 1: JEST 233 %, Flexi-JEST 110 % of an iteration. Nothing here is written down."""
+    jobs = [job for job in profile_jobs("paper-b16", {}) if job.name in ("jest", "flexi")]
+    assert jobs[0].run.super_batch_size == 163_840 and jobs[0].run.data.context_length == 16
+    jest, flexi = plan.make_plans(jobs, timed=False)
+    assert jest.percent["cached_reuse"] == pytest.approx(233, abs=2)
+    assert jest.percent["uncached_reuse"] == pytest.approx(400, abs=0.1)
+    assert flexi.percent["cached_text_reuse"] == pytest.approx(110, abs=2)
+    assert flexi.percent["cached"] == pytest.approx(112.2, abs=0.1), "paper.md, by count: 1.12"
+    assert jest.examples_trained == pytest.approx(4e9, rel=1e-4)
+    assert jest.flops["charged"] - jest.flops["cached"] == pytest.approx(
+        3 * 3e9 * jest.per_example.full + 20e9 * jest.per_example.full, rel=1e-4
+    )
+    assert jest.parameters == pytest.approx(203e6, rel=0.01)
+
+
+def test_every_column_is_there_in_both_forms(tmp_path: Path) -> None:
+    run = tiny_run("flexi")
+    plans = plan.make_plans([Job("flexi", 0, run)], pool_size=7)
+    (only,) = plans
+    assert only.examples_seen == 64 and only.seconds is not None and 0 < only.seconds < 600
+    reference = forward_flops(tiny_model(tiny_run(), (8,)), 32, 8).full
+    spent = 3 * 2 * 8 * reference
+    assert only.flops["charged"] - only.flops["cached"] == spent + 7 * reference
+    markdown, data = plan.write(tmp_path / "p", "title", plans, plan.notes(run, 1, True))
+    text = markdown.read_text()
+    assert all(f"{name} %" in text and f"TFLOP {name}" in text for name in plan.CONVENTIONS)
+    assert json.loads(data.read_text())["plans"][0]["percent"] == only.percent
+
+
+def test_low_resolution_of_the_reference_makes_its_scoring_cheaper() -> None:
+    full, low = (
+        plan.make_plans([Job("x", 0, tiny_run("flexi", selection={"reference_resolution": r}))],
+                        timed=False)[0]
+        for r in ("full", "low")
+    )  # fmt: skip
+    assert (
+        low.flops["uncached"] < full.flops["uncached"]
+        and low.flops["charged"] < full.flops["charged"]
+    )
+    assert low.flops["cached"] == full.flops["cached"]
+
+
+def test_memory_is_near_what_the_cpu_keeps() -> None:
+    run = tiny_run("flexi")
+    real, meta = tiny_model(run), plan.on_meta(run)
+    there, here = (training_memory(m, 32, 8) for m in (meta, real))
+    weights = sum(p.numel() for p in real.parameters())
+    assert there.state == here.state == 16 * weights
+    assert here.full <= there.full <= 1.5 * here.full and there.low < there.full
+    assert there.training(8, 0.25) == there.state + 2 * there.low + 6 * there.full
+    assert all(p.device.type == "meta" for p in meta.parameters())
+
+
+@pytest.mark.parametrize("seconds,words", [
+    (None, "not estimated"), (0.5, "0.5 s"), (90, "1.5 min"), (7200, "2 h"), (1e9, "31.7 years"),
+])  # fmt: skip
+def test_durations_are_readable(seconds: float | None, words: str) -> None:
+    assert plan.duration(seconds) == words
+
+
+# --- scale profiles -------------------------------------------------------------------------------
+
+NAMES = ("smoke", "cpu", "gpu", "datacomp-small", "datacomp-medium", "paper-b16", "paper-l16")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_profile_resolves_builds_and_steps_with_a_tiny_stand_in(name: str) -> None:
+    assert {p.stem for p in PROFILES.glob("*.yaml")} == set(NAMES)
+    jobs = {job.name: job.run for job in profile_jobs(name, {})}
+    assert jobs["flexi"].reference == jobs["jest"].reference == jobs["reference"]
+    assert default_reference(profile_reference(name), 0) == jobs["reference"]
+    assert jobs["uniform"].reference is None and jobs["flexi"].model == jobs["reference"].model
+    assert next(plan.on_meta(jobs["flexi"]).parameters()).device.type == "meta"
+    stand_in = {key: TINY[key] for key in ("data", "model", "evaluation")}
+    stand_in["model"] = {**stand_in["model"], "name": None}
+    small = default_run("flexi", merge(read_profile(name, "flexi"), stand_in), 0)
+    model = tiny_model(small)
+    image, text, *_ = model(torch.zeros(4, 3, 32, 32), torch.ones(4, 8, dtype=torch.long), 2)
+    (image @ text.T).sum().backward()
+    assert small.optim == jobs["flexi"].optim, "its own batch and schedule"
+
+
+def test_cpu_is_the_default() -> None:
+    assert [job.run.digest() for job in profile_jobs("cpu", {})][1:] == [
+        default_run(method, {}, 0).digest() for method in ("uniform", "jest", "flexi")
+    ]
+
+
+def test_wrong_words_name_the_nearest() -> None:
+    for call, words in (
+        (lambda: find_profile("paper-b61"), "no profile 'paper-b61' (did you mean paper-b16?)"),
+        (lambda: planned_jobs("figur1", {}), "experiment 'figur1' (did you mean figure1?)"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            call()
+        assert words in str(caught.value)
