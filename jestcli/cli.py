@@ -598,6 +598,33 @@ def bench_data(
     )  # fmt: skip
 
 
+@bench_app.command("scoring")
+def bench_scoring(
+    run: Annotated[
+        Path | None, typer.Argument(help="Run directory (default: the newest that selects).")
+    ] = None,
+    batches: Annotated[int, typer.Option(min=1, help="Super-batches to score.")] = 4,
+    untrained: Annotated[
+        bool, typer.Option("--untrained", help="Fresh models: costs alone, agreement is void.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Write OUT.md and OUT.json.")] = None,
+) -> None:
+    """Cost of cheaper scoring, and how far it agrees with full resolution.
+
+    Larger patches (the paper), smaller images and dropped cells, side by side: FLOPs and CPU
+    time a pair, rank correlation of the scores, and the overlap of what is chosen.
+    """
+    from rich.markdown import Markdown
+
+    from jestcli.bench import scoring
+    from jestcli.stages.scoring import bench_scoring as measure
+
+    result, console = measure(_workspace(), run, batches, untrained), _console()
+    console.print(Markdown(scoring.as_markdown(result)))
+    for path in scoring.write(out, result) if out else []:
+        console.print(f"wrote {path}")
+
+
 # --- shared ---------------------------------------------------------------------------------------
 
 
