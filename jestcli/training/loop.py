@@ -23,6 +23,7 @@ from jestcli.models.towers import Clip
 from jestcli.training.checkpoint import Checkpoints, training_tensors
 from jestcli.training.clock import Speed, Stopwatch, log_line, peak_flops
 from jestcli.training.distributed import ALONE, World
+from jestcli.training.energy import EnergyMeter
 from jestcli.training.engine import make_trainee
 from jestcli.training.finite import NotFinite
 from jestcli.training.optimiser import learning_rate, make_optimiser
@@ -85,6 +86,7 @@ def train(
     about = saved.load(learner, optimiser)
     start, bad_steps, best = about.get("step", 0), about.get("bad_steps", 0), about.get("best")
     watch = Stopwatch(world.device, about.get("seconds"))
+    meter, earlier = EnergyMeter(), about.get("joules", {})
     if world.main:
         with metrics.open("ab") as file:
             file.truncate(about.get("metrics_bytes", 0))
@@ -95,8 +97,15 @@ def train(
     )
     line = ""
 
+    def joules() -> dict[str, dict[str, float]]:
+        """Of this machine over every sitting, evaluations included; nothing if nothing counts."""
+        counted = meter.read() or {}
+        spent = {name: earlier.get(name, 0.0) + value for name, value in counted.items()}
+        return {"joules": spent} if spent else {}
+
     def log(record: dict[str, Any]) -> None:
         if world.main:
+            record |= joules()
             with _disk(metrics), metrics.open("a") as file:
                 file.write(json.dumps(record) + "\n")
             track(record)
@@ -112,6 +121,7 @@ def train(
                 "step": step, "seconds": watch.seconds, "bad_steps": bad_steps, "best": best,
                 "metrics_bytes": metrics.stat().st_size, "run": run.model_dump(mode="json"),
                 "flops": cost_after(step).as_dict(), "ranks": world.size,
+                **joules(),
             })  # fmt: skip
 
     with _signals() as signalled:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import pytest
+from tiny import fake_pool, tiny_model, tiny_run
+
+from jestcli.data.loader import draw
+from jestcli.models.flops import Cost
+from jestcli.training.checkpoint import read
 from jestcli.training.energy import EnergyMeter
+from jestcli.training.loop import train
 
 
 def zone(root: Path, name: str, microjoules: int, most: int = 1_000_000_000) -> Path:
@@ -63,3 +72,38 @@ def test_a_counter_that_goes_away_is_left_out(tmp_path: Path) -> None:
     (package / "energy_uj").unlink()
     used[0] = 1_000
     assert meter.read() == {"gpu:0": 1.0}
+
+
+def test_a_run_writes_joules_beside_seconds_and_keeps_them_in_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a meter that counts a joule a read; without one there is no such field."""
+    monkeypatch.setattr("jestcli.training.loop.EnergyMeter", CountsReads)
+    run = tiny_run(optim={"steps": 2})
+
+    def sitting() -> list[dict[str, Any]]:
+        train(
+            run, tmp_path, tiny_model(run, (8,)), lambda step: draw([fake_pool()], [8], 0, step),
+            None, lambda final: {}, lambda steps: Cost(0, 0, 0, 0), lambda *_: None,
+            lambda record: None,
+        )  # fmt: skip
+        return [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+
+    spent = [record["joules"]["gpu:0"] for record in sitting()]
+    assert spent == sorted(spent) and spent[0] == 1
+    saved = read(tmp_path / "checkpoint.safetensors")[1]["joules"]
+    assert saved == {"gpu:0": spent[-1] + 1}
+    monkeypatch.setattr(
+        "jestcli.training.loop.EnergyMeter", lambda: EnergyMeter(tmp_path, nvml([]))
+    )
+    (tmp_path / "checkpoint.safetensors").unlink()
+    assert all("joules" not in record for record in sitting())
+
+
+class CountsReads:
+    def __init__(self) -> None:
+        self.reads = 0.0
+
+    def read(self) -> dict[str, float]:
+        self.reads += 1
+        return {"gpu:0": self.reads}
