@@ -168,7 +168,7 @@ def calibrate(run: Run, flops: ForwardFlops) -> tuple[float, float]:
 
     One warm-up, one measurement: an order of magnitude, on whatever else the machine does now.
     """
-    from jestcli.training.step import contrastive_loss
+    from jestcli.training.loss import contrastive_loss
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     n = max(1, min(run.optim.batch_size, round(CALIBRATION_FLOPS / (3 * flops.full))))
@@ -178,7 +178,8 @@ def calibrate(run: Run, flops: ForwardFlops) -> tuple[float, float]:
     tokens = torch.ones(n, run.data.context_length, dtype=torch.long, device=device)
 
     def train() -> None:
-        contrastive_loss(*learner(images, tokens), run.optim.loss).backward()
+        image, text, scale, bias = learner(images, tokens)
+        contrastive_loss(image, text, scale, bias, run.optim.loss).backward()
 
     @torch.no_grad()
     def score() -> None:

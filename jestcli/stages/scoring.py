@@ -41,7 +41,7 @@ def bench_scoring(
     else:
         label, run, learner, reference = _trained(workspace, folder)
     inputs = workspace.inputs(run)
-    part = pool_part(inputs, np.arange(len(inputs.pool)))
+    part = pool_part(run, inputs, np.arange(len(inputs.pool)))
     drawn = [
         draw([part], [run.super_batch_size], run.seed, run.optim.steps + step)
         for step in range(batches)

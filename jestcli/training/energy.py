@@ -6,6 +6,7 @@ count all that the device does, other jobs included.
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,7 @@ def _packages(powercap: Path) -> list[Path]:
 def _gpus(nvml: Any) -> tuple[Any, dict[str, Any]]:
     """NVML and the handles of the GPUs that count energy, by name."""
     try:
-        if nvml is None:
-            import pynvml as nvml
+        nvml = nvml or importlib.import_module("pynvml")
         nvml.nvmlInit()
         found = {}
         for i in range(nvml.nvmlDeviceGetCount()):
