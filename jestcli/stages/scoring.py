@@ -14,7 +14,7 @@ from jestcli.models.towers import Clip
 from jestcli.stages.evaluate import list_runs, read_run
 from jestcli.stages.experiment import default_run
 from jestcli.stages.learner import MODEL, THREADS, new_learner, pool_part
-from jestcli.stages.workspace import StageError, Workspace
+from jestcli.stages.workspace import Inputs, StageError, Workspace
 from jestcli.training.checkpoint import load_model
 from jestcli.training.loop import set_threads
 from jestcli.training.step import embed
@@ -41,6 +41,8 @@ def bench_scoring(
     else:
         label, run, learner, reference = _trained(workspace, folder)
     inputs = workspace.inputs(run)
+    if not isinstance(inputs, Inputs):
+        raise StageError("`jest bench scoring` reads the embedded data, not shards of your own")
     part = pool_part(run, inputs, np.arange(len(inputs.pool)))
     drawn = [
         draw([part], [run.super_batch_size], run.seed, run.optim.steps + step)
