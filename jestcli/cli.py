@@ -55,10 +55,18 @@ Profile = Annotated[
     ),
 ]
 Wandb = Annotated[str, typer.Option(help="Weights & Biases: off, offline or online.")]
-Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu or cuda.")]
-KeepLast = Annotated[int, typer.Option(help="Checkpoints to keep, the newest included.")]
+Device = Annotated[
+    str, typer.Option(help="Where to compute: auto (a GPU if there is one), cpu or cuda.")
+]
+KeepLast = Annotated[int, typer.Option(help="Training checkpoints to keep (and the best).")]
 Init = Annotated[
-    Path | None, typer.Option("--init", help="Start from this open_clip checkpoint's weights.")
+    Path | None,
+    typer.Option(
+        "--init",
+        help="Start from these weights: an open_clip checkpoint (.pt, .bin, .safetensors) of the "
+        "same towers, at any patch size, or a run's model.safetensors. The run is named by the "
+        "file's content, not its place.",
+    ),
 ]
 Runs = Annotated[str | None, typer.Option("--runs", help="Only these runs, such as jest,flexi.")]
 Seeds = Annotated[str | None, typer.Option("--seeds", help="Only these seeds, such as 0,1.")]
@@ -77,7 +85,9 @@ Reference = Annotated[
 ]
 DataWorkers = Annotated[
     int | None,
-    typer.Option(min=0, rich_help_panel=OWN, help="Processes that decode (default: cores - 1)."),
+    typer.Option(
+        min=0, rich_help_panel=OWN, help="Processes that decode, a rank (default: cores - 1)."
+    ),
 ]
 MaxFaults = Annotated[
     float,
@@ -451,9 +461,9 @@ def plot(
 
 @app.command("report")
 def report(
-    results: Annotated[
-        Path, typer.Option(help="Where the experiments' records lie.")
-    ] = Path("results"),
+    results: Annotated[Path, typer.Option(help="Where the experiments' records lie.")] = Path(
+        "results"
+    ),
     out: Annotated[
         Path | None, typer.Option(help="Folder for report.html and report.md (default: RESULTS).")
     ] = None,
@@ -644,11 +654,10 @@ def _init(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     from jestcli.config import ConfigError
-    from jestcli.stages.export import file_hash
 
     if not path.is_file():
         raise ConfigError(f"--init {path}: no such file")
-    return {"init": str(path.resolve()), "init_sha256": file_hash(path)}
+    return {"init": str(path.resolve()), "init_sha256": None}  # the file's hash is filled in
 
 
 def _with_reference(settings: dict[str, Any], word: str | None) -> dict[str, Any]:
@@ -742,9 +751,7 @@ def _train(
         else:
             _prepare(job.run, None, workspace)
             stages = plan([job], workspace)
-            run_stages(
-                stages, workspace, None, console, wandb, device=device, keep_last=keep_last
-            )
+            run_stages(stages, workspace, None, console, wandb, device=device, keep_last=keep_last)
         folder = workspace.folder(job.run)
         console.print(scores_table(job.label, read_done(folder)["scores"], job.run.data.own))
         console.print(f"run directory: {folder}")

@@ -44,8 +44,30 @@ def _determining(settings: BaseModel) -> dict[str, Any]:
         value, extra = getattr(settings, name), field.json_schema_extra
         if isinstance(extra, dict) and extra.get("added") and value == field.default:
             continue
+        if getattr(settings, f"{name}_sha256", None) is not None:
+            continue  # a file is known by its content, wherever it lies
         out[name] = _determining(value) if isinstance(value, BaseModel) else value
     return out
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, 64 hex digits. Raises OSError."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _with_hash(given: Any, name: str) -> Any:
+    """Settings with the hash of the file that `name` names, if there is one and it has none yet."""
+    path = given.get(name) if isinstance(given, dict) else None
+    if not isinstance(path, str) or given.get(f"{name}_sha256") or not Path(path).is_file():
+        return given
+    try:
+        return {**given, f"{name}_sha256": file_hash(Path(path))}
+    except OSError as error:
+        raise ValueError(f"{name}: cannot read {path}: {error.strerror}") from None
 
 
 class Data(_Strict):
@@ -113,6 +135,12 @@ class Model(_Strict):
     pretrained: str | None = added(
         None, description="weights for a named model: a local file or one of open_clip's tags"
     )
+    pretrained_sha256: str | None = added(None, description="of that file; filled in")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pretrained_by_content(cls, given: Any) -> Any:
+        return _with_hash(given, "pretrained")
 
     @model_validator(mode="before")
     @classmethod
@@ -239,11 +267,16 @@ class Run(_Strict):
     engine: Engine = added(Engine(), description="how a step is computed")
     reference: Run | None = Field(None, description="the run that trained the reference model")
     init: str | None = added(None, description="checkpoint to start from (`jest train --init`)")
-    init_sha256: str | None = added(None, description="of that file, so that it stays the one")
+    init_sha256: str | None = added(None, description="of that file; filled in")
     init_from_reference: bool = Field(False, description="start from the reference's weights")
     reference_model: str | None = added(
         None, description="an open_clip MODEL:TAG or MODEL:FILE as the reference, for own shards"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _init_by_content(cls, given: Any) -> Any:
+        return _with_hash(given, "init")
 
     @model_validator(mode="after")
     def _consistent(self) -> Run:
@@ -258,6 +291,8 @@ class Run(_Strict):
             raise ValueError("this selection or source needs a reference run")
         if scores and self.source.kind in ("curated", "mixed"):
             raise ValueError("source.kind must be pool or filtered to select with a reference")
+        if self.init and self.init_from_reference:
+            raise ValueError("init and init_from_reference exclude each other")
         if self.data.own:
             _check_own(self)
         for key in ("image_size", "vocab_size", "context_length"):

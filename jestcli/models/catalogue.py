@@ -50,6 +50,15 @@ def patch_size(config: dict[str, Any]) -> int:
     return int(found[1]) if found else int(vision.get("patch_size", 16))
 
 
+def at_patch(config: dict[str, Any], patch: int) -> dict[str, Any]:
+    """The config with an image tower of this patch size; timm's go by another name."""
+    vision = dict(config["vision_cfg"])
+    if "timm_model_name" not in vision:
+        return {**config, "vision_cfg": vision | {"patch_size": patch}}
+    name = re.sub(r"(?<=patch)\d+", str(patch), vision["timm_model_name"], count=1)
+    return {**config, "vision_cfg": vision | {"timm_model_name": name}}
+
+
 @cache
 def usable() -> list[str]:
     """Names of the configs that can be trained here: ViTs with a text tower of open_clip's own."""

@@ -91,7 +91,7 @@ class FlexiVisual(nn.Module):
         elif not isinstance(visual, VisionTransformer):
             raise TypeError(f"{type(visual).__name__} is not a ViT")
         self.stored_patch = self._convolution.kernel_size[0]
-        self.stored_grid = round((self._position.shape[-2] - self._prefix_positions) ** 0.5)
+        self.stored_grid = round((self._position.shape[-2] - self.prefix_positions) ** 0.5)
         for view in (full, *others):
             self.prepare(view)
 
@@ -105,7 +105,7 @@ class FlexiVisual(nn.Module):
         return self.visual.trunk.pos_embed if self.is_timm else self.visual.positional_embedding
 
     @property
-    def _prefix_positions(self) -> int:
+    def prefix_positions(self) -> int:
         """Positions that belong to class or register tokens."""
         if not self.is_timm:
             return 1
@@ -147,7 +147,7 @@ class FlexiVisual(nn.Module):
 
     def _positions(self, grid: int) -> Tensor:
         """Position embeddings [prefix + grid * grid, width], interpolated from the stored grid."""
-        position, prefix = self._position, self._prefix_positions
+        position, prefix = self._position, self.prefix_positions
         position = position.flatten(0, -2)
         if grid == self.stored_grid:
             return position

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from torch import Tensor, nn
 
-from jestcli.config import ConfigError, Data, Model, Selection, did_you_mean
+from jestcli.config import ConfigError, Data, Model, Selection, did_you_mean, file_hash
 from jestcli.models import catalogue
 from jestcli.models.flexi import FlexiVisual, View
 
@@ -209,6 +209,8 @@ def _load_pretrained(clip: CLIP | CustomTextCLIP, model: Model) -> None:
     """
     assert model.name is not None and model.pretrained is not None
     path = Path(model.pretrained)
+    if model.pretrained_sha256 and not (path.exists() and _is(path, model.pretrained_sha256)):
+        raise ConfigError(f"{path} is not the file this run was made for")
     if not path.exists():
         path = Path(open_clip.download_pretrained(_tag(model.name, model.pretrained)))
     start = clip.logit_bias.detach().clone() if clip.logit_bias is not None else None
@@ -222,6 +224,13 @@ def _load_pretrained(clip: CLIP | CustomTextCLIP, model: Model) -> None:
         raise ConfigError(f"{path} does not fit {model.name}: {wrong[0]} is missing or unknown")
     if start is not None and clip.logit_bias == 0:  # open_clip's filling for weights without one
         clip.logit_bias.data.copy_(start)
+
+
+def _is(path: Path, sha256: str) -> bool:
+    try:
+        return file_hash(path) == sha256
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
 
 
 def _tag(name: str, tag: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jestcli.config import Run
+from jestcli.config import Run, file_hash
 from jestcli.data.contact_sheet import contact_sheet
 from jestcli.data.loader import Candidates, Drawing, Part, StoreDrawing
 from jestcli.data.noise import Mismatched, caption_of, mismatched
@@ -209,9 +209,13 @@ def _train(
 
 def _start_from(path: Path, sha256: str | None, learner: Clip) -> None:
     """Fill `learner` from an open_clip checkpoint. Raises StageError, also if the file changed."""
-    from jestcli.stages.export import file_hash, init_from  # it imports this module
+    from jestcli.stages.export import init_from  # it imports this module
 
-    if sha256 is not None and file_hash(path) != sha256:
+    try:
+        changed = sha256 is not None and file_hash(path) != sha256
+    except OSError as error:
+        raise StageError(f"cannot read the checkpoint {path}: {error.strerror}") from None
+    if changed:
         raise StageError(f"{path} is not the file this run started from")
     init_from(path, learner)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from jestcli.config import Run
+from jestcli.data.parallel import usable_cores
 from jestcli.stages import learner
 from jestcli.stages.experiment import Job
 from jestcli.stages.workspace import Workspace
@@ -35,6 +38,11 @@ def train_as_rank(
             last = time.monotonic()
             console.print(f"{done}/{total} {line}", highlight=False)
 
+    loading = workspace.loading
+    if loading.workers is None:  # the machine's cores, shared by its ranks
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        loading = replace(loading, workers=max(1, usable_cores() // here - 1))
+        workspace = replace(workspace, loading=loading)
     with join(pick_device(device)) as world:
         if world.main:
             prepare(job.run, None)

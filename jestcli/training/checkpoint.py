@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,21 @@ def write_json(path: Path, value: Any) -> None:
 def save_model(path: Path, model: nn.Module, about: dict[str, Any]) -> None:
     """Weights alone, with `about` as the file's metadata."""
     tensors = {f"model.{k}": v.contiguous() for k, v in model.state_dict().items()}
-    write_atomic(path, save(tensors, {"about": json.dumps(about)}))
+    write_atomic(path, _packed(tensors, about))
+
+
+def _packed(tensors: dict[str, Tensor], about: dict[str, Any]) -> bytes:
+    """A file's content. The checksum finds what safetensors does not see: changed numbers."""
+    return save(tensors, {"about": json.dumps(about), "crc32": _checksum(tensors)})
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    """CRC-32 of all tensors' bytes, by name."""
+    crc = 0
+    for name in sorted(tensors):
+        content = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        crc = zlib.crc32(content.numpy(), crc)
+    return f"{crc:08x}"
 
 
 def training_tensors(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -59,7 +74,7 @@ def save_training(
     path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, about: dict[str, Any]
 ) -> None:
     """Weights, AdamW's moments and `about` (the step and what has been spent so far)."""
-    write_atomic(path, save(training_tensors(model, optimiser), {"about": json.dumps(about)}))
+    write_atomic(path, _packed(training_tensors(model, optimiser), about))
 
 
 @dataclass(frozen=True)
@@ -80,7 +95,7 @@ class Checkpoints:
 
     def write(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         newest = self.folder / CHECKPOINT
-        write_atomic(newest, save(tensors, {"about": json.dumps(about)}))
+        write_atomic(newest, _packed(tensors, about))
         if self.keep > 1:
             older = self.folder / "checkpoints"
             older.mkdir(exist_ok=True)
@@ -127,8 +142,12 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """All tensors by name, and `about`. Raises CheckpointError."""
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("about", "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+            header = file.metadata() or {}
+            about = json.loads(header.get("about", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if "crc32" in header and header["crc32"] != _checksum(tensors):
+            raise ValueError("its numbers have changed on disk")
+        return tensors, about
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"cannot use checkpoint {path}: {error}") from None
 

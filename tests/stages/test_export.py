@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 from tiny import fake_store, tiny_model, tiny_run
 
-from jestcli.config import ConfigError, Run
+from jestcli.config import ConfigError, Run, merge
 from jestcli.data.loader import rows_of
 from jestcli.data.tokens import small_tokenizer
+from jestcli.models import catalogue
 from jestcli.models.flexi import View
 from jestcli.models.towers import Clip
 from jestcli.stages.export import export, init_from
@@ -70,6 +71,74 @@ def test_open_clip_computes_the_same_features(
     torch.testing.assert_close(theirs.logit_bias, model.bias)
     transforms = str(space["preprocess"])
     assert "0.5, 0.5, 0.5" in transforms and "32" in transforms
+
+
+NATIVE = {"image_size": 99, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8}
+TIMM = {"image_size": 99, "timm_model_name": "vit_test_patch16", "timm_pool": "map",
+        "timm_proj": "none"}  # fmt: skip
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1,
+        "hf_tokenizer_name": "some/hub"}  # fmt: skip
+
+
+@pytest.fixture
+def named(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A flexible run of a narrow tower that "ViT-B-32" names, open_clip's own or timm's."""
+    import timm
+    from timm.models.vision_transformer import VisionTransformer
+
+    def create(name: str, pretrained: bool = False, **more: Any) -> VisionTransformer:
+        patch = int(name.removeprefix("vit_test_patch"))
+        if patch > 16:
+            raise RuntimeError(f"Unknown model ({name})")
+        made = VisionTransformer(img_size=32, patch_size=patch, embed_dim=16, depth=1, num_heads=2,
+                                 class_token=False, no_embed_class=True, **more)  # fmt: skip
+        made.default_cfg = {}
+        return made
+
+    config = {"embed_dim": 16, "vision_cfg": NATIVE, "text_cfg": TEXT}
+    changes: dict[str, Any] = {"optim": {"loss": "softmax"}}
+    if request.param != "native":
+        config |= {"vision_cfg": TIMM, "custom_text": True, "init_logit_bias": -3}
+        sizes = {"timm": [8, 16], "timm, unknown to it": [16, 32]}[request.param]
+        changes = {"model": {"patch_sizes": sizes}}
+    monkeypatch.setattr(catalogue, "read", lambda _: config)
+    monkeypatch.setattr(catalogue, "problem", lambda _: None)
+    monkeypatch.setattr(catalogue, "patch_size", lambda _: 8)
+    monkeypatch.setattr(timm, "create_model", create)
+    return tiny_run("flexi-uniform", **merge({"model": {"name": "ViT-B-32"}}, changes))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("named", ["native", "timm"], indirect=True)
+@pytest.mark.parametrize("patch", [8, 16])
+def test_a_named_tower_is_exported_at_either_patch(named: Run, patch: int, tmp_path: Path) -> None:
+    """The native one trains a softmax loss, so it has no bias; timm's is stored at 16."""
+    workspace = Workspace(tmp_path / "data", tmp_path / "runs")
+    folder, model = made(named, workspace)
+    space: dict[str, Any] = {"open_clip": open_clip}
+    exec(export(folder, tmp_path / "out", patch, "open_clip", workspace), space)
+    theirs = space["model"].eval()
+    tokens = small_tokenizer(600, 8)(TEXTS)
+    assert torch.equal(space["tokenizer"](TEXTS), tokens)
+    images = normalise(rows_of(fake_store(), range(4))[0])  # type: ignore[arg-type]
+    for mine, expected in (
+        (theirs.encode_image(images, normalize=True), model.encode_image(images, View(patch, 32))),
+        (theirs.encode_text(tokens, normalize=True), model.encode_text(tokens)),
+    ):
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-5)
+    assert (theirs.logit_bias is None) == (named.optim.loss == "softmax")
+    fresh = new_learner(named.model_copy(update={"seed": 5}))
+    init_from(folder / MODEL, fresh)
+    assert torch.equal(fresh.encode_image(images), model.encode_image(images))
+
+
+@pytest.mark.parametrize("named", ["timm, unknown to it"], indirect=True)
+def test_a_tower_that_open_clip_has_not_is_one_line(named: Run, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "data", tmp_path / "runs")
+    folder, _ = made(named, workspace)
+    with pytest.raises(StageError, match="no image tower vit_test_patch32 at patch 32 and 32 pix"):
+        export(folder, tmp_path / "out", 32, "hf", workspace)
+    assert not list((tmp_path / "out").glob("*.safetensors"))
 
 
 def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,7 +23,8 @@ from jestcli.stages import learner
 from jestcli.stages.cache import Cache, build_cache
 from jestcli.stages.evaluate import evaluate_folder, list_runs, read_run
 from jestcli.stages.workspace import StageError, Workspace, is_done, only_writer, read_done
-from jestcli.training.loop import evaluation_steps
+from jestcli.training.checkpoint import CHECKPOINT, CheckpointError, read
+from jestcli.training.loop import Interrupted, evaluation_steps
 
 QUIET = {"PYTHONWARNINGS": "ignore"}
 
@@ -120,8 +123,37 @@ def hold(folder: Path, send: Connection) -> None:
 
 
 def train_until_killed(run: Run, workspace: Workspace, send: Connection) -> None:
-    learner.train(run, workspace, "jest", lambda *at: send.send(at))
+    learner.train(run, workspace, "jest", lambda *at: send.send(at), keep_last=2)
     send.send("finished")
+
+
+def train_until_step(run: Run, workspace: Workspace, step: int, number: int) -> None:
+    """Send this process a signal when the learner has done so many steps."""
+
+    def report(done: int, total: int, line: str) -> None:
+        if (done, total) == (step, run.optim.steps):
+            os.kill(os.getpid(), number)
+
+    try:
+        learner.train(run, workspace, "jest", report, keep_last=2)
+    except Interrupted:
+        os._exit(130)
+
+
+def stopped_at(step: int, number: int, run: Run, workspace: Workspace) -> int | None:
+    """Exit code of a process that got the signal there."""
+    process = forked.start(train_until_step, run, workspace, step, number)
+    process.join(200)
+    return process.exitcode
+
+
+def damage(path: Path) -> None:
+    """Change one bit of a file's last numbers, where it lies."""
+    with path.open("r+b") as file:
+        file.seek(-9, os.SEEK_END)
+        byte = file.read(1)[0]
+        file.seek(-9, os.SEEK_END)
+        file.write(bytes([byte ^ 1]))
 
 
 def killed_after(messages: int, run: Run, workspace: Workspace, delay: float) -> bool:
@@ -148,11 +180,23 @@ def killed_after(messages: int, run: Run, workspace: Workspace, delay: float) ->
 def test_killed_at_random_moments_and_restarted_is_the_same_run(
     method: str, data_root: Path, tmp_path: Path
 ) -> None:
-    """SIGKILL while the reference trains, the pool is embedded, the learner trains or is saved."""
-    dice = random.Random()  # truly random: any moment must do
+    """SIGKILL while the reference trains, the pool is embedded, the learner trains or is saved.
+
+    Before that, at seeded steps: SIGTERM, and SIGKILL with the newest checkpoint damaged.
+    """
     run = tiny_run(method, optim={"steps": 24}, evaluation={"points": 5})
     whole, killed = (Workspace(data_root, tmp_path / name) for name in ("whole", "killed"))
     learner.train(run, whole, "jest", lambda *_: None)
+    dice, folder = random.Random(method), killed.folder(run)
+    step = dice.randint(2, 9)
+    assert stopped_at(step, signal.SIGTERM, run, killed) == 130
+    assert read(folder / CHECKPOINT)[1]["step"] == step
+    assert stopped_at(dice.randint(12, 20), signal.SIGKILL, run, killed) == -signal.SIGKILL
+    assert read(folder / CHECKPOINT)[1]["step"] == 11
+    damage(folder / CHECKPOINT)
+    with pytest.raises(CheckpointError, match="its numbers have changed"):
+        read(folder / CHECKPOINT)
+    dice = random.Random()  # truly random: any moment must do
     moments = []
     for _ in range(4):
         moments.append((dice.randint(1, 12), dice.random() * 0.05))

@@ -11,7 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import forked
+import numpy as np
 import pytest
+import torch
 import yaml
 from own_shards import jpeg, make_shards, sample, write_tar
 from safetensors.numpy import load_file
@@ -22,7 +24,7 @@ from jestcli.config import METHODS, Run, make_run, merge
 from jestcli.data.sources import Loading
 from jestcli.stages import learner, reproduce
 from jestcli.stages.evaluate import evaluate_folder
-from jestcli.stages.workspace import Workspace, read_done
+from jestcli.stages.workspace import StageError, Workspace, read_done
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +98,50 @@ def test_one_command_trains_on_a_folder_of_jpegs(
     assert "flowers" in out and "pairs_i2t" in out and "own data" in out and "icons" not in out
     folders = list((tmp_path / "runs").iterdir())
     assert len(folders) == 2 and all((f / "done.json").exists() for f in folders)
+
+
+def test_a_run_starts_from_a_checkpoint_by_its_content(
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`jest train --init FILE`: its weights, and one run directory wherever the file lies."""
+    popen = SimpleNamespace(Popen=forked.ForkedPopen, PIPE=subprocess.PIPE)
+    monkeypatch.setattr(reproduce, "subprocess", popen)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JEST_RUNS", str(tmp_path / "runs"))
+    settled = {"optim": {"lr": 1e-12, "steps": 1}, "selection": {"low_res_share": 0.5}}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings(shards, **settled)))
+    start = learner.new_learner(own_run(shards, "flexi-uniform", seed=7))
+    checkpoint = {k.replace("visual.visual.", "visual.").removeprefix("clip."): v
+                  for k, v in start.state_dict().items()}  # fmt: skip
+    torch.save({"state_dict": checkpoint}, tmp_path / "start.pt")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "copy.pt").write_bytes((tmp_path / "start.pt").read_bytes())
+    folders = []
+    for name in ("start.pt", "elsewhere/copy.pt"):
+        monkeypatch.setattr(sys, "argv", [
+            "jest", "train", "--method", "uniform", "--config", "tiny.yaml", "--data-workers", "0",
+            "--cache", "cache", "--init", name,
+        ])  # fmt: skip
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, errors = capsys.readouterr()
+        assert (stopped.value.code or 0, errors) == (0, ""), errors
+        folders.append(Path(out.rpartition("run directory: ")[2].strip()))
+    assert folders[0] == folders[1] and len(list((tmp_path / "runs").iterdir())) == 1
+    trained = load_file(folders[0] / "model.safetensors")
+    for key, value in start.state_dict().items():
+        np.testing.assert_allclose(trained[f"model.{key}"], value, rtol=0, atol=1e-6)
+    (tmp_path / "start.pt").write_bytes(b"other")
+    given = json.loads((folders[0] / "config.json").read_text())
+    given.pop("label")
+    assert make_run(given).digest() == make_run({**given, "init": "/moved"}).digest()
+    other = make_run({**given, "init": "start.pt", "init_sha256": None})
+    assert other.digest() != make_run(given).digest(), "other content, another run"
+    with pytest.raises(StageError, match="is not the file this run started from"):
+        learner.train(make_run({**given, "seed": 1}), Workspace(None, tmp_path / "b"), "x", quiet)
 
 
 @pytest.mark.parametrize("method", ["jest", "flexi", "mixed"])

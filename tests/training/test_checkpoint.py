@@ -120,6 +120,17 @@ def test_a_truncated_file_is_refused(keep: int, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_changed_number_is_found(tmp_path: Path) -> None:
+    """safetensors itself would load it."""
+    model, optimiser = trained()
+    save_training(tmp_path / "c", model, optimiser, {"step": 2})
+    content = bytearray((tmp_path / "c").read_bytes())
+    content[-100] ^= 4
+    (tmp_path / "c").write_bytes(content)
+    with pytest.raises(CheckpointError, match="its numbers have changed on disk"):
+        load_training(tmp_path / "c", model, optimiser)
+
+
 def test_a_missing_file_and_another_model_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot use checkpoint"):
         read(tmp_path / "none")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import forked
 import pytest
 import torch
 import yaml
+from own_shards import make_shards
 from test_ranks import finish, free_port
 from tiny import TINY, tiny_reference
 
+import jestcli
 from jestcli import cli
 from jestcli.config import merge
 from jestcli.stages.workspace import read_done
@@ -59,6 +62,30 @@ def test_two_processes_train_one_run(data_root: Path, tmp_path: Path) -> None:
     lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [x["step"] for x in lines if "scores" in x][-1] == 4
     assert len(list((folder / "selected").iterdir())) == 2
+
+
+def test_a_shell_command_trains_on_own_shards(tmp_path: Path) -> None:
+    """torchrun itself, as a user types it: from shards to done.json, decoded by workers."""
+    make_shards(tmp_path / "pool", 2, 8)
+    make_shards(tmp_path / "curated", 1, 8, first=100)
+    data = {"train": str(tmp_path / "pool"), "curated": str(tmp_path / "curated"), "window": 2}
+    settings: dict[str, Any] = merge(TINY, {"data": data, "optim": {"steps": 2}})
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    words = ["torchrun", "--nproc-per-node", "2", "--master-port", str(free_port()),
+             "-m", "jestcli", "train", "--method", "jest", "--config", "tiny.yaml",
+             "--set", "reference.optim.steps=1", "--data-workers", "1", "--cache", "cache",
+             "--device", "cpu"]  # fmt: skip
+    # The module that `torchrun` names, in this interpreter.
+    command = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
+    env = os.environ | {"JEST_RUNS": str(tmp_path / "runs"), "COLUMNS": "300",
+                        "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo",
+                        "PYTHONPATH": str(Path(jestcli.__file__).parents[1])}  # fmt: skip
+    ran = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    folder = Path(ran.stdout.rpartition("run directory: ")[2].strip())
+    assert ran.stdout.count("run directory: ") == 1 and read_done(folder)["steps"] == 2
+    assert read(folder / "checkpoint.safetensors")[1]["ranks"] == 2
+    assert len(list((tmp_path / "runs").glob("*/done.json"))) == 2
 
 
 @pytest.mark.parametrize("words,code,message", [

@@ -1,0 +1,86 @@
+"""What Weights & Biases is told, with a stand-in for it: no network, no account."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tiny import tiny_run
+
+from jestcli.stages import learner
+from jestcli.stages.workspace import Workspace
+from jestcli.training.loop import Interrupted
+from jestcli.training.tracking import ignore, tracker
+
+
+class Wandb:
+    """A server that keeps what it is told: run id -> (step, record)."""
+
+    def __init__(self) -> None:
+        self.begun: list[dict[str, Any]] = []
+        self.logged: list[tuple[int, dict[str, Any]]] = []
+        self.finished = 0
+
+    def init(self, **given: Any) -> Any:
+        self.begun.append(given)
+        return SimpleNamespace(log=self.log, finish=self.finish)
+
+    def log(self, record: dict[str, Any], step: int) -> None:
+        self.logged.append((step, record))
+
+    def finish(self) -> None:
+        self.finished += 1
+
+    def Image(self, path: str) -> tuple[str, bytes]:
+        return "image", Path(path).read_bytes()[:4]
+
+
+@pytest.fixture
+def wandb(monkeypatch: pytest.MonkeyPatch) -> Wandb:
+    server = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", server)  # type: ignore[arg-type]
+    return server
+
+
+def test_off_loads_nothing(wandb: Wandb, tmp_path: Path) -> None:
+    with tracker("off", tmp_path, "x", tiny_run()) as track:
+        assert track is ignore
+    assert not wandb.begun
+
+
+def test_a_resumed_run_goes_on_in_the_same_one(
+    wandb: Wandb, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped and started again: one id, every step once, pictures at the evaluations."""
+    run = tiny_run("jest", evaluation={"points": 3})
+    assert run.reference is not None
+    learner.train(run.reference, workspace, "reference", lambda *_: None)
+    assert not wandb.begun
+
+    def stop_at_two(done: int, total: int, line: str) -> None:
+        if (done, total) == (2, run.optim.steps):
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        learner.train(run, workspace, "jest", stop_at_two, "online")
+    assert wandb.finished == 1, "finished although it was stopped"
+    learner.train(run, workspace, "jest", lambda *_: None, "online")
+    first, second = wandb.begun
+    assert first == second and first["id"] == workspace.folder(run).name
+    assert first["resume"] == "allow" and first["mode"] == "online"
+    assert first["config"] == run.model_dump(mode="json") and wandb.finished == 2
+    pictures = {step: r["selected"] for step, r in wandb.logged if "selected" in r}
+    assert set(pictures) == {1, 2, 4} and set(pictures.values()) == {("image", b"\x89PNG")}
+    steps = [step for step, _ in wandb.logged]
+    assert steps == sorted(steps), "W&B drops what comes late"
+    scores = [step for step, r in wandb.logged if any(k.startswith("scores/") for k in r)]
+    assert scores == [1, 2, 4]
+    losses = [r for _, r in wandb.logged if "loss" in r]
+    assert len(losses) == 1 and {"lr", "speed/examples_per_second"} <= set(losses[0])
+    assert all(isinstance(v, int | float | tuple) for _, r in wandb.logged for v in r.values())
