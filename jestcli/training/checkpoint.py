@@ -58,7 +58,7 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
     crc = 0
     for name in sorted(tensors):
         content = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        crc = zlib.crc32(content.numpy(), crc)
+        crc = zlib.crc32(content.numpy().data, crc)
     return f"{crc:08x}"
 
 
