@@ -50,7 +50,7 @@ def save_model(path: Path, model: nn.Module, about: dict[str, Any]) -> None:
 
 def _packed(tensors: dict[str, Tensor], about: dict[str, Any]) -> bytes:
     """A file's content. The checksum finds what safetensors does not see: changed numbers."""
-    return save(tensors, {"about": json.dumps(about), "crc32": _checksum(tensors)})
+    return save(tensors, {"about": json.dumps({**about, "crc32": _checksum(tensors)})})
 
 
 def _checksum(tensors: dict[str, Tensor]) -> str:
@@ -142,10 +142,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """All tensors by name, and `about`. Raises CheckpointError."""
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            about = json.loads(header.get("about", "{}"))
+            about = json.loads((file.metadata() or {}).get("about", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if "crc32" in header and header["crc32"] != _checksum(tensors):
+        if about.pop("crc32", None) not in (None, _checksum(tensors)):
             raise ValueError("its numbers have changed on disk")
         return tensors, about
     except (OSError, SafetensorError, ValueError) as error:

@@ -90,6 +90,7 @@ def test_ranks_read_their_slices_of_own_shards(
     alone, ranks = place(tmp_path / "alone"), place(tmp_path / "ranks")
     learner.train(run.reference, alone, "reference", lambda *_: None)
     if cached:
+        alone.folder(run).mkdir()  # as the command does
         cache_reference(run, alone, Console(file=io.StringIO()))
     shutil.copytree(alone.runs, ranks.runs)  # one reference, to the last bit
     assert finish(start(2, as_ranks, tmp_path / "ranks", run, stop)) == [0, 0]
