@@ -16,6 +16,7 @@ from miniature_world import EMOJI_NAMES, THINGS, Miniature, drawing, make_miniat
 from jestcli.data import build as building
 from jestcli.data.build import build, is_built, read_manifest, shard_urls
 from jestcli.data.errors import DataError
+from jestcli.data.lock import hold
 from jestcli.data.shards import Pair, read_shards
 from jestcli.data.world import Package
 
@@ -191,7 +192,7 @@ def test_full_disk_says_what_to_do(
 
 
 def test_only_one_build_at_a_time(miniature: Miniature, tmp_path: Path) -> None:
-    with building._only_build(tmp_path), pytest.raises(DataError, match="another build"):
+    with hold(tmp_path), pytest.raises(DataError, match="another build"):
         build(tmp_path, world=miniature.world, fetcher=miniature.fetcher)
 
 

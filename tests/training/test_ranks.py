@@ -55,7 +55,7 @@ def train(
     """Losses, selections, last gradients and weights; `choices` are taken instead if given."""
     folder.mkdir(exist_ok=True)
     learner, model = tiny_model(run, seed=1), tiny_model(run, (8,), seed=99).double()
-    chosen, choose = [], loop.choose
+    chosen, choose, log_every = [], loop.choose, loop.LOG_EVERY
 
     def spy(*args: Any) -> Choice:
         choice = Choice(choices[args[4]]) if choices else choose(*args)
@@ -73,7 +73,7 @@ def train(
             report, records.append, world,
         )  # fmt: skip
     finally:
-        loop.choose = choose
+        loop.choose, loop.LOG_EVERY = choose, log_every
     gradients = {
         f"gradient.{k}": whole(p.grad) for k, p in learner.named_parameters() if p.grad is not None
     }
