@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXPERIMENT ?= figure1
+MINUTES ?= 9
 
-.PHONY: help install reproduce reproduce-headline reproduce-all test lint clean
+.PHONY: gpu help install reproduce reproduce-headline reproduce-all test lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -24,6 +25,16 @@ reproduce-headline: install ## every run, control and seed behind the committed 
 
 reproduce-all: install ## every experiment in experiments/, all seeds, in order of worth
 	$(BIN)/jest reproduce all --headline
+
+gpu: install ## one GPU: every part of a few minutes, then results/gpu (MINUTES=9 a part)
+	test -f .data/sources.tar || $(BIN)/jest gpu pack --out .data/sources.tar
+	for part in selection train figure1 figure3; do \
+	  code=75; while [ $$code -eq 75 ]; do \
+	    $(BIN)/jest gpu run $$part --sources .data/sources.tar --work .data/gpu \
+	      --out .data/gpu/$$part --minutes $(MINUTES); code=$$?; \
+	    [ $$code -eq 0 ] || [ $$code -eq 75 ] || exit $$code; \
+	  done; done
+	$(BIN)/jest gpu collect .data/gpu/*/results.tar.gz
 
 test: install ## the test suite
 	$(BIN)/python -m pytest

@@ -11,6 +11,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from jestcli.training.checkpoint import write_atomic, write_json
 from jestcli.training.clock import Stopwatch
 from jestcli.training.distributed import World
 from jestcli.training.engine import make_trainee
+from jestcli.training.gradients import autocast
 from jestcli.training.optimiser import learning_rate, make_optimiser
 from jestcli.training.step import choose, embed, update
 
@@ -88,24 +90,39 @@ def _candidates(case: Run, seed: int) -> Candidates:
     )
 
 
-def _ours(case: Run, device: torch.device) -> tuple[Step, float]:
-    """The suite's step, reference embeddings cached, and its counted FLOPs (what it executes)."""
+def _ours(
+    case: Run,
+    device: torch.device,
+    resident: bool = False,
+    draw: Callable[[int], Candidates] | None = None,
+) -> tuple[Step, float]:
+    """The suite's step, reference embeddings cached, and its counted FLOPs (what it executes).
+
+    resident: the candidates' pixels and tokens lie on the device. draw: step -> its candidates, in
+    place of the same random ones at every step.
+    """
     flexible = case.selection.low_res_share > 0
     patches = case.model.patch_sizes if flexible else case.model.patch_sizes[:1]
     learner = build_model(case.model, case.data, patches, 0, loss=case.optim.loss)
     flops = forward_flops(learner, case.data.image_size, case.data.context_length)
     world, drawn = World(device=device), _candidates(case, 0)
+    if resident:
+        images, tokens = drawn.images.to(device), drawn.tokens.to(device)
+        drawn = replace(drawn, images=images, tokens=tokens)
     trainee = make_trainee(learner, case, world)
     optimiser = make_optimiser(learner, case.optim)
     reference = None
     if case.selection.sampler != "uniform":
         model = build_model(case.model, case.data, case.model.patch_sizes[:1], 1)
-        cached = embed(model, drawn.images, drawn.tokens, None)
+        model.to(device)
+        cached = embed(model, drawn.images, drawn.tokens, None, case.engine.scoring_batch)
+        del model
         reference = lambda _: cached  # noqa: E731
 
     def step(number: int) -> None:
-        choice = choose(learner, reference, drawn, case, number, world=world)
-        update(trainee, optimiser, drawn, choice.index, case, number, world)
+        candidates = draw(number) if draw else drawn
+        choice = choose(learner, reference, candidates, case, number, world=world)
+        update(trainee, optimiser, candidates, choice.index, case, number, world)
 
     return step, step_cost(case, flops, None).cached
 
@@ -114,7 +131,8 @@ def _open_clips(case: Run, device: torch.device) -> Step:
     """open_clip's training step on its own model class, with the same towers and batch.
 
     As open_clip_train does it: forward of the CLIP module, SigLipLoss, backward, clipped gradient,
-    AdamW without weight decay on vectors, the temperature clamped. Its images come ready, as its
+    AdamW without weight decay on vectors, the temperature clamped; autocast (its amp_bf16) and
+    compiled (its --torchcompile) where the run says so. Its images come ready, as its
     loader's workers deliver them; the suite's step normalises and augments them itself.
     """
     patches = case.model.patch_sizes[:1]
@@ -137,13 +155,15 @@ def _open_clips(case: Run, device: torch.device) -> Step:
         betas=(0.9, case.optim.beta2),
     )
     loss_of = SigLipLoss()
+    forward = torch.compile(model) if case.engine.compile else model
 
     def step(number: int) -> None:
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(number, case.optim)
         optimiser.zero_grad()
-        image, text, scale, *bias = model(images, tokens)
-        loss = loss_of(image, text, scale, *bias)
+        with autocast(case, device):
+            image, text, scale, *bias = forward(images, tokens)
+            loss = loss_of(image, text, scale, *bias)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), case.optim.clip_norm, norm_type=2.0)
         optimiser.step()

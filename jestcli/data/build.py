@@ -164,9 +164,9 @@ def _build(
         *_training_tasks("curated", plan.curated, world, collections, drawn, staging),
     ]
     bench_tasks = [
-        task for mark in kept for task in _benchmark_tasks(mark, world, collections, drawn, staging)
+        task for mark in kept for task in benchmark_tasks(mark, world, collections, drawn, staging)
     ]
-    _write(tasks + bench_tasks, workers, progress)
+    write_tasks(tasks + bench_tasks, workers, progress)
     write_json(
         staging / "benchmarks" / "benchmarks.json",
         [entry for mark in kept for entry in marks.entries(mark, collections, lost[mark.name])],
@@ -219,7 +219,7 @@ def _meta(about: Collection, key: str) -> dict[str, Any]:
     }
 
 
-def _benchmark_tasks(
+def benchmark_tasks(
     mark: marks.Benchmark,
     world: World,
     collections: Mapping[str, Collection],
@@ -254,7 +254,8 @@ def _benchmark_tasks(
     return tasks
 
 
-def _write(tasks: list[ShardTask], workers: int | None, progress: Progress) -> None:
+def write_tasks(tasks: list[ShardTask], workers: int | None, progress: Progress) -> None:
+    """Write these tar files, side by side."""
     total, done = sum(len(task.rows) for task in tasks), 0
     progress("write", 0, total)
     for _, written in unordered(write_shard, tasks, workers):

@@ -94,7 +94,8 @@ def licence_of(about: dict[str, Any]) -> str:
     return str(licence.get("spdx") or licence.get("title") or "unknown")
 
 
-def _describe(world: World, prefix: str, about: dict[str, Any], raw: dict[str, Any]) -> Collection:
+def describe(world: World, prefix: str, about: dict[str, Any], raw: dict[str, Any]) -> Collection:
+    """A collection as `about` (its entry of collections.json) and `raw` (its icons) say it is."""
     aliases: dict[str, list[str]] = {}
     table = raw.get("aliases", {})
     for alias, target in table.items():
@@ -129,9 +130,11 @@ def draw_world(
     size: int,
     workers: int | None,
     progress: Progress,
+    unit: int = UNIT,
 ) -> tuple[dict[str, Collection], Rastered]:
     """Draw every icon that the world allows; what the cache holds already is not drawn again.
 
+    unit: icons that a worker draws at a time, the same for every call with this cache.
     Returns the collections by prefix and the drawn icons. Raises DataError.
     """
     name = hashlib.blake2b(
@@ -159,21 +162,21 @@ def draw_world(
         source = sources / f"{prefix}.json"
         if not source.exists():
             raise DataError(f"the icon package lists {prefix} but holds no such collection")
-        collection = _describe(world, prefix, about[prefix], json.loads(source.read_text()))
+        collection = describe(world, prefix, about[prefix], json.loads(source.read_text()))
         collections[prefix] = collection
         units += [
-            Unit(prefix, start, min(start + UNIT, len(collection.names)), source, rasters, size)
-            for start in range(0, len(collection.names), UNIT)
+            Unit(prefix, start, min(start + unit, len(collection.names)), source, rasters, size)
+            for start in range(0, len(collection.names), unit)
         ]
     _draw_units(units, workers, progress)
 
     icons: list[Drawn] = []
     failed: dict[str, str] = {}
-    for unit in units:
-        index = json.loads((rasters / f"{unit.name}.json").read_text())
+    for each in units:
+        index = json.loads((rasters / f"{each.name}.json").read_text())
         for row, (icon, digest) in enumerate(zip(index["names"], index["digests"], strict=True)):
-            icons.append(Drawn(unit.prefix, icon, unit.name, row, digest))
-        failed |= {f"{unit.prefix}/{icon}": why for icon, why in index["failed"].items()}
+            icons.append(Drawn(each.prefix, icon, each.name, row, digest))
+        failed |= {f"{each.prefix}/{icon}": why for icon, why in index["failed"].items()}
     return collections, Rastered(rasters, size, tuple(icons), failed)
 
 

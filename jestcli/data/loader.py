@@ -143,12 +143,9 @@ def _rows(
 
 
 def _read(part: Part, rows: np.ndarray, token_rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    images = torch.from_numpy(part.store.images[rows]).permute(0, 3, 1, 2)
-    return images, torch.from_numpy(part.store.tokens[token_rows].astype(np.int64))
+    return part.store.pixels(rows), part.store.token_rows(token_rows)
 
 
 def rows_of(store: Store, rows: np.ndarray) -> tuple[Tensor, Tensor]:
     """The deterministic view of rows: uint8 images [n, 3, S, S], first caption's tokens [n, L]."""
-    images = torch.from_numpy(store.images[rows]).permute(0, 3, 1, 2)
-    tokens = torch.from_numpy(store.tokens[store.caption_start[rows]].astype(np.int64))
-    return images, tokens
+    return store.pixels(rows), store.token_rows(store.caption_start[rows])

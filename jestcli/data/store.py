@@ -16,11 +16,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -29,6 +29,9 @@ from jestcli.data.errors import DataError, explain_os_error
 from jestcli.data.parallel import Progress, silent, unordered
 from jestcli.data.plan import hash_rank
 from jestcli.data.shards import Report, expand_urls, read_shards
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 1
 COLUMNS = ("source", "category", "family")
@@ -75,6 +78,18 @@ class Store:
     def captions_of(self, row: int) -> list[str]:
         """All captions of image `row`."""
         return self.captions[int(self.caption_start[row]) : int(self.caption_start[row + 1])]
+
+    def pixels(self, rows: np.ndarray) -> Tensor:
+        """Images of int64 [n] rows: uint8 [n, 3, S, S]."""
+        import torch  # not for the processes that only decode
+
+        return torch.from_numpy(self.images[rows]).permute(0, 3, 1, 2)
+
+    def token_rows(self, rows: np.ndarray) -> Tensor:
+        """Captions of int64 [n] token rows: int64 [n, L]."""
+        import torch
+
+        return torch.from_numpy(self.tokens[rows].astype(np.int64))
 
     def choose(
         self, level: str | None = None, n: int | None = None, seed: int = 0
@@ -261,35 +276,67 @@ def _fill(
     if not total:
         raise DataError(f"no image-caption pair could be read: {report.line()}")
 
+    filled = [tokens[number] for number in range(len(parts)) if len(tokens[number])]
+    write_store(
+        staged, size,
+        blocks=_blocks(parts_folder, len(parts)),
+        keys=[key for result in ordered for key in result.keys],
+        captions=[row for result in ordered for row in result.captions],
+        columns={c: [v for result in ordered for v in result.columns[c]] for c in COLUMNS},
+        levels=[row for result in ordered for row in result.levels],
+        tokens=np.concatenate(filled),
+        about={"identity": identity, "shards": shards, "skipped": dict(report.skipped),
+               "examples": report.examples},
+    )  # fmt: skip
+
+
+def _blocks(folder: Path, count: int) -> Iterator[np.ndarray]:
+    for number in range(count):
+        path = folder / f"{number}.npy"
+        yield np.load(path, mmap_mode="r", allow_pickle=False)
+        path.unlink()
+
+
+def write_store(
+    staged: Path,
+    size: int,
+    *,
+    blocks: Iterable[np.ndarray],
+    keys: list[str],
+    captions: Sequence[tuple[str, ...]],
+    columns: dict[str, list[str]],
+    levels: Sequence[tuple[str, ...]],
+    tokens: np.ndarray,
+    about: dict[str, Any],
+) -> None:
+    """Write a store's files into the folder `staged`, store.json last.
+
+    blocks: uint8 [n, size, size, 3] each, all rows in order; tokens: integers [M, L], a row a
+    caption. about: identity, and what else store.json should say.
+    """
     images = np.lib.format.open_memmap(
-        staged / "images.npy", "w+", np.uint8, (total, size, size, 3)
+        staged / "images.npy", "w+", np.uint8, (len(keys), size, size, 3)
     )
     at = 0
-    for number in range(len(parts)):
-        path = parts_folder / f"{number}.npy"
-        block = np.load(path, mmap_mode="r", allow_pickle=False)
+    for block in blocks:
         images[at : at + len(block)] = block
         at += len(block)
-        path.unlink()
     images.flush()
     del images
-    filled = [tokens[number] for number in range(len(parts)) if len(tokens[number])]
-    _save(staged, "tokens", np.concatenate(filled))
-    counts = [len(row) for result in ordered for row in result.captions]
+    _save(staged, "tokens", tokens.astype(np.int32, copy=False))
+    counts = [len(row) for row in captions]
     _save(staged, "caption_start", np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
     names: dict[str, list[str]] = {}
     for column in COLUMNS:
-        names[column], codes = _codes([v for result in ordered for v in result.columns[column]])
+        names[column], codes = _codes(columns[column])
         _save(staged, column, codes)
-    names["levels"], mask = _mask([row for result in ordered for row in result.levels])
+    names["levels"], mask = _mask(list(levels))
     _save(staged, "levels", mask)
-    keys = _unique([key for result in ordered for key in result.keys])
-    _dump(staged, "keys", keys)
-    _dump(staged, "captions", [c for result in ordered for row in result.captions for c in row])
+    _dump(staged, "keys", _unique(keys))
+    _dump(staged, "captions", [c for row in captions for c in row])
     _dump(staged, "store", {
-        "identity": identity, "format": FORMAT, "images": total, "captions": sum(counts),
-        "size": size, "context_length": int(filled[0].shape[1]), "names": names,
-        "shards": shards, "skipped": dict(report.skipped), "examples": report.examples,
+        "format": FORMAT, "images": len(keys), "captions": sum(counts), "size": size,
+        "context_length": int(tokens.shape[1]), "names": names, **about,
     })  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from jestcli.selection.scores import pair_losses
 from jestcli.stages.workspace import only_writer
 from jestcli.training.checkpoint import write_json
 from jestcli.training.randomness import generator
-from jestcli.training.step import embed
+from jestcli.training.step import EmbedReference, embed
 
 BLOCK = 1024
 Progress = Callable[[int, int], None]
@@ -48,6 +48,15 @@ class Cache:
         image, text = torch.from_numpy(self.image[rows]), torch.from_numpy(self.text[texts])
         return PairEmbeddings(image, text, self.scale, self.bias)
 
+    def on(self, device: torch.device) -> EmbedReference:
+        """The same from the device's memory, where all of the cache is put."""
+        there = self.pairs(np.arange(len(self.image))).to(device)
+
+        def reference(candidates: Candidates) -> PairEmbeddings:
+            return there.rows(torch.from_numpy(candidates.row).to(device))
+
+        return reference
+
 
 def cache_key(model: Clip, store: Store, view: View | None = None) -> str:
     """The hash of the weights, the store (its shards, image size and tokenizer) and the view."""
@@ -55,34 +64,45 @@ def cache_key(model: Clip, store: Store, view: View | None = None) -> str:
     if view is not None:
         digest.update(repr(view).encode())
     for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().numpy().tobytes())
+        digest.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 def build_cache(
-    model: Clip, store: Store, folder: Path, progress: Progress, view: View | None = None
+    model: Clip,
+    store: Store,
+    folder: Path,
+    progress: Progress,
+    view: View | None = None,
+    micro_batch: int = 64,
 ) -> Cache:
     """The cache of `model` over `store` under `folder`, computed unless it is there.
 
-    view: how the image tower sees the pool; None is full resolution.
-    Resumable: a killed build goes on after the last whole block.
+    view: how the image tower sees the pool; None is full resolution. micro_batch: pairs embedded at
+    a time, on the model's device. Resumable: a killed build goes on after the last whole block.
     """
     final = folder / cache_key(model, store, view)
     if not (final / "cache.json").exists():
         with only_writer(final):
-            _fill(model, store, final, progress, view)
+            _fill(model, store, final, progress, view, micro_batch)
     about = json.loads((final / "cache.json").read_text())
     image, text = (np.load(final / f"{x}.npy", mmap_mode="r") for x in ("image", "text"))
     return Cache(image, text, about["scale"], about["bias"])
 
 
 def _fill(
-    model: Clip, store: Store, final: Path, progress: Progress, view: View | None
+    model: Clip,
+    store: Store,
+    final: Path,
+    progress: Progress,
+    view: View | None,
+    micro_batch: int,
 ) -> None:
     if view is not None:
         model.set_low(view)
     final.mkdir(parents=True, exist_ok=True)
-    n, d = len(store), model.encode_text(torch.zeros(1, store.tokens.shape[1]).long()).shape[1]
+    one = torch.zeros(1, store.tokens.shape[1]).long().to(model.clip.logit_scale.device)
+    n, d = len(store), model.encode_text(one).shape[1]
     position = final / "rows"
     start = int(position.read_text()) if position.exists() else 0
     arrays = [
@@ -94,8 +114,8 @@ def _fill(
     model.eval()
     for first in range(start, n, BLOCK):
         rows = np.arange(first, min(first + BLOCK, n))
-        pairs = embed(model, *rows_of(store, rows), view)
-        arrays[0][rows], arrays[1][rows] = pairs.image.numpy(), pairs.text.numpy()
+        pairs = embed(model, *rows_of(store, rows), view, micro_batch)
+        arrays[0][rows], arrays[1][rows] = pairs.image.cpu().numpy(), pairs.text.cpu().numpy()
         progress(int(rows[-1]) + 1, n)
         if (first // BLOCK) % 32 == 31:
             for array in arrays:

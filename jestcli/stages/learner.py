@@ -69,7 +69,8 @@ def train(
             raise StageError(f"the {name} of {size} does not divide by {world.size} processes")
     if run.reference is not None:
         train(run.reference, workspace, f"{label}: reference", report, wandb, world, keep_last)
-    set_threads(THREADS)
+    if world.device.type == "cpu":
+        set_threads(THREADS)
     with ExitStack() as stack:
         track: Track = ignore
         if world.main:
@@ -151,6 +152,8 @@ def _train(
     if run.init is not None:
         _start_from(Path(run.init), run.init_sha256, learner)
     reads_reference: EmbedReference | None = reference
+    if isinstance(reference, Cache) and world.device.type == "cuda":
+        reads_reference = reference.on(world.device)
     if run.selection.sampler == "uniform":
         reads_reference = None
 
@@ -238,7 +241,7 @@ def draw_selected(candidates: Candidates, index: Tensor, path: Path, count: int 
     pixels = candidates.images.permute(0, 2, 3, 1)
     names = [candidates.name(i) for i in rows]
     title = f"chosen ({min(count, len(chosen))}), then left"
-    return contact_sheet([pixels[i].numpy() for i in rows], names, path, title=title)
+    return contact_sheet([pixels[i].cpu().numpy() for i in rows], names, path, title=title)
 
 
 def _line(label: str, line: str, drawing: Drawing) -> str:
@@ -285,6 +288,7 @@ def open_reference(
     if view is not None:
         model.set_low(view)
     flops = learner_flops(run.reference, model)
+    model.to(world.device)
     spent = read_done(workspace.folder(run.reference))["flops"]["charged"]
     if not reads_pool_cache(run):
         return None, flops, spent
@@ -292,6 +296,7 @@ def open_reference(
         cache = build_cache(
             model, inputs.pool, inputs.root / CACHES,
             lambda done, total: report(done, total, f"{label} · reference embeddings"), view,
+            run.engine.scoring_batch,
         )  # fmt: skip
     if run.source.noise_share:
         moved = caption_of(len(inputs.pool), run.source.noise_share)

@@ -44,10 +44,12 @@ class Workspace:
 
     def folder(self, run: Run) -> Path:
         """The run directory: named by what determines the run, its data included."""
-        own = run.data.own
-        key = data_identity(run) if own else build_key(WORLD, run.data.image_size)
-        name = hashlib.sha256(f"{run.digest()} {key}".encode()).hexdigest()[:12]
+        name = hashlib.sha256(f"{run.digest()} {self.data_key(run)}".encode()).hexdigest()[:12]
         return self.runs / name
+
+    def data_key(self, run: Run) -> str:
+        """Names the data that `run` reads."""
+        return data_identity(run) if run.data.own else build_key(WORLD, run.data.image_size)
 
     def inputs(self, run: Run) -> Inputs | OwnInputs:
         if run.data.own:
@@ -125,10 +127,17 @@ def read_done(folder: Path) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Versions, hardware and git commit, for the record."""
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
     import torch
 
+    def version_of(name: str) -> str | None:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return None
+
+    on_gpu = torch.cuda.is_available()
     return {
         "commit": git_commit(),
         "python": platform.python_version(),
@@ -137,20 +146,20 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "packages": {
-            name: version(name)
+            name: version_of(name)
             for name in ("torch", "open_clip_torch", "clip-benchmark", "webdataset", "numpy")
         },
-    }
+    } | ({"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda} if on_gpu else {})
 
 
 def git_commit() -> str | None:
-    """The source's commit, "+changes" where the work tree differs; None outside git."""
+    """The source's commit, "+changes" where the work tree differs; outside git $JEST_COMMIT."""
     here = Path(__file__).parent
     try:
         commit = _git(here, "rev-parse", "--short=12", "HEAD")
         changed = _git(here, "status", "--porcelain", "--untracked-files=no", ".")
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("JEST_COMMIT")
     return commit + ("+changes" if changed else "")
 
 

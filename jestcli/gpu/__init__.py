@@ -1,0 +1,1 @@
+"""One-GPU results: parts of a few minutes, each leaving an archive from which the next goes on."""
