@@ -14,7 +14,7 @@ install: $(VENV)/.installed ## a virtual environment with the tested versions
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,lint]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[test,lint]' -c constraints.txt
 	touch $@
 
 reproduce: install ## the main job: data, training, evaluation, figure and table (EXPERIMENT=name)
@@ -36,8 +36,8 @@ gpu: install ## one GPU: every part of a few minutes, then results/gpu (MINUTES=
 	  done; done
 	$(BIN)/jest gpu collect .data/gpu/*/results.tar.gz
 
-test: install ## the test suite
-	$(BIN)/python -m pytest
+test: install ## the test suite, on up to 4 cores
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: install ## ruff and mypy
 	$(BIN)/ruff check jestcli tests

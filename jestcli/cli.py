@@ -59,11 +59,25 @@ Profile = Annotated[
         "--config and --set go on top.",
     ),
 ]
-Wandb = Annotated[str, typer.Option(help="Weights & Biases: off, offline or online.")]
+
+
+def _wandb_mode(mode: str) -> str:
+    from jestcli.config import ConfigError, did_you_mean
+    from jestcli.training.tracking import MODES
+
+    if mode not in MODES:
+        raise ConfigError(f"--wandb {mode}{did_you_mean(mode, list(MODES))}")
+    return mode
+
+
+Wandb = Annotated[
+    str,
+    typer.Option(callback=_wandb_mode, help="Weights & Biases: off, offline or online."),
+]
 Device = Annotated[
     str, typer.Option(help="Where to compute: auto (a GPU if there is one), cpu or cuda.")
 ]
-KeepLast = Annotated[int, typer.Option(help="Training checkpoints to keep (and the best).")]
+KeepLast = Annotated[int, typer.Option(min=1, help="Training checkpoints to keep (and the best).")]
 Init = Annotated[
     Path | None,
     typer.Option(
@@ -311,7 +325,6 @@ def run_experiment(
     slurm: Slurm = None,
 ) -> None:
     """Run an experiment (every run and seed, or those named), then draw it."""
-    _check_wandb(wandb)
     work = _jobs(experiment, set_, runs, seeds)
     _reproduce(experiment, work, workers, wandb, Path("results"), slurm)
 
@@ -424,18 +437,15 @@ def inspect(
         str | None,
         typer.Argument(help="A run directory, or the start of its name (default: the newest)."),
     ] = None,
-    super_batches: Annotated[int, typer.Option(help="Super-batches to choose from.")] = 8,
+    super_batches: Annotated[int, typer.Option(min=1, help="Super-batches to choose from.")] = 8,
     everything: Annotated[
         bool, typer.Option("--all", help="Export scores of the whole pool, not of those drawn.")
     ] = False,
     out: Annotated[Path, typer.Option(help="Folder for what is written.")] = Path("inspected"),
 ) -> None:
     """What did a run choose? Contact sheets, shares, overlap, diversity, and scores to export."""
-    from jestcli.config import ConfigError
     from jestcli.stages import inspection
 
-    if super_batches < 1:
-        raise ConfigError(f"--super-batches {super_batches}: at least 1")
     workspace = _workspace()
     folder = inspection.find_run(run, workspace)
     for path in inspection.inspect(folder, workspace, out, super_batches, everything):
@@ -557,7 +567,6 @@ def doctor(
     from jestcli.stages import doctor as stage
     from jestcli.stages.experiment import default_run
 
-    _check_wandb(wandb)
     run = default_run(method, _settings(config, set_), 0)
     found = stage.examine(run, _workspace(), device, wandb)
     _console().print(stage.table(found))
@@ -826,15 +835,10 @@ def _train(
 
     Under torchrun this process is a rank, which trains itself.
     """
-    _check_wandb(wandb)
     from jestcli.stages.evaluate import scores_table
     from jestcli.stages.reproduce import plan, run_stages
     from jestcli.stages.workspace import read_done
 
-    if keep_last < 1:
-        from jestcli.config import ConfigError
-
-        raise ConfigError("--keep-last must be at least 1")
     if device != "auto":
         from jestcli.training.devices import pick_device
 
@@ -857,14 +861,6 @@ def _train(
         folder = workspace.folder(job.run)
         console.print(scores_table(job.label, read_done(folder)["scores"], job.run.data.own))
         console.print(f"run directory: {folder}")
-
-
-def _check_wandb(mode: str) -> None:
-    from jestcli.config import ConfigError, did_you_mean
-    from jestcli.training.tracking import MODES
-
-    if mode not in MODES:
-        raise ConfigError(f"--wandb {mode}{did_you_mean(mode, list(MODES))}")
 
 
 def _jobs(word: str, pairs: list[str], names: str | None, seeds: str | None) -> list[Job]:
