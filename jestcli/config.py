@@ -243,6 +243,11 @@ class Engine(_Strict):
         None, ge=1, description="rows of the sigmoid loss's logits that exist at a time"
     )
     scoring_batch: int = Field(64, ge=1, description="candidates embedded at a time")
+    reference_cache: bool = added(
+        True,
+        description="embed the whole embedded pool with the reference once; false: the candidates "
+        "of each step, which costs less where a run draws fewer than the pool holds",
+    )
     selection_mode: Literal["global", "balanced"] = Field(
         "global", description="with several ranks: one choice over all, or an equal share of each"
     )

@@ -74,7 +74,7 @@ def test_help_names_every_command(tmp_path: Path) -> None:
     (["run", "mine.yaml"], "title: Field required"),
     (["run", "figure1", "--runs", "flexy"], "no run 'flexy' (did you mean flexi?)"),
     (["run", "figure1", "--seeds", "a"], "--seeds a: expected numbers, such as 0,1"),
-    (["inspect", "--super-batches", "0"], "'--super-batches': 0 is not in the range x>=1"),
+    (["inspect", "--super-batches", "0"], "Input should be greater than or equal to 1"),
     (["run"], "Missing argument"),
     (["reproduce", "nothing.yaml"], "cannot read nothing.yaml"),
     (["config", "--method", "flexy"], "no method 'flexy' (did you mean flexi?)"),

@@ -20,6 +20,7 @@ from jestcli.evaluation.evaluate import evaluate, mean_score
 from jestcli.models.flexi import View
 from jestcli.models.flops import Cost, ForwardFlops, forward_flops, run_cost
 from jestcli.models.towers import Clip, build_model, low_view
+from jestcli.selection import PairEmbeddings
 from jestcli.stages import own
 from jestcli.stages.cache import Cache, build_cache, cache_key, matching_scores, negclip_scores
 from jestcli.stages.own import OwnInputs
@@ -38,7 +39,7 @@ from jestcli.training.distributed import ALONE, World
 from jestcli.training.engine import FromCpu, unsharded
 from jestcli.training.loop import Report, chosen_in_training, last_scores, set_threads
 from jestcli.training.loop import train as train_loop
-from jestcli.training.step import EmbedReference
+from jestcli.training.step import EmbedReference, embed
 from jestcli.training.tracking import Track, ignore, tracker
 
 MODEL = "model.safetensors"
@@ -102,12 +103,18 @@ def cached(run: Run, workspace: Workspace, view: View | None = None) -> bool:
     return (inputs.root / CACHES / key / "cache.json").exists()
 
 
-def reads_pool_cache(run: Run) -> bool:
-    """Whether the run scores with its reference's embeddings of the pool."""
+def scores_by_reference(run: Run) -> bool:
+    """Whether the run scores pairs with a reference."""
     selection = run.selection
     selects = selection.sampler != "uniform" and selection.criterion != "hard_learner"
     scored = selects or run.source.kind == "filtered"
     return scored and (run.reference is not None or run.reference_model is not None)
+
+
+def reads_pool_cache(run: Run) -> bool:
+    """Whether it does so with the reference's embeddings of the pool, computed before."""
+    kept = run.engine.reference_cache or run.source.kind == "filtered"  # which scores all of it
+    return scores_by_reference(run) and kept
 
 
 def load_run(run: Run, workspace: Workspace) -> Clip:
@@ -142,6 +149,8 @@ def _train(
     reference: EmbedReference | None
     if isinstance(inputs, OwnInputs):
         reference, reference_flops, spent = own_reference(run, workspace, inputs)
+    elif scores_by_reference(run) and not reads_pool_cache(run):
+        reference, reference_flops, spent = live_reference(run, workspace, world)
     else:
         reference, reference_flops, spent = open_reference(
             run, workspace, inputs, label, report, world
@@ -273,6 +282,31 @@ def learner_flops(run: Run, model: Clip) -> ForwardFlops:
     return forward_flops(model, run.data.image_size, run.data.context_length)
 
 
+def _reference(
+    run: Run, reference: Run, workspace: Workspace
+) -> tuple[Clip, View | None, ForwardFlops, float]:
+    """The trained reference, how it sees candidates, FLOPs per example, and what training took."""
+    model, view = load_run(reference, workspace), reference_view(run)
+    if view is not None:
+        model.set_low(view)
+    spent = read_done(workspace.folder(reference))["flops"]["charged"]
+    return model, view, learner_flops(reference, model), spent
+
+
+def live_reference(
+    run: Run, workspace: Workspace, world: World
+) -> tuple[EmbedReference, ForwardFlops, float]:
+    """The same without a cache: the reference embeds the candidates of each step."""
+    assert run.reference is not None
+    model, view, flops, spent = _reference(run, run.reference, workspace)
+    model.to(world.device).eval()
+
+    def embed_candidates(candidates: Candidates) -> PairEmbeddings:
+        return embed(model, candidates.images, candidates.tokens, view, run.engine.scoring_batch)
+
+    return embed_candidates, flops, spent
+
+
 def open_reference(
     run: Run,
     workspace: Workspace,
@@ -284,14 +318,10 @@ def open_reference(
     """The reference's cache over the pool, its FLOPs per example and what its training took."""
     if run.reference is None:
         return None, None, 0.0
-    model, view = load_run(run.reference, workspace), reference_view(run)
-    if view is not None:
-        model.set_low(view)
-    flops = learner_flops(run.reference, model)
-    model.to(world.device)
-    spent = read_done(workspace.folder(run.reference))["flops"]["charged"]
-    if not reads_pool_cache(run):
+    model, view, flops, spent = _reference(run, run.reference, workspace)
+    if not scores_by_reference(run):
         return None, flops, spent
+    model.to(world.device)
     with world.first():
         cache = build_cache(
             model, inputs.pool, inputs.root / CACHES,
@@ -313,12 +343,8 @@ def own_reference(
         return foreign, own.foreign_flops(foreign), 0.0
     if run.reference is None:
         return None, None, 0.0
-    model, view = load_run(run.reference, workspace), reference_view(run)
-    if view is not None:
-        model.set_low(view)
-    flops = learner_flops(run.reference, model)
-    spent = read_done(workspace.folder(run.reference))["flops"]["charged"]
-    if not reads_pool_cache(run):
+    model, view, flops, spent = _reference(run, run.reference, workspace)
+    if not scores_by_reference(run):
         return None, flops, spent
     return own.open_reference(inputs, model, view), flops, spent
 
@@ -335,8 +361,8 @@ def open_drawing(
         assert reference is None or isinstance(reference, ShardReference)
         drawing = own.open_drawing(run, inputs, reference, folder, world.rank, world.size)
         return drawing, {p.stream.name: len(p.stream) for p in drawing.portions}
-    assert reference is None or isinstance(reference, Cache)
-    parts, counts = sources(run, inputs, reference)
+    cache = reference if isinstance(reference, Cache) else None
+    parts, counts = sources(run, inputs, cache)
     drawn = {p.stream: len(p.rows) for p in parts}
     return StoreDrawing(parts, counts, run.seed, world.rank, world.size), drawn
 

@@ -324,6 +324,20 @@ def test_only_runs_that_score_with_the_reference_read_its_embeddings() -> None:
     assert reads == {"jest", "flexi", "filtered", "independent", "easy-reference"}
 
 
+def test_a_live_reference_trains_what_a_cached_one_trains(finished: Workspace) -> None:
+    """Up to rounding: candidates are embedded in other micro-batches."""
+    live = tiny_run("jest", engine={"reference_cache": False})
+    assert not learner.reads_pool_cache(live)
+    learner.train(live, finished, "live", lambda *_: None)
+    folders = finished.folder(live), finished.folder(tiny_run("jest"))
+    assert folders[0] != folders[1]
+    one, other = ([json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()]
+                  for f in folders)  # fmt: skip
+    losses = [[x["loss"] for x in lines if "loss" in x] for lines in (one, other)]
+    assert losses[0] and losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert read_done(folders[0])["flops"] == read_done(folders[1])["flops"]
+
+
 def test_the_cache_of_a_reference_is_built_once(finished: Workspace) -> None:
     inputs = finished.inputs(tiny_run())
     model = learner.load_run(tiny_reference(), finished)

@@ -1,0 +1,118 @@
+"""Measure the hot paths: jest bench."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jestcli.commands.options import Config, Device, Set
+from jestcli.commands.shared import make_console, make_workspace, read_settings
+
+app = typer.Typer(no_args_is_help=True, help="Measure the hot paths on this machine.")
+
+
+@app.command("selection")
+def bench_selection(
+    batch: Annotated[int, typer.Option(help="B: candidates.")] = 12_288,
+    size: Annotated[int, typer.Option(help="b: pairs to choose.")] = 2_458,
+    dim: Annotated[int, typer.Option(help="d: embedding width.")] = 512,
+    chunks: Annotated[int, typer.Option(help="N: chunks.")] = 16,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="Write JSON here.")] = None,
+    listing: Annotated[bool, typer.Option(help="Time the paper's matrix listing too.")] = True,
+) -> None:
+    """Time and memory of joint selection against the paper's listing and the GEMM bound."""
+    import torch
+
+    from jestcli.bench import selection
+    from jestcli.config import ConfigError
+
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {device}: there are cpu and cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch finds no GPU on this machine")
+    if not 1 <= size <= batch or dim < 1 or chunks < 1:
+        raise ConfigError("--size must be 1 to --batch; --dim and --chunks at least 1")
+    selection.run(batch, size, dim, chunks, device, out, listing)
+
+
+@app.command("train")
+def bench_train(
+    config: Config = None,
+    set_: Set = [],  # noqa: B006
+    rounds: Annotated[int, typer.Option(help="Measured steps of each.")] = 15,
+    device: Device = "auto",
+    out: Annotated[Path | None, typer.Option(help="Write JSON (and a table) here.")] = None,
+) -> None:
+    """Step times of uniform, JEST and Flexi-JEST against their FLOPs, and open_clip's own loop."""
+    from jestcli.bench import training
+    from jestcli.config import ConfigError
+    from jestcli.training.devices import pick_device
+    from jestcli.training.loop import set_threads
+
+    if rounds < 1:
+        raise ConfigError("--rounds must be at least 1")
+    chosen = pick_device(device)
+    if chosen.type == "cpu":
+        set_threads(1)  # as in training
+    training.run(read_settings(config, set_), rounds, chosen, out, make_console())
+
+
+@app.command("data")
+def bench_data(
+    shards: Annotated[
+        list[str] | None, typer.Argument(help="Sources as in data.train (default: drawn JPEGs).")
+    ] = None,
+    size: Annotated[int, typer.Option(min=8, help="Pixels that are trained on.")] = 224,
+    scoring_size: Annotated[int, typer.Option(min=8, help="Pixels of reduced scoring.")] = 112,
+    batch: Annotated[int, typer.Option(min=1, help="Pairs drawn at a time.")] = 64,
+    workers: Annotated[str, typer.Option(help="Worker counts, such as 0,1,2.")] = "0,1,2",
+    seconds: Annotated[float, typer.Option(min=0, help="For each measurement.")] = 3.0,
+    super_batch: Annotated[int | None, typer.Option(help="B: pairs a step asks for.")] = None,
+    step_seconds: Annotated[float | None, typer.Option(help="Seconds of a training step.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write JSON here, and .md beside it.")] = None,
+) -> None:
+    """Pairs per second of the loader, in full and reduced, against what training asks for."""
+    from jestcli.config import ConfigError
+
+    try:
+        counts = tuple(int(count) for count in workers.split(","))
+    except ValueError:
+        raise ConfigError(f"--workers {workers}: expected numbers, such as 0,1,2") from None
+    if scoring_size > size or min(counts) < 0:
+        raise ConfigError("--scoring-size must not be above --size, --workers not below 0")
+    from jestcli.bench import data
+
+    data.bench_data(
+        tuple(shards or ()), size, scoring_size, batch, counts, seconds,
+        super_batch, step_seconds, out,
+    )  # fmt: skip
+
+
+@app.command("scoring")
+def bench_scoring(
+    run: Annotated[
+        Path | None, typer.Argument(help="Run directory (default: the newest that selects).")
+    ] = None,
+    batches: Annotated[int, typer.Option(min=1, help="Super-batches to score.")] = 4,
+    untrained: Annotated[
+        bool, typer.Option("--untrained", help="Fresh models: costs alone, agreement is void.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Write OUT.md and OUT.json.")] = None,
+) -> None:
+    """Cost of cheaper scoring, and how far it agrees with full resolution.
+
+    Larger patches (the paper), smaller images and dropped cells, side by side: FLOPs and CPU
+    time a pair, rank correlation of the scores, and the overlap of what is chosen.
+    """
+    from rich.markdown import Markdown
+
+    from jestcli.bench import scoring
+    from jestcli.stages.scoring import bench_scoring as measure
+
+    result, console = measure(make_workspace(), run, batches, untrained), make_console()
+    console.print(Markdown(scoring.as_markdown(result)))
+    for path in scoring.write(out, result) if out else []:
+        console.print(f"wrote {path}")

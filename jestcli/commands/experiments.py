@@ -1,0 +1,186 @@
+"""Run and show experiments: run, reproduce, plan, plot, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jestcli.commands.options import Runs, Seeds, Set, Slurm, Wandb, Workers
+from jestcli.commands.shared import make_console, make_workspace, prepare, read_settings
+
+if TYPE_CHECKING:
+    from jestcli.stages.experiment import Job
+
+app = typer.Typer()
+
+
+@app.command("run")
+def run_experiment(
+    experiment: Annotated[str, typer.Argument(help="A YAML file, or a name in experiments/.")],
+    runs: Runs = None,
+    seeds: Seeds = None,
+    set_: Set = [],  # noqa: B006
+    workers: Workers = None,
+    wandb: Wandb = "off",
+    slurm: Slurm = None,
+) -> None:
+    """Run an experiment (every run and seed, or those named), then draw it."""
+    work = read_jobs(experiment, set_, runs, seeds)
+    run_and_draw(experiment, work, workers, wandb, Path("results"), slurm)
+
+
+@app.command("reproduce")
+def reproduce(
+    experiment: Annotated[
+        str | None, typer.Argument(help="A YAML file, a name (default: figure1), or all.")
+    ] = None,
+    headline: Annotated[
+        bool, typer.Option("--headline", help="Every run and seed, not one seed of the main ones.")
+    ] = False,
+    list_: Annotated[
+        bool,
+        typer.Option(
+            "--list",
+            help="Only print what runs, its cost and what is done; without EXPERIMENT: of all.",
+        ),
+    ] = False,
+    set_: Set = [],  # noqa: B006
+    workers: Workers = None,
+    slurm: Slurm = None,
+) -> None:
+    """From nothing to the paper's figure and table on the embedded data."""
+    from jestcli.stages.experiment import find_experiment, list_experiments, read_experiment
+
+    if list_ and experiment is None:
+        from jestcli.stages.reproduce import overview
+
+        make_console().print(overview(list_experiments(), make_workspace()))
+        return
+    if experiment == "all":
+        for one in list_experiments():
+            reproduce(one.name, headline, list_, set_, workers, slurm)
+        return
+    experiment = experiment or "figure1"
+    quick = None if headline else read_experiment(find_experiment(experiment)).quick
+    names = ",".join(quick.runs) if quick else None
+    seeds = ",".join(map(str, quick.seeds)) if quick else None
+    work = read_jobs(experiment, set_, names, seeds)
+    if list_:
+        from jestcli.stages.reproduce import cost_table
+
+        make_console().print(cost_table(work, make_workspace()))
+        return
+    out = Path("results") / ("local" if quick else "")
+    run_and_draw(experiment, work, workers, "off", out, slurm)
+
+
+@app.command("plan")
+def plan_costs(
+    what: Annotated[
+        str, typer.Argument(help="A scale profile (see --profile), an experiment or a YAML file.")
+    ] = "figure1",
+    set_: Set = [],  # noqa: B006
+    pool: Annotated[
+        int | None, typer.Option(help="Pairs in the pool (default: none is seen twice).")
+    ] = None,
+    devices: Annotated[int, typer.Option(min=1, help="Data-parallel devices.")] = 1,
+    timed: Annotated[
+        bool, typer.Option("--time/--no-time", help="Time a calibration step on this machine.")
+    ] = True,
+    out: Annotated[Path | None, typer.Option(help="Write OUT.md and OUT.json.")] = None,
+) -> None:
+    """Print what runs would cost before anything runs: FLOPs by convention, memory, time."""
+    from rich.table import Table
+
+    from jestcli.stages import plan
+    from jestcli.stages.experiment import planned_jobs
+
+    jobs = planned_jobs(what, read_settings(None, set_))
+    plans, console = plan.make_plans(jobs, pool, devices, timed), make_console()
+    lines = plan.notes(jobs[-1].run, devices, timed)
+    for title, (head, rows) in (
+        ("An iteration", plan.iteration_rows(plans)), ("The whole run", plan.total_rows(plans)),
+    ):  # fmt: skip
+        table = Table(title=f"{what}: {title.lower()}", title_justify="left")
+        for i, heading in enumerate(head):
+            table.add_column(heading, justify="right" if i else "left")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    for line in lines:
+        console.print(line)
+    for path in plan.write(out, f"`jest plan {what}`", plans, lines) if out else []:
+        console.print(f"wrote {path}")
+
+
+@app.command("plot")
+def plot(
+    experiment: Annotated[str, typer.Argument(help="A YAML file, or a name.")] = "figure1",
+    out: Annotated[Path, typer.Option(help="Folder for figures and tables.")] = Path("results"),
+    set_: Set = [],  # noqa: B006
+    collect: Annotated[
+        bool,
+        typer.Option(
+            "--collect", help="Take every finished run into OUT's records first (the headline's)."
+        ),
+    ] = False,
+) -> None:
+    """Draw an experiment's figure and table from recorded runs."""
+    from jestcli.stages import plot as plots
+    from jestcli.stages.experiment import find_experiment, jobs, read_experiment
+
+    chosen = read_experiment(find_experiment(experiment))
+    work = jobs(chosen, read_settings(None, set_))
+    for path in plots.plot(chosen, work, make_workspace(), out, make_console(), collect=collect):
+        print(path)
+
+
+@app.command("report")
+def report(
+    results: Annotated[Path, typer.Option(help="Where the experiments' records lie.")] = Path(
+        "results"
+    ),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for report.html and report.md (default: RESULTS).")
+    ] = None,
+) -> None:
+    """Every claim of the paper beside what was measured: one HTML page, and Markdown."""
+    from jestcli.stages.experiment import list_experiments
+    from jestcli.stages.report import report as write_report
+
+    for path in write_report(list_experiments(), results, out or results):
+        print(path)
+
+
+def read_jobs(word: str, pairs: list[str], names: str | None, seeds: str | None) -> list[Job]:
+    """The jobs of an experiment, or those of the named runs and seeds (comma-separated)."""
+    from jestcli.config import ConfigError
+    from jestcli.stages.experiment import find_experiment, jobs, read_experiment
+
+    experiment = read_experiment(find_experiment(word))
+    try:
+        numbers = [int(seed) for seed in seeds.split(",")] if seeds else None
+    except ValueError:
+        raise ConfigError(f"--seeds {seeds}: expected numbers, such as 0,1") from None
+    return jobs(
+        experiment, read_settings(None, pairs), names.split(",") if names else None, numbers
+    )
+
+
+def run_and_draw(
+    word: str, work: list[Job], workers: int | None, wandb: str, out: Path, slurm: str | None
+) -> None:
+    from jestcli.stages import plot as plots
+    from jestcli.stages.experiment import find_experiment, read_experiment
+    from jestcli.stages.reproduce import plan, run_stages
+    from jestcli.stages.slurm import launcher, parse_options
+
+    workspace, console = make_workspace(), make_console()
+    launch = launcher(parse_options(slurm), workspace.runs / "slurm") if slurm else None
+    prepare(work[0].run, None if slurm else workers)
+    run_stages(plan(work, workspace), workspace, workers, console, wandb, launch)
+    experiment = read_experiment(find_experiment(word))
+    for path in plots.plot(experiment, work, workspace, out, console, collect=True):
+        console.print(f"wrote {path}")

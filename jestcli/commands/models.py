@@ -1,0 +1,105 @@
+"""Look at a run, or take it along: eval, inspect, config, doctor, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jestcli.commands.options import Config, Device, Profile, Seed, Set, Wandb
+from jestcli.commands.shared import make_console, make_workspace, read_settings
+
+app = typer.Typer()
+
+
+@app.command("eval")
+def evaluate(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="Run directories (default: all finished ones).")
+    ] = None,
+) -> None:
+    """Evaluate trained models on all images of the eight benchmarks."""
+    from jestcli.stages.evaluate import evaluate_folder, list_runs, scores_table
+    from jestcli.stages.workspace import StageError
+
+    workspace, console = make_workspace(), make_console()
+    found = runs or list_runs(workspace)
+    if not found:
+        raise StageError(f"no trained model in {workspace.runs}: run `jest train` first")
+    for folder in found:
+        console.print(scores_table(*evaluate_folder(folder, workspace)))
+
+
+@app.command("inspect")
+def inspect(
+    run: Annotated[
+        str | None,
+        typer.Argument(help="A run directory, or the start of its name (default: the newest)."),
+    ] = None,
+    super_batches: Annotated[int, typer.Option(min=1, help="Super-batches to choose from.")] = 8,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Export scores of the whole pool, not of those drawn.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder for what is written.")] = Path("inspected"),
+) -> None:
+    """What did a run choose? Contact sheets, shares, overlap, diversity, and scores to export."""
+    from jestcli.stages import inspection
+
+    workspace = make_workspace()
+    folder = inspection.find_run(run, workspace)
+    for path in inspection.inspect(folder, workspace, out, super_batches, everything):
+        print(path)
+
+
+@app.command("config")
+def show_config(
+    method: Annotated[str, typer.Option(help="As in `jest train`.")] = "jest",
+    profile: Profile = None,
+    config: Config = None,
+    set_: Set = [],  # noqa: B006
+    seed: Seed = 0,
+) -> None:
+    """Print the resolved settings of a run as YAML; its output is a valid --config."""
+    import yaml
+
+    from jestcli.stages.experiment import default_run
+
+    run = default_run(method, read_settings(config, set_, profile, method), seed)
+    print(yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False), end="")
+
+
+@app.command("doctor")
+def doctor(
+    method: Annotated[str, typer.Option(help="As in `jest train`.")] = "jest",
+    config: Config = None,
+    set_: Set = [],  # noqa: B006
+    wandb: Wandb = "off",
+    device: Device = "auto",
+) -> None:
+    """Check machine, versions, folders and data before a long run; 1 if something will break."""
+    from jestcli.stages import doctor as stage
+    from jestcli.stages.experiment import default_run
+
+    run = default_run(method, read_settings(config, set_), 0)
+    found = stage.examine(run, make_workspace(), device, wandb)
+    make_console().print(stage.table(found))
+    if any(finding.state == stage.BAD for finding in found):
+        raise typer.Exit(1)
+
+
+@app.command("export")
+def export(
+    run: Annotated[Path, typer.Argument(help="Run directory of a trained model.")],
+    out: Annotated[Path, typer.Option(help="Folder to write to.")],
+    patch: Annotated[
+        int | None, typer.Option(help="Patch size in pixels (default: the run's finest).")
+    ] = None,
+    format_: Annotated[
+        str, typer.Option("--format", help="open_clip (config and checkpoint) or hf (local-dir:).")
+    ] = "open_clip",
+) -> None:
+    """Write a trained model for open_clip, and print the Python that loads it."""
+    from jestcli.stages.export import export as export_run
+
+    print("import open_clip\n" + export_run(run, out, patch, format_, make_workspace()))

@@ -1,0 +1,92 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def _wandb_mode(mode: str) -> str:
+    from jestcli.config import ConfigError, did_you_mean
+    from jestcli.training.tracking import MODES
+
+    if mode not in MODES:
+        raise ConfigError(f"--wandb {mode}{did_you_mean(mode, list(MODES))}")
+    return mode
+
+
+Seed = Annotated[int, typer.Option(help="Seed of weights, order and every draw.")]
+Set = Annotated[
+    list[str],
+    typer.Option("--set", help="Change a setting, such as --set selection.filter_ratio=0.9."),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", help="YAML with settings of a run (see `jest config`)."),
+]
+Profile = Annotated[
+    str | None,
+    typer.Option(
+        "--profile",
+        help="Settings of a scale: smoke, cpu (the default), gpu, datacomp-small, "
+        "datacomp-medium, paper-b16 or paper-l16 (experiments/profiles, docs/scales.md); "
+        "--config and --set go on top.",
+    ),
+]
+Wandb = Annotated[
+    str,
+    typer.Option(callback=_wandb_mode, help="Weights & Biases: off, offline or online."),
+]
+Device = Annotated[
+    str, typer.Option(help="Where to compute: auto (a GPU if there is one), cpu or cuda.")
+]
+KeepLast = Annotated[int, typer.Option(min=1, help="Training checkpoints to keep (and the best).")]
+Init = Annotated[
+    Path | None,
+    typer.Option(
+        "--init",
+        help="Start from these weights: an open_clip checkpoint (.pt, .bin, .safetensors) of the "
+        "same towers, at any patch size, or a run's model.safetensors. The run is named by the "
+        "file's content, not its place.",
+    ),
+]
+Runs = Annotated[str | None, typer.Option("--runs", help="Only these runs, such as jest,flexi.")]
+Seeds = Annotated[str | None, typer.Option("--seeds", help="Only these seeds, such as 0,1.")]
+Slurm = Annotated[
+    str | None,
+    typer.Option(help="Run stages as Slurm jobs: options such as partition=cpu,timeout_min=60."),
+]
+OWN = "Your own shards"
+Reference = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=OWN,
+        help="An open_clip model as the reference: MODEL:TAG or MODEL:FILE, such as "
+        "ViT-B-16:laion2b_s34b_b88k. Without: one trained on data.curated.",
+    ),
+]
+DataWorkers = Annotated[
+    int | None,
+    typer.Option(
+        min=0, rich_help_panel=OWN, help="Processes that decode, a rank (default: cores - 1)."
+    ),
+]
+MaxFaults = Annotated[
+    float,
+    typer.Option(
+        min=0, max=1, rich_help_panel=OWN, help="Share of unreadable samples that stops a run."
+    ),
+]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        rich_help_panel=OWN,
+        help="Folder for fetched shards and indexes ($JEST_CACHE, ~/.cache/jest).",
+    ),
+]
+CacheGB = Annotated[
+    float, typer.Option(min=0, rich_help_panel=OWN, help="GB of fetched shards to keep at most.")
+]
+Workers = Annotated[int | None, typer.Option(help="Processes side by side (default: all cores).")]

@@ -1,0 +1,120 @@
+"""What several commands do: read settings, prepare data, train jobs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from jestcli.config import Run
+    from jestcli.stages.experiment import Job
+    from jestcli.stages.workspace import Workspace
+
+
+def read_settings(
+    config: Path | None, pairs: list[str], profile: str | None = None, method: str = "jest"
+) -> dict[str, Any]:
+    """A profile's settings for `method`, a file's on top and the command line's last."""
+    from jestcli.config import merge, parse_overrides, read_yaml
+    from jestcli.stages.experiment import read_profile
+
+    base = read_profile(profile, method) if profile else {}
+    return merge(merge(base, read_yaml(config) if config else {}), parse_overrides(pairs))
+
+
+def init_settings(path: Path | None) -> dict[str, Any]:
+    """The settings of a run that starts from this checkpoint."""
+    if path is None:
+        return {}
+    from jestcli.config import ConfigError
+
+    if not path.is_file():
+        raise ConfigError(f"--init {path}: no such file")
+    return {"init": str(path.resolve()), "init_sha256": None}  # the file's hash is filled in
+
+
+def with_reference(settings: dict[str, Any], word: str | None) -> dict[str, Any]:
+    """Settings with an open_clip model as the reference, checked before anything else runs."""
+    if word is None:
+        return settings
+    from jestcli.stages.references import check_word
+
+    check_word(word)
+    return {**settings, "reference_model": word}
+
+
+def make_console() -> Console:
+    from rich.console import Console
+
+    return Console(soft_wrap=True)
+
+
+def make_workspace(
+    workers: int | None = None,
+    max_faults: float = 0.05,
+    cache: Path | None = None,
+    gigabytes: float = 50.0,
+) -> Workspace:
+    from jestcli.data.sources import Loading, default_cache
+    from jestcli.stages.workspace import Workspace
+
+    folder = cache or default_cache()
+    return Workspace(loading=Loading(workers, max_faults, folder.absolute(), gigabytes))
+
+
+def prepare(run: Run, workers: int | None, workspace: Workspace | None = None) -> None:
+    """Build the data of `run` and decode it (or count its own shards), unless that is done."""
+    from jestcli.stages import data
+    from jestcli.stages.own import OwnInputs
+
+    workspace, console = workspace or make_workspace(), make_console()
+    size = run.data.image_size
+    inputs = workspace.inputs(run)
+    if isinstance(inputs, OwnInputs):
+        inputs.folder.mkdir(parents=True, exist_ok=True)
+        data.index(run, inputs, console)
+        return
+    data.build(workspace.data_root(run), size=size, workers=workers, console=console)
+    data.decode(workspace.embedded(run), workers, console)
+
+
+def train_jobs(
+    jobs: list[Job],
+    wandb: str,
+    device: str = "auto",
+    keep_last: int = 1,
+    workspace: Workspace | None = None,
+) -> None:
+    """Train jobs one after another in worker processes, and print their scores.
+
+    Under torchrun this process is a rank, which trains itself.
+    """
+    from jestcli.stages.evaluate import scores_table
+    from jestcli.stages.reproduce import plan, run_stages
+    from jestcli.stages.workspace import read_done
+
+    if device != "auto":
+        from jestcli.training.devices import pick_device
+
+        pick_device(device)  # before anything is built
+    workspace, console = workspace or make_workspace(), make_console()
+    for job in jobs:
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            from jestcli.stages.ranks import train_as_rank
+
+            def prepare_here(run: Run, workers: int | None) -> None:
+                prepare(run, workers, workspace)
+
+            main = train_as_rank(job, workspace, console, wandb, device, keep_last, prepare_here)
+            if not main:
+                continue
+        else:
+            prepare(job.run, None, workspace)
+            stages = plan([job], workspace)
+            run_stages(stages, workspace, None, console, wandb, device=device, keep_last=keep_last)
+        folder = workspace.folder(job.run)
+        console.print(scores_table(job.label, read_done(folder)["scores"], job.run.data.own))
+        console.print(f"run directory: {folder}")
