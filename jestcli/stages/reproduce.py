@@ -110,7 +110,8 @@ def _flops(run: Run) -> ForwardFlops:
     selection = run.selection
     flexible = selection.low_res_share > 0 or selection.low_res_scoring
     low = selection.model_dump_json(include={"approximation", "keep_tokens"}) if flexible else ""
-    key = (run.model.model_dump_json(), run.data.model_dump_json(), low)
+    data = run.data.model_dump_json(include={"image_size", "context_length"})
+    key = (run.model.model_dump_json(), data, low)
     if key not in _COUNTED:
         _COUNTED[key] = learner_flops(run, new_learner(run))
     return _COUNTED[key]
