@@ -6,12 +6,14 @@ with the same code on narrow copies of them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import pytest
 import torch
+from narrow import NATIVE, NO_BIAS, TEXT, TIMM, narrow_timm
 from safetensors.torch import save_file
 from tiny import tiny_run
 
@@ -24,16 +26,6 @@ from jestcli.training.optimiser import make_optimiser
 
 DATA = Data(image_size=32, context_length=8, vocab_size=600)
 HEAD = {"init_logit_scale": 2.3, "init_logit_bias": -10.0}
-TEXT = {"context_length": 8, "vocab_size": 600, "width": 16, "heads": 2, "layers": 1}
-NATIVE: dict[str, Any] = {
-    "image_size": 32,
-    "patch_size": 8,
-    "width": 16,
-    "layers": 1,
-    "head_width": 8,
-}
-TIMM: dict[str, Any] = {"image_size": 32, "timm_proj": "none"}
-NO_BIAS = {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
 TOWERS: dict[str, dict[str, Any]] = {
     "class token": {"vision_cfg": NATIVE},
     "average pooling": {"vision_cfg": {**NATIVE, "pool_type": "avg", "no_ln_pre": True}},
@@ -60,31 +52,9 @@ IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 
 
 
 @pytest.fixture(autouse=True, scope="module")
-def narrow_timm() -> Any:
-    """timm's VisionTransformer under the names above, one layer of 16 channels."""
-    import timm
-    from timm.models.vision_transformer import VisionTransformer
-
-    variants = {
-        "vit_tiny_patch16_siglip": {"class_token": False, "no_embed_class": True},
-        "vit_tiny_patch16": {},
-        "vit_tiny_patch16_reg": {"reg_tokens": 2, "no_embed_class": True},
-    }
-
-    def create(name: str, **more: Any) -> VisionTransformer:
-        more.pop("pretrained")
-        made = VisionTransformer(
-            img_size=64, patch_size=16, embed_dim=16, depth=1, num_heads=2, **variants[name], **more
-        )
-        made.default_cfg = {}
-        return made
-
-    real = timm.create_model
-    timm.create_model = lambda name, **more: (
-        create(name, **more) if name in variants else real(name, **more)
-    )
-    yield
-    timm.create_model = real
+def narrow() -> Iterator[None]:
+    with narrow_timm():
+        yield
 
 
 def tower(kind: str, seed: int = 0) -> Any:

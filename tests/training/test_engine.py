@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from narrow import narrow_names
 from open_clip.loss import SigLipLoss
 from tiny import fake_pool, tiny_model, tiny_run
 from torch import Tensor
@@ -22,41 +23,48 @@ from jestcli.training.optimiser import make_optimiser
 from jestcli.training.step import choose, embed, update
 
 
-def trained(loss: str = "sigmoid", **engine: Any) -> tuple[list[float], dict[str, Tensor]]:
+def trained(
+    loss: str = "sigmoid", name: str | None = None, **engine: Any
+) -> tuple[list[float], dict[str, Tensor]]:
     """Losses of three Flexi-JEST steps, and the weights and last gradients after them."""
-    run = tiny_run("flexi", optim={"loss": loss}, engine={"precision": "float64"} | engine)
-    learner, model = tiny_model(run, seed=1), tiny_model(run, (8,), seed=2).double()
+    run = tiny_run(
+        "flexi", optim={"loss": loss}, engine={"precision": "float64"} | engine,
+        model={"name": name, "patch_sizes": [16, 32] if name == TIMM else [8, 16]},
+    )  # fmt: skip
+    with narrow_names():
+        learner, model = tiny_model(run, seed=1), tiny_model(run, seed=2).double()
     trainee, losses = make_trainee(learner, run, ALONE), []
     optimiser = make_optimiser(learner, run.optim)
     for step in range(3):
         drawn = draw([fake_pool()], [16], 0, step)
-        choice = choose(
-            learner, lambda c: embed(model, c.images, c.tokens, None), drawn, run, step
-        )
+        choice = choose(learner, lambda c: embed(model, c.images, c.tokens, None), drawn, run, step)
         losses.append(update(trainee, optimiser, drawn, choice.index, run, step))
     slopes = {f"{k}.grad": p.grad for k, p in learner.named_parameters() if p.grad is not None}
     return losses, {**learner.state_dict(), **slopes}
 
 
+TIMM = "ViT-B-16-SigLIP"
 PLAIN = functools.lru_cache(trained)
 
 
-@pytest.mark.parametrize("loss,engine", [
-    ("sigmoid", {"micro_batch": 3}),
-    ("softmax", {"micro_batch": 1}),
-    ("sigmoid", {"loss_chunk": 3}),
-    ("sigmoid", {"activation_checkpointing": True}),
-    ("sigmoid", {"micro_batch": 5, "loss_chunk": 1, "activation_checkpointing": True}),
-    ("sigmoid", {"compile": True}),
-    ("sigmoid", {"scoring_batch": 5}),
+@pytest.mark.parametrize("loss,name,engine", [
+    ("sigmoid", None, {"micro_batch": 3}),
+    ("softmax", None, {"micro_batch": 1}),
+    ("sigmoid", None, {"loss_chunk": 3}),
+    ("sigmoid", None, {"activation_checkpointing": True}),
+    ("sigmoid", None, {"micro_batch": 5, "loss_chunk": 1, "activation_checkpointing": True}),
+    ("sigmoid", None, {"compile": True}),
+    ("sigmoid", "ViT-B-32", {"compile": True, "activation_checkpointing": True}),
+    ("sigmoid", TIMM, {"compile": True, "micro_batch": 3}),
+    ("sigmoid", None, {"scoring_batch": 5}),
 ])  # fmt: skip
 def test_the_same_losses_gradients_and_weights(
-    loss: str, engine: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    loss: str, name: str | None, engine: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Without generating C++, which takes minutes: the graphs are captured all the same.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    expected, weights = PLAIN(loss)
-    losses, mine = trained(loss, **engine)
+    expected, weights = PLAIN(loss, name)
+    losses, mine = trained(loss, name, **engine)
     assert losses == pytest.approx(expected, rel=1e-12)
     assert mine.keys() == weights.keys()
     for name, value in weights.items():

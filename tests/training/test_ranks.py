@@ -14,6 +14,7 @@ from typing import Any
 import forked
 import pytest
 import torch
+from narrow import narrow_names
 from safetensors.torch import load_file, save_file
 from tiny import fake_pool, tiny_model, tiny_run
 
@@ -42,6 +43,10 @@ RUNS: dict[str, Run] = {
         engine=DOUBLE | {"micro_batch": 3, "loss_chunk": 2, "activation_checkpointing": True},
     ),
     "fsdp": tiny_run("flexi", engine=DOUBLE | {"shard": "fsdp"}),
+    "native": tiny_run("flexi", engine=DOUBLE, model={"name": "ViT-B-32"}),
+    "timm": tiny_run(
+        "flexi", engine=DOUBLE, model={"name": "ViT-B-16-SigLIP", "patch_sizes": [16, 32]}
+    ),
 }
 
 
@@ -54,7 +59,7 @@ def train(
 ) -> dict[str, torch.Tensor]:
     """Losses, selections, last gradients and weights; `choices` are taken instead if given."""
     folder.mkdir(exist_ok=True)
-    learner, model = tiny_model(run, seed=1), tiny_model(run, (8,), seed=99).double()
+    learner, model = tiny_model(run, seed=1), tiny_model(run, seed=99).double()
     chosen, choose, log_every = [], loop.choose, loop.LOG_EVERY
 
     def spy(*args: Any) -> Choice:
@@ -124,12 +129,13 @@ def finish(ranks: list[Any]) -> list[int | None]:
 
 def train_all(world: World, folder: Path, names: list[str]) -> None:
     for name in names:
-        found = train(RUNS[name], folder / f"{name}-{world.size}", world)
+        with narrow_names():
+            found = train(RUNS[name], folder / f"{name}-{world.size}", world)
         save_file(found, folder / f"{name}-{world.size}-{world.rank}.safetensors")
 
 
 @pytest.mark.parametrize("size,names", [
-    (2, ["sigmoid", "softmax", "balanced", "small memory", "uniform", "fsdp"]),
+    (2, ["sigmoid", "softmax", "balanced", "small memory", "uniform", "fsdp", "native", "timm"]),
     (4, ["odd split", "softmax"]),
 ])  # fmt: skip
 def test_ranks_train_what_one_process_trains(size: int, names: list[str], tmp_path: Path) -> None:
@@ -137,9 +143,10 @@ def test_ranks_train_what_one_process_trains(size: int, names: list[str], tmp_pa
     for name in names:
         ranks = [load_file(tmp_path / f"{name}-{size}-{r}.safetensors") for r in range(size)]
         told = ranks[0]["chosen"] if name == "balanced" else None
-        alone = train(
-            RUNS[name], tmp_path / f"{name}-alone", ALONE, None if told is None else list(told)
-        )
+        with narrow_names():
+            alone = train(
+                RUNS[name], tmp_path / f"{name}-alone", ALONE, None if told is None else list(told)
+            )
         assert len(alone["loss"]) == RUNS[name].optim.steps
         for mine in ranks:
             assert torch.equal(mine["chosen"], alone["chosen"]), name
