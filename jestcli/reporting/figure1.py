@@ -167,8 +167,9 @@ def _line(
                 axes.plot(x, 100 * row, color=colour, lw=0.5, alpha=0.7)
         axes.plot(x, y, color=colour, lw=1.9 if how.main else 1.2, ls=how.dash, zorder=4)
         axes.plot(x[-1:], y[-1:], color=colour, marker=how.marker, ms=4.6, zorder=4.5)
-    where = ", here" if overlaid else ""
-    return End(float(x[-1]), float(y[-1]), f"{how.label}{where} {y[-1]:.1f}", colour,
+    # Short, to fit the margin: "Uniform, here", not "Uniform, long, here".
+    label = f"{how.label.partition(',')[0]}, here" if overlaid else how.label
+    return End(float(x[-1]), float(y[-1]), f"{label} {y[-1]:.1f}", colour,
                how.main and not overlaid)  # fmt: skip
 
 

@@ -282,24 +282,30 @@ def _stop(running: list[Stage]) -> None:
 
 def cost_table(jobs: list[Job], workspace: Workspace) -> Any:
     """A rich Table: every run, what it costs by convention, and whether it is done."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title="What runs, what it costs and what is done", title_justify="left")
-    columns = ("run", "seed", "steps", "examples", "TFLOP", "% an iteration, of uniform", "state")
+    title = "What runs, what it costs and what is done"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    columns = ("run", "seed", "steps", "examples", "TFLOP", "% a step", "state")
     for heading in columns:
-        table.add_column(heading, justify="left" if heading in ("run", "state") else "right")
+        words = heading in ("run", "state")
+        table.add_column(heading, justify="left" if words else "right", no_wrap=True)
     for job in jobs:
         run, folder = job.run, workspace.folder(job.run)
         flops = _flops(run)
         one = step_cost(run, flops, None).cached
         uniform = 3 * run.optim.batch_size * flops.full
-        state = "done" if is_done(folder) else "started" if folder.exists() else "missing"
+        state = "missing"
+        if folder.exists():
+            state = f"{'done' if is_done(folder) else 'started'} {folder.name[:6]}"
         table.add_row(
             job.name, str(job.seed), f"{run.optim.steps:,}",
             f"{run.optim.steps * run.optim.batch_size:,}",
             f"{one * run.optim.steps / 1e12:.1f}", f"{100 * one / uniform:.0f}",
-            f"{state} ({folder.name})",
+            state,
         )  # fmt: skip
+    table.caption = "% a step: FLOPs of an iteration, of a uniform one's"
     return table
 
 

@@ -255,7 +255,7 @@ def test_the_list_says_what_runs_cost_and_state(workspace: Workspace) -> None:
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
     assert [job.name for job in work] == ["uniform", "reference", "jest"]
-    rows = [line for line in text.splitlines() if "(" in line]
+    rows = [line for line in text.splitlines() if "missing" in line or "started" in line]
     assert ["started" in row for row in rows] == [True, False, False]
     assert "100" in rows[0] and "167" in rows[2], "f = .5 without re-use: 1 + 2/3"
 
