@@ -65,15 +65,19 @@ class Stage:
 def plan(jobs: list[Job], workspace: Workspace) -> list[Stage]:
     """The unfinished stages of these jobs, each once."""
     stages: dict[str, Stage] = {}
+    caches: dict[str, bool] = {}
     for job in jobs:
-        _add_training(stages, job.run, job.label, workspace)
+        _add_training(stages, caches, job.run, job.label, workspace)
     return list(stages.values())
 
 
 def _add_training(
-    stages: dict[str, Stage], run: Run, label: str, workspace: Workspace
+    stages: dict[str, Stage], caches: dict[str, bool], run: Run, label: str, workspace: Workspace
 ) -> list[str]:
-    """Add what is missing for a trained `run`; returns the key to wait for, if any."""
+    """Add what is missing for a trained `run`; returns the key to wait for, if any.
+
+    caches: of those references that are trained, whether the pool's embeddings are there.
+    """
     folder = workspace.folder(run)
     if is_done(folder):
         return []
@@ -82,13 +86,15 @@ def _add_training(
     needs: list[str] = []
     flops = _flops(run)
     if run.reference is not None:
-        before = _add_training(stages, run.reference, f"{label}: reference", workspace)
+        before = _add_training(stages, caches, run.reference, f"{label}: reference", workspace)
         view = reference_view(run)
         needs += before
+        key = f"{workspace.folder(run.reference)}/cache"
+        key += f"-{view.patch}-{view.side}-{view.keep:g}" if view else ""
         pool_cache = reads_pool_cache(run) and not run.data.own
-        if pool_cache and (before or not cached(run.reference, workspace, view)):
-            key = f"{workspace.folder(run.reference)}/cache"
-            key += f"-{view.patch}-{view.side}-{view.keep:g}" if view else ""
+        if pool_cache and not before and key not in caches:
+            caches[key] = cached(run.reference, workspace, view)
+        if pool_cache and not caches.get(key):
             one = _flops(run.reference).full
             stages.setdefault(
                 key,
@@ -286,7 +292,9 @@ def cost_table(jobs: list[Job], workspace: Workspace) -> Any:
     from rich.table import Table
 
     title = "What runs, what it costs and what is done"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(
+        title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     columns = ("run", "seed", "steps", "examples", "TFLOP", "% a step", "state")
     for heading in columns:
         words = heading in ("run", "state")
