@@ -17,6 +17,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,7 @@ from jestcli.data.errors import DataError, explain_os_error
 from jestcli.data.parallel import Progress, silent, unordered
 from jestcli.data.plan import hash_rank
 from jestcli.data.shards import Report, expand_urls, read_shards
+from jestcli.data.write import write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -134,7 +136,7 @@ def build_store(
     if name is None:
         raise DataError("the tokenizer has no name: pass tokenizer_id, it is part of the hash")
     shards = expand_urls(urls)
-    text = json.dumps([FORMAT, [fingerprint(url) for url in shards], image_size, name])
+    text = json.dumps([FORMAT, fingerprints(shards, folder), image_size, name])
     identity = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
     final = folder / identity
     if (final / "store.json").exists():
@@ -174,6 +176,26 @@ def open_store(folder: Path) -> Store:
         raise DataError(f"no decoded store in {folder}: build it with build_store") from None
     except (ValueError, KeyError) as error:
         raise DataError(f"the decoded store {folder} is damaged ({error}): delete it") from error
+
+
+def fingerprints(urls: Sequence[str], folder: Path) -> list[str]:
+    """Each shard's `fingerprint`; `folder/shards.json` remembers those of files whose size and
+    time of change are the same, so that gigabytes are not read again by every process."""
+    memory = folder / "shards.json"
+    known: dict[str, list[str]] = {}
+    with suppress(OSError, ValueError, TypeError, AttributeError):
+        known = {url: [seen, own] for url, (seen, own) in json.loads(memory.read_text()).items()}
+    found = {}
+    for url in urls:
+        path = Path(url.removeprefix("file:"))
+        state = path.stat() if path.is_file() else None
+        seen = f"{state.st_size} {state.st_mtime_ns}" if state else ""
+        old, own = known.get(url, ["", ""])
+        found[url] = [seen, own if seen and seen == old else fingerprint(url)]
+    if found != known and folder.is_dir():
+        with suppress(OSError):  # a folder that cannot be written to costs time alone
+            write_json(memory, found)
+    return [found[url][1] for url in urls]
 
 
 def fingerprint(url: str) -> str:

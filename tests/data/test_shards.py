@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jestcli.data import store
 from jestcli.data.errors import DataError
 from jestcli.data.shards import Report, read_shards
-from jestcli.data.store import build_store, fit, open_store
+from jestcli.data.store import build_store, fingerprint, fingerprints, fit, open_store
 from jestcli.data.tokens import small_tokenizer
 
 
@@ -196,6 +197,22 @@ def test_store_is_built_once_and_keyed_by_content(tmp_path: Path) -> None:
     shard(tmp_path / "a.tar", {"1.png": png(2), "1.txt": "x"})
     assert build_store(url, folder, 32, small_tokenizer(), workers=1).identity != first.identity
     assert not list(folder.glob(".store-*"))
+
+
+def test_unchanged_shards_are_not_read_again_and_changed_ones_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    urls = [shard(tmp_path / f"{n}.tar", {"1.png": png(1), "1.txt": n}) for n in "ab"]
+    expected, read = [fingerprint(url) for url in urls], []
+    monkeypatch.setattr(store, "fingerprint", lambda url: read.append(url) or fingerprint(url))
+    assert fingerprints(urls, tmp_path) == expected and fingerprints(urls, tmp_path) == expected
+    assert read == urls
+    shard(tmp_path / "a.tar", {"1.png": png(2), "1.txt": "a"})
+    assert fingerprints(urls, tmp_path) == [fingerprint(urls[0]), expected[1]] != expected
+    assert read == [*urls, urls[0]]
+    for bad in ("[]", "{", json.dumps({urls[0]: 3}), "null"):
+        (tmp_path / "shards.json").write_text(bad)
+        assert fingerprints(urls, tmp_path)[1] == expected[1]
 
 
 def test_store_refuses_what_it_cannot_open(tmp_path: Path) -> None:
