@@ -13,8 +13,9 @@ import numpy as np
 
 from jestcli.data.errors import DataError, explain_os_error
 from jestcli.data.fetch import members, read_json
+from jestcli.data.files import save_text
 from jestcli.data.parallel import Progress, unordered
-from jestcli.data.raster import UNIT, Unit, collection_of, draw_unit, resvg_version, save_text
+from jestcli.data.raster import UNIT, Unit, collection_of, draw_unit, resvg_version
 from jestcli.data.world import World
 
 

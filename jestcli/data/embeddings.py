@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from jestcli.data.errors import DataError, explain_os_error
+from jestcli.data.files import save_array, save_text
 from jestcli.data.sources import Loading, ShardError, is_remote
 from jestcli.data.stream import Stream
 from jestcli.data.tarindex import read_index
@@ -64,16 +65,11 @@ class ShardEmbeddings:
         """Keep a shard's embeddings, float32 [n, 2, d], atomically."""
         path = self._path(shard, to_write=True)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{os.getpid()}-{path.name}")
-            np.save(temporary, embeddings.astype(np.float32), allow_pickle=False)
             about = {"key": self.key, "shard": self.stream.shards[shard],
                      "identity": self._identity(shard)}  # fmt: skip
             path.with_suffix(".json").unlink(missing_ok=True)
-            os.replace(temporary, path)
-            described = temporary.with_suffix(".json")
-            described.write_text(json.dumps(about))
-            os.replace(described, path.with_suffix(".json"))
+            save_array(path, embeddings.astype(np.float32))
+            save_text(path.with_suffix(".json"), json.dumps(about))
         except OSError as error:
             raise explain_os_error(error, f"writing reference embeddings to {path}") from error
         self.maps[shard] = np.load(path, mmap_mode="r", allow_pickle=False)

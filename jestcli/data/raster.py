@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from jestcli.data.errors import explain_os_error
+from jestcli.data.files import save_array, save_text
 from jestcli.data.leakage import raster_digest, signatures
 
 UNIT = 4_000
@@ -116,18 +116,3 @@ def draw_unit(unit: Unit) -> str:
     except OSError as error:
         raise explain_os_error(error, "writing drawn icons") from error
     return unit.name
-
-
-def save_array(path: Path, array: np.ndarray) -> None:
-    """Write a .npy file atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-    os.replace(temporary, path)
-
-
-def save_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import gzip
 import hashlib
-import os
 import re
 import tempfile
 from collections.abc import Sequence
@@ -19,6 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from jestcli.data.files import save_bytes
 
 VOCAB_SIZE = 8_192
 CONTEXT_LENGTH = 16
@@ -100,12 +101,9 @@ def small_tokenizer(
             path.write_bytes(packed)
             inner = SimpleTokenizer(bpe_path=str(path), context_length=context_length)
     else:
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"bpe-{vocab_size}-{digest}.txt.gz"
         if not path.exists():
-            temporary = path.with_name(f".{path.name}.{os.getpid()}")
-            temporary.write_bytes(packed)
-            os.replace(temporary, path)
+            save_bytes(path, packed)
         inner = SimpleTokenizer(bpe_path=str(path), context_length=context_length)
     if inner.vocab_size != vocab_size:
         raise ValueError(f"the cut table has {inner.vocab_size} entries, not {vocab_size}")

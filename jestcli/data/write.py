@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 
 from jestcli.data.errors import DataError, explain_os_error
+from jestcli.data.files import save_text
 from jestcli.data.leakage import Rasters, raster_digest, signatures
-from jestcli.data.raster import save_text
 
 _RECORD = re.compile(r"\d+ (\w+)=([^\n]*)\n")
 
