@@ -63,15 +63,20 @@ def make_shards(folder: Path, shards: int = 4, samples: int = 12, first: int = 0
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves files; `faults` name -> what goes wrong, as often as the number says."""
+    """Serves files; `faults` name -> what goes wrong, as often as the number says.
+
+    asked: the names that were asked for, in order.
+    """
 
     def __init__(
-        self, *args: Any, faults: dict[str, list[Any]], stop: threading.Event, **more: Any
-    ):
-        self.faults, self.stop = faults, stop
+        self, *args: Any, faults: dict[str, list[Any]], stop: threading.Event, asked: list[str],
+        **more: Any,
+    ):  # fmt: skip
+        self.faults, self.stop, self.asked = faults, stop, asked
         super().__init__(*args, **more)
 
     def do_GET(self) -> None:
+        self.asked.append(self.path.strip("/"))
         left = self.faults.get(self.path.strip("/"), [])
         fault = left.pop(0) if left else None
         if isinstance(fault, int):
@@ -96,11 +101,17 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
 
 @contextmanager
-def served(folder: Path, **faults: list[Any]) -> Iterator[str]:
-    """The address of a loopback server of `folder`. faults: file (dots as _) -> its answers."""
+def served(folder: Path, asked: list[str] | None = None, **faults: list[Any]) -> Iterator[str]:
+    """The address of a loopback server of `folder`. faults: file (dots as _) -> its answers.
+
+    asked: filled with what is asked for.
+    """
     stop = threading.Event()
     named = {name.replace("_", "."): answers for name, answers in faults.items()}
-    handler = partial(_Handler, directory=str(folder), faults=named, stop=stop)
+    handler = partial(
+        _Handler, directory=str(folder), faults=named, stop=stop,
+        asked=[] if asked is None else asked,
+    )  # fmt: skip
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)

@@ -30,6 +30,7 @@ class Fault(NamedTuple):
     shard: str
     key: str
     reason: str
+    whole: bool = False  # the shard cannot be had, not only this sample
 
 
 class FaultLog:
@@ -39,6 +40,7 @@ class FaultLog:
         self.limit = limit
         self.known: dict[tuple[str, int, int], Fault] = {}
         self.met: Counter[tuple[str, str]] = Counter()
+        self.lost: set[str] = set()  # shards that could not be had
         self.path = (
             folder / (f"faults-rank{rank}.jsonl" if rank else "faults.jsonl") if folder else None
         )
@@ -54,6 +56,8 @@ class FaultLog:
                 logger.warning("skipped %s of %s: %s (more of the same are counted only)",
                                fault.key, fault.shard, fault.reason)  # fmt: skip
             self.met[fault.shard, fault.reason] += 1
+            if fault.whole:
+                self.lost.add(fault.shard)
             if fault[:3] not in self.known:
                 self.known[fault[:3]] = fault
                 new.append(fault)
@@ -61,11 +65,21 @@ class FaultLog:
             with self.path.open("a") as file:
                 file.write("".join(json.dumps(fault._asdict()) + "\n" for fault in new))
 
-    def check(self, read: int) -> None:
-        """Raises DataError when too large a share of `read` samples was faulty."""
-        faults = self.met.total()
+    def check(self, read: int, shards: int) -> None:
+        """Raises DataError when too large a share of `read` samples was faulty.
+
+        Samples of shards that cannot be had do not count while these are few of all `shards`:
+        where such a shard was to be read, many samples in a row are missing, and the rest is well.
+        """
+        few = len(self.lost) <= self.limit * shards
+        counted = Counter({
+            (shard, reason): n
+            for (shard, reason), n in self.met.items()
+            if not (few and shard in self.lost)
+        })  # fmt: skip
+        faults = counted.total()
         if read >= LEAST_READ and faults > self.limit * read:
-            (shard, reason), _ = self.met.most_common(1)[0]
+            (shard, reason), _ = counted.most_common(1)[0]
             log = f"; all are in {self.path}" if self.path else ""
             raise DataError(
                 f"{faults:,} of {read:,} samples could not be read, more than the "

@@ -11,6 +11,7 @@ import fcntl
 import glob
 import hashlib
 import http.client
+import io
 import json
 import os
 import selectors
@@ -19,7 +20,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,6 +91,11 @@ def list_shards(entry: str) -> list[str]:
 def is_remote(url: str) -> bool:
     """Whether a shard must be fetched before it can be read."""
     return url.startswith(("pipe:", "http://", "https://"))
+
+
+def shell_commands(entries: Sequence[str]) -> list[str]:
+    """Those of these sources that run a shell command, however their patterns are written."""
+    return [e for e in entries if any(url.startswith("pipe:") for url in expand_urls(e))]
 
 
 def local(url: str, loading: Loading) -> Path:
@@ -163,7 +169,26 @@ class _Final(ShardError):
     """Trying again will not help."""
 
 
-def _download(url: str, file: IO[bytes], timeout: float) -> None:
+def download_small(url: str, loading: Loading, most: int) -> bytes | None:
+    """A small file at an http address; None where there is none, or none of at most `most` bytes.
+
+    Tried again as a shard is; what cannot be had in the end counts as not there.
+    """
+    for attempt in range(loading.retries + 1):
+        if attempt:
+            time.sleep(loading.pause * 2 ** (attempt - 1))
+        file = io.BytesIO()
+        try:
+            _download(url, file, loading.timeout, most)
+        except _Final:
+            return None
+        except ShardError:
+            continue
+        return file.getvalue()
+    return None
+
+
+def _download(url: str, file: IO[bytes], timeout: float, most: int | None = None) -> None:
     try:
         with urllib.request.urlopen(url, timeout=timeout) as answer:
             length = answer.headers.get("Content-Length")
@@ -171,6 +196,8 @@ def _download(url: str, file: IO[bytes], timeout: float) -> None:
             while block := answer.read(BLOCK):
                 file.write(block)
                 got += len(block)
+                if most is not None and got > most:
+                    raise _Final("the file is too large")
     except urllib.error.HTTPError as error:
         kind = ShardError if error.code in (408, 429) or error.code >= 500 else _Final
         raise kind(f"the server answers {error.code}") from None

@@ -32,10 +32,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from jestcli.data.errors import DataError
 from jestcli.data.faults import FULL, Fault, FaultLog
+from jestcli.data.files import save_text
 from jestcli.data.loader import Candidates, slice_of
 from jestcli.data.order import Order, weighted
 from jestcli.data.parallel import Progress, silent, usable_cores
 from jestcli.data.shards import IMAGES, LARGEST_TEXT, Pair, Skip, decode
+from jestcli.data.sizes import stated_counts
 from jestcli.data.sources import Loading, ShardError, is_remote, list_shards, local
 from jestcli.data.store import fit
 from jestcli.data.tarindex import ShardIndex, read_index
@@ -124,9 +126,7 @@ def _recorded_counts(
         own = known.get(name, {})
         if set(own) != set(shards):
             own = dict(zip(shards, _count(name, shards, loading, progress), strict=True))
-            temporary = record.with_suffix(f".{os.getpid()}")
-            temporary.write_text(json.dumps(known | {name: own}, indent=1))
-            os.replace(temporary, record)
+            save_text(record, json.dumps(known | {name: own}, indent=1))
     return [own[shard] for shard in shards]
 
 
@@ -139,22 +139,30 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _count(name: str, shards: list[str], loading: Loading, progress: Progress) -> list[int]:
-    """Samples of each shard, from its index; 0 for one that cannot be read."""
+    """Samples of each shard, as stated beside a remote one or from its index; 0 for one that
+    cannot be read.
+
+    What is stated comes before an index that an earlier visit left: the order of a new run does
+    not depend on who was here before.
+    """
     counts = dict.fromkeys(shards, 0)
     broken: dict[str, str] = {}
     log = FaultLog(limit=1.0)
+    stated = stated_counts(shards, loading)
 
-    def count(shard: str) -> tuple[str, ShardIndex | str]:
+    def count(shard: str) -> tuple[str, int | ShardIndex | str]:
         try:
-            return shard, read_index(shard, loading)
+            return shard, stated(shard) or read_index(shard, loading)
         except ShardError as error:
             return shard, str(error)
 
     with ThreadPoolExecutor(min(8, usable_cores() + 2)) as pool:
         for done, (shard, found) in enumerate(pool.map(count, counts), 1):
-            if isinstance(found, str):
+            if isinstance(found, int):
+                counts[shard] = found
+            elif isinstance(found, str):
                 broken[shard] = found
-                log.add([Fault(name, -1, 0, shard, "the whole shard", found)])
+                log.add([Fault(name, -1, 0, shard, "the whole shard", found, whole=True)])
             else:
                 counts[shard] = len(found)
                 log.add(Fault(name, -1, 0, shard, f"{n} samples", reason)
@@ -193,12 +201,17 @@ class View:
         return self.second is not None and not self.seldom
 
 
+class _NoShard(Skip):
+    """The whole shard cannot be had."""
+
+
 class Reader:
     """Samples by (shard, number), from open files and indexes that are kept for a while."""
 
     def __init__(self, stream: Stream, loading: Loading, keep: int = 32):
         self.stream, self.loading, self.keep = stream, loading, keep
         self.open: OrderedDict[int, tuple[ShardIndex, int]] = OrderedDict()
+        self.surplus: dict[str, str] = {}  # shards that hold more than was counted, in words
 
     def key(self, shard: int, sample: int) -> str:
         """The sample's name in logs, without the shard."""
@@ -212,9 +225,9 @@ class Reader:
         try:
             index, file = self._shard(shard)
         except ShardError as error:
-            raise Skip(str(error)) from None
+            raise _NoShard(str(error)) from None
         if sample >= len(index):
-            raise Skip("the shard has changed")
+            raise Skip(f"the shard holds only {len(index):,} samples, fewer than were counted")
         url = self.stream.shards[shard]
         found: dict[str, Any] = {"__key__": index.keys[sample], "__url__": url}
         for extension, (offset, size) in index.members[sample].items():
@@ -249,6 +262,12 @@ class Reader:
         if os.fstat(file).st_size != index.size:
             os.close(file)
             raise ShardError("the shard has changed")
+        count = int(self.stream.starts[shard + 1] - self.stream.starts[shard])
+        if len(index) > count:
+            self.surplus[url] = (
+                f"{url} holds {len(index):,} samples, more than the {count:,} that were counted "
+                "or stated: the rest is not used"
+            )
         self.open[shard] = index, file
         if len(self.open) > self.keep:
             os.close(self.open.popitem(last=False)[1][1])
@@ -308,6 +327,7 @@ class Chunk:
     texts: list[str] = field(default_factory=list)
     second: Tensor | None = None
     faults: list[Fault] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)  # shard -> what is odd about it
     error: str = ""
 
 
@@ -354,6 +374,9 @@ class _Chunks(Dataset[Chunk]):
                     seconds.append(self.view.second.image(pair.image))
         except (DataError, OSError) as error:
             return Chunk(error=str(error))
+        for reader in self.readers:
+            chunk.notes |= reader.surplus
+            reader.surplus = {}
         chunk.images = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
         chunk.tokens = torch.as_tensor(self.view.tokenizer(chunk.texts)).long()
         chunk.rows = torch.tensor(rows)
@@ -376,7 +399,8 @@ class _Chunks(Dataset[Chunk]):
                 pair = reader.pair(shard, sample, least)
             except Skip as reason:
                 key, url = reader.key(shard, sample), stream.shards[shard]
-                faults.append(Fault(stream.name, position, attempt, url, key, str(reason)))
+                gone = isinstance(reason, _NoShard)
+                faults.append(Fault(stream.name, position, attempt, url, key, str(reason), gone))
                 continue
             row = int(stream.starts[shard]) + sample
             return pair, row, f"{stream.shards[shard]}:{pair.key}"
@@ -435,6 +459,7 @@ class StreamDrawing:
         self.workers = max(0, usable_cores() - 1) if loading.workers is None else loading.workers
         self.waited, self.read, self.bottleneck = 0.0, 0, ""
         self.watch = (time.perf_counter(), 0.0, 0)
+        self.noted: set[str] = set()
         self.data = self._data()
         self.next = -1
         self.chunks: Iterator[Chunk] | None = None
@@ -463,8 +488,11 @@ class StreamDrawing:
             if chunk.error:
                 raise DataError(chunk.error)
             self.log.add(chunk.faults)
+            for shard in chunk.notes.keys() - self.noted:
+                logger.warning(chunk.notes[shard])
+            self.noted |= chunk.notes.keys()
         self.read += sum(len(chunk.keys) for chunk in chunks)
-        self.log.check(self.read)
+        self.log.check(self.read, sum(len(p.stream.shards) for p in self.portions))
         self._notice(fresh)
         return self._candidates(step, chunks)
 

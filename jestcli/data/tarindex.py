@@ -9,13 +9,13 @@ import hashlib
 import json
 import os
 import tarfile
-import threading
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jestcli.data.errors import explain_os_error
+from jestcli.data.files import save_text
 from jestcli.data.shards import IMAGES, TEXTS
 from jestcli.data.sources import Loading, ShardError, is_remote, local
 
@@ -62,10 +62,7 @@ def read_index(url: str, loading: Loading) -> ShardIndex:
          "members": index.members, "faults": index.faults}
     )  # fmt: skip
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        temporary = kept.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-        temporary.write_text(text)
-        os.replace(temporary, kept)
+        save_text(kept, text)
     except OSError as error:
         raise explain_os_error(error, f"keeping an index in {kept.parent}") from error
     return index
@@ -97,11 +94,12 @@ def _load(kept: Path, stamp: list[int] | None) -> ShardIndex | None:
         return None  # made again
 
 
-def scan(path: Path) -> ShardIndex:
+def scan(path: Path, texts: tuple[str, ...] = ("txt", "json")) -> ShardIndex:
     """Read a tar's headers. Raises ShardError when it is no tar.
 
-    A tar that breaks off keeps what came before. Samples without an image or without .txt and
-    .json, second members of one kind and second samples of one key are left out and counted.
+    A tar that breaks off keeps what came before. Samples without an image or without one of
+    `texts` (("cls",) for labelled ones), second members of one kind and second samples of one key
+    are left out and counted.
     """
     size = path.stat().st_size
     faults: Counter[str] = Counter()
@@ -136,7 +134,7 @@ def scan(path: Path) -> ShardIndex:
     for key, own in samples.items():
         if not any(extension in own for extension in IMAGES):
             faults["no image"] += 1
-        elif "txt" not in own and "json" not in own:
+        elif not any(extension in own for extension in texts):
             faults["no caption"] += 1
         else:
             usable[key] = own

@@ -1,0 +1,84 @@
+"""How many samples remote shards hold, from the small files beside them.
+
+Fetching a pool of terabytes only to count it is out of the question. `sizes.json` (of webdataset
+and open_clip: {"00000.tar": 9123}) and img2dataset's `00000_stats.json` ("successes") say the
+number. They are claims: the reader finds out when it has the shard (data/stream.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import posixpath
+from collections.abc import Callable
+from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
+
+from jestcli.data.errors import explain_os_error
+from jestcli.data.files import save_bytes
+from jestcli.data.sources import Loading, download_small
+
+SIZES = "sizes.json"
+MOST = 1_000_000  # samples of a shard; a larger claim is not believed: an order has to hold them
+LARGEST = 64_000_000  # bytes of one such file
+
+
+def stated_counts(shards: list[str], loading: Loading) -> Callable[[str], int | None]:
+    """A function from a shard to the number of samples that is stated for it; None: none is.
+
+    Only http shards are looked up. What a server has answered is kept in `loading.cache`.
+    """
+    folders = {_beside(shard, SIZES) for shard in shards if _is_http(shard)}
+    sizes = {address: _fetched(address, loading) for address in sorted(folders)}
+
+    def stated(shard: str) -> int | None:
+        if not _is_http(shard):
+            return None
+        name = posixpath.basename(urlsplit(shard).path)
+        listed = sizes.get(_beside(shard, SIZES), {})
+        found = _believed(listed.get(name, listed.get(unquote(name))))
+        if found is not None:
+            return found
+        stats = _beside(shard, f"{name.removesuffix('.tar')}_stats.json")
+        return _believed(_fetched(stats, loading).get("successes"))
+
+    return stated
+
+
+def _is_http(shard: str) -> bool:
+    return shard.startswith(("http://", "https://"))
+
+
+def _beside(url: str, name: str) -> str:
+    """The address of another file in the folder of `url`; its query may be an access token."""
+    parts = urlsplit(url)
+    path = posixpath.join(posixpath.dirname(parts.path), name)
+    return urlunsplit(SplitResult(parts.scheme, parts.netloc, path, parts.query, ""))
+
+
+def _believed(count: object) -> int | None:
+    """A count between 1 and MOST. An empty shard is small: it is fetched to be sure."""
+    whole = isinstance(count, int) and not isinstance(count, bool)
+    return count if whole and 1 <= count <= MOST else None  # type: ignore[operator,return-value]
+
+
+def _fetched(url: str, loading: Loading) -> dict[str, object]:
+    """The JSON object at an address, kept once it was there; {} where there is none."""
+    kept = loading.cache / "sizes" / f"{hashlib.sha256(url.encode()).hexdigest()[:24]}.json"
+    if kept.exists():
+        return _object(kept.read_bytes())
+    content = download_small(url, loading, LARGEST)
+    if content is None or not _object(content):
+        return {}
+    try:
+        save_bytes(kept, content)
+    except OSError as error:
+        raise explain_os_error(error, f"keeping counts in {kept.parent}") from error
+    return _object(content)
+
+
+def _object(content: bytes) -> dict[str, object]:
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
