@@ -81,7 +81,8 @@ class Data(_Strict):
     train: tuple[str, ...] = added(
         (),
         description="the pool in your own shards: folders of .tar files, patterns such as "
-        "{000..099}.tar, http URLs, pipe: commands; empty: the embedded data",
+        "{000..099}.tar, http URLs, pipe: commands (each is run in a shell as it stands: read a "
+        "stranger's configuration first); empty: the embedded data",
     )
     weights: tuple[float, ...] = added(
         (), description="how often each source in data.train is read; empty: all shards alike"
@@ -90,6 +91,12 @@ class Data(_Strict):
     window: int = added(8, ge=1, description="shards that are shuffled together")
     benchmarks: str | None = added(
         None, description="folder of benchmarks in clip-benchmark's wds layout, for own shards"
+    )
+    shots: int | None = added(
+        None,
+        ge=1,
+        description="own benchmarks with a train split also get a few-shot score, of a linear "
+        "classifier fitted to so many images a class (the paper: 10, on ImageNet)",
     )
 
     @field_validator("train", "weights", "curated", mode="before")
@@ -109,6 +116,8 @@ class Data(_Strict):
             raise ValueError("weights must be one positive number for each entry of train")
         if self.benchmarks and not self.own:
             raise ValueError("benchmarks are for own shards: set train or curated")
+        if self.shots and not self.benchmarks:
+            raise ValueError("shots needs benchmarks: a folder of labelled ones with train splits")
         return self
 
 
@@ -445,9 +454,7 @@ def _nearest(loc: tuple[Any, ...], model: type[BaseModel]) -> str:
     for part in loc[:-1]:
         field = owner.model_fields.get(part)
         options = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        owner = next(
-            (o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None
-        )
+        owner = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
         if owner is None:
             return ""
     return did_you_mean(str(loc[-1]), list(owner.model_fields))

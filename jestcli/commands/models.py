@@ -60,12 +60,18 @@ def show_config(
     set_: Set = [],  # noqa: B006
     seed: Seed = 0,
 ) -> None:
-    """Print the resolved settings of a run as YAML; its output is a valid --config."""
+    """Print the resolved settings of a run as YAML; its output is a valid --config.
+
+    Sources that run a shell command (pipe:) are named in comments on top.
+    """
     import yaml
 
+    from jestcli.data.sources import shell_commands
     from jestcli.stages.experiment import default_run
 
     run = default_run(method, read_settings(config, set_, profile, method), seed)
+    for command in shell_commands((*run.data.train, *run.data.curated)):
+        print(f"# runs in a shell: {' '.join(command.splitlines())}")
     print(yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False), end="")
 
 

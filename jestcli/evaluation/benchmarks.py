@@ -1,19 +1,28 @@
-"""Benchmarks in clip-benchmark's local wds layout, decoded once and kept as tensors."""
+"""Benchmarks in clip-benchmark's local wds layout, decoded once and kept as tensors.
+
+A few-shot benchmark is a labelled one with a train split. The embedded one's holds its shots; of a
+user's, which may be all of ImageNet, a fixed random choice of so many images a class is decoded.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from jestcli.data.errors import DataError
+from jestcli.data.shards import IMAGES, Skip, decode_image
+from jestcli.data.sources import ShardError
 from jestcli.data.store import fit
+from jestcli.data.tarindex import scan
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ class Benchmark:
     """One row of benchmarks.json and the folder it reads.
 
     kind: zero-shot, few-shot or retrieval; metric: clip-benchmark's name of the score; chance: the
-    score of guessing, as a fraction.
+    score of guessing, as a fraction. shots: images a class that the train split is cut to.
     """
 
     name: str
@@ -52,6 +61,7 @@ class Benchmark:
     folder: Path
     about: dict[str, Any]
     image_size: int | None = None  # images are fitted to it; None: they all are of one size
+    shots: int | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -62,6 +72,9 @@ class Benchmark:
         return _lines(self.folder / "zeroshot_classification_templates.txt")
 
     def split(self, name: str = "test") -> Split:
+        """ "test" or "train". Raises DataError where too little is there to train a few shots."""
+        if name == "train" and self.shots is not None:
+            return _read_shots(self.folder, self.image_size, self.shots, len(self.classes))
         return _read_split(self.folder, name, self.image_size)
 
 
@@ -84,11 +97,12 @@ def _read_list(folder: Path) -> list[Benchmark]:
     ]  # fmt: skip
 
 
-def find_benchmarks(folder: Path, image_size: int) -> list[Benchmark]:
+def find_benchmarks(folder: Path, image_size: int, shots: int | None = None) -> list[Benchmark]:
     """Benchmarks in clip-benchmark's local wds layout: `folder` itself, or those in it.
 
     Zero-shot where there are class names, retrieval both ways (R@1) where dataset_type.txt says
-    so. Raises DataError when there is none.
+    so. shots: where there are class names and a train split, few-shot with so many images a class
+    too. Raises DataError when there is none (of a train split, where shots are asked for).
     """
     if (folder / "benchmarks.json").exists():
         return [replace(each, image_size=image_size) for each in _read_list(folder)]
@@ -109,10 +123,18 @@ def find_benchmarks(folder: Path, image_size: int) -> list[Benchmark]:
             else:
                 one = Benchmark(name, "zero-shot", "acc1", 0.0, each, {}, image_size)
                 found.append(replace(one, chance=1 / len(one.classes)))
+                if shots is not None and (each / "train").is_dir():
+                    few = f"{name}_{shots}shot"
+                    found.append(replace(found[-1], name=few, kind="few-shot", shots=shots))
         except (OSError, ValueError, ZeroDivisionError) as error:
             raise DataError(f"{each} is not in clip-benchmark's wds layout: {error}") from None
     if not found:
         raise DataError(f"no benchmark in {folder}: expected folders with test/0.tar in them")
+    if shots is not None and not any(each.kind == "few-shot" for each in found):
+        raise DataError(
+            f"data.shots={shots}, but no labelled benchmark in {folder} has a train split: "
+            "expected train/0.tar beside its test/0.tar"
+        )
     return found
 
 
@@ -137,3 +159,59 @@ def _read_split(folder: Path, name: str, size: int | None) -> Split:
     if isinstance(targets[0], int):
         return Split(torch.stack(images), torch.tensor(targets), None)
     return Split(torch.stack(images), None, [list(captions) for captions in targets])
+
+
+@cache
+def _read_shots(folder: Path, size: int | None, shots: int, n_classes: int) -> Split:
+    """`shots` images of every class of the train split, the same for every model and run.
+
+    Labels are read first and only what is chosen is decoded. Of a class with fewer images all are
+    taken; raises DataError for a class without one.
+    """
+    shards = sorted((folder / "train").glob("*.tar"))
+    if not shards:
+        raise DataError(f"{folder / 'train'} holds no shard: expected 0.tar")
+    of_class: dict[int, list[tuple[Path, dict[str, tuple[int, int]]]]] = {}
+    for shard in shards:
+        try:
+            members = scan(shard, ("cls",)).members
+            with shard.open("rb") as file:
+                for own in members:
+                    label = _label(_bytes(file, own["cls"]), shard)
+                    of_class.setdefault(label, []).append((shard, own))
+        except ShardError as reason:
+            raise DataError(f"{shard}: {reason}") from None
+    missing = next((c for c in range(n_classes) if c not in of_class), None)
+    if missing is not None or max(of_class) >= n_classes:
+        what = f"no image of class {missing}" if missing is not None else f"class {max(of_class)}"
+        raise DataError(f"{folder / 'train'} has {what}; classnames.txt names {n_classes:,}")
+    images, labels = [], []
+    for label in range(n_classes):
+        every = of_class[label]
+        dice = torch.Generator().manual_seed(label)
+        taken = 0
+        for i in torch.randperm(len(every), generator=dice).tolist():
+            shard, own = every[i]
+            kind = next(each for each in IMAGES if each in own)
+            with shard.open("rb") as file, suppress(Skip):
+                images.append(_to_tensor(decode_image(_bytes(file, own[kind])), size))
+                taken += 1
+            if taken == shots:
+                break
+        if not taken:
+            raise DataError(f"{folder / 'train'}: no image of class {label} can be read")
+        labels += [label] * taken
+    return Split(torch.stack(images), torch.tensor(labels), None)
+
+
+def _bytes(file: IO[bytes], place: tuple[int, int]) -> bytes:
+    """A member's content; place: its offset and size."""
+    file.seek(place[0])
+    return file.read(place[1])
+
+
+def _label(content: bytes, shard: Path) -> int:
+    number = re.fullmatch(rb"\s*(\d{1,9})\s*", content)
+    if number is None:
+        raise DataError(f"{shard}: a .cls member is not a class number")
+    return int(number.group(1))

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -34,18 +35,26 @@ class Finding:
 def examine(run: Run, workspace: Workspace, device: str, wandb: str) -> list[Finding]:
     """Every check, in order. One that fails to run is a finding itself."""
     checks: list[Callable[[], Finding]] = [
-        _python, _versions, _imports, _arithmetic, lambda: _device(run, device),
-        lambda: _compiler(run), _ranks, _memory,
-        lambda: _folder("run directories", workspace.runs, 2),
-        lambda: _folder("data", workspace.data_root(run), 4),
-        lambda: _data(run, workspace), lambda: _wandb(wandb), lambda: _sizes(run),
+        _python, _versions, _imports, _arithmetic, partial(_device, run, device),
+        partial(_compiler, run), _ranks, _memory, partial(_model, run, device),
+        partial(_runs, run, workspace), partial(_reference, run, workspace),
+        partial(_wandb, wandb), partial(_sizes, run),
     ]  # fmt: skip
+    if run.data.own:
+        checks += [
+            partial(_folder, "fetched shards", workspace.loading.cache, 4),
+            partial(_shards, run, workspace), partial(_benchmarks, run), partial(_commands, run),
+        ]  # fmt: skip
+    else:
+        checks += [
+            partial(_folder, "data", workspace.data_root(run), 4), partial(_data, run, workspace),
+        ]  # fmt: skip
     found = []
     for check in checks:
         try:
             found.append(check())
         except Exception as error:
-            name = getattr(check, "__name__", "check").strip("_<>")
+            name = getattr(check, "func", check).__name__.strip("_")
             found.append(Finding(name, BAD, " ".join(f"{type(error).__name__}: {error}".split())))
     return found
 
@@ -124,15 +133,81 @@ def _ranks() -> Finding:
     return Finding("several processes", GOOD, nccl)
 
 
-def _memory() -> Finding:
+def _available() -> float:
+    """GiB of memory that are free on this machine."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     kib = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    gib = kib / 2**20
+    return kib / 2**20
+
+
+def _memory() -> Finding:
+    gib = _available()
     return Finding("memory", GOOD if gib >= 2 else WARNING, f"{gib:.1f} GiB free")
 
 
-def _folder(what: str, folder: Path, gib: float) -> Finding:
-    """Space, and that files can be locked, synced and renamed there."""
+def _model(run: Run, device: str) -> Finding:
+    """Whether the towers can be built, and one step of training fits."""
+    import torch
+
+    from jestcli.models.memory import training_memory
+    from jestcli.stages.plan import on_meta
+    from jestcli.training.devices import pick_device
+
+    model = on_meta(run)
+    size, ranks = run.data.image_size, int(os.environ.get("WORLD_SIZE", "1"))
+    memory = training_memory(model, size, run.data.context_length)
+    batch = min(run.engine.micro_batch or run.optim.batch_size, run.optim.batch_size // ranks)
+    needs = memory.training(max(1, batch), run.selection.low_res_share) / 2**30
+    on_gpu = pick_device(device).type == "cuda"
+    there = torch.cuda.mem_get_info()[1] / 2**30 if on_gpu else _available()
+    count = sum(p.numel() for p in model.parameters())
+    text = f"{count / 1e6:.1f}M parameters; {batch} pairs in training take about {needs:.1f} GiB"
+    saves = run.engine.activation_checkpointing or run.engine.shard == "fsdp"
+    if needs > there and not saves:
+        where = "the GPU has" if on_gpu else "there are"
+        return Finding("model", BAD, f"{text}, {where} {there:.1f}: set engine.micro_batch")
+    return Finding("model", GOOD, text)
+
+
+def _runs(run: Run, workspace: Workspace) -> Finding:
+    """Room for two checkpoints, for the old one goes when the new one is there."""
+    from jestcli.stages.plan import on_meta
+
+    numbers = 3 * sum(p.numel() for p in on_meta(run).parameters())  # weights and two moments
+    return _folder("run directories", workspace.runs, 2, 2 * 4 * numbers / 2**30)
+
+
+def _reference(run: Run, workspace: Workspace) -> Finding:
+    """Whether the reference, and weights to start from, are there or can be made."""
+    from jestcli.config import ConfigError
+    from jestcli.data.errors import DataError
+    from jestcli.stages.references import check_word
+    from jestcli.stages.workspace import is_done
+
+    for name, path in (("init", run.init), ("model.pretrained", run.model.pretrained)):
+        looks_like_a_file = path is not None and (os.sep in path or name == "init")
+        if looks_like_a_file and not Path(path or "").is_file():
+            return Finding("weights", BAD, f"{name}: no file {path}")
+    if run.reference_model is not None:
+        try:
+            _, weights = check_word(run.reference_model)
+        except ConfigError as error:
+            return Finding("reference", BAD, str(error))
+        if not Path(weights).is_file():
+            return Finding("reference", WARNING, f"{run.reference_model} is fetched from the hub")
+        return Finding("reference", GOOD, run.reference_model)
+    if run.reference is None:
+        return Finding("reference", GOOD, "none, and none is needed")
+    try:
+        folder = workspace.folder(run.reference)
+    except DataError:  # its shards are not there: another check says which
+        return Finding("reference", WARNING, "not trained, and its shards are not there")
+    text = f"trained, in {folder}" if is_done(folder) else "not trained yet: it is trained first"
+    return Finding("reference", GOOD, text)
+
+
+def _folder(what: str, folder: Path, gib: float, least: float = 0.0) -> Finding:
+    """Space (below `least` GiB a run fails), and that files can be locked and renamed there."""
     there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     free = shutil.disk_usage(there).free / 2**30
     text = f"{folder}: {free:.0f} GiB free"
@@ -145,6 +220,8 @@ def _folder(what: str, folder: Path, gib: float) -> Finding:
             os.replace(path, path.with_name("renamed"))
     except OSError as error:
         return Finding(what, BAD, f"{text}; cannot write, lock or rename there: {error.strerror}")
+    if free < least:
+        return Finding(what, BAD, f"{folder}: {free:.3f} GiB free; checkpoints take {least:.3f}")
     if free < gib:
         return Finding(what, WARNING, f"{text}; a run and its data can take {gib:.0f} GiB")
     return Finding(what, GOOD, text)
@@ -157,6 +234,67 @@ def _data(run: Run, workspace: Workspace) -> Finding:
     if not (root / "manifest.json").exists():
         return Finding("embedded data", WARNING, "not built yet: the first run builds it")
     return Finding("embedded data", GOOD, f"{len(list_benchmarks(root))} benchmarks in {root}")
+
+
+def _shards(run: Run, workspace: Workspace) -> Finding:
+    """The first pair of every source, the reference's too, can be read: one shard of each is
+    opened, or fetched. A shell command is not run: the configuration may be a stranger's."""
+    from jestcli.data.errors import DataError
+    from jestcli.data.shards import Skip
+    from jestcli.data.sources import ShardError, list_shards
+    from jestcli.data.stream import Reader, Stream
+    from jestcli.data.tarindex import read_index
+    from jestcli.stages.own import splits
+
+    read = [
+        (split, entry)
+        for each in (run, run.reference) if each is not None
+        for split in splits(each)
+        for entry in (each.data.train if split == "pool" else each.data.curated)
+    ]  # fmt: skip
+    said = []
+    for split, entry in dict.fromkeys(read):
+        try:
+            shards = list_shards(entry)
+            if shards[0].startswith("pipe:"):
+                said.append(f"{split}: {len(shards):,} shell commands, not tried")
+                continue
+            count = len(read_index(shards[0], workspace.loading))
+            if not count:
+                raise Skip("no image with a caption (.txt or .json)")
+            stream = Stream(split, ((shards[0],),), ((count,),))
+            image = Reader(stream, workspace.loading).pair(0, 0).image
+        except DataError as error:
+            return Finding("own shards", BAD, str(error))
+        except (ShardError, Skip) as reason:
+            return Finding("own shards", BAD, f"{split}, {shards[0]}: {reason}")
+        said.append(f"{split}: {len(shards):,} shards, the first holds {count:,} pairs, "
+                    f"{image.width} x {image.height} px")  # fmt: skip
+    return Finding("own shards", GOOD, "; ".join(said))
+
+
+def _benchmarks(run: Run) -> Finding:
+    from jestcli.data.errors import DataError
+    from jestcli.evaluation.benchmarks import find_benchmarks
+
+    data = run.data
+    if data.benchmarks is None:
+        return Finding("benchmarks", WARNING, "no data.benchmarks: nothing will be evaluated")
+    try:
+        found = find_benchmarks(Path(data.benchmarks), data.image_size, data.shots)
+    except DataError as error:
+        return Finding("benchmarks", BAD, str(error))
+    return Finding("benchmarks", GOOD, ", ".join(each.name for each in found))
+
+
+def _commands(run: Run) -> Finding:
+    from jestcli.data.sources import shell_commands
+
+    found = shell_commands((*run.data.train, *run.data.curated))
+    if not found:
+        return Finding("shell commands", GOOD, "no source runs one")
+    text = f"the shards come out of {'; '.join(found)}"
+    return Finding("shell commands", WARNING, f"{text}: run in a shell, so read them first")
 
 
 def _wandb(mode: str) -> Finding:
