@@ -106,6 +106,7 @@ def cache_reference(
     set_: Set = [],  # noqa: B006
     reference: Reference = None,
     seed: Seed = 0,
+    device: Device = "auto",
     max_faults: MaxFaults = 0.05,
     cache: Cache = None,
     cache_gb: CacheGB = 50.0,
@@ -117,12 +118,14 @@ def cache_reference(
     """
     from jestcli.stages.experiment import Job, default_run
     from jestcli.stages.own import cache_reference
+    from jestcli.training.devices import pick_device
 
+    where = pick_device(device)
     settings = with_reference(read_settings(config, set_), reference)
     run = default_run("jest", settings, seed)
     workspace, console = make_workspace(0, max_faults, cache, cache_gb), make_console()
     if run.reference is not None:
-        train_jobs([Job("reference", seed, run.reference)], "off", workspace=workspace)
+        train_jobs([Job("reference", seed, run.reference)], "off", device, workspace=workspace)
     prepare(run, None, workspace)
-    for line in cache_reference(run, workspace, console):
+    for line in cache_reference(run, workspace, console, where):
         console.print(line)

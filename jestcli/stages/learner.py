@@ -148,7 +148,7 @@ def _train(
     flops = learner_flops(run, learner)
     reference: EmbedReference | None
     if isinstance(inputs, OwnInputs):
-        reference, reference_flops, spent = own_reference(run, workspace, inputs)
+        reference, reference_flops, spent = own_reference(run, workspace, inputs, world)
     elif scores_by_reference(run) and not reads_pool_cache(run):
         reference, reference_flops, spent = live_reference(run, workspace, world)
     else:
@@ -215,6 +215,9 @@ def _train(
             "rows_drawn_from": pairs,
             "noise_trained_on": noise_trained_on(run, folder, drawing),
             "wall_seconds_of_last_sitting": time.perf_counter() - started,
+            "waiting_for_data_of_last_sitting": min(
+                1.0, drawing.waited / (time.perf_counter() - started)
+            ),
         },
     )  # fmt: skip
 
@@ -335,18 +338,22 @@ def open_reference(
 
 
 def own_reference(
-    run: Run, workspace: Workspace, inputs: OwnInputs
+    run: Run, workspace: Workspace, inputs: OwnInputs, world: World = ALONE
 ) -> tuple[ShardReference | None, ForwardFlops | None, float]:
-    """The same over the user's shards: what is cached is read, the rest embedded when needed."""
+    """The same over the user's shards: what is cached is read, the rest embedded when needed.
+
+    Each rank embeds its own candidates, on its own device.
+    """
+    where: dict[str, Any] = {"device": world.device, "micro_batch": run.engine.scoring_batch}
     if run.reference_model is not None:
-        foreign = own.open_reference(inputs, run.reference_model)
+        foreign = own.open_reference(inputs, run.reference_model, **where)
         return foreign, own.foreign_flops(foreign), 0.0
     if run.reference is None:
         return None, None, 0.0
     model, view, flops, spent = _reference(run, run.reference, workspace)
     if not scores_by_reference(run):
         return None, flops, spent
-    return own.open_reference(inputs, model, view), flops, spent
+    return own.open_reference(inputs, model, view, **where), flops, spent
 
 
 def open_drawing(

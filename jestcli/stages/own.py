@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from jestcli.models import flexi as models
 from jestcli.models.flops import ForwardFlops
 from jestcli.models.towers import Clip, low_view
 from jestcli.stages.references import (
+    MICRO_BATCH,
     ForeignReference,
     OwnReference,
     Reference,
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from jestcli.stages.workspace import Workspace
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class OwnInputs:
         """Those of data.benchmarks; none without."""
         if self.data.benchmarks is None:
             return []
-        return find_benchmarks(Path(self.data.benchmarks), self.data.image_size)
+        return find_benchmarks(Path(self.data.benchmarks), self.data.image_size, self.data.shots)
 
 
 def data_identity(run: Run) -> str:
@@ -105,27 +108,47 @@ def splits(run: Run) -> dict[str, int]:
 
 
 def open_reference(
-    inputs: OwnInputs, model: Clip | str, seen: models.View | None = None
+    inputs: OwnInputs,
+    model: Clip | str,
+    seen: models.View | None = None,
+    device: torch.device = CPU,
+    micro_batch: int = MICRO_BATCH,
 ) -> ShardReference:
     """A reference over the pool: a run's model, or an open_clip model by its word.
 
-    seen: how a run's model sees images; None is full resolution.
+    seen: how a run's model sees images; None is full resolution. device: where it embeds what is
+    not cached, `micro_batch` pairs at a time.
     What `jest cache-reference` has made is read, the rest computed when needed. Raises ConfigError
     for a model that cannot be used, DataError for a cache that does not fit.
     """
-    reference = open_model(inputs, model, seen)
+    reference = open_model(inputs, model, seen, device, micro_batch)
     return ShardReference(reference, ShardEmbeddings(inputs.pool, reference.key, inputs.loading))
 
 
-def open_model(inputs: OwnInputs, model: Clip | str, seen: models.View | None = None) -> Reference:
+def open_model(
+    inputs: OwnInputs,
+    model: Clip | str,
+    seen: models.View | None = None,
+    device: torch.device = CPU,
+    micro_batch: int = MICRO_BATCH,
+) -> Reference:
     """What embeds: a run's model, or an open_clip model by its word. Raises ConfigError."""
     if isinstance(model, str):
-        return open_clip_reference(model)
-    return OwnReference(model.eval(), inputs.tokenizer, inputs.data.image_size, seen)
+        foreign = open_clip_reference(model)
+        foreign.model.to(device)
+        return replace(foreign, micro_batch=micro_batch)
+    return OwnReference(
+        model.eval().to(device), inputs.tokenizer, inputs.data.image_size, seen, micro_batch
+    )
 
 
-def cache_reference(run: Run, workspace: Workspace, console: Console) -> list[str]:
-    """Embed the pool with the run's reference, with a bar; returns what to tell the user."""
+def cache_reference(
+    run: Run, workspace: Workspace, console: Console, device: torch.device = CPU
+) -> list[str]:
+    """Embed the pool with the run's reference, with a bar; returns what to tell the user.
+
+    device: where the reference embeds the user's shards.
+    """
     from jestcli.stages.data import bars
     from jestcli.stages.learner import THREADS, cache, load_run, reference_view
     from jestcli.training.loop import set_threads
@@ -140,14 +163,15 @@ def cache_reference(run: Run, workspace: Workspace, console: Console) -> list[st
 
             cache(run.reference, workspace, "embedding the pool", progress, reference_view(run))
             return ["the pool's embeddings are complete"]
-        set_threads(THREADS)
+        if device.type == "cpu":
+            set_threads(THREADS)
         seen = reference_view(run)
         model: Clip | str = run.reference_model or ""
         if run.reference is not None:
             model = load_run(run.reference, workspace)
             if seen is not None:
                 model.set_low(seen)
-        reference = open_model(inputs, model, seen)
+        reference = open_model(inputs, model, seen, device, run.engine.scoring_batch)
 
         def shown(done: int, total: int) -> None:
             report("embedding the pool's shards", done, total)
@@ -161,9 +185,10 @@ def foreign_flops(reference: ShardReference) -> ForwardFlops:
     """FLOPs of an open_clip reference on one pair, counted."""
     foreign = reference.reference
     assert isinstance(foreign, ForeignReference)
+    device = foreign.model.logit_scale.device
     view = foreign.image(Image.new("RGB", (256, 256)))[None]
-    pixels = (view.float().div(255) - foreign.mean) / foreign.std
-    tokens = foreign.tokenizer(["a"])
+    pixels = ((view.float().div(255) - foreign.mean) / foreign.std).to(device)
+    tokens = foreign.tokenizer(["a"]).to(device)
     counts: list[int] = []
     for call, given in ((foreign.model.encode_image, pixels), (foreign.model.encode_text, tokens)):
         # Plain attention: the counter does not know every fused kernel.

@@ -34,15 +34,16 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class OwnReference:
-    """A run's model: it sees the learner's pixels and tokens.
+    """A run's model: it sees the learner's pixels and tokens, and computes where its weights are.
 
-    view: how its image tower sees them; None is full resolution.
+    view: how its image tower sees them; None is full resolution. micro_batch: pairs at a time.
     """
 
     model: Clip
     tokenizer: Any
     image_size: int
     view: View | None = None
+    micro_batch: int = MICRO_BATCH
 
     @cached_property
     def key(self) -> str:
@@ -54,10 +55,10 @@ class OwnReference:
 
     def embed(self, images: Tensor, texts: list[str]) -> PairEmbeddings:
         """uint8 [n, 3, S, S] and n captions."""
-        return embed(self.model, images, self.tokenizer(texts), self.view)
+        return embed(self.model, images, self.tokenizer(texts), self.view, self.micro_batch)
 
     def live(self, candidates: Candidates, index: Tensor) -> PairEmbeddings:
-        return embed(self.model, *candidates.full(index), self.view)
+        return embed(self.model, *candidates.full(index), self.view, self.micro_batch)
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class ForeignReference:
     steps: tuple[Any, ...]  # of its preprocessing, up to pixels in [0, 255]
     mean: Tensor
     std: Tensor
+    micro_batch: int = MICRO_BATCH
 
     @cached_property
     def key(self) -> str:
@@ -87,18 +89,17 @@ class ForeignReference:
 
     @torch.no_grad()
     def embed(self, images: Tensor, texts: list[str]) -> PairEmbeddings:
+        """uint8 [n, 3, s, s] and n captions, on the model's device."""
+        device = self.model.logit_scale.device
+        mean, std = self.mean.to(device), self.std.to(device)
         rows: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for start in range(0, len(images), MICRO_BATCH):
-            part = slice(start, start + MICRO_BATCH)
-            pixels = (images[part].float().div(255) - self.mean) / self.std
+        for start in range(0, len(images), self.micro_batch):
+            part = slice(start, start + self.micro_batch)
+            pixels = (images[part].to(device).float().div(255) - mean) / std
             rows[0].append(self.model.encode_image(pixels, normalize=True).float())
-            tokens = self.tokenizer(texts[part])
+            tokens = self.tokenizer(texts[part]).to(device)
             rows[1].append(self.model.encode_text(tokens, normalize=True).float())
-        bias = self.model.logit_bias
-        return PairEmbeddings(
-            torch.cat(rows[0]), torch.cat(rows[1]), self.model.logit_scale.exp().detach(),
-            torch.zeros(()) if bias is None else bias.detach(),
-        )  # fmt: skip
+        return PairEmbeddings(torch.cat(rows[0]), torch.cat(rows[1]), *_scale(self.model))
 
     def live(self, candidates: Candidates, index: Tensor) -> PairEmbeddings:
         assert candidates.second is not None
@@ -142,7 +143,7 @@ def _near(word: str, known: list[str]) -> str:
 def open_clip_reference(word: str) -> ForeignReference:
     """`MODEL:TAG` or `MODEL:FILE`, such as ViT-B-16:laion2b_s34b_b88k or ViT-B-16:mine.pt.
 
-    Files are read as tensors only. Raises ConfigError in one line.
+    On the CPU. Files are read as tensors only. Raises ConfigError in one line.
     """
     import open_clip
     from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -172,6 +173,7 @@ class ShardReference:
     embeddings: ShardEmbeddings
 
     def __call__(self, candidates: Candidates) -> PairEmbeddings:
+        """On the CPU as far as they are cached; all on the model's device where none is."""
         image, text, there = self.embeddings.lookup(candidates.row)
         missing = torch.nonzero(~there).flatten()
         if not len(missing):
@@ -180,15 +182,15 @@ class ShardReference:
         live = self.reference.live(candidates, missing)
         if len(missing) == len(there):
             return live
-        image[missing], text[missing] = live.image, live.text
+        image[missing], text[missing] = live.image.cpu(), live.text.cpu()
         return PairEmbeddings(image, text, live.scale, live.bias)
 
 
 def _scale(model: Any) -> tuple[Tensor, Tensor]:
     if isinstance(model, Clip):
         return model.scale.detach(), model.bias.detach()
-    bias = model.logit_bias
-    return model.logit_scale.exp().detach(), torch.zeros(()) if bias is None else bias.detach()
+    scale, bias = model.logit_scale.exp().detach(), model.logit_bias
+    return scale, torch.zeros_like(scale) if bias is None else bias.detach()
 
 
 def fill(reference: Reference, stream: Stream, loading: Loading, progress: Progress) -> int:
@@ -226,5 +228,5 @@ def _embed_shard(reference: Reference, reader: Reader, shard: int) -> np.ndarray
             pairs = reference.embed(torch.stack(images), texts)
             if out is None:
                 out = np.full((n, 2, pairs.image.shape[1]), np.nan, np.float32)
-            out[rows, 0], out[rows, 1] = pairs.image.numpy(), pairs.text.numpy()
+            out[rows, 0], out[rows, 1] = pairs.image.cpu().numpy(), pairs.text.cpu().numpy()
     return out if out is not None else np.full((n, 2, 1), np.nan, np.float32)

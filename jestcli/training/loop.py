@@ -159,7 +159,8 @@ def train(
                     "scale": float(learner.scale.detach()),
                     "bias": float(learner.bias.detach()),
                     "seconds": dict(watch.seconds),
-                    "speed": speed(done, flops_a_step, getattr(draw, "waited", 0.0)),
+                    "speed": speed(done, flops_a_step, getattr(draw, "waited", 0.0))
+                    | {"bottleneck": getattr(draw, "bottleneck", "")},
                     "flops": cost_after(done).as_dict(),
                 }  # fmt: skip
                 log(record)
@@ -182,9 +183,7 @@ def train(
                 raise Interrupted(f"stopped at step {done} of {run.optim.steps}; all is saved")
 
 
-def _chosen(
-    run: Run, candidates: Candidates, index: Tensor, world: World
-) -> list[int] | None:
+def _chosen(run: Run, candidates: Candidates, index: Tensor, world: World) -> list[int] | None:
     """Rows of a selecting run's sub-batch in its pool: what `jest inspect` looks back at."""
     if run.selection.sampler == "uniform":
         return None

@@ -30,6 +30,7 @@ from jestcli.stages.references import (
     open_clip_reference,
 )
 from jestcli.stages.workspace import Workspace
+from jestcli.training.distributed import World
 
 B = 12
 SMALL: dict[str, Any] = {  # an open_clip config that builds and runs within milliseconds
@@ -240,3 +241,41 @@ def test_training_with_a_cache_equals_training_without(
         spent = [json.loads((p.folder(run) / "done.json").read_text())["flops"]
                  for p in (live, cached)]  # fmt: skip
         assert spent[0] == spent[1] and spent[0]["charged"] > spent[0]["cached"]
+
+
+# --- where it computes ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["own", "open_clip"])
+def test_a_live_reference_computes_where_the_learner_does(
+    kind: str, pool: Path, loading: Loading, tmp_path: Path, checkpoint: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """On "meta", which every machine has, and where nothing that lies on the CPU can be mixed in.
+
+    Torch refuses an operation between the two devices, so weights, pixels, tokens, mean and
+    scale must all have moved.
+    """
+    for each in (OwnReference, ForeignReference):
+        monkeypatch.setattr(each, "key", "no weights to hash on meta")
+    if kind == "own":
+        reference = merge(settings(pool), merge(METHODS["curated"], {"optim": {"steps": 2}}))
+        run = make_run(settings(pool, reference=reference))
+        monkeypatch.setattr(learner, "load_run", lambda run, _: learner.new_learner(run))
+        monkeypatch.setattr(learner, "read_done", lambda _: {"flops": {"charged": 0.0}})
+    else:
+        run = make_run(settings(pool, reference_model=checkpoint))
+    place = Workspace(None, tmp_path / "runs", loading)
+    inputs = place.inputs(run)
+    assert isinstance(inputs, own.OwnInputs)
+    inputs.folder.mkdir(parents=True)
+    world = World(device=torch.device("meta"))
+    reference_, flops, _ = learner.own_reference(run, place, inputs, world)
+    assert reference_ is not None and flops is not None and flops.full > 0
+    drawn = learner.open_drawing(run, inputs, reference_, inputs.folder)[0]
+    found = reference_(drawn(0))
+    assert {t.device.type for t in (found.image, found.text, found.scale, found.bias)} == {"meta"}
+    assert found.image.shape[0] == run.super_batch_size
+    alone, _, _ = learner.own_reference(run, place, inputs)
+    assert alone is not None and alone(drawn(0)).image.device.type == "cpu"
+    drawn.close()
