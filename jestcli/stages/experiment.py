@@ -95,9 +95,10 @@ def read_experiment(path: Path) -> Experiment:
         read = Experiment.model_validate({"name": path.stem, **read_yaml(path)})
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain(error, Experiment)}") from None
+    profile = read_yaml(find_profile(read.profile)) if read.profile else {}
     return read.model_copy(update={
         "references": _spread(read.references, {}, path),
-        "runs": _spread(read.runs, _profile(read.profile), path),
+        "runs": _spread(read.runs, profile, path),
     })  # fmt: skip
 
 
@@ -109,15 +110,6 @@ def list_experiments() -> list[Experiment]:
 
 def _worth(name: str) -> int:
     return WORTH.index(name) if name in WORTH else len(WORTH)
-
-
-def _profile(name: str | None) -> dict[str, Any]:
-    if name is None:
-        return {}
-    known = {p.stem: p for p in sorted((FOLDER / "profiles").glob("*.yaml"))}
-    if name not in known:
-        raise ConfigError(f"no profile {name!r}{did_you_mean(name, list(known))}")
-    return read_yaml(known[name])
 
 
 def _spread(

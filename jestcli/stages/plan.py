@@ -108,7 +108,7 @@ def _plan(
         key = run.model.model_dump_json() + run.data.model_dump_json()
         rates[key] = rates.get(key) or calibrate(run, mine.flops)
         training, scoring = rates[key]
-        trained = step_cost(_uniformly(run), mine.flops, None).cached
+        trained = step_cost(uniformly(run), mine.flops, None).cached
         seconds = steps * (trained / training + (one.cached - trained) / scoring) / devices
     return Plan(
         job.name, steps, b, run.super_batch_size, steps * b, seen, mine.parameters, mine.flops,
@@ -158,7 +158,8 @@ def _cost(
     return run_cost(run, run.optim.steps, mine, reference, spent, pool)
 
 
-def _uniformly(run: Run) -> Run:
+def uniformly(run: Run) -> Run:
+    """The same training without selection."""
     selection = run.selection.model_copy(update={"sampler": "uniform"})
     return run.model_copy(update={"selection": selection})
 

@@ -26,10 +26,10 @@ from jestcli.stages.experiment import Experiment, Job, jobs
 from jestcli.stages.learner import (
     cached,
     learner_flops,
-    new_learner,
     reads_pool_cache,
     reference_view,
 )
+from jestcli.stages.plan import on_meta, uniformly
 from jestcli.stages.slurm import OnCluster
 from jestcli.stages.workspace import StageError, Workspace, is_done
 
@@ -105,7 +105,7 @@ def _add_training(
             )  # fmt: skip
             needs.append(key)
     all_flops = run_cost(run, run.optim.steps, flops, None, 0.0, 0).cached
-    trained = run_cost(_uniformly(run), run.optim.steps, flops, None, 0.0, 0).cached
+    trained = run_cost(uniformly(run), run.optim.steps, flops, None, 0.0, 0).cached
     work = trained + SCORING * (all_flops - trained)
     stages[str(folder)] = Stage(str(folder), "train", run, label, work, needs)
     return [str(folder)]
@@ -119,17 +119,11 @@ def _flops(run: Run) -> ForwardFlops:
     data = run.data.model_dump_json(include={"image_size", "context_length"})
     key = (run.model.model_dump_json(), data, low)
     if key not in _COUNTED:
-        _COUNTED[key] = learner_flops(run, new_learner(run))
+        _COUNTED[key] = learner_flops(run, on_meta(run))
     return _COUNTED[key]
 
 
 _COUNTED: dict[tuple[str, str, str], ForwardFlops] = {}
-
-
-def _uniformly(run: Run) -> Run:
-    """The same training without selection."""
-    selection = run.selection.model_copy(update={"sampler": "uniform"})
-    return run.model_copy(update={"selection": selection})
 
 
 def run_stages(
