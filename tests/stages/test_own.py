@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import forked
 import numpy as np
@@ -21,10 +24,17 @@ from tiny import TINY, tiny_run, without_seconds
 
 from jestcli import cli
 from jestcli.config import METHODS, Run, make_run, merge
+from jestcli.data import stream
+from jestcli.data.errors import DataError
+from jestcli.data.shards import decode, decode_image
 from jestcli.data.sources import Loading
+from jestcli.data.store import fit
+from jestcli.evaluation.benchmarks import find_benchmarks
+from jestcli.evaluation.evaluate import evaluate
 from jestcli.stages import learner, reproduce
 from jestcli.stages.evaluate import evaluate_folder
 from jestcli.stages.workspace import StageError, Workspace, read_done
+from jestcli.training import loop
 
 
 @pytest.fixture(scope="module")
@@ -221,8 +231,6 @@ def test_a_reference_is_the_same_whatever_the_pool_is(shards: Path) -> None:
 def test_missing_data_is_one_line(
     data: dict[str, Any], words: str, tmp_path: Path, place: Workspace
 ) -> None:
-    from jestcli.data.errors import DataError
-
     run = make_run(merge(TINY, {"data": data}))
     with pytest.raises(DataError, match=words) as caught:
         learner.train(run, place, "uniform", quiet)
@@ -234,3 +242,110 @@ def test_the_counts_of_a_run_are_kept(shards: Path, place: Workspace) -> None:
     folder = learner.train(run, place, "uniform", quiet)
     kept = json.loads((folder / "shards.json").read_text())
     assert list(kept) == ["pool"] and set(kept["pool"].values()) == {12}
+
+
+def test_waiting_for_data_is_recorded(
+    shards: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loader that takes 15 ms a pair: metrics.jsonl and done.json name the bottleneck."""
+
+    def slowly(*given: Any) -> Any:
+        time.sleep(0.015)
+        return decode(*given)
+
+    monkeypatch.setattr(stream, "decode", slowly)
+    monkeypatch.setattr(stream, "WATCHED", 0)
+    monkeypatch.setattr(loop, "LOG_EVERY", 2)
+    folder = learner.train(own_run(shards, "hard-learner"), place, "hard-learner", quiet)
+    records = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    speeds = {r["step"]: r["speed"] for r in records if "speed" in r}
+    assert speeds[1]["waiting_for_data"] == 0 and speeds[1]["bottleneck"] == ""
+    assert speeds[4]["waiting_for_data"] > 0.1
+    assert "data are the bottleneck" in speeds[4]["bottleneck"]
+    assert 0.05 < read_done(folder)["waiting_for_data_of_last_sitting"] <= 1
+
+
+def label_train_split(root: Path, folder: Path, numbers: range, classes: int = 3) -> Path:
+    """The flowers with a train split of two shards, in `folder`."""
+    flowers = folder / "wds_flowers"
+    shutil.copytree(root / "benchmarks" / "wds_flowers", flowers)
+    half = len(numbers) // 2
+    for shard, part in enumerate((numbers[:half], numbers[half:])):
+        write_tar(flowers / "train" / f"{shard}.tar", *[
+            {f"{n}.jpg": jpeg(n), f"{n}.cls": str(n % classes).encode()} for n in part
+        ])  # fmt: skip
+    return flowers
+
+
+def test_own_benchmarks_with_a_train_split_have_a_few_shot_score(
+    shards: Path, place: Workspace, tmp_path: Path
+) -> None:
+    label_train_split(shards, tmp_path, range(100, 130))
+    data = {"benchmarks": str(tmp_path), "shots": 4}
+    run = own_run(shards, "uniform", data=data)
+    scores = read_done(learner.train(run, place, "uniform", quiet))["scores"]
+    assert set(scores) == {"flowers", "flowers_4shot"}
+    assert scores["flowers_4shot"]["n"] == 12
+    assert scores["flowers_4shot"]["chance"] == pytest.approx(1 / 3)
+    few = find_benchmarks(tmp_path, 32, 4)[1]
+    train = few.split("train")
+    assert train.labels is not None and torch.bincount(train.labels).tolist() == [4, 4, 4]
+    pictures = {n: torch.from_numpy(fit(decode_image(jpeg(n)), 32).copy()).permute(2, 0, 1)
+                for n in range(100, 130)}  # fmt: skip
+    shown = [next(n for n, p in pictures.items() if torch.equal(p, image))
+             for image in train.images]  # fmt: skip
+    assert [n % 3 for n in shown] == train.labels.tolist() and len(set(shown)) == 12
+    assert any(n >= 115 for n in shown) and any(n < 115 for n in shown), "from every shard"
+
+
+def test_a_few_shot_score_is_that_of_what_was_learned(shards: Path, tmp_path: Path) -> None:
+    """Test images that the train split shows are told apart perfectly, strange ones are not."""
+    flowers = label_train_split(shards, tmp_path, range(12))  # those of the test split
+    model = learner.new_learner(own_run(shards, "uniform"))
+
+    class Wide:  # random features of the pixels, enough to tell 12 pictures apart
+        scale = model.scale
+        eval = train = lambda _: None
+
+        def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+            dice = torch.Generator().manual_seed(0)
+            mixed = images.flatten(1) @ torch.randn(3 * 32 * 32, 512, generator=dice)
+            return 10 * torch.nn.functional.normalize(mixed, dim=1)
+
+    few = find_benchmarks(tmp_path, 32, 4)[1]
+    assert evaluate(cast(Any, Wide()), None, [few])["flowers_4shot"]["score"] == 1.0  # type: ignore[arg-type]
+    shutil.rmtree(flowers / "train")
+    write_tar(flowers / "train" / "0.tar", *[
+        {f"{n}.jpg": jpeg(n), f"{n}.cls": str((n + 1) % 3).encode()} for n in range(12)
+    ])  # fmt: skip
+    wrong = replace(few, folder=flowers.rename(tmp_path / "moved"))
+    assert evaluate(cast(Any, Wide()), None, [wrong])["flowers_4shot"]["score"] == 0.0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("break_it,words", [
+    (lambda f: write_tar(f / "train" / "0.tar", {"1.jpg": jpeg(1), "1.cls": b"0"}),
+     "no image of class 1"),
+    (lambda f: write_tar(f / "train" / "2.tar", {"z.jpg": jpeg(1), "z.cls": b"7"}), "class 7"),
+    (lambda f: write_tar(f / "train" / "2.tar", {"z.jpg": jpeg(1), "z.cls": b"rose"}),
+     "not a class number"),
+    (lambda f: (f / "train" / "0.tar").write_bytes(b"x" * 999), "not a tar file"),
+    (lambda f: [p.unlink() for p in (f / "train").iterdir()], "holds no shard"),
+    (lambda f: shutil.rmtree(f / "train"), "no labelled benchmark"),
+])  # fmt: skip
+def test_a_train_split_without_the_shots_is_one_line(
+    break_it: Any, words: str, shards: Path, tmp_path: Path
+) -> None:
+    flowers = label_train_split(shards, tmp_path, range(100, 106))
+    if words == "no image of class 1":
+        (flowers / "train" / "1.tar").unlink()
+    break_it(flowers)
+    with pytest.raises(DataError, match=words) as caught:
+        find_benchmarks(tmp_path, 32, 2)[1].split("train")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_class_with_fewer_images_gives_all_it_has(shards: Path, tmp_path: Path) -> None:
+    flowers = label_train_split(shards, tmp_path, range(100, 106))
+    write_tar(flowers / "train" / "2.tar", {"x.jpg": b"broken", "x.cls": b"0"})
+    train = find_benchmarks(tmp_path, 32, 10)[1].split("train")
+    assert train.labels is not None and torch.bincount(train.labels).tolist() == [2, 2, 2]
