@@ -35,6 +35,7 @@ STYLES: dict[str, Style] = {
     "jest": Style("JEST", BLUE, marker="o", main=True),
     "jest++": Style("JEST++", SKY, marker="P", main=True),
     "flexi": Style("Flexi-JEST", VERMILLION, marker="D", main=True),
+    "flexi-long": Style("Flexi-JEST, long", VERMILLION, CHAIN, "d", main=True),
     "flexi++": Style("Flexi-JEST++", ORANGE, marker="X", main=True),
     "curated": Style("Curated only", GREEN, marker="^"),
     "curated++": Style("Curated++ only", GREEN, LONG, "^"),
