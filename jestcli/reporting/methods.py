@@ -32,6 +32,7 @@ STYLES: dict[str, Style] = {
     "uniform": Style("Uniform", "grey", marker="s", main=True),
     "uniform-flops": Style("Uniform, same FLOPs", "grey", CHAIN, "s"),
     "uniform-long": Style("Uniform, long", "", marker="s", main=True),
+    "flexi-uniform": Style("Uniform, two res.", "grey", LONG, "d"),
     "jest": Style("JEST", BLUE, marker="o", main=True),
     "jest++": Style("JEST++", SKY, marker="P", main=True),
     "flexi": Style("Flexi-JEST", VERMILLION, marker="D", main=True),

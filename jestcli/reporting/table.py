@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 NOT_RUN = "not run"
 HEADLINE = (
-    "uniform", BASELINE, "jest", "jest++", "flexi", "flexi-long", "flexi++",
+    "uniform", BASELINE, "flexi-uniform", "jest", "jest++", "flexi", "flexi-long", "flexi++",
     "curated", "mixed", "finetune", "filtered", "reference",
 )  # fmt: skip
 BEST = "curated, best"  # curated-only at the best point of its curve
