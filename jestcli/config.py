@@ -10,6 +10,9 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -208,6 +211,12 @@ class Selection(_Strict):
     reference_resolution: Literal["full", "low"] = added(
         "full", description="resolution at which the reference sees the candidates"
     )
+    filter_ratio_end: float | None = added(
+        None, ge=0, lt=1, description="f of the last step: B goes there from filter_ratio's"
+    )
+    schedule: Literal["linear", "cosine"] = added(
+        "linear", description="how B goes there (both cost the mean of the two ends)"
+    )
 
 
 class Source(_Strict):
@@ -224,6 +233,10 @@ class Source(_Strict):
     )
     score: Literal["cosine", "negclip"] = added(
         "cosine", description="filtered: by the reference's cosine, or by negCLIPLoss"
+    )
+    curated_in_pool: bool = added(
+        False, description="leave the curated sources (all of them, not only those the reference "
+        "read) in the pool, from which they are removed otherwise"
     )
 
 
@@ -317,6 +330,10 @@ class Run(_Strict):
         patches = list(model.patch_sizes)
         if not patches or patches != sorted(patches) or any(p < 1 or size % p for p in patches):
             raise ValueError("model.patch_sizes must divide data.image_size, finest first")
+        if self.source.curated_in_pool and self.source.kind not in ("pool", "filtered"):
+            raise ValueError("source.curated_in_pool needs source.kind pool or filtered")
+        if selection.schedule != "linear" and selection.filter_ratio_end is None:
+            raise ValueError("selection.schedule needs selection.filter_ratio_end")
         if selection.keep_tokens is not None and selection.approximation != "tokens":
             raise ValueError("selection.keep_tokens needs selection.approximation=tokens")
         if self.engine.loss_chunk and self.optim.loss != "sigmoid":
@@ -327,15 +344,59 @@ class Run(_Strict):
 
     @property
     def super_batch_size(self) -> int:
-        """B = b / (1 - f), rounded (paper.md: floating point leaves int() one short)."""
+        """B = b / (1 - f), rounded (paper.md: floating point leaves int() one short).
+
+        The largest of the run where f has a schedule (see `super_batch_at`).
+        """
         if self.selection.sampler == "uniform":
             return self.optim.batch_size
+        if self.scheduled:
+            return max(self.super_batch_at(0), self.super_batch_at(self.optim.steps))
         return round(self.optim.batch_size / (1 - self.selection.filter_ratio))
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether the super-batch changes size along the run; b never does."""
+        selection = self.selection
+        return selection.sampler != "uniform" and selection.filter_ratio_end is not None
+
+    def super_batch_at(self, step: int) -> int:
+        """B of `step` (0-based); from the last step on it stays.
+
+        A schedule moves B, and with it the cost of scoring, from b / (1 - filter_ratio) to
+        b / (1 - filter_ratio_end), in multiples of gcd(b, 16) so that up to 16 ranks share it.
+        """
+        if not self.scheduled:
+            return self.super_batch_size
+        return self.candidates_before(step + 1) - self.candidates_before(step)
+
+    def candidates_before(self, step: int) -> int:
+        """Candidates of all steps before `step`: where the reading of the pool stands then."""
+        end = self.selection.filter_ratio_end
+        if not self.scheduled or end is None:
+            return step * self.super_batch_size
+        b, steps = self.optim.batch_size, self.optim.steps
+        starts = _starts(b, self.selection.filter_ratio, end, self.selection.schedule, steps)
+        last = starts[-1] - starts[-2]
+        return starts[min(step, steps)] + max(0, step - steps) * last
 
     def digest(self) -> str:
         """16 hex digits naming everything that determines this run's numbers."""
         text = json.dumps([NUMERICS, _determining(self)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=64)
+def _starts(b: int, first: float, last: float, schedule: str, steps: int) -> tuple[int, ...]:
+    """Candidates before each of `steps` steps and after the last: B summed up (super_batch_at)."""
+    unit, sizes = math.gcd(b, 16), []
+    ends = b / (1 - first), b / (1 - last)
+    for step in range(steps):
+        share = step / max(1, steps - 1)
+        if schedule == "cosine":
+            share = (1 - math.cos(math.pi * share)) / 2
+        sizes.append(unit * round((ends[0] + share * (ends[1] - ends[0])) / unit))
+    return tuple(accumulate(sizes, initial=0))
 
 
 def _check_own(run: Run) -> None:
@@ -345,6 +406,9 @@ def _check_own(run: Run) -> None:
         raise ValueError("source.kind=filtered is for the embedded data")
     if run.source.noise_share or run.source.pool_size is not None:
         raise ValueError("source.noise_share and source.pool_size are for the embedded data")
+    if run.source.curated_in_pool:
+        raise ValueError("source.curated_in_pool is for the embedded data: name the curated shards "
+                         "in data.train, too")  # fmt: skip
     if kind != "curated" and not data.train:
         raise ValueError("data.train is empty: name the shards of the pool")
     if kind != "pool" and not data.curated:

@@ -89,32 +89,50 @@ def slice_of(n: int, rank: int, world: int) -> slice:
 
 @dataclass
 class StoreDrawing:
-    """Drawing from decoded stores: counts[i] pairs of parts[i] a step. Never waits."""
+    """Drawing from decoded stores: counts[i] pairs of parts[i] a step. Never waits.
+
+    before: step -> pairs of every part that the steps before it draw; in place of counts, where
+    they change along the run.
+    """
 
     parts: list[Part]
     counts: list[int]
     seed: int
     rank: int = 0
     world: int = 1
+    before: Callable[[int], list[int]] | None = None
     waited: float = 0.0
     bottleneck: str = ""
 
     def __call__(self, step: int) -> Candidates:
-        return draw(self.parts, self.counts, self.seed, step, self.rank, self.world)
+        counts, starts = self.counts, None
+        if self.before is not None:
+            starts = self.before(step)
+            counts = [end - at for at, end in zip(starts, self.before(step + 1), strict=True)]
+        return draw(self.parts, counts, self.seed, step, self.rank, self.world, starts)
 
     def close(self) -> None:
         """Nothing to end."""
 
 
 def draw(
-    parts: list[Part], counts: list[int], seed: int, step: int, rank: int = 0, world: int = 1
+    parts: list[Part],
+    counts: list[int],
+    seed: int,
+    step: int,
+    rank: int = 0,
+    world: int = 1,
+    starts: list[int] | None = None,
 ) -> Candidates:
     """The candidates of `step`: counts[i] pairs of parts[i], every part read epoch by epoch.
 
-    Of `world` ranks, `rank` gets its slice.
+    Of `world` ranks, `rank` gets its slice. starts: how far each part has been read; default: by
+    as many a step.
     """
+    starts = starts or [step * n for n in counts]
     drawn = [
-        _rows(part, i, n, seed, step) for i, (part, n) in enumerate(zip(parts, counts, strict=True))
+        _rows(part, i, n, at, seed, step)
+        for i, (part, n, at) in enumerate(zip(parts, counts, starts, strict=True))
     ]
     mine = slice_of(sum(counts), rank, world)
     which, row, token = (np.concatenate(x)[mine] for x in zip(*drawn, strict=True))
@@ -129,12 +147,12 @@ def draw(
 
 
 def _rows(
-    part: Part, which: int, n: int, seed: int, step: int
+    part: Part, which: int, n: int, start: int, seed: int, step: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """int64 [n] each: the part's number, rows of its store, rows of its tokens."""
     if not n:
         return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64)
-    rows = part.rows[shuffled(seed, part.stream, len(part.rows), step * n, n)]
+    rows = part.rows[shuffled(seed, part.stream, len(part.rows), start, n)]
     first, end = part.store.caption_start[rows], part.store.caption_start[rows + 1]
     if part.captions > 1:
         end = np.minimum(end, first + part.captions)

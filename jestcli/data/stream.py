@@ -333,10 +333,21 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Portion:
-    """So many pairs of a stream in every super-batch."""
+    """So many pairs of a stream in every super-batch.
+
+    before: step -> pairs that the steps before it draw; in place of count (then the most in a
+    step), where that changes along the run.
+    """
 
     stream: Stream
     count: int
+    before: Callable[[int], int] | None = None
+
+    def positions(self, step: int) -> range:
+        """Where in the stream's endless reading the pairs of `step` stand."""
+        if self.before is None:
+            return range(step * self.count, (step + 1) * self.count)
+        return range(self.before(step), self.before(step + 1))
 
 
 class _Chunks(Dataset[Chunk]):
@@ -349,13 +360,22 @@ class _Chunks(Dataset[Chunk]):
         self.portions, self.view, self.known = portions, view, known
         self.readings = [Reading(p.stream, seed) for p in portions]
         self.readers = [Reader(p.stream, loading) for p in portions]
-        self.slice = slice_of(sum(p.count for p in portions), rank, world)
+        self.rank, self.world = rank, world
+
+    def mine(self, step: int) -> slice:
+        """This rank's part of the super-batch of `step`."""
+        return slice_of(sum(len(p.positions(step)) for p in self.portions), self.rank, self.world)
+
+    def size(self, step: int) -> int:
+        """How many candidates that is."""
+        mine = self.mine(step)
+        return mine.stop - mine.start
 
     def positions(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """int64 each: the portion and the position in it of this rank's candidates."""
-        counts = [p.count for p in self.portions]
-        which = np.repeat(np.arange(len(counts)), counts)[self.slice]
-        at = np.concatenate([step * n + np.arange(n) for n in counts])[self.slice]
+        drawn, mine = [p.positions(step) for p in self.portions], self.mine(step)
+        which = np.repeat(np.arange(len(drawn)), [len(each) for each in drawn])[mine]
+        at = np.concatenate([np.asarray(each, np.int64) for each in drawn])[mine]
         return which, at
 
     def __getitem__(self, task: tuple[int, int, int]) -> Chunk:
@@ -411,9 +431,9 @@ class _Chunks(Dataset[Chunk]):
 
 
 class _Tasks:
-    """(step, start, stop) without end, from one step on."""
+    """(step, start, stop) without end, from one step on. size: step -> candidates."""
 
-    def __init__(self, start: int, size: int, chunk: int):
+    def __init__(self, start: int, size: Callable[[int], int], chunk: int):
         self.start, self.size, self.chunk = start, size, chunk
 
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
@@ -423,8 +443,8 @@ class _Tasks:
             step += 1
 
     def of(self, step: int) -> list[tuple[int, int, int]]:
-        starts = range(0, self.size, self.chunk)
-        return [(step, at, min(at + self.chunk, self.size)) for at in starts]
+        size = self.size(step)
+        return [(step, at, min(at + self.chunk, size)) for at in range(0, size, self.chunk)]
 
 
 def bottleneck(seconds: float, waited: float, read: int) -> str:
@@ -514,9 +534,9 @@ class StreamDrawing:
 
     def _start(self, step: int) -> None:
         self.close()
-        size = self.data.slice.stop - self.data.slice.start
+        size = self.data.size(step)
         chunk = max(1, min(CHUNK, math.ceil(size / max(1, self.workers))))
-        self.tasks = _Tasks(step, size, chunk)
+        self.tasks = _Tasks(step, self.data.size, chunk)
         several = math.ceil(AHEAD * math.ceil(size / chunk) / max(1, self.workers))
         self.chunks = iter(
             DataLoader(
@@ -533,7 +553,8 @@ class StreamDrawing:
         for portion, reading in zip(self.portions, self.data.readings, strict=True):
             shards = portion.stream.shards
             if any(map(is_remote, shards)):
-                for position in (step * portion.count, (step + AHEAD + 1) * portion.count - 1):
+                ends = portion.positions(step).start, portion.positions(step + AHEAD).stop - 1
+                for position in ends:
                     wanted |= {shards[i] for i in reading.near(position) if is_remote(shards[i])}
         self.fetching = {url: at for url, at in self.fetching.items() if url in wanted}
         for url in sorted(wanted - self.fetching.keys()):

@@ -82,13 +82,21 @@ class Cost:
         return self.uncached - (self.cached - self.cached_reuse)
 
 
-def step_cost(run: Run, learner: ForwardFlops, reference: ForwardFlops | None) -> Cost:
-    """FLOPs of one step. `charged` here leaves out what is spent once (see `run_cost`)."""
+def step_cost(
+    run: Run, learner: ForwardFlops, reference: ForwardFlops | None, steps: int | None = None
+) -> Cost:
+    """FLOPs of one step. `charged` here leaves out what is spent once (see `run_cost`).
+
+    Where the super-batch changes size: the mean of the first `steps` steps (default: of all).
+    """
     b, share = run.optim.batch_size, run.selection.low_res_share
     train = 3 * b * ((1 - share) * learner.full + share * learner.low)
     if run.selection.sampler == "uniform":
         return Cost(train, train, train, train)
-    candidates = run.super_batch_size
+    candidates: float = run.super_batch_size
+    if run.scheduled:
+        steps = max(1, run.optim.steps if steps is None else steps)
+        candidates = run.candidates_before(steps) / steps
     one_score = learner.low if run.selection.low_res_scoring else learner.full
     scored = 0.0 if run.selection.criterion == "easy_reference" else candidates * one_score
     # At low resolution only the low-resolution share could be re-used; the paper counts none.
@@ -140,11 +148,11 @@ def run_cost(
         reference_training: FLOPs that the reference's own training took.
         pool_size: candidates are drawn epoch by epoch, so a cache scores at most this many.
     """
-    one = step_cost(run, learner, reference)
+    one = step_cost(run, learner, reference, steps)
     once = 0.0
     if reference is not None:
         reads = run.source.kind == "filtered" or run.selection.sampler != "uniform"
-        seen = pool_size if run.source.kind == "filtered" else steps * run.super_batch_size
+        seen = pool_size if run.source.kind == "filtered" else run.candidates_before(steps)
         one_score = reference_score(run, reference)
         once = reference_training + (min(seen, pool_size) * one_score if reads else 0.0)
     return Cost(

@@ -26,6 +26,7 @@ METRICS = {
     "mean": (100.0, "mean score, %", 1),
     "nats": (1.0, "nats above guessing", 2),
     "noise": (100.0, "% moved captions trained on", 0),
+    "curated": (100.0, "% curated pairs trained on", 1),
 }
 LEFT, STEP, PANEL_WIDTH, PANEL_HEIGHT, ROW = 0.62, 4.42, 2.6, 1.95, 2.75
 

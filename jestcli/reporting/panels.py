@@ -26,7 +26,7 @@ class Panel(_Strict):
     lines: dict[str, str]
     levels: dict[str, str] = {}
     log: bool = False
-    metrics: tuple[Literal["mean", "nats", "noise"], ...] = ("mean", "nats")
+    metrics: tuple[Literal["mean", "nats", "noise", "curated"], ...] = ("mean", "nats")
 
 
 class Figure(_Strict):

@@ -88,12 +88,13 @@ def collect(folder: Path, name: str, seed: int) -> Record:
             for p in points
             for benchmark, row in full.items()
         ),
-        "curve": [_point(p, full, b, run.super_batch_size) for p in points],
+        "curve": [_point(p, full, b, run.candidates_before(p["step"])) for p in points],
         "final": {
             **_means({k: v["score"] for k, v in full.items()}, full),
             "logprob": _mean_over(full, "logprob"),
             "nats": _mean_over(full, "nats"),
             "noise": done.get("noise_trained_on"),
+            "curated": done.get("curated_trained_on"),
             "scores": {
                 benchmark: {k: _round(row[k]) for k in ("score", "chance", "stderr")}
                 | {"n": row["n"]}
@@ -136,8 +137,8 @@ def total_seconds(record: Record) -> float:
     return sum(record["seconds"].values())
 
 
-def _point(line: dict[str, Any], full: dict[str, Any], b: int, super_b: int) -> dict[str, Any]:
-    """One evaluation: step, examples trained on, examples seen (super-batches), seconds and FLOPs
+def _point(line: dict[str, Any], full: dict[str, Any], b: int, seen: int) -> dict[str, Any]:
+    """One evaluation: step, examples trained on, examples `seen` (super-batches), seconds and FLOPs
     so far, scores as fractions (retrieval on the full set's footing) and their means."""
     scores = {
         benchmark: _full_gallery(row["score"], row["n"], full[benchmark]["n"])
@@ -148,7 +149,7 @@ def _point(line: dict[str, Any], full: dict[str, Any], b: int, super_b: int) -> 
     return {
         "step": line["step"],
         "examples": line["step"] * b,
-        "seen": line["step"] * super_b,
+        "seen": seen,
         "seconds": _round(sum(line["seconds"].values())),
         "flops": {c: _round(line["flops"][c]) for c in CONVENTIONS},
         **_means(scores, full),

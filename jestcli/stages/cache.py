@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from jestcli.data.joined import stacked
 from jestcli.data.loader import Candidates, rows_of
 from jestcli.data.store import Store
 from jestcli.models.flexi import View
@@ -88,6 +89,12 @@ def build_cache(
     about = json.loads((final / "cache.json").read_text())
     image, text = (np.load(final / f"{x}.npy", mmap_mode="r") for x in ("image", "text"))
     return Cache(image, text, about["scale"], about["bias"])
+
+
+def joined_cache(caches: Sequence[Cache]) -> Cache:
+    """One reference's caches over several stores, as one over the `Joined` store of them."""
+    image, text = (stacked([getattr(c, name) for c in caches]) for name in ("image", "text"))
+    return Cache(image, text, caches[0].scale, caches[0].bias)
 
 
 def _fill(

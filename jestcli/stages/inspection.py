@@ -118,9 +118,12 @@ def replay(opened: Opened, super_batches: int) -> list[Replay]:
     """Choose from new super-batches with the final weights, as the run itself would.
 
     A run that does not select gives the first b of as large a super-batch: a random sub-batch.
+    Where f has a schedule, super-batches are as large as the last one.
     """
     run, found = opened.run, []
     size = round(run.optim.batch_size / (1 - run.selection.filter_ratio))
+    if run.scheduled:
+        size = run.super_batch_at(run.optim.steps)
     for step in range(super_batches):
         drawn: Candidates = draw(opened.parts, [size], run.seed + ANEW, step)
         ours, theirs = _embed(opened, drawn), opened.reference(drawn)
@@ -243,7 +246,8 @@ def _selects(run: Run) -> str:
     selection = run.selection
     if selection.sampler == "uniform":
         return "nothing: every candidate is trained on; a random sub-batch stands for it here"
-    return f"{selection.sampler}, {selection.criterion}, f = {selection.filter_ratio}"
+    to = f" to {selection.filter_ratio_end}" if run.scheduled else ""
+    return f"{selection.sampler}, {selection.criterion}, f = {selection.filter_ratio}{to}"
 
 
 def _sheets(opened: Opened, replays: list[Replay], path: Path) -> list[Path]:

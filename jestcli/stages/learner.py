@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,15 +15,24 @@ from torch import Tensor
 
 from jestcli.config import Run, file_hash
 from jestcli.data.contact_sheet import contact_sheet
+from jestcli.data.joined import Joined
 from jestcli.data.loader import Candidates, Drawing, Part, StoreDrawing
 from jestcli.data.noise import Mismatched, caption_of, mismatched
+from jestcli.data.store import Store
 from jestcli.evaluation.evaluate import evaluate, mean_score
 from jestcli.models.flexi import View
 from jestcli.models.flops import Cost, ForwardFlops, forward_flops, run_cost
 from jestcli.models.towers import Clip, build_model, low_view
 from jestcli.selection import PairEmbeddings
 from jestcli.stages import own
-from jestcli.stages.cache import Cache, build_cache, cache_key, matching_scores, negclip_scores
+from jestcli.stages.cache import (
+    Cache,
+    build_cache,
+    cache_key,
+    joined_cache,
+    matching_scores,
+    negclip_scores,
+)
 from jestcli.stages.own import OwnInputs
 from jestcli.stages.references import ShardReference
 from jestcli.stages.workspace import (
@@ -65,7 +75,9 @@ def train(
     folder = workspace.folder(run)
     if world.says(is_done(folder)):
         return folder
-    for name, size in (("batch_size", run.optim.batch_size), ("super-batch", run.super_batch_size)):
+    drawn = {run.super_batch_at(step) for step in range(run.optim.steps if run.scheduled else 1)}
+    sizes = {"batch_size": [run.optim.batch_size], "super-batch": sorted(drawn)}
+    for name, size in ((name, size) for name, each in sizes.items() for size in each):
         if size % world.size:
             raise StageError(f"the {name} of {size} does not divide by {world.size} processes")
     if run.reference is not None:
@@ -85,21 +97,25 @@ def train(
 
 
 def cache(
-    run: Run, workspace: Workspace, label: str, report: Report, view: View | None = None
-) -> None:
-    """Compute the pool's embeddings by the finished reference `run`, unless they are there."""
+    run: Run, workspace: Workspace, label: str, report: Report, view: View | None = None,
+    split: str = "pool",
+) -> None:  # fmt: skip
+    """Compute the embeddings of the pool, or of the "curated" store, by the finished reference
+    `run`, unless they are there."""
     set_threads(THREADS)
     inputs = workspace.embedded(run)
     build_cache(
-        load_run(run, workspace), inputs.pool, inputs.root / CACHES,
+        load_run(run, workspace), getattr(inputs, split), inputs.root / CACHES,
         lambda done, total: report(done, total, label), view,
     )  # fmt: skip
 
 
-def cached(run: Run, workspace: Workspace, view: View | None = None) -> bool:
-    """Whether the pool's embeddings by the finished reference `run` are complete."""
+def cached(
+    run: Run, workspace: Workspace, view: View | None = None, split: str = "pool"
+) -> bool:
+    """Whether what `cache` computes is complete."""
     inputs = workspace.embedded(run)
-    key = cache_key(load_run(run, workspace), inputs.pool, view)
+    key = cache_key(load_run(run, workspace), getattr(inputs, split), view)
     return (inputs.root / CACHES / key / "cache.json").exists()
 
 
@@ -181,7 +197,7 @@ def _train(
     # An offline filter scores the whole pool, whatever it keeps.
     candidates = sum(pairs.values())
     if run.source.kind == "filtered":
-        candidates = run.source.pool_size or len(inputs.pool)
+        candidates = run.source.pool_size or len(pool_of(run, cast(Inputs, inputs)))
 
     def cost_after(steps: int) -> Cost:
         return run_cost(run, steps, flops, reference_flops, spent, candidates)
@@ -214,6 +230,7 @@ def _train(
             },
             "rows_drawn_from": pairs,
             "noise_trained_on": noise_trained_on(run, folder, drawing),
+            "curated_trained_on": curated_trained_on(folder, drawing),
             "wall_seconds_of_last_sitting": time.perf_counter() - started,
             "waiting_for_data_of_last_sitting": min(
                 1.0, drawing.waited / (time.perf_counter() - started)
@@ -325,14 +342,19 @@ def open_reference(
     if not scores_by_reference(run):
         return None, flops, spent
     model.to(world.device)
+    store = pool_of(run, inputs)
     with world.first():
-        cache = build_cache(
-            model, inputs.pool, inputs.root / CACHES,
-            lambda done, total: report(done, total, f"{label} · reference embeddings"), view,
-            run.engine.scoring_batch,
-        )  # fmt: skip
+        caches = [
+            build_cache(
+                model, one, inputs.root / CACHES,
+                lambda done, total: report(done, total, f"{label} · reference embeddings"), view,
+                run.engine.scoring_batch,
+            )
+            for one in (store.stores if isinstance(store, Joined) else (store,))
+        ]  # fmt: skip
+    cache = joined_cache(caches) if len(caches) > 1 else caches[0]
     if run.source.noise_share:
-        moved = caption_of(len(inputs.pool), run.source.noise_share)
+        moved = caption_of(len(store), run.source.noise_share)
         cache = replace(cache, caption_of=moved)
     return cache, flops, spent
 
@@ -371,15 +393,23 @@ def open_drawing(
     cache = reference if isinstance(reference, Cache) else None
     parts, counts = sources(run, inputs, cache)
     drawn = {p.stream: len(p.rows) for p in parts}
-    return StoreDrawing(parts, counts, run.seed, world.rank, world.size), drawn
+    before = partial(before_step, run) if run.scheduled else None
+    return StoreDrawing(parts, counts, run.seed, world.rank, world.size, before), drawn
+
+
+def before_step(run: Run, step: int) -> list[int]:
+    """Pairs of every part of `sources` that the steps before `step` draw, with a schedule."""
+    return [own.drawn_before(run, split, step) for split in own.splits(run)]
 
 
 def sources(run: Run, inputs: Inputs, reference: Cache | None) -> tuple[list[Part], list[int]]:
-    """What the run draws from, and how many candidates of each a step takes."""
+    """What the run draws from, and how many candidates of each a step takes (with a schedule, its
+    largest step)."""
     total, kind = run.super_batch_size, run.source.kind
-    rows = np.arange(len(inputs.pool))
+    pool = pool_of(run, inputs)
+    rows = np.arange(len(pool))
     if run.source.pool_size is not None:
-        rows = inputs.pool.choose(None, run.source.pool_size)
+        rows = pool.choose(None, run.source.pool_size)
     if kind == "pool":
         return [pool_part(run, inputs, rows)], [total]
     if kind == "filtered":
@@ -399,9 +429,14 @@ def sources(run: Run, inputs: Inputs, reference: Cache | None) -> tuple[list[Par
     return parts, [total - n_curated, n_curated]
 
 
+def pool_of(run: Run, inputs: Inputs) -> Store:
+    """The uncurated store, with the curated one behind it where the run leaves that in."""
+    return inputs.joined if run.source.curated_in_pool else inputs.pool
+
+
 def pool_part(run: Run, inputs: Inputs, rows: np.ndarray) -> Part:
-    share = run.source.noise_share
-    return Part(mismatched(inputs.pool, share) if share else inputs.pool, rows, "pool", captions=1)
+    share, pool = run.source.noise_share, pool_of(run, inputs)
+    return Part(mismatched(pool, share) if share else pool, rows, "pool", captions=1)
 
 
 def noise_trained_on(run: Run, folder: Path, drawing: Drawing) -> float | None:
@@ -411,6 +446,20 @@ def noise_trained_on(run: Run, folder: Path, drawing: Drawing) -> float | None:
     if not parts or not isinstance(parts[0].store, Mismatched):
         return None
     moved = parts[0].store.caption_of != np.arange(len(parts[0].store))
+    return float(moved[_trained_on(folder, parts[0])].mean())
+
+
+def curated_trained_on(folder: Path, drawing: Drawing) -> float | None:
+    """The same share of pairs from the curated sources. None where those are not in the pool."""
+    parts = drawing.parts if isinstance(drawing, StoreDrawing) else []
+    store = parts[0].store if parts else None
+    joined = store.original if isinstance(store, Mismatched) else store
+    if not parts or not isinstance(joined, Joined):
+        return None
+    return float(joined.store_of(_trained_on(folder, parts[0])).mean())
+
+
+def _trained_on(folder: Path, part: Part) -> np.ndarray:
+    """Rows of the logged sub-batches, int64; of the whole part where nothing is selected."""
     chosen = chosen_in_training(folder)
-    rows = np.concatenate([rows for _, rows in chosen]) if chosen else parts[0].rows
-    return float(moved[rows].mean())
+    return np.concatenate([rows for _, rows in chosen]) if chosen else part.rows

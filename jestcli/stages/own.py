@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,12 +99,22 @@ def tokenizer_of(model: Model, data: Data) -> Any:
 
 
 def splits(run: Run) -> dict[str, int]:
-    """Pairs of the pool and of the curated set in every super-batch, those that are read."""
+    """Pairs of the pool and of the curated set in every super-batch (with a schedule, in the
+    largest), those that are read."""
     total, kind = run.super_batch_size, run.source.kind
     if kind != "mixed":
         return {kind: total}
     curated = round(total * run.source.curated_share)
     return {"pool": total - curated, "curated": curated}
+
+
+def drawn_before(run: Run, split: str, step: int) -> int:
+    """Pairs of a split that the steps before `step` draw, where f has a schedule."""
+    total = run.candidates_before(step)
+    if run.source.kind != "mixed":
+        return total
+    curated = round(total * run.source.curated_share)
+    return curated if split == "curated" else total - curated
 
 
 def open_reference(
@@ -212,9 +222,12 @@ def open_drawing(
     A run that scores at low resolution decodes reduced, unless its reference must see every pixel.
     """
     portions = [
-        Portion(inputs.pool if split == "pool" else inputs.curated, count)
+        Portion(
+            inputs.pool if split == "pool" else inputs.curated, count,
+            partial(drawn_before, run, split) if run.scheduled else None,
+        )
         for split, count in splits(run).items()
-    ]
+    ]  # fmt: skip
     cached = reference is None or reference.embeddings.complete
     second = reference.reference if reference is not None else None
     view = View(

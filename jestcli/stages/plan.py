@@ -91,7 +91,7 @@ def _plan(
 ) -> Plan:
     run = job.run
     steps, b = run.optim.steps, run.optim.batch_size
-    seen = steps * run.super_batch_size
+    seen = run.candidates_before(steps)
     mine = _count(run, counted)
     reference = _count_reference(run, counted)
     pool = min(seen, pool_size or seen)

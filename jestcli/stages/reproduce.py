@@ -36,7 +36,7 @@ from jestcli.stages.workspace import StageError, Workspace, is_done
 JOBS = 64  # on a cluster at once, unless told
 Launch = Callable[[dict[str, Any], Path], OnCluster]
 # For the estimate of time only:
-POOL_SIZE = 350_000
+POOL_SIZE, CURATED_SIZE = 350_000, 10_500
 TYPICAL = 3.2e-11  # seconds a training FLOP of one core: 31 GFLOP/s
 SCORING = 0.4  # time of a FLOP of scoring, in FLOPs of training: no backward, small micro-batches
 
@@ -52,6 +52,7 @@ class Stage:
     work: float  # in FLOPs of training, for the time left
     needs: list[str] = field(default_factory=list)
     view: View | None = None  # cache: how the reference sees the pool; None is full resolution
+    split: str = "pool"  # cache: or "curated"
     done: float = 0.0  # share
     line: str = ""
     errors_before: int = 0  # bytes of errors.log that earlier attempts wrote
@@ -89,18 +90,23 @@ def _add_training(
         before = _add_training(stages, caches, run.reference, f"{label}: reference", workspace)
         view = reference_view(run)
         needs += before
-        key = f"{workspace.folder(run.reference)}/cache"
-        key += f"-{view.patch}-{view.side}-{view.keep:g}" if view else ""
-        pool_cache = reads_pool_cache(run) and not run.data.own
-        if pool_cache and not before and key not in caches:
-            caches[key] = cached(run.reference, workspace, view)
-        if pool_cache and not caches.get(key):
+        splits = {"pool": POOL_SIZE} if reads_pool_cache(run) and not run.data.own else {}
+        if splits and run.source.curated_in_pool:
+            splits["curated"] = CURATED_SIZE
+        for split, size in splits.items():
+            key = f"{workspace.folder(run.reference)}/cache"
+            key += f"-{view.patch}-{view.side}-{view.keep:g}" if view else ""
+            key += f"-{split}" if split != "pool" else ""
+            if not before and key not in caches:
+                caches[key] = cached(run.reference, workspace, view, split)
+            if caches.get(key):
+                continue
             one = _flops(run.reference).full
             stages.setdefault(
                 key,
                 Stage(
-                    key, "cache", run.reference, "reference embeddings", SCORING * POOL_SIZE * one,
-                    before, view,
+                    key, "cache", run.reference, "reference embeddings", SCORING * size * one,
+                    before, view, split,
                 ),
             )  # fmt: skip
             needs.append(key)
@@ -220,6 +226,7 @@ def _start(
         "runs": str(workspace.runs),
         "wandb": wandb,
         "view": asdict(stage.view) if stage.view else None,
+        "split": stage.split,
         "device": device,
         "keep_last": keep_last,
         "loading": {**asdict(workspace.loading), "cache": str(workspace.loading.cache)},

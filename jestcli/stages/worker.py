@@ -40,7 +40,8 @@ def main() -> int:
     try:
         if task["kind"] == "cache":
             view = View(**task["view"]) if task.get("view") else None
-            learner.cache(run, workspace, task["label"], report, view)
+            split = task.get("split", "pool")
+            learner.cache(run, workspace, task["label"], report, view, split)
         else:
             world = World(device=pick_device(task.get("device", "auto")))
             learner.train(

@@ -16,6 +16,7 @@ from typing import Any
 
 from jestcli.config import Run
 from jestcli.data.build import build_key, default_root, shard_urls
+from jestcli.data.joined import Joined, join
 from jestcli.data.lock import Held, hold
 from jestcli.data.parallel import Progress, silent
 from jestcli.data.sources import Loading
@@ -96,6 +97,11 @@ class Inputs:
     @cached_property
     def curated(self) -> Store:
         return self.store("curated")
+
+    @cached_property
+    def joined(self) -> Joined:
+        """The pool with the curated sources left in it, behind its own pairs."""
+        return join((self.pool, self.curated))
 
 
 @contextmanager

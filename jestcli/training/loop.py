@@ -91,11 +91,13 @@ def train(
         with metrics.open("ab") as file:
             file.truncate(about.get("metrics_bytes", 0))
     evaluate_at = evaluation_steps(run)
-    flops_a_step = cost_after(1).cached_reuse and cost_after(2).cached - cost_after(1).cached
     speed = Speed(
         watch, start, run.optim.steps, run.optim.batch_size, peak_flops(world.device) * world.size
     )
     line = ""
+
+    def flops_a_step(done: int) -> float:
+        return cost_after(done).cached - cost_after(done - 1).cached
 
     def joules() -> dict[str, dict[str, float]]:
         """Of this machine over every sitting, evaluations included; nothing if nothing counts."""
@@ -159,7 +161,7 @@ def train(
                     "scale": float(learner.scale.detach()),
                     "bias": float(learner.bias.detach()),
                     "seconds": dict(watch.seconds),
-                    "speed": speed(done, flops_a_step, getattr(draw, "waited", 0.0))
+                    "speed": speed(done, flops_a_step(done), getattr(draw, "waited", 0.0))
                     | {"bottleneck": getattr(draw, "bottleneck", "")},
                     "flops": cost_after(done).as_dict(),
                 }  # fmt: skip
