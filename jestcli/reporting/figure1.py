@@ -128,7 +128,7 @@ def _panel(
     plain_log_ticks(axes)
     axes.set_xlabel(words)
     axes.set_title({"examples": "Training examples", "flops": "Training FLOPs",
-                    "seconds": "CPU seconds"}[axis])  # fmt: skip
+                    "seconds": "CPU seconds", "joules": "Energy"}[axis])  # fmt: skip
     low, high = axes.get_ylim()
     axes.set_ylim(max(0.0, low), high + 0.04 * (high - low))
     _levels(axes, groups, theme)
@@ -142,6 +142,8 @@ def _axis(axis: str, groups: dict[str, list[Record]]) -> tuple[float, str]:
         return 1.0, "training examples (pairs in gradient steps)"
     if axis == "seconds":
         return 1.0, "CPU seconds of drawing, choosing and updating"
+    if axis == "joules":
+        return 1.0, "joules of the whole machine, evaluations included"
     name = next((n for n in (BASELINE, "uniform") if n in groups), None)
     if name is None:
         return 1e-12, "TFLOPs, reference cached"

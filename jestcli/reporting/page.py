@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 from html import escape
@@ -12,29 +13,32 @@ from jestcli.reporting.claims import VERDICTS, Claim, Finding
 
 CSS = """
 :root { --text: #1f2328; --muted: #656d76; --line: #d8dee4; --back: #ffffff; --soft: #f6f8fa;
-  --good: #00795a; --part: #8a6100; --bad: #b04a00; --open: #57606a; color-scheme: light dark; }
+  --good: #00795a; --part: #8a6100; --bad: #b04a00; --open: #57606a; --link: #0a58ca;
+  color-scheme: light dark; }
 @media (prefers-color-scheme: dark) { :root { --text: #e6edf3; --muted: #9198a1; --line: #30363d;
   --back: #0d1117; --soft: #161b22; --good: #3fc79a; --part: #e3b341; --bad: #ff9350;
-  --open: #9198a1; } }
+  --open: #9198a1; --link: #79b8ff; } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back);
   max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h1, h2, h3 { line-height: 1.25; } h2 { margin-top: 2.5rem; border-top: 1px solid var(--line);
-  padding-top: 1.5rem; }
+a { color: var(--link); } h1, h2, h3 { line-height: 1.25; }
+h2 { margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: 1.5rem; }
 table { border-collapse: collapse; width: 100%; font-size: .85rem; }
 td, th { border-bottom: 1px solid var(--line); padding: .3rem .5rem; text-align: left;
   vertical-align: top; }
 .wide { overflow-x: auto; } .muted { color: var(--muted); font-size: .85rem; }
 blockquote { margin: .5rem 0; padding: .1rem 1rem; border-left: 3px solid var(--line);
   color: var(--muted); }
-img { max-width: 100%; height: auto; }
+figure { margin: 1.5rem 0; overflow-x: auto; } img { max-width: 100%; height: auto; }
 .verdict { font-weight: 600; white-space: nowrap; }
 .reproduced { color: var(--good); } .partly { color: var(--part); } .not { color: var(--bad); }
-.open { color: var(--open); }
+.open { color: var(--open); font-weight: 400; }
+@media (max-width: 40rem) { .claims td:nth-child(2), .claims th:nth-child(2) { display: none; }
+  .verdict { white-space: normal; } figure img { max-width: none; width: 46rem; } }
 details { margin: .5rem 0; } summary { cursor: pointer; color: var(--muted); }
 code { background: var(--soft); padding: 0 .2em; }
 """
-CLASSES = dict(zip(VERDICTS, ("reproduced", "partly", "not", "open", "open"), strict=True))
-MARKS = dict(zip(VERDICTS, ("✓", "◐", "✗", "?", "–"), strict=True))  # not by colour alone
+CLASSES = dict(zip(VERDICTS, ("reproduced", "partly", "not", *["open"] * 3), strict=True))
+MARKS = dict(zip(VERDICTS, ("✓", "◐", "✗", "?", "∅", "–"), strict=True))  # not by colour alone
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,9 @@ def to_html(page: Page) -> str:
         f"<title>{escape(page.title)}</title><style>{CSS}</style></head><body>"
         f"<h1>{escape(page.title)}</h1><p>{escape(page.opening)}</p>"
         f"<p>Claims: {escape(tally(page))}.</p>"
-        '<div class="wide"><table><thead><tr><th>claim</th><th>what the paper says</th>'
-        f"<th>verdict</th></tr></thead><tbody>{rows}</tbody></table></div>{body}</body></html>\n"
+        '<div class="wide"><table class="claims"><thead><tr><th>claim</th>'
+        "<th>what the paper says</th><th>verdict</th></tr></thead>"
+        f"<tbody>{rows}</tbody></table></div>{body}</body></html>\n"
     )
 
 
@@ -170,7 +175,7 @@ def to_markdown(page: Page, folder: Path) -> str:
             verdict = f"**{claim.key}: {found.verdict}.** The paper: {claim.says}"
             parts.append(" ".join([verdict, "Here:", *found.sentences]))
         for path in section.figures:
-            name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+            name = Path(os.path.relpath(path, folder)).as_posix()
             if path.with_name(path.name + ".png").exists():
                 parts.append(
                     f'<picture><source media="(prefers-color-scheme: dark)" '

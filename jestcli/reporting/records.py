@@ -138,8 +138,9 @@ def total_seconds(record: Record) -> float:
 
 
 def _point(line: dict[str, Any], full: dict[str, Any], b: int, seen: int) -> dict[str, Any]:
-    """One evaluation: step, examples trained on, examples `seen` (super-batches), seconds and FLOPs
-    so far, scores as fractions (retrieval on the full set's footing) and their means."""
+    """One evaluation: step, examples trained on, examples `seen` (super-batches), seconds, FLOPs
+    and (where counted, of the whole machine) joules so far, scores as fractions (retrieval on the
+    full set's footing) and their means."""
     scores = {
         benchmark: _full_gallery(row["score"], row["n"], full[benchmark]["n"])
         if _is_retrieval(row)
@@ -152,6 +153,7 @@ def _point(line: dict[str, Any], full: dict[str, Any], b: int, seen: int) -> dic
         "seen": seen,
         "seconds": _round(sum(line["seconds"].values())),
         "flops": {c: _round(line["flops"][c]) for c in CONVENTIONS},
+        **({"joules": _round(sum(line["joules"].values()))} if line.get("joules") else {}),
         **_means(scores, full),
         "logprob": _mean_over(line["scores"], "logprob"),
         "nats": _mean_over(line["scores"], "nats"),
@@ -227,7 +229,7 @@ def _environment(folder: Path) -> dict[str, Any]:
         "threads": about.get("threads"),
         "torch": about.get("packages", {}).get("torch"),
         "commit": about.get("commit"),
-    } | ({"gpu": about["gpu"]} if about.get("gpu") else {})
+    } | {key: about[key] for key in ("gpu", "no_energy") if about.get(key)}
 
 
 def _round(value: float) -> float:

@@ -22,6 +22,7 @@ LEVEL = 0.95
 STANDARD_ERRORS = 5.0
 BASELINE = "uniform-long"
 AXES = ("examples", *CONVENTIONS, "seconds")
+JOULES = "joules"  # an axis more, where every evaluation of every seed counted them
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,17 @@ def seed_curve(runs: list[Record], benchmark: str | None = None, metric: str = "
         "seconds": values(lambda p: p["seconds"]).mean(0),
         **{c: values(lambda p, c=c: p["flops"][c]).mean(0) for c in CONVENTIONS},
     }
+    if has_joules(runs):
+        cost[JOULES] = values(lambda p: p[JOULES]).mean(0)
     return Curve(
         cost, scores, scores.mean(0),
         np.array([i.low for i in spread]), np.array([i.high for i in spread]),
     )  # fmt: skip
+
+
+def has_joules(runs: list[Record]) -> bool:
+    """Whether every evaluation of these runs says how much energy was spent until then."""
+    return bool(runs) and all(JOULES in point for run in runs for point in run["curve"])
 
 
 def finals(runs: list[Record], metric: str = "mean") -> list[float]:
@@ -182,7 +190,8 @@ class SpeedUp:
     """What a method needs to reach the target, against the long uniform run's total.
 
     status: "crossed", "at first evaluation" (factors are lower bounds), "censored" (never
-    reached), "invalid target" or "not run". at and factor: by AXES, empty unless it crossed.
+    reached), "invalid target" or "not run". at and factor: by AXES (and joules, where both counted
+    them), empty unless it crossed.
     per_seed: every seed's own factor in examples against the same target, None where censored.
     """
 
@@ -214,20 +223,49 @@ def speed_up(records: list[Record], name: str, baseline: str = BASELINE) -> Spee
     x = crossing(list(examples), list(curve.mean), target.score)
     if x is None:
         return SpeedUp(name, "censored", {}, {}, per_seed)
-    at = {axis: float(np.interp(x, examples, curve.cost[axis])) for axis in AXES}
+    axes = [axis for axis in (*AXES, JOULES) if axis in curve.cost and axis in total]
+    at = {axis: float(np.interp(x, examples, curve.cost[axis])) for axis in axes}
     at["examples"] = x
     status = "at first evaluation" if curve.mean.min() >= target.score else "crossed"
-    return SpeedUp(name, status, at, {a: total[a] / at[a] for a in AXES}, per_seed)
+    return SpeedUp(name, status, at, {a: total[a] / at[a] for a in axes}, per_seed)
 
 
 def totals(runs: list[Record]) -> dict[str, float]:
-    """A whole run's examples, FLOPs by convention and seconds, mean over seeds, by AXES."""
-    out = {
+    """A whole run's examples, FLOPs by convention, seconds and (where counted) joules, mean over
+    seeds, by AXES."""
+    out: dict[str, list[float]] = {
         "examples": [run["steps"] * run["batch_size"] for run in runs],
         "seconds": [total_seconds(run) for run in runs],
         **{c: [run["flops_per_iteration"][c] * run["steps"] for run in runs] for c in CONVENTIONS},
     }
-    return {axis: float(np.mean(out[axis])) for axis in AXES}
+    if has_joules(runs):
+        out[JOULES] = [run["curve"][-1][JOULES] for run in runs]
+    return {axis: float(np.mean(values)) for axis, values in out.items()}
+
+
+def joules_by_seed(records: list[Record], name: str, baseline: str = BASELINE) -> list[float]:
+    """Every crossing seed's own factor in energy: the baseline's mean total over what that seed had
+    spent when it reached the target for good."""
+    groups, target = by_name(records), find_target(records, baseline)
+    if target is None or not (has_joules(groups[name]) and has_joules(groups[baseline])):
+        return []
+    total, found = totals(groups[baseline])[JOULES], []
+    for run in groups[name]:
+        examples, scores, joules = (
+            [point[key] for point in run["curve"]] for key in ("examples", "mean", JOULES)
+        )
+        x = crossing(examples, scores, target.score)
+        if x is not None:
+            found.append(total / float(np.interp(x, examples, joules)))
+    return found
+
+
+def faster(factors: Sequence[float | None]) -> bool:
+    """Whether a speed-up is beyond the chance of seeds: every seed reaches the target, and the
+    t-interval over the logarithms of their factors lies above ×1."""
+    if any(x is None for x in factors):
+        return False
+    return t_interval([math.log(x) for x in factors if x is not None]).low > 0
 
 
 @dataclass(frozen=True)

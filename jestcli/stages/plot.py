@@ -10,6 +10,7 @@ from jestcli.reporting.curves import draw_benchmarks, draw_learnability
 from jestcli.reporting.figure1 import draw_figure1
 from jestcli.reporting.grid import draw_grid
 from jestcli.reporting.records import Header, Record, collect, load_records, save_records
+from jestcli.reporting.statistics import by_name, has_joules
 from jestcli.reporting.table import HEADLINE, build, render, write
 from jestcli.stages.experiment import Experiment, Job
 from jestcli.stages.workspace import StageError, Workspace, is_done
@@ -56,6 +57,10 @@ def plot(
     figures: list[Path] = []
     if headline:
         figures += draw_figure1(header, below, folder / "figure1", overlay)
+        counted = [runs for runs in by_name(records).values() if has_joules(runs)]
+        if counted:
+            counted_records = [record for runs in counted for record in runs]
+            figures += draw_figure1(header, counted_records, folder / "energy", panels=["joules"])
         figures += draw_benchmarks(header, records, folder / "benchmarks")
         figures += draw_learnability(header, records, folder / "learnability")
     elif experiment.figure.kind == "matrix":

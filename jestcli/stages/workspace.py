@@ -26,6 +26,7 @@ from jestcli.data.world import WORLD
 from jestcli.evaluation.benchmarks import Benchmark, list_benchmarks
 from jestcli.stages.own import OwnInputs, data_identity
 from jestcli.training.checkpoint import write_json
+from jestcli.training.energy import EnergyMeter
 
 
 class StageError(Exception):
@@ -143,7 +144,7 @@ def environment() -> dict[str, Any]:
         except PackageNotFoundError:
             return None
 
-    on_gpu = torch.cuda.is_available()
+    on_gpu, meter = torch.cuda.is_available(), EnergyMeter()
     return {
         "commit": git_commit(),
         "python": platform.python_version(),
@@ -151,6 +152,8 @@ def environment() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "energy_counters": meter.devices,
+        "no_energy": meter.why_none(),
         "packages": {
             name: version_of(name)
             for name in ("torch", "open_clip_torch", "clip-benchmark", "webdataset", "numpy")

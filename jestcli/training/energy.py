@@ -22,6 +22,7 @@ class EnergyMeter:
     """
 
     def __init__(self, powercap: Path = POWERCAP, nvml: Any = None):
+        self._powercap = powercap
         self._zones = {zone.name: zone for zone in _packages(powercap)}
         self._nvml, self._gpus = _gpus(nvml)
         self._joules = dict.fromkeys([*self._zones, *self._gpus], 0.0)
@@ -31,6 +32,16 @@ class EnergyMeter:
     def devices(self) -> list[str]:
         """What is counted; empty where nothing can be read."""
         return list(self._joules)
+
+    def why_none(self) -> str:
+        """Why nothing is counted, in words; "" where something is."""
+        if self._joules:
+            return ""
+        gpu = "no GPU counts energy through NVML (nvidia-ml-py, a driver and a GPU are needed)"
+        zones = sorted(self._powercap.glob("*-rapl:*")) if self._powercap.is_dir() else []
+        if zones:
+            return f"{gpu}, and the RAPL counters in {self._powercap} are not readable"
+        return f"{gpu}, and there are no RAPL counters in {self._powercap}"
 
     def read(self) -> dict[str, float] | None:
         """Joules by device since the meter was made; None where no counter can be read.

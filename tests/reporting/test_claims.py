@@ -8,11 +8,13 @@ from synthetic_records import HEADER, tiny
 from jestcli.reporting.claims import (
     CLAIMS,
     MISSING,
+    NO_METER,
     NOT,
     OPEN,
     PARTLY,
     REPRODUCED,
     Evidence,
+    energy,
     filter_gain,
     iteration_cost,
     ordering,
@@ -57,7 +59,11 @@ def test_an_ordering_counts_only_beyond_its_interval_and_with_three_seeds():
     found = ordering(noisy + near, (("a", "b"),), "nats")
     assert found.verdict == OPEN and "not distinguishable" in found.sentences[0]
     found = ordering(far, (("a", "b"),), "nats")
-    assert found.verdict == MISSING and found.sentences == ("a against b: not run.",)
+    assert found.verdict == MISSING and found.sentences == ("Not run: a against b.",)
+    found = ordering(far + near, (("a", "b"), ("a", "c"), ("c", "b")), "nats")
+    assert found.verdict == PARTLY and found.sentences[1:] == (
+        "Not run: a against c; c against b.",
+    )
 
 
 def curve(name, seed, scores):
@@ -71,14 +77,69 @@ def test_the_speed_up_needs_every_seed_and_a_target_worth_reaching():
     assert found.verdict == REPRODUCED
     assert "at least ×8.0 fewer examples" in found.sentences[1] and "×11.6" in found.sentences[1]
     one = speed("jest", 11.6, 4.3)(Evidence({"figure1": [r for r in long + fast if not r["seed"]]}))
-    assert one.verdict == OPEN and "1 seed: too few for a verdict." in one.sentences
+    assert one.verdict == OPEN and "one seed: too few for a verdict." in one.sentences
     slow = [curve("jest", s, [0.02, 0.03, 0.04, 0.05]) for s in range(3)]
     assert speed("jest", 1, 1)(Evidence({"figure1": long + slow})).verdict == NOT
     uneven = [*fast[:2], slow[2]]
     assert speed("jest", 1, 1)(Evidence({"figure1": long + uneven})).verdict == PARTLY
+    small = speed("jest", 20, 4.3)(Evidence({"figure1": long + fast}))
+    assert small.verdict == PARTLY, "x8 is not x20"
+    assert "Below 50% of the paper's factors." in small.sentences
+    lucky = [curve("jest", s, [0.02, 0.03, x, 0.2]) for s, x in enumerate((0.2, 0.05, 0.06))]
+    lucky[1]["curve"][-1]["mean"] = lucky[2]["curve"][-1]["mean"] = 0.1
+    apart = speed("jest", 1, 1)(Evidence({"figure1": long + lucky}))
+    assert apart.verdict == PARTLY and "Not beyond the chance of seeds." in apart.sentences
     chance = [curve("uniform-long", s, [0.01, 0.01, 0.01, 0.011]) for s in range(3)]
     assert speed("jest", 1, 1)(Evidence({"figure1": chance + fast})).verdict == OPEN
     assert speed("jest", 1, 1)(Evidence({})).verdict == MISSING
+
+
+def test_more_is_not_called_fewer():
+    long = [curve("uniform-long", s, [0.02, 0.05, 0.08, 0.1]) for s in range(3)]
+    late = [curve("jest", s, [0.02, 0.05, 0.08, 0.1]) for s in range(3)]
+    for run in late:
+        for point in run["curve"]:
+            point["flops"]["charged"] *= 2
+    found = speed("jest", 11.6, 4.3)(Evidence({"figure1": long + late}))
+    assert "×1.0 fewer FLOPs" in found.sentences[1]
+    assert "×2.00 more with the reference's training" in found.sentences[1]
+    assert found.verdict == NOT
+
+
+@pytest.mark.parametrize("each", [1, 3])
+def test_energy_is_judged_where_joules_were_counted(each):
+    def with_joules(run, a_step):
+        for point in run["curve"]:
+            point["joules"] = a_step * point["step"]
+        return run
+
+    long = [with_joules(curve("uniform-long", s, [0.02, 0.05, 0.08, 0.1]), 10) for s in range(each)]
+    fast = [with_joules(curve("jest", s, [0.02, 0.1, 0.13, 0.14]), 8) for s in range(each)]
+    found = energy(Evidence({"figure1": long + fast}))
+    total, spent = 800 * 10, 200 * 8
+    words = f"with 1.6 kJ, a factor of ×{total / spent:.2f}"
+    assert words in found.sentences[1] and "other jobs" in found.sentences[0]
+    assert found.verdict == (OPEN if each == 1 else REPRODUCED), "half of the press's ten, exactly"
+    dear = [with_joules(run, 9) for run in fast]
+    if each == 3:
+        assert energy(Evidence({"figure1": long + dear})).verdict == PARTLY
+        dearer = [with_joules(run, 80) for run in fast]
+        assert energy(Evidence({"figure1": long + dearer})).verdict == NOT
+        slow = [with_joules(curve("jest", s, [0.02, 0.03, 0.04, 0.05]), 1) for s in range(3)]
+        assert energy(Evidence({"figure1": long + slow})).verdict == NOT, "never reached"
+    for point in fast[0]["curve"]:
+        del point["joules"]
+    assert energy(Evidence({"figure1": long + fast})).verdict == MISSING, "one seed counted none"
+
+
+def test_energy_that_nothing_counts_is_said_with_the_reason():
+    run = curve("jest", 0, [0.1, 0.1, 0.1, 0.1])
+    assert energy(Evidence({"figure1": [run]})).verdict == MISSING, "nothing known of the machine"
+    run["environment"]["no_energy"] = "no NVML and no RAPL"
+    found = energy(Evidence({"figure1": [run]}))
+    assert found.verdict == NO_METER == "not measurable on this machine"
+    assert found.sentences[0] == "No joules were counted: no NVML and no RAPL."
+    assert energy(Evidence({})).verdict == MISSING
 
 
 def test_costs_are_held_against_the_papers():

@@ -61,6 +61,16 @@ def test_anything_missing_and_one_seed_still_draw(tmp_path, records, names):
     assert "not run" in to_markdown(report)
 
 
+def test_energy_is_drawn_against_joules_with_its_own_factor():
+    runs = [tiny("uniform-long", s, [0.05, 0.08, 0.1], [100, 200, 400]) for s in range(3)]
+    runs += [tiny("jest", s, [0.05, 0.1, 0.12], [100, 200, 400]) for s in range(3)]
+    for run in runs:
+        for point in run["curve"]:
+            point["joules"] = point["step"] * (1.0 if run["name"] == "jest" else 3.0)
+    found = words(make_figure1(HEADER, runs, theme.LIGHT, panels=("joules",)))
+    assert "joules of the whole machine, evaluations included" in found and "×6.0" in found
+
+
 def test_other_figures_are_written(tmp_path, records):
     some = [dict(r) for r in records if r["name"] == "jest"]
     for record in some:

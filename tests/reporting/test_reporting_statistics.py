@@ -96,3 +96,20 @@ def test_differences_are_paired_over_shared_seeds():
     assert paired_difference(records, "uniform", "jest").words == "lower"
     assert paired_difference(records, "jest", "nothing").words == "not run"
     assert paired_difference(records[:4], "jest", "uniform").words == "one seed"
+
+
+def test_energy_is_an_axis_only_where_every_seed_counted_it() -> None:
+    from jestcli.reporting.statistics import JOULES, faster, has_joules, joules_by_seed
+
+    long = [tiny("uniform-long", s, [0.05, 0.08, 0.1], [100, 200, 400]) for s in range(2)]
+    fast = [tiny("jest", s, [0.05, 0.1, 0.12], [100, 200, 400]) for s in range(2)]
+    assert JOULES not in speed_up(long + fast, "jest").factor and not has_joules(fast)
+    for run in long + fast:
+        for point in run["curve"]:
+            point["joules"] = 7.0 * point["step"]
+    assert speed_up(long + fast, "jest").factor[JOULES] == pytest.approx(2.0)
+    assert joules_by_seed(long + fast, "jest") == pytest.approx([2.0, 2.0])
+    del fast[0]["curve"][0]["joules"]
+    assert JOULES not in speed_up(long + fast, "jest").factor
+    assert faster([2.0, 3.0, 2.5]) and not faster([2.0, 3.0, None]) and not faster([1.1, 9.0, 1.2])
+    assert not faster([2.0]), "one seed has no interval"
