@@ -321,7 +321,7 @@ def energy(evidence: Evidence) -> Finding:
     sentences = ["Joules are the whole machine's, other jobs and evaluations included."]
     verdicts: list[str] = []
     counted = has_joules(groups.get(BASELINE, []))
-    for name in ("jest", "flexi", "jest++", "flexi++") if counted else ():
+    for name in ("jest", "flexi", "flexi-long", "jest++", "flexi++") if counted else ():
         if not has_joules(groups.get(name, [])):
             continue
         found, own = speed_up(records, name), joules_by_seed(records, name)

@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import pytest
 from rich.console import Console
-from synthetic_records import HEADER, many
+from synthetic_records import HEADER, many, tiny
 
 from jestcli.reporting import theme
 from jestcli.reporting.curves import draw_benchmarks, draw_learnability
