@@ -73,7 +73,7 @@ def _benchmarks(header: Header, records: list[Record], theme: Theme) -> Figure:
 
 def _bands(records: list[Record]) -> str:
     most = max((len(runs) for runs in by_name(records).values()), default=0)
-    return "bands: 95 % t-interval over seeds; " if most >= 3 else ""
+    return "bands (of the thick lines): 95 % t-interval over seeds; " if most >= 3 else ""
 
 
 def _small(axes: Axes, runs: list[Record], name: str, benchmark: str, theme: Theme) -> None:

@@ -67,7 +67,12 @@ def test_energy_is_drawn_against_joules_with_its_own_factor():
     for run in runs:
         for point in run["curve"]:
             point["joules"] = point["step"] * (1.0 if run["name"] == "jest" else 3.0)
-    found = words(make_figure1(HEADER, runs, theme.LIGHT, panels=("joules",)))
+    figure = make_figure1(HEADER, runs, theme.LIGHT, panels=("joules",))
+    found = words(figure) + [axes.get_xlabel() for axes in figure.axes]
+    assert not any("never reach it" in word for word in found)
+    runs[-1]["curve"][-1]["mean"] = runs[-1]["final"]["mean"] = 0.06
+    three = words(make_figure1(HEADER, runs, theme.LIGHT))
+    assert "by its mean curve; 1 of 3 seeds never reach it" in three
     assert "joules of the whole machine, evaluations included" in found and "×6.0" in found
 
 
