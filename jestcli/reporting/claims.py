@@ -179,7 +179,7 @@ def speed(name: str, examples: float, flops: float) -> Callable[[Evidence], Find
             return Finding(verdict, (about, f"{label(name)} never reaches it (censored)."), names)
         f, sign = found.factor, "at least " if found.status == "at first evaluation" else ""
         own = ", ".join(f"×{x:.1f}" if x else "censored" for x in found.per_seed)
-        sentences = (
+        sentences: tuple[str, ...] = (
             about,
             f"{label(name)} reaches it with {sign}×{f['examples']:.1f} fewer examples "
             f"(by seed: {own}), {_less(f['cached'])} FLOPs with the reference cached, "
