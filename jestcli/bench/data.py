@@ -23,8 +23,9 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from jestcli.data.drawing import Portion, StreamDrawing, View
 from jestcli.data.sources import Loading
-from jestcli.data.stream import Portion, StreamDrawing, View, open_stream
+from jestcli.data.stream import open_stream
 from jestcli.data.tokens import small_tokenizer
 
 SHARDS, SAMPLES, SIDE = 4, 64, (512, 384)  # of the drawn shards; pixels

@@ -240,9 +240,10 @@ def _shards(run: Run, workspace: Workspace) -> Finding:
     """The first pair of every source, the reference's too, can be read: one shard of each is
     opened, or fetched. A shell command is not run: the configuration may be a stranger's."""
     from jestcli.data.errors import DataError
+    from jestcli.data.reading import Reader
     from jestcli.data.shards import Skip
     from jestcli.data.sources import ShardError, list_shards
-    from jestcli.data.stream import Reader, Stream
+    from jestcli.data.stream import Stream
     from jestcli.data.tarindex import read_index
     from jestcli.stages.own import splits
 

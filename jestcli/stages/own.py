@@ -13,12 +13,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from jestcli.config import Data, Model, Run
+from jestcli.data.drawing import Portion, StreamDrawing, View
 from jestcli.data.embeddings import ShardEmbeddings
 from jestcli.data.faults import FaultLog
 from jestcli.data.parallel import Progress, silent
 from jestcli.data.sources import Loading, identity, list_shards
 from jestcli.data.store import fingerprint
-from jestcli.data.stream import RECORD, Portion, Stream, StreamDrawing, View, open_stream
+from jestcli.data.stream import RECORD, Stream, open_stream
 from jestcli.data.tokens import small_tokenizer
 from jestcli.evaluation.benchmarks import Benchmark, find_benchmarks
 from jestcli.models import flexi as models

@@ -16,10 +16,11 @@ from torch import Tensor
 from jestcli.config import ConfigError, did_you_mean
 from jestcli.data.embeddings import ShardEmbeddings
 from jestcli.data.loader import Candidates
+from jestcli.data.reading import Reader
 from jestcli.data.shards import Skip
 from jestcli.data.sources import Loading
 from jestcli.data.store import fit
-from jestcli.data.stream import Reader, Stream
+from jestcli.data.stream import Stream
 from jestcli.models.flexi import View
 from jestcli.models.towers import Clip
 from jestcli.selection import PairEmbeddings

@@ -10,13 +10,15 @@ import pytest
 import torch
 from own_shards import caption, jpeg, make_shards, sample, served, write_tar
 
+from jestcli.data.drawing import Portion, StreamDrawing, View
 from jestcli.data.errors import DataError
 from jestcli.data.loader import Candidates
 from jestcli.data.order import Order, shares, weighted
+from jestcli.data.reading import Reader, Reading
 from jestcli.data.shards import decode_image
 from jestcli.data.sources import Loading, list_shards, local
 from jestcli.data.store import fit
-from jestcli.data.stream import Portion, Reader, Reading, Stream, StreamDrawing, View, open_stream
+from jestcli.data.stream import Stream, open_stream
 from jestcli.data.tokens import small_tokenizer
 
 B = 10

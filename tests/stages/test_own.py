@@ -24,7 +24,7 @@ from tiny import TINY, tiny_run, without_seconds
 
 from jestcli import cli
 from jestcli.config import METHODS, Run, make_run, merge
-from jestcli.data import stream
+from jestcli.data import drawing, reading
 from jestcli.data.errors import DataError
 from jestcli.data.shards import decode, decode_image
 from jestcli.data.sources import Loading
@@ -253,8 +253,8 @@ def test_waiting_for_data_is_recorded(
         time.sleep(0.015)
         return decode(*given)
 
-    monkeypatch.setattr(stream, "decode", slowly)
-    monkeypatch.setattr(stream, "WATCHED", 0)
+    monkeypatch.setattr(reading, "decode", slowly)
+    monkeypatch.setattr(drawing, "WATCHED", 0)
     monkeypatch.setattr(loop, "LOG_EVERY", 2)
     folder = learner.train(own_run(shards, "hard-learner"), place, "hard-learner", quiet)
     records = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]

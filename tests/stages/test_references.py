@@ -14,11 +14,12 @@ from own_shards import caption, jpeg, make_shards, sample, write_tar
 from tiny import TINY, tiny_model, tiny_reference
 
 from jestcli.config import METHODS, ConfigError, Run, make_run, merge
+from jestcli.data.drawing import Portion, StreamDrawing, View
 from jestcli.data.embeddings import FOLDER, ShardEmbeddings
 from jestcli.data.errors import DataError
 from jestcli.data.shards import decode_image
 from jestcli.data.sources import Loading
-from jestcli.data.stream import Portion, Stream, StreamDrawing, View, open_stream
+from jestcli.data.stream import Stream, open_stream
 from jestcli.data.tokens import small_tokenizer
 from jestcli.stages import learner, own
 from jestcli.stages.references import (

@@ -14,9 +14,10 @@ from own_shards import make_shards
 from tiny import fake_pool, tiny_run, without_seconds
 
 from jestcli.config import ConfigError, Run, make_run, merge
+from jestcli.data.drawing import Portion, StreamDrawing, View
 from jestcli.data.loader import StoreDrawing
 from jestcli.data.sources import Loading
-from jestcli.data.stream import Portion, StreamDrawing, View, open_stream
+from jestcli.data.stream import open_stream
 from jestcli.data.tokens import small_tokenizer
 from jestcli.models.flops import ForwardFlops, run_cost, step_cost
 from jestcli.reporting.records import collect
