@@ -25,7 +25,7 @@ from jestcli.gpu.pool import PackedWorkspace
 from jestcli.gpu.record import Budget, Notes, OutOfTime, describe, is_fatal
 from jestcli.models.flops import run_cost, step_cost
 from jestcli.selection import PairEmbeddings
-from jestcli.stages import learner
+from jestcli.stages import drawn_from, learner
 from jestcli.stages.experiment import FOLDER, Experiment, Job, jobs, read_experiment
 from jestcli.stages.workspace import is_done, read_done
 from jestcli.training.checkpoint import write_json
@@ -186,7 +186,7 @@ def step_seconds(run: Run, workspace: PackedWorkspace, steps: int = TIMED_STEPS)
     def reference(candidates: Candidates) -> PairEmbeddings:
         return PairEmbeddings(image, text, 10.0, -10.0)
 
-    drawing = StoreDrawing(*learner.sources(run, inputs, None), run.seed)
+    drawing = StoreDrawing(*drawn_from.sources(run, inputs, None), run.seed)
     uniform = run.selection.sampler == "uniform"
     times = []
     for step in range(steps + 2):
@@ -287,7 +287,7 @@ def _is_tiny(run: Run) -> bool:
 def epochs(run: Run, workspace: PackedWorkspace) -> dict[str, Any]:
     """How often what the run draws from was scored and trained on."""
     inputs = workspace.embedded(run)
-    parts, _ = learner.sources(run, inputs, None)
+    parts, _ = drawn_from.sources(run, inputs, None)
     n, steps = sum(len(part) for part in parts), run.optim.steps
     return {
         "pairs": n,

@@ -26,8 +26,9 @@ from jestcli.reporting import choices
 from jestcli.selection import PairEmbeddings, select
 from jestcli.selection.scores import diagonal_logits
 from jestcli.stages.cache import Cache
+from jestcli.stages.drawn_from import sources
 from jestcli.stages.evaluate import list_runs, read_run
-from jestcli.stages.learner import load_run, new_learner, open_reference, sources
+from jestcli.stages.learner import load_run, new_learner, open_reference
 from jestcli.stages.workspace import Inputs, StageError, Workspace
 from jestcli.training.checkpoint import write_atomic, write_json
 from jestcli.training.loop import chosen_in_training, set_threads

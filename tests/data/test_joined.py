@@ -11,11 +11,12 @@ from jestcli.config import ConfigError, make_run, merge
 from jestcli.data.joined import Stacked, join
 from jestcli.data.loader import draw
 from jestcli.data.noise import mismatched
-from jestcli.stages import learner
+from jestcli.stages import drawn_from, learner
 from jestcli.stages.experiment import Job
 from jestcli.stages.inspection import inspect
 from jestcli.stages.reproduce import plan
 from jestcli.stages.workspace import Workspace, read_done
+from jestcli.training.loop import chosen_in_training
 from jestcli.training.step import embed
 
 LEFT_IN = {"curated_in_pool": True}
@@ -73,7 +74,7 @@ def test_left_in_the_pool_curated_pairs_are_drawn_scored_and_counted(workspace: 
     assert done["rows_drawn_from"] == {"pool": n_pool + n_curated}
     cache, _, _ = learner.open_reference(run, workspace, inputs, "", lambda *_: None)
     assert cache is not None and run.reference is not None
-    (part,), counts = learner.sources(run, inputs, cache)
+    (part,), counts = drawn_from.sources(run, inputs, cache)
     drawn = [draw([part], counts, 0, step) for step in range(8)]
     rows = np.concatenate([d.row for d in drawn])
     assert (rows >= n_pool).any() and (rows < n_pool).any() and rows.max() < n_pool + n_curated
@@ -82,7 +83,7 @@ def test_left_in_the_pool_curated_pairs_are_drawn_scored_and_counted(workspace: 
         live = embed(reference, one.images, one.tokens, None)
         torch.testing.assert_close(cache(one).image, live.image, rtol=0, atol=1e-5)
         torch.testing.assert_close(cache(one).text, live.text, rtol=0, atol=1e-5)
-    chosen = np.concatenate([rows for _, rows in learner.chosen_in_training(folder)])
+    chosen = np.concatenate([rows for _, rows in chosen_in_training(folder)])
     assert done["curated_trained_on"] == pytest.approx((chosen >= n_pool).mean())
     written = inspect(folder, workspace, workspace.runs.parent / "out", super_batches=2)
     assert all(path.exists() for path in written)

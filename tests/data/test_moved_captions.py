@@ -10,7 +10,7 @@ from tiny import fake_store, tiny_run
 
 from jestcli.data.loader import draw
 from jestcli.data.noise import caption_of, mismatched
-from jestcli.stages import learner
+from jestcli.stages import drawn_from, learner
 from jestcli.stages.workspace import Workspace, read_done
 from jestcli.training.step import embed
 
@@ -46,7 +46,7 @@ def test_learner_and_reference_see_the_same_moved_captions(workspace: Workspace)
     inputs = workspace.inputs(run)
     cache, _, _ = learner.open_reference(run, workspace, inputs, "", lambda *_: None)
     assert cache is not None and run.reference is not None
-    parts, counts = learner.sources(run, inputs, cache)
+    parts, counts = drawn_from.sources(run, inputs, cache)
     drawn = draw(parts, counts, 0, 0)
     live = embed(learner.load_run(run.reference, workspace), drawn.images, drawn.tokens, None)
     assert np.allclose(cache(drawn).text.numpy(), live.text.numpy(), atol=1e-6)

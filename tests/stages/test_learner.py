@@ -19,7 +19,7 @@ from tiny import tiny_reference, tiny_run, without_seconds
 
 from jestcli.config import Run
 from jestcli.data.loader import draw
-from jestcli.stages import learner
+from jestcli.stages import drawn_from, learner
 from jestcli.stages.cache import Cache, build_cache
 from jestcli.stages.evaluate import evaluate_folder, list_runs, read_run
 from jestcli.stages.workspace import StageError, Workspace, is_done, only_writer, read_done
@@ -266,7 +266,7 @@ def embeddings(n: int, seed: int = 0) -> Cache:
 
 def test_the_offline_filter_keeps_the_best_pairs_by_reference_cosine(workspace: Workspace) -> None:
     run, cache = tiny_run("filtered", source={"keep": 0.25}), embeddings(84)
-    (part,), counts = learner.sources(run, workspace.inputs(run), cache)
+    (part,), counts = drawn_from.sources(run, workspace.inputs(run), cache)
     cosine = (cache.image * cache.text).sum(1)
     assert part.rows.tolist() == sorted(np.argsort(-cosine)[:21].tolist())
     assert counts == [8] and len(part.store) == 84
@@ -278,7 +278,7 @@ def test_mixed_draws_the_share_it_is_told(workspace: Workspace) -> None:
     for share, expected in ((0.5, [4, 4]), (0.25, [6, 2]), (1.0, [0, 8])):
         run = tiny_run("mixed", source={"curated_share": share})
         inputs = workspace.inputs(run)
-        parts, counts = learner.sources(run, inputs, None)
+        parts, counts = drawn_from.sources(run, inputs, None)
         assert counts == expected
         assert [p.stream for p in parts] == ["pool", "curated"]
         assert len(parts[0].rows) == 84 and len(parts[1].rows) == 12
@@ -288,22 +288,22 @@ def test_mixed_draws_the_share_it_is_told(workspace: Workspace) -> None:
 
 def test_pool_and_curated_sources(workspace: Workspace) -> None:
     jest, curated = tiny_run("jest"), tiny_run("curated", data={"level": "strong++"})
-    (pool,), counts = learner.sources(jest, workspace.inputs(jest), None)
+    (pool,), counts = drawn_from.sources(jest, workspace.inputs(jest), None)
     assert len(pool.rows) == 84 and counts == [16], "a super-batch of B = b / (1 - f)"
-    (part,), counts = learner.sources(curated, workspace.inputs(curated), None)
+    (part,), counts = drawn_from.sources(curated, workspace.inputs(curated), None)
     assert len(part.rows) == 23 and counts == [8]
     small = tiny_run("uniform", source={"pool_size": 30})
-    (some,), _ = learner.sources(small, workspace.inputs(small), None)
+    (some,), _ = drawn_from.sources(small, workspace.inputs(small), None)
     assert len(some.rows) == 30 == len(set(some.rows)) and max(some.rows) < 84
     best = tiny_run("filtered", source={"pool_size": 30, "keep": 0.5})
-    (kept,), _ = learner.sources(best, workspace.inputs(best), embeddings(84))
+    (kept,), _ = drawn_from.sources(best, workspace.inputs(best), embeddings(84))
     assert len(kept.rows) == 15 and set(kept.rows) <= set(some.rows), "filtered among those"
     weak = tiny_run("curated", data={"level": "weak"})
-    (listed,), _ = learner.sources(weak, workspace.inputs(weak), None)
+    (listed,), _ = drawn_from.sources(weak, workspace.inputs(weak), None)
     assert len(listed.store) == 84, "the weakest level is a part of the pool"
     assert 0 < len(listed.rows) < 84
     few = tiny_run("curated", data={"curated_size": 5})
-    assert len(learner.sources(few, workspace.inputs(few), None)[0][0].rows) == 5
+    assert len(drawn_from.sources(few, workspace.inputs(few), None)[0][0].rows) == 5
 
 
 def test_finetuning_starts_from_the_references_weights(finished: Workspace) -> None:

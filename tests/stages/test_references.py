@@ -21,7 +21,7 @@ from jestcli.data.shards import decode_image
 from jestcli.data.sources import Loading
 from jestcli.data.stream import Stream, open_stream
 from jestcli.data.tokens import small_tokenizer
-from jestcli.stages import learner, own
+from jestcli.stages import drawn_from, learner, own
 from jestcli.stages.references import (
     ForeignReference,
     OwnReference,
@@ -273,7 +273,7 @@ def test_a_live_reference_computes_where_the_learner_does(
     world = World(device=torch.device("meta"))
     reference_, flops, _ = learner.own_reference(run, place, inputs, world)
     assert reference_ is not None and flops is not None and flops.full > 0
-    drawn = learner.open_drawing(run, inputs, reference_, inputs.folder)[0]
+    drawn = drawn_from.open_drawing(run, inputs, reference_, inputs.folder)[0]
     found = reference_(drawn(0))
     assert {t.device.type for t in (found.image, found.text, found.scale, found.bias)} == {"meta"}
     assert found.image.shape[0] == run.super_batch_size

@@ -21,7 +21,7 @@ from jestcli.data.stream import open_stream
 from jestcli.data.tokens import small_tokenizer
 from jestcli.models.flops import ForwardFlops, run_cost, step_cost
 from jestcli.reporting.records import collect
-from jestcli.stages import learner
+from jestcli.stages import drawn_from, learner
 from jestcli.stages.experiment import FOLDER, Job, jobs, read_experiment
 from jestcli.stages.own import drawn_before
 from jestcli.stages.plan import make_plans
@@ -92,7 +92,7 @@ def test_the_cost_is_the_sum_over_the_steps() -> None:
 
 
 def drawing(run: Run, rank: int = 0, world: int = 1) -> StoreDrawing:
-    before = partial(learner.before_step, run)
+    before = partial(drawn_from.before_step, run)
     return StoreDrawing([fake_pool()], [run.super_batch_size], run.seed, rank, world, before)
 
 
@@ -134,8 +134,8 @@ def test_mixed_portions_add_up() -> None:
     selection = {"criterion": "hard_learner", "sampler": "joint", "filter_ratio_end": 0.8}
     run = tiny_run("mixed", selection=selection, source={"curated_share": 0.3})
     for step in range(5):
-        assert sum(learner.before_step(run, step)) == run.candidates_before(step)
-    assert learner.before_step(run, 0) == [0, 0]
+        assert sum(drawn_from.before_step(run, step)) == run.candidates_before(step)
+    assert drawn_from.before_step(run, 0) == [0, 0]
 
 
 def test_a_scheduled_run_is_trained_recorded_and_resumed(workspace: Workspace) -> None:
