@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+
+from jestcli.data.loader import Candidates
 
 WORDS = ("red", "green", "blue", "small", "large", "cat", "dog", "house", "tree", "car")
 
@@ -122,3 +125,11 @@ def served(folder: Path, asked: list[str] | None = None, **faults: list[Any]) ->
         stop.set()
         server.shutdown()
         server.server_close()
+
+
+def same(a: list[Candidates], b: list[Candidates]) -> bool:
+    """Whether both drew the same rows with the same pixels, step by step."""
+    return all(
+        x.row.tolist() == y.row.tolist() and torch.equal(x.images, y.images)
+        for x, y in zip(a, b, strict=True)
+    )

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from own_shards import jpeg, make_shards, sample, served, write_tar
+from own_shards import jpeg, make_shards, same, sample, served, write_tar
 
 from jestcli.data.drawing import Portion, StreamDrawing, View, bottleneck
 from jestcli.data.errors import DataError
@@ -46,13 +46,6 @@ def read(
         return [drawing(step) for step in steps], log
     finally:
         drawing.close()
-
-
-def same(a: list[Candidates], b: list[Candidates]) -> bool:
-    return all(
-        x.row.tolist() == y.row.tolist() and torch.equal(x.images, y.images)
-        for x, y in zip(a, b, strict=True)
-    )
 
 
 def png_bomb(side: int = 30_000) -> bytes:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from own_shards import make_shards, sample, served, write_tar
+from own_shards import make_shards, same, sample, served, write_tar
 
 from jestcli.data.drawing import Portion, StreamDrawing, View
 from jestcli.data.errors import DataError
@@ -52,13 +51,6 @@ def draw(
         return [drawing(step) for step in steps]
     finally:
         drawing.close()
-
-
-def same(a: list[Candidates], b: list[Candidates]) -> bool:
-    return all(
-        x.row.tolist() == y.row.tolist() and torch.equal(x.images, y.images)
-        for x, y in zip(a, b, strict=True)
-    )
 
 
 def tars(asked: list[str]) -> set[str]:
