@@ -235,8 +235,9 @@ class Source(_Strict):
         "cosine", description="filtered: by the reference's cosine, or by negCLIPLoss"
     )
     curated_in_pool: bool = added(
-        False, description="leave the curated sources (all of them, not only those the reference "
-        "read) in the pool, from which they are removed otherwise"
+        False,
+        description="leave the curated sources (all of them, not only those the reference "
+        "read) in the pool, from which they are removed otherwise",
     )
 
 

@@ -172,9 +172,7 @@ def _build(
         [entry for mark in kept for entry in marks.entries(mark, collections, lost[mark.name])],
     )
     digests = _check(tasks, bench_tasks, world, workers, progress)
-    manifest = _manifest(
-        key, size, world, collections, drawn, plan, kept, lost, digests, staging
-    )
+    manifest = _manifest(key, size, world, collections, drawn, plan, kept, lost, digests, staging)
     _move_in_place(root, staging, manifest)
     if not keep_cache:
         shutil.rmtree(drawn.cache, ignore_errors=True)
@@ -238,9 +236,7 @@ def benchmark_tasks(
         if not items:
             continue
         rows = []
-        ordered = sorted(
-            items, key=lambda item: hashlib.blake2b(item.icon.key.encode()).digest()
-        )
+        ordered = sorted(items, key=lambda item: hashlib.blake2b(item.icon.key.encode()).digest())
         for number, item in enumerate(ordered):
             about = _meta(collections[item.icon.prefix], item.icon.key)
             members = {"json": json.dumps(about, ensure_ascii=False)}

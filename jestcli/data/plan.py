@@ -72,9 +72,7 @@ def make_plan(
             dropped.append(level)
 
     allowed = [
-        icon.key
-        for icon in base
-        if collections[icon.prefix].category not in world.weak_without
+        icon.key for icon in base if collections[icon.prefix].category not in world.weak_without
     ]
     weak = set(hash_order(allowed, world.seed + 1)[: world.weak_size])
     pool = [

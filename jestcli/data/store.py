@@ -93,9 +93,7 @@ class Store:
 
         return torch.from_numpy(self.tokens[rows].astype(np.int64))
 
-    def choose(
-        self, level: str | None = None, n: int | None = None, seed: int = 0
-    ) -> np.ndarray:
+    def choose(self, level: str | None = None, n: int | None = None, seed: int = 0) -> np.ndarray:
         """Rows of a level (None: all), or the first `n` of them by a seeded hash of their keys.
 
         Returns int64 [k], ascending: smaller sizes are subsets of larger ones. Raises DataError

@@ -284,7 +284,7 @@ class Difference:
 
 
 def verdict(interval: Interval) -> str:
-    """"higher" or "lower" where the interval leaves out 0, else "not distinguishable"."""
+    """ "higher" or "lower" where the interval leaves out 0, else "not distinguishable"."""
     if not (interval.low > 0 or interval.high < 0):
         return "not distinguishable"
     return "higher" if interval.mean > 0 else "lower"

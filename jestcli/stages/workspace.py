@@ -79,10 +79,8 @@ class Inputs:
     def tokenizer(self) -> SmallTokenizer:
         return small_tokenizer(self.vocab_size, self.context_length)
 
-    def store(
-        self, split: str, workers: int | None = None, progress: Progress = silent
-    ) -> Store:
-        """"pool" or "curated", decoded from its shards unless it is already."""
+    def store(self, split: str, workers: int | None = None, progress: Progress = silent) -> Store:
+        """ "pool" or "curated", decoded from its shards unless it is already."""
         urls, folder = shard_urls(self.root, split), self.root / "store" / split
         return build_store(
             urls, folder, self.image_size, self.tokenizer, workers=workers, progress=progress
