@@ -1,4 +1,7 @@
-"""The paper's Figure 1 on this data: score against examples, FLOPs and seconds, with speed-ups."""
+"""The paper's Figure 1 on this data: score against examples, FLOPs and seconds, with speed-ups.
+
+The paper's methods and their baseline alone: where the controls end is in reporting/finals.py.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,14 @@ import numpy as np
 
 from jestcli.reporting import theme as look
 from jestcli.reporting.caption import caption, hardware
-from jestcli.reporting.methods import REFERENCES, Style, in_order, is_reference, style
+from jestcli.reporting.methods import (
+    REFERENCES,
+    Style,
+    in_order,
+    is_control,
+    is_reference,
+    style,
+)
 from jestcli.reporting.paper import FIGURE1
 from jestcli.reporting.records import Header, Record
 from jestcli.reporting.statistics import (
@@ -119,9 +129,9 @@ def _panel(
     groups, over = by_name(records), by_name(overlay)
     scale, words = _axis(axis, groups or over)
     ends = []
-    for name in in_order(n for n in groups if not is_reference(n)):
+    for name in _drawn(groups):
         ends.append(_line(axes, groups[name], axis, scale, style(name), theme))
-    for name in in_order(n for n in over if not is_reference(n)):
+    for name in _drawn(over):
         ends.append(_line(axes, over[name], axis, scale, style(name), theme, overlaid=True))
     axes.set_xscale("log")
     axes.locator_params(axis="y", integer=True)
@@ -134,6 +144,13 @@ def _panel(
     _levels(axes, groups, theme)
     _arrows(axes, axis, scale, groups, speed_ups, theme)
     _write_ends(axes, ends, theme)
+
+
+def _drawn(groups: dict[str, list[Record]]) -> list[str]:
+    """The learners drawn as lines: without the controls (reporting/finals.py has those), unless
+    there is nothing else."""
+    learners = in_order(n for n in groups if not is_reference(n))
+    return [n for n in learners if not is_control(n)] or learners
 
 
 def _axis(axis: str, groups: dict[str, list[Record]]) -> tuple[float, str]:

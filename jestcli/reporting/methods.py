@@ -71,6 +71,11 @@ def is_reference(name: str) -> bool:
     return name in REFERENCES or name.startswith("reference ")
 
 
+def is_control(name: str) -> bool:
+    """Whether `name` is what the paper's methods are held against, their baseline apart."""
+    return name in STYLES and not STYLES[name].main and not is_reference(name)
+
+
 def reference_of(name: str) -> str:
     """The reference that `name` reads: the ++ methods read the larger one."""
     return "reference++" if name.endswith("++") else "reference"

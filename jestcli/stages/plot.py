@@ -8,6 +8,7 @@ from typing import Any
 from jestcli.reporting.caption import caption
 from jestcli.reporting.curves import draw_benchmarks, draw_learnability
 from jestcli.reporting.figure1 import draw_figure1
+from jestcli.reporting.finals import draw_finals
 from jestcli.reporting.grid import draw_grid
 from jestcli.reporting.records import Header, Record, collect, load_records, save_records
 from jestcli.reporting.statistics import by_name, has_joules
@@ -61,6 +62,7 @@ def plot(
         if counted:
             counted_records = [record for runs in counted for record in runs]
             figures += draw_figure1(header, counted_records, folder / "energy", panels=["joules"])
+        figures += draw_finals(header, records, folder / "finals")
         figures += draw_benchmarks(header, records, folder / "benchmarks")
         figures += draw_learnability(header, records, folder / "learnability")
     elif experiment.figure.kind == "matrix":

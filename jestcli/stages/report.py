@@ -56,7 +56,8 @@ def _section(experiment: Experiment, evidence: Evidence, header: Header, results
     name, folder = experiment.name, results / experiment.name
     records = evidence.records.get(name, [])
     mine: list[Claim] = [c for c in CLAIMS if c.experiment == name]
-    stems = ["figure1", "energy", "learnability"] if experiment.figure.kind == "curves" else [name]
+    curves = experiment.figure.kind == "curves"
+    stems = ["figure1", "finals", "energy", "learnability"] if curves else [name]
     old = outdated(records, jobs(experiment, {}), Workspace())
     return Section(
         name,

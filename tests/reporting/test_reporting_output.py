@@ -8,6 +8,7 @@ from synthetic_records import HEADER, many, tiny
 from jestcli.reporting import theme
 from jestcli.reporting.curves import draw_benchmarks, draw_learnability
 from jestcli.reporting.figure1 import draw_figure1, make_figure1
+from jestcli.reporting.finals import draw_finals, make_finals
 from jestcli.reporting.table import build, render, to_csv, to_markdown, write
 
 
@@ -42,6 +43,30 @@ def test_lines_levels_and_speed_ups_are_named(records):
         assert any(w.startswith(start) for w in found), start
     assert any(w.startswith("×") for w in found)
     assert any("n = 3 a method" in w and "commit" in w for w in found)
+
+
+def test_controls_are_not_among_the_lines_unless_there_is_nothing_else(records):
+    assert not any(w.startswith("Curated only") for w in words(figure(records)))
+    controls = [r for r in records if r["name"] in ("curated", "reference")]
+    assert any(w.startswith("Curated only ") for w in words(figure(controls)))
+
+
+def figure(records):
+    return make_figure1(HEADER, records, theme.LIGHT, panels=("examples",))
+
+
+def test_every_method_has_a_row_with_its_final_and_costs_the_best_at_the_top(tmp_path, records):
+    runs = [tiny("uniform-long", s, [0.05, 0.10], [100, 400]) for s in range(3)]
+    runs += [tiny("jest", s, [0.05, 0.12], [100, 200]) for s in range(3)]
+    runs += [tiny("curated", 0, [0.05, 0.08], [100, 200])]
+    axes = make_finals(HEADER, runs, theme.LIGHT).axes[0]
+    rows = [label.get_text() for label in axes.get_yticklabels()]
+    assert rows == ["Curated only", "Uniform, long", "JEST"]  # upwards
+    cells = [t.get_text() for t in axes.texts][4:]
+    assert [cells[0], cells[4]] == ["8.0", "10.0"] and cells[3::4] == ["1", "3", "3"]
+    assert cells[5] == "100 %"
+    assert all(p.stat().st_size > 5_000 for p in draw_finals(HEADER, records, tmp_path / "finals"))
+    make_finals(HEADER, [r for r in runs if r["name"] == "jest"], theme.DARK).canvas.draw()
 
 
 def test_an_overlay_is_labelled_as_this_machines(tmp_path, records):
