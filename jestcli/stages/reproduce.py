@@ -28,8 +28,9 @@ from jestcli.stages.learner import (
     learner_flops,
     reads_pool_cache,
     reference_view,
+    scores_by_reference,
 )
-from jestcli.stages.plan import on_meta, uniformly
+from jestcli.stages.plan import on_meta
 from jestcli.stages.slurm import OnCluster
 from jestcli.stages.workspace import StageError, Workspace, is_done
 
@@ -38,7 +39,7 @@ Launch = Callable[[dict[str, Any], Path], OnCluster]
 # For the estimate of time only:
 POOL_SIZE, CURATED_SIZE = 350_000, 10_500
 TYPICAL = 3.2e-11  # seconds a training FLOP of one core: 31 GFLOP/s
-SCORING = 0.4  # time of a FLOP of scoring, in FLOPs of training: no backward, small micro-batches
+BESIDE = 35.0  # seconds of a core a run takes beside its steps: imports, benchmarks, evaluations
 
 
 @dataclass
@@ -105,14 +106,14 @@ def _add_training(
             stages.setdefault(
                 key,
                 Stage(
-                    key, "cache", run.reference, "reference embeddings", SCORING * size * one,
+                    key, "cache", run.reference, "reference embeddings", size * one,
                     before, view, split,
                 ),
             )  # fmt: skip
             needs.append(key)
-    all_flops = run_cost(run, run.optim.steps, flops, None, 0.0, 0).cached
-    trained = run_cost(uniformly(run), run.optim.steps, flops, None, 0.0, 0).cached
-    work = trained + SCORING * (all_flops - trained)
+    live = scores_by_reference(run) and not reads_pool_cache(run)
+    scorer = _flops(run.reference) if live and run.reference else None
+    work = run_cost(run, run.optim.steps, flops, scorer, 0.0, 0).uncached
     stages[str(folder)] = Stage(str(folder), "train", run, label, work, needs)
     return [str(folder)]
 
@@ -337,7 +338,7 @@ def overview(experiments: list[Experiment], workspace: Workspace) -> Any:
         done = sum(is_done(folder) for folder in folders)
         left = [stage for stage in plan(work, workspace) if stage.key not in counted]
         counted |= {stage.key for stage in left}
-        hours = sum(stage.work for stage in left) * seconds / 3600
+        hours = sum(stage.work * seconds + BESIDE for stage in left) / 3600
         table.add_row(
             experiment.name, experiment.title, str(len(folders)), str(done),
             str(len(folders) - done), f"{hours:.1f}",
