@@ -14,6 +14,7 @@ from jestcli.reporting.claims import (
     PARTLY,
     REPRODUCED,
     Evidence,
+    best_filter,
     energy,
     filter_gain,
     iteration_cost,
@@ -64,6 +65,17 @@ def test_an_ordering_counts_only_beyond_its_interval_and_with_three_seeds():
     assert found.verdict == PARTLY and found.sentences[1:] == (
         "Not run: a against c; c against b.",
     )
+
+
+def test_one_filter_above_jest_refutes_it_and_one_below_proves_nothing():
+    jest, poor, good = many("jest", 0.5), many("filtered@0.4", 0.3), many("negclip@0.1", 0.7)
+    same = many("filtered@0.2", 0.5)
+
+    def verdict(*runs):
+        return best_filter(Evidence({"table2": [r for each in runs for r in each]})).verdict
+
+    assert verdict(jest, poor) == REPRODUCED and verdict(jest, poor, good) == NOT
+    assert verdict(jest, poor, same) == OPEN and verdict(poor) == MISSING
 
 
 def curve(name, seed, scores):
