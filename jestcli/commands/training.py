@@ -117,7 +117,7 @@ def cache_reference(
     remote; `jest train` with the same settings then reads them and embeds only what is missing.
     """
     from jestcli.stages.experiment import Job, default_run
-    from jestcli.stages.own import cache_reference
+    from jestcli.stages.scored_with import cache_reference
     from jestcli.training.devices import pick_device
 
     where = pick_device(device)

@@ -25,7 +25,7 @@ from jestcli.gpu.pool import PackedWorkspace
 from jestcli.gpu.record import Budget, Notes, OutOfTime, describe, is_fatal
 from jestcli.models.flops import run_cost, step_cost
 from jestcli.selection import PairEmbeddings
-from jestcli.stages import drawn_from, learner
+from jestcli.stages import drawn_from, learner, trained
 from jestcli.stages.experiment import FOLDER, Experiment, Job, jobs, read_experiment
 from jestcli.stages.workspace import is_done, read_done
 from jestcli.training.checkpoint import write_json
@@ -172,7 +172,7 @@ def step_seconds(run: Run, workspace: PackedWorkspace, steps: int = TIMED_STEPS)
     The model is as initialised and the reference's embeddings are random.
     """
     world, inputs = World(device=workspace.device), workspace.embedded(run)
-    model = learner.new_learner(run)
+    model = trained.new_learner(run)
     trainee = make_trainee(model, run, world)
     optimiser = make_optimiser(model, run.optim)
     generator = torch.Generator().manual_seed(0)
@@ -266,7 +266,7 @@ def _is_needed_again(
 
     Weights are too large for an archive of some megabytes; a reference is trained again in seconds.
     """
-    if not job.name.startswith("reference") or (folder / learner.MODEL).exists():
+    if not job.name.startswith("reference") or (folder / trained.MODEL).exists():
         return False
     work = scaled(jobs(read(notes.part, _is_tiny(job.run)), {}, None, [job.seed]), plan["factor"])
     readers = [
@@ -306,7 +306,7 @@ def _say_epochs(
     """A table of what repetition there is, counted and FLOPs beside it."""
     rows = {}
     for job in scaled(jobs(experiment, {}, None, experiment.seeds[:1]), plan["factor"]):
-        flops = learner.learner_flops(job.run, learner.new_learner(job.run))
+        flops = trained.learner_flops(job.run, trained.new_learner(job.run))
         rows[job.name] = {
             **epochs(job.run, workspace),
             "steps": job.run.optim.steps,

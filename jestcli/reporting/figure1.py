@@ -1,6 +1,8 @@
 """The paper's Figure 1 on this data: score against examples, FLOPs and seconds, with speed-ups.
 
-The paper's methods and their baseline alone: where the controls end is in reporting/finals.py.
+The paper's methods and their baseline are lines. Of the controls, only where they end is marked:
+as lines they hid the rest. reporting/finals.py has a row for each, reporting/table.py their curves'
+best points.
 """
 
 from __future__ import annotations
@@ -129,9 +131,11 @@ def _panel(
     groups, over = by_name(records), by_name(overlay)
     scale, words = _axis(axis, groups or over)
     ends = []
-    for name in _drawn(groups):
-        ends.append(_line(axes, groups[name], axis, scale, style(name), theme))
-    for name in _drawn(over):
+    learners = in_order(n for n in groups if not is_reference(n))
+    for name in learners:
+        mark = is_control(name) and not all(map(is_control, learners))
+        ends.append(_line(axes, groups[name], axis, scale, style(name), theme, mark=mark))
+    for name in in_order(n for n in over if not is_reference(n)):
         ends.append(_line(axes, over[name], axis, scale, style(name), theme, overlaid=True))
     axes.set_xscale("log")
     axes.locator_params(axis="y", integer=True)
@@ -144,13 +148,6 @@ def _panel(
     _levels(axes, groups, theme)
     _arrows(axes, axis, scale, groups, speed_ups, theme)
     _write_ends(axes, ends, theme)
-
-
-def _drawn(groups: dict[str, list[Record]]) -> list[str]:
-    """The learners drawn as lines: without the controls (reporting/finals.py has those), unless
-    there is nothing else."""
-    learners = in_order(n for n in groups if not is_reference(n))
-    return [n for n in learners if not is_control(n)] or learners
 
 
 def _axis(axis: str, groups: dict[str, list[Record]]) -> tuple[float, str]:
@@ -170,21 +167,23 @@ def _axis(axis: str, groups: dict[str, list[Record]]) -> tuple[float, str]:
 
 def _line(
     axes: Axes, runs: list[Record], axis: str, scale: float, how: Style, theme: Theme,
-    overlaid: bool = False,
+    overlaid: bool = False, mark: bool = False,
 ) -> End:  # fmt: skip
+    """Draw a method's curve, or (mark) only its end; returns where to write its name."""
     curve, colour = seed_curve(runs), theme.colour(how.colour)
     x = scale * curve.cost[CONVENTION if axis == "flops" else axis]
     y = 100 * curve.mean
     if overlaid:
         axes.plot(x, y, color=colour, lw=1.1, ls=(0, (4, 2)), marker="o", ms=3.2, zorder=5,
                   mfc=theme.background, mew=1.0)  # fmt: skip
-    else:
+    elif not mark:
         if len(runs) >= 3:
             axes.fill_between(x, 100 * curve.low, 100 * curve.high, color=colour, alpha=0.16, lw=0)
         elif len(runs) == 2:
             for row in curve.seeds:
                 axes.plot(x, 100 * row, color=colour, lw=0.5, alpha=0.7)
         axes.plot(x, y, color=colour, lw=1.9 if how.main else 1.2, ls=how.dash, zorder=4)
+    if not overlaid:
         axes.plot(x[-1:], y[-1:], color=colour, marker=how.marker, ms=4.6, zorder=4.5)
     # Short, to fit the margin: "Uniform, here", not "Uniform, long, here".
     label = f"{how.label.partition(',')[0]}, here" if overlaid else how.label
@@ -321,6 +320,8 @@ def _subtitle(records: list[Record], overlay: list[Record]) -> str:
         out += " Dashed level: the long uniform run's final"
         crossed = any(speed_up(records, name).crossed for name in _arrow_names(records))
         out += "; arrows: cost to reach it." if crossed else "."
+    if any(is_control(r["name"]) for r in records):
+        out += " Marks alone: where the controls end."
     if overlay:
         seeds = ", ".join(map(str, sorted({r["seed"] for r in overlay})))
         out += f"\nDashed with circles (“here”): this machine, seed {seeds}, "

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from jestcli.config import Run
 from jestcli.evaluation.evaluate import evaluate
-from jestcli.stages.learner import THREADS, load_folder
-from jestcli.stages.workspace import StageError, Workspace
+from jestcli.stages.trained import THREADS, load_folder
+from jestcli.stages.workspace import Workspace, read_run
 from jestcli.training.loop import set_threads
-
-
-def read_run(folder: Path) -> tuple[str, Run]:
-    """Label and config of a run directory. Raises StageError."""
-    try:
-        settings = json.loads((folder / "config.json").read_text())
-        label = settings.pop("label")
-        return label, Run.model_validate(settings)
-    except (OSError, ValueError, KeyError, TypeError, ValidationError):
-        raise StageError(f"{folder} is not a run directory of this version") from None
 
 
 def evaluate_folder(folder: Path, workspace: Workspace) -> tuple[str, dict[str, dict[str, Any]]]:

@@ -16,10 +16,9 @@ from jestcli.data.tokens import SmallTokenizer, small_tokenizer
 from jestcli.models import catalogue
 from jestcli.models.flexi import FlexiVisual, pi_resize_matrix, resize_matrix
 from jestcli.models.towers import Clip
-from jestcli.stages.evaluate import read_run
-from jestcli.stages.learner import load_folder
 from jestcli.stages.own import tokenizer_of
-from jestcli.stages.workspace import StageError, Workspace
+from jestcli.stages.trained import load_folder
+from jestcli.stages.workspace import StageError, Workspace, read_run
 from jestcli.training.checkpoint import write_atomic, write_json
 
 FORMATS = ("open_clip", "hf")

@@ -18,7 +18,8 @@ from jestcli.data.loader import Candidates, draw
 from jestcli.reporting.figure2 import MATRIX, MEASURED
 from jestcli.selection import PairEmbeddings, learnability_of, pairwise_learnability, select
 from jestcli.stages.drawn_from import sources
-from jestcli.stages.learner import load_run, open_reference
+from jestcli.stages.scored_with import open_reference
+from jestcli.stages.trained import load_run
 from jestcli.stages.workspace import Workspace
 from jestcli.training.checkpoint import write_json
 from jestcli.training.step import embed

@@ -27,9 +27,10 @@ from jestcli.selection import PairEmbeddings, select
 from jestcli.selection.scores import diagonal_logits
 from jestcli.stages.cache import Cache
 from jestcli.stages.drawn_from import sources
-from jestcli.stages.evaluate import list_runs, read_run
-from jestcli.stages.learner import load_run, new_learner, open_reference
-from jestcli.stages.workspace import Inputs, StageError, Workspace
+from jestcli.stages.evaluate import list_runs
+from jestcli.stages.scored_with import open_reference
+from jestcli.stages.trained import load_run, new_learner
+from jestcli.stages.workspace import Inputs, StageError, Workspace, read_run
 from jestcli.training.checkpoint import write_atomic, write_json
 from jestcli.training.loop import chosen_in_training, set_threads
 from jestcli.training.step import embed

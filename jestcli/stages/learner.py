@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,36 +12,33 @@ from torch import Tensor
 
 from jestcli.config import Run, file_hash
 from jestcli.data.contact_sheet import contact_sheet
-from jestcli.data.joined import Joined
 from jestcli.data.loader import Candidates, Drawing
-from jestcli.data.noise import caption_of
 from jestcli.evaluation.evaluate import evaluate, mean_score
-from jestcli.models.flexi import View
-from jestcli.models.flops import Cost, ForwardFlops, forward_flops, run_cost
-from jestcli.models.towers import Clip, build_model, low_view
-from jestcli.selection import PairEmbeddings
-from jestcli.stages import own
-from jestcli.stages.cache import (
-    Cache,
-    build_cache,
-    cache_key,
-    joined_cache,
-)
+from jestcli.models.flops import Cost, run_cost
+from jestcli.models.towers import Clip
+from jestcli.stages.cache import Cache
 from jestcli.stages.drawn_from import (
     curated_trained_on,
     noise_trained_on,
     open_drawing,
     pool_of,
 )
+from jestcli.stages.export import init_from
 from jestcli.stages.own import OwnInputs
-from jestcli.stages.references import ShardReference
+from jestcli.stages.scored_with import (
+    live_reference,
+    open_reference,
+    own_reference,
+    reads_pool_cache,
+    scores_by_reference,
+)
+from jestcli.stages.trained import MODEL, THREADS, learner_flops, new_learner
 from jestcli.stages.workspace import (
     Inputs,
     StageError,
     Workspace,
     is_done,
     only_writer,
-    read_done,
     start_folder,
 )
 from jestcli.training.checkpoint import load_model, save_model, write_json
@@ -50,12 +46,8 @@ from jestcli.training.distributed import ALONE, World
 from jestcli.training.engine import FromCpu, unsharded
 from jestcli.training.loop import Report, last_scores, set_threads
 from jestcli.training.loop import train as train_loop
-from jestcli.training.step import EmbedReference, embed
+from jestcli.training.step import EmbedReference
 from jestcli.training.tracking import Track, ignore, tracker
-
-MODEL = "model.safetensors"
-CACHES = "reference-embeddings"
-THREADS = 1  # a run is bit-identical for one thread count; runs go side by side instead
 
 
 def train(
@@ -95,56 +87,6 @@ def train(
         _train(run, workspace, folder, label, report, track, world, keep_last)
         world.wait()
     return folder
-
-
-def cache(
-    run: Run, workspace: Workspace, label: str, report: Report, view: View | None = None,
-    split: str = "pool",
-) -> None:  # fmt: skip
-    """Compute the embeddings of the pool, or of the "curated" store, by the finished reference
-    `run`, unless they are there."""
-    set_threads(THREADS)
-    inputs = workspace.embedded(run)
-    build_cache(
-        load_run(run, workspace), getattr(inputs, split), inputs.root / CACHES,
-        lambda done, total: report(done, total, label), view,
-    )  # fmt: skip
-
-
-def cached(run: Run, workspace: Workspace, view: View | None = None, split: str = "pool") -> bool:
-    """Whether what `cache` computes is complete."""
-    inputs = workspace.embedded(run)
-    key = cache_key(load_run(run, workspace), getattr(inputs, split), view)
-    return (inputs.root / CACHES / key / "cache.json").exists()
-
-
-def scores_by_reference(run: Run) -> bool:
-    """Whether the run scores pairs with a reference."""
-    selection = run.selection
-    selects = selection.sampler != "uniform" and selection.criterion != "hard_learner"
-    scored = selects or run.source.kind == "filtered"
-    return scored and (run.reference is not None or run.reference_model is not None)
-
-
-def reads_pool_cache(run: Run) -> bool:
-    """Whether it does so with the reference's embeddings of the pool, computed before."""
-    kept = run.engine.reference_cache or run.source.kind == "filtered"  # which scores all of it
-    return scores_by_reference(run) and kept
-
-
-def load_run(run: Run, workspace: Workspace) -> Clip:
-    """The model of a finished run. Raises StageError if it is not finished."""
-    return load_folder(run, workspace.folder(run))
-
-
-def load_folder(run: Run, folder: Path) -> Clip:
-    """The model in the run directory `folder` of `run`. Raises StageError if there is none."""
-    path = folder / MODEL
-    if not path.exists():
-        raise StageError(f"no trained model in {folder}")
-    model = new_learner(run)
-    load_model(path, model)
-    return model
 
 
 def _train(
@@ -240,8 +182,6 @@ def _train(
 
 def _start_from(path: Path, sha256: str | None, learner: Clip) -> None:
     """Fill `learner` from an open_clip checkpoint. Raises StageError, also if the file changed."""
-    from jestcli.stages.export import init_from  # it imports this module
-
     try:
         changed = sha256 is not None and file_hash(path) != sha256
     except OSError as error:
@@ -274,104 +214,3 @@ def draw_selected(candidates: Candidates, index: Tensor, path: Path, count: int 
 
 def _line(label: str, line: str, drawing: Drawing) -> str:
     return " · ".join(part for part in (label, line, drawing.bottleneck) if part)
-
-
-def new_learner(run: Run) -> Clip:
-    """The run's model as initialised: flexible only where the run uses low resolution."""
-    selection = run.selection
-    flexible = selection.low_res_share > 0 or selection.low_res_scoring
-    several = flexible and selection.approximation == "patch"
-    patches = run.model.patch_sizes if several else run.model.patch_sizes[:1]
-    return build_model(
-        run.model, run.data, patches, run.seed,
-        low=low_view(run.model, run.data, selection) if flexible else None,
-        loss=run.optim.loss,
-        stored_patch=patches[0] if run.init_from_reference else None,
-    )  # fmt: skip
-
-
-def reference_view(run: Run) -> View | None:
-    """How the reference of `run` sees the candidates; None: at its own full resolution."""
-    if run.reference is None or run.selection.reference_resolution == "full":
-        return None
-    return low_view(run.reference.model, run.reference.data, run.selection)
-
-
-def learner_flops(run: Run, model: Clip) -> ForwardFlops:
-    return forward_flops(model, run.data.image_size, run.data.context_length)
-
-
-def _reference(
-    run: Run, reference: Run, workspace: Workspace
-) -> tuple[Clip, View | None, ForwardFlops, float]:
-    """The trained reference, how it sees candidates, FLOPs per example, and what training took."""
-    model, view = load_run(reference, workspace), reference_view(run)
-    if view is not None:
-        model.set_low(view)
-    spent = read_done(workspace.folder(reference))["flops"]["charged"]
-    return model, view, learner_flops(reference, model), spent
-
-
-def live_reference(
-    run: Run, workspace: Workspace, world: World
-) -> tuple[EmbedReference, ForwardFlops, float]:
-    """The same without a cache: the reference embeds the candidates of each step."""
-    assert run.reference is not None
-    model, view, flops, spent = _reference(run, run.reference, workspace)
-    model.to(world.device).eval()
-
-    def embed_candidates(candidates: Candidates) -> PairEmbeddings:
-        return embed(model, candidates.images, candidates.tokens, view, run.engine.scoring_batch)
-
-    return embed_candidates, flops, spent
-
-
-def open_reference(
-    run: Run,
-    workspace: Workspace,
-    inputs: Inputs,
-    label: str,
-    report: Report,
-    world: World = ALONE,
-) -> tuple[Cache | None, ForwardFlops | None, float]:
-    """The reference's cache over the pool, its FLOPs per example and what its training took."""
-    if run.reference is None:
-        return None, None, 0.0
-    model, view, flops, spent = _reference(run, run.reference, workspace)
-    if not scores_by_reference(run):
-        return None, flops, spent
-    model.to(world.device)
-    store = pool_of(run, inputs)
-    with world.first():
-        caches = [
-            build_cache(
-                model, one, inputs.root / CACHES,
-                lambda done, total: report(done, total, f"{label} · reference embeddings"), view,
-                run.engine.scoring_batch,
-            )
-            for one in (store.stores if isinstance(store, Joined) else (store,))
-        ]  # fmt: skip
-    cache = joined_cache(caches) if len(caches) > 1 else caches[0]
-    if run.source.noise_share:
-        moved = caption_of(len(store), run.source.noise_share)
-        cache = replace(cache, caption_of=moved)
-    return cache, flops, spent
-
-
-def own_reference(
-    run: Run, workspace: Workspace, inputs: OwnInputs, world: World = ALONE
-) -> tuple[ShardReference | None, ForwardFlops | None, float]:
-    """The same over the user's shards: what is cached is read, the rest embedded when needed.
-
-    Each rank embeds its own candidates, on its own device.
-    """
-    where: dict[str, Any] = {"device": world.device, "micro_batch": run.engine.scoring_batch}
-    if run.reference_model is not None:
-        foreign = own.open_reference(inputs, run.reference_model, **where)
-        return foreign, own.foreign_flops(foreign), 0.0
-    if run.reference is None:
-        return None, None, 0.0
-    model, view, flops, spent = _reference(run, run.reference, workspace)
-    if not scores_by_reference(run):
-        return None, flops, spent
-    return own.open_reference(inputs, model, view, **where), flops, spent

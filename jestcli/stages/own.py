@@ -31,14 +31,11 @@ from jestcli.stages.references import (
     OwnReference,
     Reference,
     ShardReference,
-    fill,
     open_clip_reference,
 )
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from jestcli.stages.workspace import Workspace
+    pass
 
 CPU = torch.device("cpu")
 
@@ -151,45 +148,6 @@ def open_model(
     return OwnReference(
         model.eval().to(device), inputs.tokenizer, inputs.data.image_size, seen, micro_batch
     )
-
-
-def cache_reference(
-    run: Run, workspace: Workspace, console: Console, device: torch.device = CPU
-) -> list[str]:
-    """Embed the pool with the run's reference, with a bar; returns what to tell the user.
-
-    device: where the reference embeds the user's shards.
-    """
-    from jestcli.stages.data import bars
-    from jestcli.stages.learner import THREADS, cache, load_run, reference_view
-    from jestcli.training.loop import set_threads
-
-    inputs = workspace.inputs(run)
-    with bars(console) as report:
-        if not isinstance(inputs, OwnInputs):
-            assert run.reference is not None
-
-            def progress(done: int, total: int, line: str) -> None:
-                report(line, done, total)
-
-            cache(run.reference, workspace, "embedding the pool", progress, reference_view(run))
-            return ["the pool's embeddings are complete"]
-        if device.type == "cpu":
-            set_threads(THREADS)
-        seen = reference_view(run)
-        model: Clip | str = run.reference_model or ""
-        if run.reference is not None:
-            model = load_run(run.reference, workspace)
-            if seen is not None:
-                model.set_low(seen)
-        reference = open_model(inputs, model, seen, device, run.engine.scoring_batch)
-
-        def shown(done: int, total: int) -> None:
-            report("embedding the pool's shards", done, total)
-
-        made = fill(reference, inputs.pool, inputs.loading, shown)
-    total = len(inputs.pool.shards)
-    return [f"reference embeddings {reference.key}: {made:,} of {total:,} shards embedded now"]
 
 
 def foreign_flops(reference: ShardReference) -> ForwardFlops:

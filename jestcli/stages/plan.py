@@ -22,7 +22,8 @@ from jestcli.models.flops import (
 from jestcli.models.memory import Memory, training_memory
 from jestcli.models.towers import Clip
 from jestcli.stages.experiment import Job
-from jestcli.stages.learner import new_learner, reference_view
+from jestcli.stages.scored_with import reference_view
+from jestcli.stages.trained import new_learner
 
 CONVENTIONS = {
     "cached_reuse": "reference cached, forwards of the chosen pairs re-used "

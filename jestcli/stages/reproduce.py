@@ -23,15 +23,15 @@ from jestcli.data.parallel import usable_cores
 from jestcli.models.flexi import View
 from jestcli.models.flops import ForwardFlops, run_cost, step_cost
 from jestcli.stages.experiment import Experiment, Job, jobs
-from jestcli.stages.learner import (
+from jestcli.stages.plan import on_meta
+from jestcli.stages.scored_with import (
     cached,
-    learner_flops,
     reads_pool_cache,
     reference_view,
     scores_by_reference,
 )
-from jestcli.stages.plan import on_meta
 from jestcli.stages.slurm import OnCluster
+from jestcli.stages.trained import learner_flops
 from jestcli.stages.workspace import StageError, Workspace, is_done
 
 JOBS = 64  # on a cluster at once, unless told

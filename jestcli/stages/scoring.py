@@ -12,10 +12,10 @@ from jestcli.config import Run
 from jestcli.data.loader import draw
 from jestcli.models.towers import Clip
 from jestcli.stages.drawn_from import pool_part
-from jestcli.stages.evaluate import list_runs, read_run
+from jestcli.stages.evaluate import list_runs
 from jestcli.stages.experiment import default_run
-from jestcli.stages.learner import MODEL, THREADS, new_learner
-from jestcli.stages.workspace import Inputs, StageError, Workspace
+from jestcli.stages.trained import MODEL, THREADS, new_learner
+from jestcli.stages.workspace import Inputs, StageError, Workspace, read_run
 from jestcli.training.checkpoint import load_model
 from jestcli.training.loop import set_threads
 from jestcli.training.step import embed

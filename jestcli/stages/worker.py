@@ -25,7 +25,7 @@ def main() -> int:
     from jestcli.data.errors import DataError
     from jestcli.data.sources import Loading
     from jestcli.models.flexi import View
-    from jestcli.stages import learner
+    from jestcli.stages import learner, scored_with
     from jestcli.stages.workspace import StageError, Workspace
     from jestcli.training.checkpoint import CheckpointError
     from jestcli.training.devices import pick_device
@@ -41,7 +41,7 @@ def main() -> int:
         if task["kind"] == "cache":
             view = View(**task["view"]) if task.get("view") else None
             split = task.get("split", "pool")
-            learner.cache(run, workspace, task["label"], report, view, split)
+            scored_with.cache(run, workspace, task["label"], report, view, split)
         else:
             world = World(device=pick_device(task.get("device", "auto")))
             learner.train(

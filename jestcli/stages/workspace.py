@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from jestcli.config import Run
 from jestcli.data.build import build_key, default_root, shard_urls
 from jestcli.data.joined import Joined, join
@@ -123,6 +125,16 @@ def start_folder(folder: Path, run: Run, label: str) -> None:
 
 def is_done(folder: Path) -> bool:
     return (folder / "done.json").exists()
+
+
+def read_run(folder: Path) -> tuple[str, Run]:
+    """Label and config of a run directory. Raises StageError."""
+    try:
+        settings = json.loads((folder / "config.json").read_text())
+        label = settings.pop("label")
+        return label, Run.model_validate(settings)
+    except (OSError, ValueError, KeyError, TypeError, ValidationError):
+        raise StageError(f"{folder} is not a run directory of this version") from None
 
 
 def read_done(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from jestcli.config import ConfigError, make_run, merge
 from jestcli.data.joined import Stacked, join
 from jestcli.data.loader import draw
 from jestcli.data.noise import mismatched
-from jestcli.stages import drawn_from, learner
+from jestcli.stages import drawn_from, learner, scored_with, trained
 from jestcli.stages.experiment import Job
 from jestcli.stages.inspection import inspect
 from jestcli.stages.reproduce import plan
@@ -72,13 +72,13 @@ def test_left_in_the_pool_curated_pairs_are_drawn_scored_and_counted(workspace: 
     folder = learner.train(run, workspace, "left", lambda *_: None)
     done = read_done(folder)
     assert done["rows_drawn_from"] == {"pool": n_pool + n_curated}
-    cache, _, _ = learner.open_reference(run, workspace, inputs, "", lambda *_: None)
+    cache, _, _ = scored_with.open_reference(run, workspace, inputs, "", lambda *_: None)
     assert cache is not None and run.reference is not None
     (part,), counts = drawn_from.sources(run, inputs, cache)
     drawn = [draw([part], counts, 0, step) for step in range(8)]
     rows = np.concatenate([d.row for d in drawn])
     assert (rows >= n_pool).any() and (rows < n_pool).any() and rows.max() < n_pool + n_curated
-    reference = learner.load_run(run.reference, workspace)
+    reference = trained.load_run(run.reference, workspace)
     for one in drawn[:3]:
         live = embed(reference, one.images, one.tokens, None)
         torch.testing.assert_close(cache(one).image, live.image, rtol=0, atol=1e-5)
@@ -116,9 +116,9 @@ def test_the_scheduler_embeds_both_stores_before_the_learners_start(workspace: W
     assert needs["left (seed 7)"] >= set(caches.values())
     assert caches["curated"] not in needs["removed (seed 7)"]
     learner.train(run.reference, workspace, "reference", lambda *_: None)
-    learner.cache(run.reference, workspace, "cache", lambda *_: None)
+    scored_with.cache(run.reference, workspace, "cache", lambda *_: None)
     assert [s.split for s in plan(work, workspace) if s.kind == "cache"] == ["curated"]
-    learner.cache(run.reference, workspace, "cache", lambda *_: None, None, "curated")
+    scored_with.cache(run.reference, workspace, "cache", lambda *_: None, None, "curated")
     assert not [s for s in plan(work, workspace) if s.kind == "cache"]
 
 

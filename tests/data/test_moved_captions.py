@@ -10,7 +10,7 @@ from tiny import fake_store, tiny_run
 
 from jestcli.data.loader import draw
 from jestcli.data.noise import caption_of, mismatched
-from jestcli.stages import drawn_from, learner
+from jestcli.stages import drawn_from, learner, scored_with, trained
 from jestcli.stages.workspace import Workspace, read_done
 from jestcli.training.step import embed
 
@@ -44,11 +44,11 @@ def test_learner_and_reference_see_the_same_moved_captions(workspace: Workspace)
     moved = caption_of(84, 0.5) != np.arange(84)
     assert done["noise_trained_on"] == pytest.approx(moved[chosen].mean())
     inputs = workspace.inputs(run)
-    cache, _, _ = learner.open_reference(run, workspace, inputs, "", lambda *_: None)
+    cache, _, _ = scored_with.open_reference(run, workspace, inputs, "", lambda *_: None)
     assert cache is not None and run.reference is not None
     parts, counts = drawn_from.sources(run, inputs, cache)
     drawn = draw(parts, counts, 0, 0)
-    live = embed(learner.load_run(run.reference, workspace), drawn.images, drawn.tokens, None)
+    live = embed(trained.load_run(run.reference, workspace), drawn.images, drawn.tokens, None)
     assert np.allclose(cache(drawn).text.numpy(), live.text.numpy(), atol=1e-6)
     assert np.allclose(cache(drawn).image.numpy(), live.image.numpy(), atol=1e-6)
     assert (moved[drawn.row]).any()

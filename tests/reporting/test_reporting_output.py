@@ -9,6 +9,7 @@ from jestcli.reporting import theme
 from jestcli.reporting.curves import draw_benchmarks, draw_learnability
 from jestcli.reporting.figure1 import draw_figure1, make_figure1
 from jestcli.reporting.finals import draw_finals, make_finals
+from jestcli.reporting.methods import style
 from jestcli.reporting.table import build, render, to_csv, to_markdown, write
 
 
@@ -45,14 +46,16 @@ def test_lines_levels_and_speed_ups_are_named(records):
     assert any("n = 3 a method" in w and "commit" in w for w in found)
 
 
-def test_controls_are_not_among_the_lines_unless_there_is_nothing_else(records):
-    assert not any(w.startswith("Curated only") for w in words(figure(records)))
-    controls = [r for r in records if r["name"] in ("curated", "reference")]
-    assert any(w.startswith("Curated only ") for w in words(figure(controls)))
+def test_controls_are_marked_where_they_end_and_drawn_as_lines_if_alone(records):
+    def curves(some):
+        figure = make_figure1(HEADER, some, theme.LIGHT, panels=("examples",))
+        assert any(w.startswith("Curated only ") for w in words(figure))
+        curated = theme.LIGHT.colour(style("curated").colour)
+        lines = figure.axes[0].lines
+        return [x for x in lines if x.get_color() == curated and len(x.get_xdata()) > 3]
 
-
-def figure(records):
-    return make_figure1(HEADER, records, theme.LIGHT, panels=("examples",))
+    assert not curves(records)
+    assert curves([r for r in records if r["name"] in ("curated", "reference")])
 
 
 def test_every_method_has_a_row_with_its_final_and_costs_the_best_at_the_top(tmp_path, records):

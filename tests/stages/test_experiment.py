@@ -12,7 +12,7 @@ from tiny import TINY, tiny_run
 
 from jestcli.config import ConfigError
 from jestcli.reporting.panels import line_of
-from jestcli.stages import learner, reproduce
+from jestcli.stages import learner, reproduce, scored_with
 from jestcli.stages.experiment import (
     FOLDER,
     Experiment,
@@ -239,7 +239,7 @@ def test_nothing_is_planned_for_what_is_done(workspace: Workspace) -> None:
     # Weights, not the run directory, key the embeddings: another test may have made them.
     assert keys(after)[-1] == ("train", "jest (seed 0)")
     assert ("train", "jest (seed 0): reference") not in keys(after)
-    learner.cache(run.reference, workspace, "cache", lambda *_: None)
+    scored_with.cache(run.reference, workspace, "cache", lambda *_: None)
     assert keys(plan([job], workspace)) == [("train", "jest (seed 0)")]
     learner.train(run, workspace, "jest", lambda *_: None)
     assert plan([job, job], workspace) == []

@@ -19,7 +19,7 @@ from jestcli.models import catalogue
 from jestcli.models.flexi import View
 from jestcli.models.towers import Clip
 from jestcli.stages.export import export, init_from
-from jestcli.stages.learner import MODEL, new_learner
+from jestcli.stages.trained import MODEL, new_learner
 from jestcli.stages.workspace import StageError, Workspace, start_folder
 from jestcli.training.augment import normalise
 from jestcli.training.checkpoint import save_model

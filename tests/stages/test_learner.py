@@ -19,10 +19,17 @@ from tiny import tiny_reference, tiny_run, without_seconds
 
 from jestcli.config import Run
 from jestcli.data.loader import draw
-from jestcli.stages import drawn_from, learner
+from jestcli.stages import drawn_from, learner, scored_with, trained
 from jestcli.stages.cache import Cache, build_cache
-from jestcli.stages.evaluate import evaluate_folder, list_runs, read_run
-from jestcli.stages.workspace import StageError, Workspace, is_done, only_writer, read_done
+from jestcli.stages.evaluate import evaluate_folder, list_runs
+from jestcli.stages.workspace import (
+    StageError,
+    Workspace,
+    is_done,
+    only_writer,
+    read_done,
+    read_run,
+)
 from jestcli.training.checkpoint import CHECKPOINT, CheckpointError, read
 from jestcli.training.loop import Interrupted, evaluation_steps
 
@@ -66,8 +73,8 @@ def test_what_a_reference_cost_is_charged(finished: Workspace) -> None:
     assert run.reference is not None
     mine, reference = (read_done(finished.folder(r)) for r in (run, run.reference))
     extra = mine["flops"]["charged"] - mine["flops"]["cached"]
-    model = learner.new_learner(run.reference)
-    one = learner.learner_flops(run.reference, model).full
+    model = trained.new_learner(run.reference)
+    one = trained.learner_flops(run.reference, model).full
     assert reference["flops"]["charged"] == reference["flops"]["cached"] > 0
     assert extra == pytest.approx(reference["flops"]["charged"] + min(84, 4 * 16) * one)
 
@@ -77,7 +84,7 @@ def test_a_finished_stage_is_not_run_again(finished: Workspace) -> None:
     before = {p: p.stat().st_mtime_ns for p in finished.runs.rglob("*")}
     assert learner.train(tiny_run("jest"), finished, "jest", refuse) == folder
     assert before == {p: p.stat().st_mtime_ns for p in finished.runs.rglob("*")}
-    assert learner.cached(tiny_reference(), finished)
+    assert scored_with.cached(tiny_reference(), finished)
 
 
 def test_evaluating_again_gives_the_recorded_scores(finished: Workspace) -> None:
@@ -96,7 +103,7 @@ def test_a_folder_that_is_no_run_is_one_line(content: str, tmp_path: Path) -> No
 
 def test_a_run_without_its_model_is_refused(workspace: Workspace) -> None:
     with pytest.raises(StageError, match="no trained model in"):
-        learner.load_run(tiny_run(), workspace)
+        trained.load_run(tiny_run(), workspace)
 
 
 def test_another_process_on_the_directory_is_refused(workspace: Workspace) -> None:
@@ -321,14 +328,14 @@ def test_finetuning_starts_from_the_references_weights(finished: Workspace) -> N
 def test_only_runs_that_score_with_the_reference_read_its_embeddings() -> None:
     reads = {m for m in ("uniform", "jest", "flexi", "finetune", "filtered", "independent",
                          "easy-reference", "hard-learner", "curated", "mixed")
-             if learner.reads_pool_cache(tiny_run(m))}  # fmt: skip
+             if scored_with.reads_pool_cache(tiny_run(m))}  # fmt: skip
     assert reads == {"jest", "flexi", "filtered", "independent", "easy-reference"}
 
 
 def test_a_live_reference_trains_what_a_cached_one_trains(finished: Workspace) -> None:
     """Up to rounding: candidates are embedded in other micro-batches."""
     live = tiny_run("jest", engine={"reference_cache": False})
-    assert not learner.reads_pool_cache(live)
+    assert not scored_with.reads_pool_cache(live)
     learner.train(live, finished, "live", lambda *_: None)
     folders = finished.folder(live), finished.folder(tiny_run("jest"))
     assert folders[0] != folders[1]
@@ -341,6 +348,6 @@ def test_a_live_reference_trains_what_a_cached_one_trains(finished: Workspace) -
 
 def test_the_cache_of_a_reference_is_built_once(finished: Workspace) -> None:
     inputs = finished.inputs(tiny_run())
-    model = learner.load_run(tiny_reference(), finished)
-    build_cache(model, inputs.pool, inputs.root / learner.CACHES, refuse)
-    learner.cache(tiny_reference(), finished, "again", refuse)
+    model = trained.load_run(tiny_reference(), finished)
+    build_cache(model, inputs.pool, inputs.root / scored_with.CACHES, refuse)
+    scored_with.cache(tiny_reference(), finished, "again", refuse)

@@ -31,7 +31,7 @@ from jestcli.data.sources import Loading
 from jestcli.data.store import fit
 from jestcli.evaluation.benchmarks import find_benchmarks
 from jestcli.evaluation.evaluate import evaluate
-from jestcli.stages import learner, reproduce
+from jestcli.stages import learner, reproduce, trained
 from jestcli.stages.evaluate import evaluate_folder
 from jestcli.stages.workspace import StageError, Workspace, read_done
 from jestcli.training import loop
@@ -123,7 +123,7 @@ def test_a_run_starts_from_a_checkpoint_by_its_content(
     monkeypatch.setenv("JEST_RUNS", str(tmp_path / "runs"))
     settled = {"optim": {"lr": 1e-12, "steps": 1}, "selection": {"low_res_share": 0.5}}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings(shards, **settled)))
-    start = learner.new_learner(own_run(shards, "flexi-uniform", seed=7))
+    start = trained.new_learner(own_run(shards, "flexi-uniform", seed=7))
     checkpoint = {k.replace("visual.visual.", "visual.").removeprefix("clip."): v
                   for k, v in start.state_dict().items()}  # fmt: skip
     torch.save({"state_dict": checkpoint}, tmp_path / "start.pt")
@@ -141,9 +141,9 @@ def test_a_run_starts_from_a_checkpoint_by_its_content(
         assert (stopped.value.code or 0, errors) == (0, ""), errors
         folders.append(Path(out.rpartition("run directory: ")[2].strip()))
     assert folders[0] == folders[1] and len(list((tmp_path / "runs").iterdir())) == 1
-    trained = load_file(folders[0] / "model.safetensors")
+    weights = load_file(folders[0] / "model.safetensors")
     for key, value in start.state_dict().items():
-        np.testing.assert_allclose(trained[f"model.{key}"], value, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(weights[f"model.{key}"], value, rtol=0, atol=1e-6)
     (tmp_path / "start.pt").write_bytes(b"other")
     given = json.loads((folders[0] / "config.json").read_text())
     given.pop("label")
@@ -301,7 +301,7 @@ def test_own_benchmarks_with_a_train_split_have_a_few_shot_score(
 def test_a_few_shot_score_is_that_of_what_was_learned(shards: Path, tmp_path: Path) -> None:
     """Test images that the train split shows are told apart perfectly, strange ones are not."""
     flowers = label_train_split(shards, tmp_path, range(12))  # those of the test split
-    model = learner.new_learner(own_run(shards, "uniform"))
+    model = trained.new_learner(own_run(shards, "uniform"))
 
     class Wide:  # random features of the pixels, enough to tell 12 pictures apart
         scale = model.scale

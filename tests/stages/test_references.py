@@ -21,7 +21,7 @@ from jestcli.data.shards import decode_image
 from jestcli.data.sources import Loading
 from jestcli.data.stream import Stream, open_stream
 from jestcli.data.tokens import small_tokenizer
-from jestcli.stages import drawn_from, learner, own
+from jestcli.stages import drawn_from, learner, own, scored_with, trained
 from jestcli.stages.references import (
     ForeignReference,
     OwnReference,
@@ -233,7 +233,7 @@ def test_training_with_a_cache_equals_training_without(
         inputs = cached.inputs(run)
         assert isinstance(inputs, own.OwnInputs)
         inputs.folder.mkdir(parents=True)
-        model: Any = run.reference_model or learner.load_run(run.reference or run, cached)
+        model: Any = run.reference_model or trained.load_run(run.reference or run, cached)
         assert fill(own.open_model(inputs, model), inputs.pool, loading, nothing) == 3
         assert own.open_reference(inputs, model).embeddings.complete
         learner.train(run, cached, "jest", nothing)
@@ -262,8 +262,8 @@ def test_a_live_reference_computes_where_the_learner_does(
     if kind == "own":
         reference = merge(settings(pool), merge(METHODS["curated"], {"optim": {"steps": 2}}))
         run = make_run(settings(pool, reference=reference))
-        monkeypatch.setattr(learner, "load_run", lambda run, _: learner.new_learner(run))
-        monkeypatch.setattr(learner, "read_done", lambda _: {"flops": {"charged": 0.0}})
+        monkeypatch.setattr(scored_with, "load_run", lambda run, _: trained.new_learner(run))
+        monkeypatch.setattr(scored_with, "read_done", lambda _: {"flops": {"charged": 0.0}})
     else:
         run = make_run(settings(pool, reference_model=checkpoint))
     place = Workspace(None, tmp_path / "runs", loading)
@@ -271,12 +271,12 @@ def test_a_live_reference_computes_where_the_learner_does(
     assert isinstance(inputs, own.OwnInputs)
     inputs.folder.mkdir(parents=True)
     world = World(device=torch.device("meta"))
-    reference_, flops, _ = learner.own_reference(run, place, inputs, world)
+    reference_, flops, _ = scored_with.own_reference(run, place, inputs, world)
     assert reference_ is not None and flops is not None and flops.full > 0
     drawn = drawn_from.open_drawing(run, inputs, reference_, inputs.folder)[0]
     found = reference_(drawn(0))
     assert {t.device.type for t in (found.image, found.text, found.scale, found.bias)} == {"meta"}
     assert found.image.shape[0] == run.super_batch_size
-    alone, _, _ = learner.own_reference(run, place, inputs)
+    alone, _, _ = scored_with.own_reference(run, place, inputs)
     assert alone is not None and alone(drawn(0)).image.device.type == "cpu"
     drawn.close()

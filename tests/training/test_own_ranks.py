@@ -21,7 +21,7 @@ from tiny import TINY
 from jestcli.config import METHODS, Run, make_run, merge
 from jestcli.data.sources import Loading
 from jestcli.stages import learner
-from jestcli.stages.own import cache_reference
+from jestcli.stages.scored_with import cache_reference
 from jestcli.stages.workspace import Workspace
 from jestcli.training import loop
 
