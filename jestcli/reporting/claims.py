@@ -119,11 +119,11 @@ def _word(difference: Difference) -> str:
 def _sentence(records: list[Record], d: Difference, metric: str) -> str:
     a, b = label(d.a), label(d.b)
     first = metric if metric in SHARES else "mean"
-    parts = [_number(paired_difference(records, d.a, d.b, m), m) for m in (first, "nats")]
+    n = d.interval.n
+    parts = [_number(paired_difference(records, d.a, d.b, m), m, n) for m in (first, "nats")]
     parts = [p for p in parts if p]
     if metric == "nats":
         parts = parts[::-1]
-    n = d.interval.n
     few = "" if n >= SEEDS else f", too few for a verdict ({SEEDS} are needed)"
     return f"{a} minus {b}: {'; '.join(parts)} ({_seeds(n)}{few})."
 
@@ -132,7 +132,8 @@ def _seeds(n: int) -> str:
     return "one seed" if n == 1 else f"{n} seeds"
 
 
-def _number(d: Difference, metric: str) -> str:
+def _number(d: Difference, metric: str, n: int) -> str:
+    """n: the seeds of the deciding metric; where this one has fewer, that is said."""
     if d.interval.n == 0:
         return ""
     factor, unit, digits = {
@@ -141,6 +142,8 @@ def _number(d: Difference, metric: str) -> str:
     }[metric]  # fmt: skip
     i = d.interval
     text = f"{factor * i.mean:+.{digits}f} {unit}"
+    if i.n != n:
+        text += f" ({_seeds(i.n)})"
     if math.isnan(i.low):
         return text
     text += f" [{factor * i.low:+.{digits}f}, {factor * i.high:+.{digits}f}]"

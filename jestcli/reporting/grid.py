@@ -105,8 +105,10 @@ def _panel(
     at, numbers = places(panel, names)
     ends: list[tuple[float, str, str]] = []
     missing: list[tuple[float, str]] = []
+    taken = {style(name).colour for name in panel.levels}
+    colours = [colour for colour in COLOURS if colour not in taken]
     for i, (line, label) in enumerate(panel.lines.items()):
-        colour = theme.colour(COLOURS[i % len(COLOURS)])
+        colour = theme.colour(colours[i % len(colours)])
         points: list[tuple[float, Interval, list[float]]] = []
         for value, x in at.items():
             runs = groups.get(f"{line}{MARK}{value}")
@@ -124,7 +126,8 @@ def _panel(
         colour = theme.colour(own.colour) if own.label != name else theme.muted
         values = scores_of(groups.get(name, []), metric)
         if not values:
-            ends.append((math.nan, f"{label}: not run", colour))
+            why = "not recorded" if name in groups else "not run"
+            ends.append((math.nan, f"{label}: {why}", colour))
             continue
         y = factor * t_interval(values).mean
         axes.axhline(y, color=colour, lw=1.0, ls=own.dash if own.dash != "-" else (0, (5, 3)))

@@ -177,12 +177,12 @@ def _raw_row(name: str, records: list[Record], groups: dict[str, list[Record]]) 
         scored = [t_interval(list(curve.seeds[:, i])), t_interval(list(corrected))]
     else:
         scored = [t_interval(finals(runs, m)) for m in ("mean", "mean_chance_corrected")]
-    unit, long = _iid_step(groups, runs), groups.get(BASELINE)
+    unit, whole = _iid_step(groups, runs), groups.get(BASELINE) or groups.get("uniform")
     for c in CONVENTIONS:
         row[f"flops_{c}"] = total[c]
         # What is spent once has no place in the cost of an iteration.
         row[f"per_iteration_{c}"] = runs[0]["flops_per_iteration"][c] / unit
-        row[f"total_{c}"] = total[c] / totals(long)[c] if long else None
+        row[f"total_{c}"] = total[c] / totals(whole)[c] if whole else None
     del row["per_iteration_charged"]
     for key, interval in zip(("mean", "chance_corrected"), scored, strict=True):
         row |= {key: interval.mean, f"{key}_low": interval.low, f"{key}_high": interval.high}
@@ -231,10 +231,11 @@ def _costs(raw: tuple[dict[str, Any], ...]) -> Table:
         ))  # fmt: skip
     return Table(
         "Final scores and their cost", columns, tuple(rows),
-        "Costs in FLOPs: uniform = 100 an iteration, the long uniform run = 100 in total; where "
-        "three stand: reference cached and selected forwards re-used / cached, nothing re-used "
-        "(what is executed) / not cached. Charged: cached, and the reference's training and its "
-        "scoring of the pool. CPU s: seconds of drawing, choosing and updating on one core.",
+        "Costs in FLOPs: uniform = 100 an iteration, the long uniform run (the uniform one, if "
+        "there is no long one) = 100 in total; where three stand: reference cached and selected "
+        "forwards re-used / cached, nothing re-used (what is executed) / not cached. Charged: "
+        "cached, and the reference's training and its scoring of the pool. CPU s: seconds of "
+        "drawing, choosing and updating on one core.",
     )  # fmt: skip
 
 
@@ -280,13 +281,14 @@ def _speed_ups(records: list[Record], names: list[str]) -> Table:
 
 
 def _differences(records: list[Record], names: list[str]) -> Table:
-    columns = ("Method", "Uniform", "Uniform, long", "Curated only", "Reference")
+    others = [n for n in ("uniform", BASELINE, "curated", "reference") if n in names]
+    columns = ("Method", *(style(name).label for name in others))
     rows = []
     for name in names:
         if is_reference(name) or name not in {r["name"] for r in records}:
             continue
-        others = ("uniform", BASELINE, "curated", reference_of(name))
-        rows.append((_label(name), *(_difference(records, name, other) for other in others)))
+        against = [reference_of(name) if other == "reference" else other for other in others]
+        rows.append((_label(name), *(_difference(records, name, other) for other in against)))
     return Table(
         "Final score minus another's, points, paired over seeds", columns, tuple(rows),
         "95 % t-interval over the seeds that both ran (with one seed: bootstrap over test items "
