@@ -137,8 +137,8 @@ def _ratios(axes: Axes, measured: list[dict[str, Any]], theme: Theme) -> None:
     axes.plot(list(FIGURE2_RATIOS), list(FIGURE2_RATIOS.values()), color=theme.muted, lw=1.0,
               ls=(0, (3, 2)), marker="s", ms=2.6)  # fmt: skip
     axes.plot(list(curve), list(curve.values()), color=theme.colour(BLUE), lw=1.8, marker="o", ms=4)
-    for x, y in curve.items():
-        axes.annotate(f"{y:.2f}", (x, y), (0, -10), textcoords="offset points", size=7,
-                      ha="center", color=theme.colour(BLUE))  # fmt: skip
-    axes.set_xticks(list(curve), [f"{x:g}" for x in curve])
+    for x, y in list(curve.items())[2:]:  # the first two are 0 and 1 by definition
+        axes.annotate(f"{y:.2f}", (x, y), (-5, 4), textcoords="offset points", size=7,
+                      ha="right", color=theme.colour(BLUE))  # fmt: skip
+    axes.set_xticks(list(curve), [f"{x:g}" for x in curve], size=7)
     axes.set_xlabel("filter ratio f (0: uniform, 1: f = .5)", size=7.6)
