@@ -348,6 +348,8 @@ def _summary(axes: Axes, records: list[Record], speed_ups: list[SpeedUp], theme:
                       color=theme.colour(colour), **{"size": 8, **k})  # fmt: skip
         y -= 0.075
 
+    groups = by_name(records)
+    most = max((len(runs) for runs in groups.values()), default=0)
     target = find_target(records)
     line(["Cost to reach the long uniform run's final"], weight="bold", size=9)
     if target is None:
@@ -364,7 +366,10 @@ def _summary(axes: Axes, records: list[Record], speed_ups: list[SpeedUp], theme:
             if found.crossed
             else [{"censored": "never reached"}.get(found.status, found.status)]
         )
-        line([style(found.name).label, *cells], colour=style(found.name).colour, weight="bold")
+        n = len(groups[found.name])
+        few = {1: ", one seed", 2: ", two seeds"}.get(n, "") if n < most else ""
+        line([style(found.name).label + few, *cells], colour=style(found.name).colour,
+             weight="bold")  # fmt: skip
         censored = sum(x is None for x in found.per_seed)
         if found.crossed and censored:
             words = f"by its mean curve; {censored} of {len(found.per_seed)} seeds never reach it"
