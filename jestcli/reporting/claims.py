@@ -191,7 +191,9 @@ def speed(name: str, examples: float, flops: float) -> Callable[[Evidence], Find
             f" The paper: ×{examples} and ×{flops}.",
         )
         if seeds < SEEDS:
-            return Finding(OPEN, (*sentences, f"{_seeds(seeds).capitalize()}: too few for a verdict."), names)
+            return Finding(
+                OPEN, (*sentences, f"{_seeds(seeds).capitalize()}: too few for a verdict."), names
+            )
         near = f["examples"] >= FACTOR * examples and f["cached"] >= FACTOR * flops
         if not near:
             sentences += (f"Below {FACTOR:.0%} of the paper's factors.",)

@@ -39,7 +39,8 @@ def make_diversity(
     height = 0.32 * max(len(names), 3) + 0.3
     figure, top = frame(
         title, "Filled: chosen pairs; hollow: as many random pairs of the same pool. Effective: "
-        "exp of the entropy. Right: accuracy by how often the pool names a class.",
+        "exp of the entropy.\nRight: accuracy by how often the pool names a class. Thin lines: "
+        "range over seeds.",
         note, height + 0.75, theme,
     )  # fmt: skip
     width, left = 1.5, 1.45
@@ -50,6 +51,7 @@ def make_diversity(
                 values = [m[kind][key] for m in measured if m["name"] == name and m[kind]]
                 if values:
                     colour = theme.colour(VERMILLION if filled else BLUE)
+                    axes.plot([min(values), max(values)], [y, y], color=colour, lw=0.9)
                     axes.plot([np.mean(values)], [y], "o", ms=5, color=colour,
                               mfc=colour if filled else "none")  # fmt: skip
         _rows(axes, names, words, i == 0)
