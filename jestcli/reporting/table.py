@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from jestcli.reporting import paper
 from jestcli.reporting.caption import caption
 from jestcli.reporting.methods import in_order, is_reference, reference_of, style
+from jestcli.reporting.panels import MARK, value_of
 from jestcli.reporting.records import CONVENTIONS, Header, Record
 from jestcli.reporting.statistics import (
     AXES,
@@ -177,7 +178,8 @@ def _raw_row(name: str, records: list[Record], groups: dict[str, list[Record]]) 
         scored = [t_interval(list(curve.seeds[:, i])), t_interval(list(corrected))]
     else:
         scored = [t_interval(finals(runs, m)) for m in ("mean", "mean_chance_corrected")]
-    unit, whole = _iid_step(groups, runs), groups.get(BASELINE) or groups.get("uniform")
+    unit = _iid_step(groups, runs)
+    whole = groups.get(BASELINE) or groups.get(_uniform(source, list(groups)) or "")
     for c in CONVENTIONS:
         row[f"flops_{c}"] = total[c]
         # What is spent once has no place in the cost of an iteration.
@@ -231,11 +233,11 @@ def _costs(raw: tuple[dict[str, Any], ...]) -> Table:
         ))  # fmt: skip
     return Table(
         "Final scores and their cost", columns, tuple(rows),
-        "Costs in FLOPs: uniform = 100 an iteration, the long uniform run (the uniform one, if "
-        "there is no long one) = 100 in total; where three stand: reference cached and selected "
-        "forwards re-used / cached, nothing re-used (what is executed) / not cached. Charged: "
-        "cached, and the reference's training and its scoring of the pool. CPU s: seconds of "
-        "drawing, choosing and updating on one core.",
+        "Costs in FLOPs: uniform = 100 an iteration, the long uniform run (the uniform one of "
+        "that setting, if there is no long one) = 100 in total; where three stand: reference "
+        "cached and selected forwards re-used / cached, nothing re-used (what is executed) / not "
+        "cached. Charged: cached, and the reference's training and its scoring of the pool. CPU s: "
+        "seconds of drawing, choosing and updating on one core.",
     )  # fmt: skip
 
 
@@ -281,20 +283,30 @@ def _speed_ups(records: list[Record], names: list[str]) -> Table:
 
 
 def _differences(records: list[Record], names: list[str]) -> Table:
-    others = [n for n in ("uniform", BASELINE, "curated", "reference") if n in names]
+    uniform = any(_uniform(name, names) for name in names)
+    others = [n for n in (BASELINE, "curated", "reference") if n in names]
+    others = ["uniform", *others] if uniform else others
     columns = ("Method", *(style(name).label for name in others))
     rows = []
     for name in names:
         if is_reference(name) or name not in {r["name"] for r in records}:
             continue
-        against = [reference_of(name) if other == "reference" else other for other in others]
+        own = {"uniform": _uniform(name, names) or name, "reference": reference_of(name)}
+        against = [own.get(other, other) for other in others]
         rows.append((_label(name), *(_difference(records, name, other) for other in against)))
     return Table(
         "Final score minus another's, points, paired over seeds", columns, tuple(rows),
         "95 % t-interval over the seeds that both ran (with one seed: bootstrap over test items "
-        "only, which says nothing of other seeds). Not distinguishable: it contains 0. The ++ "
+        "only, which says nothing of other seeds). Uniform: of the same setting, where the setting "
+        "is one of both. Not distinguishable: it contains 0. The ++ "
         "methods stand against the reference that they read, Reference++.",
     )  # fmt: skip
+
+
+def _uniform(name: str, names: list[str]) -> str | None:
+    """The uniform run that `name` stands against: "uniform", or the one of its own setting."""
+    own = f"uniform{MARK}{value_of(name)}"
+    return next((n for n in ("uniform", own) if n in names), None)
 
 
 def _nats(records: list[Record], names: list[str]) -> Table:
@@ -308,7 +320,7 @@ def _nats(records: list[Record], names: list[str]) -> Table:
             continue
         own = t_interval(values)
         half = "" if math.isnan(own.half) else f" ± {own.half:.3f}"
-        found = paired_difference(records, name, "uniform", "nats")
+        found = paired_difference(records, name, _uniform(name, names) or name, "nats")
         rows.append((_label(name), f"{own.mean:.3f}{half}", _nats_difference(found)))
     return Table(
         "Nats above guessing", ("Method", "Mean", "Minus uniform's"), tuple(rows),

@@ -89,7 +89,7 @@ def test_the_speed_up_needs_every_seed_and_a_target_worth_reaching():
     assert found.verdict == REPRODUCED
     assert "at least ×8.0 fewer examples" in found.sentences[1] and "×11.6" in found.sentences[1]
     one = speed("jest", 11.6, 4.3)(Evidence({"figure1": [r for r in long + fast if not r["seed"]]}))
-    assert one.verdict == OPEN and "one seed: too few for a verdict." in one.sentences
+    assert one.verdict == OPEN and "One seed: too few for a verdict." in one.sentences
     slow = [curve("jest", s, [0.02, 0.03, 0.04, 0.05]) for s in range(3)]
     assert speed("jest", 1, 1)(Evidence({"figure1": long + slow})).verdict == NOT
     uneven = [*fast[:2], slow[2]]

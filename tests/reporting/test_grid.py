@@ -63,6 +63,15 @@ def test_the_table_of_an_ablation_compares_nats_with_uniform(records):
     assert "The paper's own numbers" not in text and "Speed-up" not in text
 
 
+def test_a_run_stands_against_the_uniform_one_of_its_own_setting(records):
+    named = [dict(r, name=r["name"].replace("uniform", "uniform@0.9")) for r in records]
+    names = ("uniform@0.9", "joint@0.5", "joint@0.9")
+    table = to_markdown(build(HEADER, named, names, with_paper=False))
+    assert "| joint@0.9 | 0.600 ± 0.000 | +0.400" in table
+    assert "| joint@0.5 | 0.400 ± 0.000 | – |" in table
+    assert "| Method | Uniform |" in table and "Curated only" not in table
+
+
 def with_hits(name, seed, right):
     import numpy as np
 
