@@ -114,7 +114,7 @@ def _panel(
             runs = groups.get(f"{line}{MARK}{value}")
             if runs and (values := scores_of(runs, metric)):
                 points.append((x, t_interval(values), values))
-            elif f"{line}{MARK}{value}" in names:
+            elif not runs and f"{line}{MARK}{value}" in names:
                 missing.append((x, colour))
         if points:
             y = _line(axes, points, factor, colour, MARKERS[i % len(MARKERS)])

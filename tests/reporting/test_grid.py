@@ -56,6 +56,15 @@ def test_nothing_run_still_draws(tmp_path, monkeypatch):
     assert "not run" in words(make_grid("t", PANELS, HEADER, [], NAMES, theme.LIGHT))
 
 
+def test_a_run_without_the_metric_is_not_called_missing(records):
+    """Such as the share of curated pairs, where the pool has none."""
+    for r in records:
+        r["final"]["curated"] = 0.1 if r["name"] == "joint@0.9" else None
+    panel = Panel(title="t", x="x", lines={"joint": "joint"}, metrics=("curated",))
+    found = words(make_grid("t", (panel,), HEADER, records, NAMES, theme.LIGHT))
+    assert found == ["joint 10.0"]
+
+
 def test_the_table_of_an_ablation_compares_nats_with_uniform(records):
     text = to_markdown(build(HEADER, records, tuple(NAMES), with_paper=False))
     assert "| joint@0.9 | 0.600 ± 0.000 | +0.400" in text
