@@ -304,7 +304,7 @@ def varied(evidence: Evidence) -> Finding:
         each = t_interval([m["chosen"][key] - m["random"][key] for m in chosen])
         a, b = (sum(m[k][key] for m in chosen) / len(chosen) for k in ("chosen", "random"))
         words.append(verdict_of(each) if each.n >= SEEDS else "few")
-        sentences.append(f"{what}: {a:.2f} chosen, {b:.2f} random.")
+        sentences.append(f"{what}: {a:.3g} chosen, {b:.3g} random.")
     rare = {
         name: {m["seed"]: m["accuracy"].get("rare") for m in evidence.measured["diversity"]
                if m["name"] == name} for name in ("jest", "uniform")
