@@ -8,7 +8,7 @@ from typing import Any
 
 from jestcli.data.order import Order, weighted
 from jestcli.data.shards import IMAGES, LARGEST_TEXT, Pair, Skip, decode
-from jestcli.data.sources import Loading, ShardError, local
+from jestcli.data.sources import Loading, ShardError, opened
 from jestcli.data.stream import Stream
 from jestcli.data.tarindex import ShardIndex, read_index
 from jestcli.training.randomness import generator
@@ -70,10 +70,8 @@ class Reader:
             return self.open[shard]
         url = self.stream.shards[shard]
         index = read_index(url, self.loading)
-        try:
-            file = os.open(local(url, self.loading), os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise ShardError(f"cannot be read ({error.strerror})") from None
+        with opened(url, self.loading) as held:
+            file = os.dup(held.fileno())
         if os.fstat(file).st_size != index.size:
             os.close(file)
             raise ShardError("the shard has changed")

@@ -30,6 +30,7 @@ from jestcli.data.errors import DataError, explain_os_error
 from jestcli.data.shards import expand_urls
 
 BLOCK = 1 << 20
+ATTEMPTS = 8  # to open a shard that other readers evict
 PATIENCE = 60.0  # seconds that a shard which could not be fetched is left alone
 
 
@@ -119,6 +120,22 @@ def local(url: str, loading: Loading) -> Path:
     except OSError as error:
         raise explain_os_error(error, f"keeping a fetched shard in {folder}") from error
     return path
+
+
+def opened(url: str, loading: Loading) -> IO[bytes]:
+    """The shard, open for reading: what is open outlives its eviction from the cache.
+
+    Another reader may evict it between fetching and opening; then it is fetched again. Raises
+    ShardError with the reason.
+    """
+    for _ in range(ATTEMPTS):
+        try:
+            return local(url, loading).open("rb")
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise ShardError(f"cannot be read ({error.strerror})") from None
+    raise ShardError("evicted before it could be opened: the cache of shards is too small")
 
 
 @contextmanager

@@ -10,14 +10,15 @@ import json
 import os
 import tarfile
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from jestcli.data.errors import explain_os_error
 from jestcli.data.files import save_text
 from jestcli.data.shards import IMAGES, TEXTS
-from jestcli.data.sources import Loading, ShardError, is_remote, local
+from jestcli.data.sources import Loading, ShardError, is_remote, opened
 
 FORMAT = 1
 
@@ -56,7 +57,8 @@ def read_index(url: str, loading: Loading) -> ShardIndex:
     found = _load(kept, stamp)
     if found is not None:
         return found
-    index = scan(local(url, loading))
+    with opened(url, loading) as file:
+        index = scan(file)
     text = json.dumps(
         {"format": FORMAT, "url": url, "stamp": stamp, "size": index.size, "keys": index.keys,
          "members": index.members, "faults": index.faults}
@@ -94,19 +96,22 @@ def _load(kept: Path, stamp: list[int] | None) -> ShardIndex | None:
         return None  # made again
 
 
-def scan(path: Path, texts: tuple[str, ...] = ("txt", "json")) -> ShardIndex:
-    """Read a tar's headers. Raises ShardError when it is no tar.
+def scan(source: Path | IO[bytes], texts: tuple[str, ...] = ("txt", "json")) -> ShardIndex:
+    """Read the headers of a tar, or of an open one. Raises ShardError when it is no tar.
 
     A tar that breaks off keeps what came before. Samples without an image or without one of
     `texts` (("cls",) for labelled ones), second members of one kind and second samples of one key
     are left out and counted.
     """
-    size = path.stat().st_size
     faults: Counter[str] = Counter()
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     current, repeated = None, False
     try:
-        with tarfile.open(path, "r:") as tar:
+        with (
+            source.open("rb") if isinstance(source, Path) else nullcontext(source) as file,
+            tarfile.open(fileobj=file, mode="r:") as tar,
+        ):
+            size = os.fstat(file.fileno()).st_size
             for member in _headers(tar, faults):
                 if not member.isreg():
                     continue

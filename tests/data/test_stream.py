@@ -10,13 +10,14 @@ import pytest
 import torch
 from own_shards import caption, jpeg, make_shards, sample, served, write_tar
 
+from jestcli.data import sources
 from jestcli.data.drawing import Portion, StreamDrawing, View
 from jestcli.data.errors import DataError
 from jestcli.data.loader import Candidates
 from jestcli.data.order import Order, shares, weighted
 from jestcli.data.reading import Reader, Reading
 from jestcli.data.shards import decode_image
-from jestcli.data.sources import Loading, list_shards, local
+from jestcli.data.sources import Loading, ShardError, list_shards, local
 from jestcli.data.store import fit
 from jestcli.data.stream import Stream, open_stream
 from jestcli.data.tokens import small_tokenizer
@@ -242,6 +243,27 @@ def test_the_cache_of_remote_shards_is_bounded(shards: Path, loading: Loading) -
     kept = list((loading.cache / "shards").glob("*.tar"))
     assert len(kept) <= 2 and len(found) == 6
     assert not list((loading.cache / "shards").glob("*.part*"))
+
+
+def test_a_shard_evicted_before_it_is_opened_is_fetched_again(
+    shards: Path, loading: Loading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As another reader does that fetches beside this one into a small cache."""
+    evictions = iter([True, True, False])
+
+    def then_evicted(url: str, loading: Loading) -> Path:
+        path = local(url, loading)
+        if next(evictions):
+            path.unlink()
+        return path
+
+    monkeypatch.setattr(sources, "local", then_evicted)
+    with served(shards) as address:
+        with sources.opened(f"{address}/00.tar", loading) as file:
+            assert file.read() == (shards / "00.tar").read_bytes()
+        monkeypatch.setattr(sources, "local", lambda *_: Path("/nowhere"))
+        with pytest.raises(ShardError, match="cache of shards is too small"):
+            sources.opened(f"{address}/00.tar", loading)
 
 
 def test_a_server_that_recovers_is_tried_again(shards: Path, loading: Loading) -> None:
