@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
@@ -33,9 +33,6 @@ from jestcli.stages.references import (
     ShardReference,
     open_clip_reference,
 )
-
-if TYPE_CHECKING:
-    pass
 
 CPU = torch.device("cpu")
 
