@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from jestcli.commands.options import Config, Device, Profile, Seed, Set, Wandb
+from jestcli.commands.options import (
+    Cache,
+    CacheGB,
+    Config,
+    DataWorkers,
+    Device,
+    MaxFaults,
+    Profile,
+    Seed,
+    Set,
+    Wandb,
+)
 from jestcli.commands.shared import make_console, make_workspace, read_settings
 
 app = typer.Typer()
@@ -42,13 +53,31 @@ def inspect(
         bool, typer.Option("--all", help="Export scores of the whole pool, not of those drawn.")
     ] = False,
     out: Annotated[Path, typer.Option(help="Folder for what is written.")] = Path("inspected"),
+    device: Device = "auto",
+    data_workers: DataWorkers = None,
+    max_faults: MaxFaults = 0.05,
+    cache: Cache = None,
+    cache_gb: CacheGB = 50.0,
 ) -> None:
-    """What did a run choose? Contact sheets, shares, overlap, diversity, and scores to export."""
-    from jestcli.stages import inspection
+    """What did a run choose? Contact sheets, shares, overlap, diversity, and scores to export.
 
-    workspace = make_workspace()
-    folder = inspection.find_run(run, workspace)
-    for path in inspection.inspect(folder, workspace, out, super_batches, everything):
+    scores.csv has the learnability of every pair drawn (--all: of the whole pool), uids.npy the
+    chosen ones as a DataComp uid file: what an offline filter needs.
+    """
+    from jestcli.stages import inspection
+    from jestcli.stages.data import bars
+    from jestcli.stages.opened import find_run
+    from jestcli.training.devices import pick_device
+
+    where = pick_device(device)
+    workspace = make_workspace(data_workers, max_faults, cache, cache_gb)
+    folder = find_run(run, workspace)
+    with bars(make_console()) as show:
+        written = inspection.inspect(
+            folder, workspace, out, super_batches, everything, where,
+            lambda done, total, line: show(line, done, total),
+        )  # fmt: skip
+    for path in written:
         print(path)
 
 

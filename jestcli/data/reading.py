@@ -35,8 +35,9 @@ class Reader:
         except (ShardError, IndexError):
             return f"sample {sample}"
 
-    def raw(self, shard: int, sample: int) -> dict[str, Any]:
-        """Extension -> bytes, as webdataset names them. Raises Skip."""
+    def raw(self, shard: int, sample: int, images: bool = True) -> dict[str, Any]:
+        """Extension -> bytes, as webdataset names them; without `images` the words alone. Raises
+        Skip."""
         try:
             index, file = self._shard(shard)
         except ShardError as error:
@@ -47,6 +48,8 @@ class Reader:
         found: dict[str, Any] = {"__key__": index.keys[sample], "__url__": url}
         for extension, (offset, size) in index.members[sample].items():
             image = extension in IMAGES
+            if image and not images:
+                continue
             if size > (LARGEST_FILE if image else LARGEST_TEXT):
                 raise Skip("image file too large" if image else "text too large")
             try:

@@ -165,21 +165,27 @@ def decode(sample: dict[str, Any], least: int | None = None) -> Pair:
 
     least: pixels of the shorter side that are enough (see `decode_image`).
     """
-    meta = _meta(sample)
-    captions = _captions(sample, meta)
+    key, captions, meta = words_of(sample)
     if not captions and "cls" not in meta:
         raise Skip("no caption")
     extension = next((each for each in IMAGES if each in sample), None)
     if extension is None:
         raise Skip("no image")
-    key = meta.get("key")
     return Pair(
-        key=key if isinstance(key, str) and key else str(sample["__key__"]),
+        key=key,
         url=str(sample.get("__url__", "")),
         image=decode_image(sample[extension], least),
         captions=captions,
         meta=meta,
     )
+
+
+def words_of(sample: dict[str, Any]) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+    """Key, captions and JSON of a raw sample, its image unread. Raises Skip."""
+    meta = _meta(sample)
+    key = meta.get("key")
+    key = key if isinstance(key, str) and key else str(sample.get("__key__", ""))
+    return key, _captions(sample, meta), meta
 
 
 def decode_image(content: bytes, least: int | None = None) -> Image.Image:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from jestcli.data.store import Store
+from jestcli.data.described import Described
 from jestcli.reporting import theme as look
 from jestcli.reporting.grid import frame
 from jestcli.reporting.methods import BLUE, VERMILLION
@@ -19,13 +21,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+LINE = 0.13  # inches between labels
 TOP = 8  # names shown at either end
 LEAST = 20  # candidates of a source, for its rate to mean something
-WORDS = ("1", "2", "3", "4", "5", "6+")  # caption lengths
+WORDS = "words"  # the group of captions by their length
+PLURAL = {"source": "sources", "category": "categories"}
+LENGTHS = ("1", "2", "3", "4", "5", "6+")
 
 
 class Chosen(Protocol):
-    """rows int64 [B] of the store; index int64 [b] of those chosen; score float [B]."""
+    """rows int64 [B] of the pool; index int64 [b] of those chosen; score float [B]."""
 
     @property
     def rows(self) -> np.ndarray: ...
@@ -36,7 +41,7 @@ class Chosen(Protocol):
 
 
 def describe(
-    store: Store,
+    pairs: Described,
     replays: Sequence[Chosen],
     in_training: list[tuple[int, np.ndarray]],
     overlaps: dict[str, dict[str, float]],
@@ -45,21 +50,22 @@ def describe(
 ) -> dict[str, Any]:
     """All that is reported about a run's choices, as plain data.
 
-    rates: column -> name -> [offered, chosen, chosen / offered relative to the mean], by source
-    set, category and words in the caption. over_time: column -> name -> share of the logged
-    sub-batches in ten spans of training. diversity: of the chosen and of random sub-batches.
+    rates: group -> name -> [offered, chosen, chosen / offered relative to the mean], by what the
+    pairs are grouped in and by words in the caption. over_time: group -> name -> share of the
+    logged sub-batches in ten spans of training. diversity: of the chosen and of random sub-batches.
     """
     offered = np.concatenate([r.rows for r in replays])
     chosen = np.concatenate([r.rows[r.index] for r in replays])
     random = np.concatenate([r.rows[: len(r.index)] for r in replays])
-    groups = {name: column(store, name) for name in ("source", "category", "words")}
+    groups = {name: labelled(pairs, name) for name in (*pairs.groups, WORDS)}
+    most = {WORDS: pairs.most_captions}
     return {
         "super_batches": len(replays),
         "offered": len(offered),
         "chosen": len(chosen),
         "rates": {k: rates(labels, offered, chosen) for k, labels in groups.items()},
-        "over_time": {k: over_time(labels, in_training) for k, labels in groups.items()},
-        "diversity": {"chosen": diversity(store, chosen), "random": diversity(store, random)},
+        "over_time": {k: over_time(x, in_training, most.get(k)) for k, x in groups.items()},
+        "diversity": {"chosen": diversity(pairs, chosen), "random": diversity(pairs, random)},
         "overlap": overlaps,
         "overlap_by_chance": len(chosen) / len(offered),
         "drift": drift,
@@ -71,19 +77,15 @@ def describe(
     }
 
 
-def column(store: Store, name: str) -> Any:
-    """row -> label, as a function over int64 [n]: "source", "category", or "words"."""
-    if name == "words":
-        return lambda rows: [_length(store, int(row)) for row in rows]
-    names, codes = store.names.get(name, ()), store.codes.get(name)
-    if codes is None:
-        return lambda rows: ["unknown"] * len(rows)
-    return lambda rows: [names[c] if c >= 0 else "unknown" for c in codes[rows].tolist()]
+def labelled(pairs: Described, group: str) -> Any:
+    """rows int64 [n] -> each one's label, by one of the pairs' groups or words in the caption."""
+    if group == WORDS:
+        return lambda rows: [_length(caption) for caption in pairs.captions(rows)]
+    return partial(pairs.labels, group)
 
 
-def _length(store: Store, row: int) -> str:
-    n = len(store.captions_of(row)[0].split())
-    return WORDS[min(max(n, 1), len(WORDS)) - 1]
+def _length(caption: str) -> str:
+    return LENGTHS[min(max(len(caption.split()), 1), len(LENGTHS)) - 1]
 
 
 def rates(labels: Any, offered: np.ndarray, chosen: np.ndarray) -> dict[str, list[float]]:
@@ -94,32 +96,37 @@ def rates(labels: Any, offered: np.ndarray, chosen: np.ndarray) -> dict[str, lis
 
 
 def over_time(
-    labels: Any, in_training: list[tuple[int, np.ndarray]], spans: int = 10
+    labels: Any,
+    in_training: list[tuple[int, np.ndarray]],
+    most: int | None = None,
+    spans: int = 10,
 ) -> dict[str, Any]:
-    """{"step": ends of the spans, "share": label -> share of the sub-batches in each}."""
-    if not in_training:
+    """{"step": ends of the spans, "share": label -> share of the sub-batches in each}.
+
+    most: pairs to look at, evenly spread; None is all.
+    """
+    if not in_training or most == 0:
         return {"step": [], "share": {}}
     parts = [p for p in np.array_split(np.arange(len(in_training)), spans) if len(p)]
-    counts = [Counter(labels(np.concatenate([in_training[i][1] for i in p]))) for p in parts]
+    rows = [np.concatenate([in_training[i][1] for i in p]) for p in parts]
+    every = 1 if most is None else math.ceil(sum(map(len, rows)) / most)
+    counts = [Counter(labels(each[::every])) for each in rows]
     top = [k for k, _ in sum(counts, Counter()).most_common(TOP)]
     totals = [sum(c.values()) for c in counts]
     share = {k: [c[k] / n for c, n in zip(counts, totals, strict=True)] for k in top}
     return {"step": [in_training[int(p[-1])][0] for p in parts], "share": share}
 
 
-def diversity(store: Store, rows: np.ndarray) -> dict[str, float]:
+def diversity(pairs: Described, rows: np.ndarray) -> dict[str, float]:
     """How varied these pairs are. effective_*: exp of the entropy, the number of equally common
     sets, categories or captions that would be as varied; distinct_captions: share of captions
     that no other of these pairs has."""
-    sources = Counter(column(store, "source")(rows))
-    categories = Counter(column(store, "category")(rows))
-    captions = Counter(store.captions_of(int(row))[0] for row in rows)
-    return {
-        "pairs": len(rows),
-        "sources": len(sources),
-        "effective_sources": effective(sources),
-        "categories": len(categories),
-        "effective_categories": effective(categories),
+    found: dict[str, float] = {"pairs": len(rows)}
+    for group in pairs.groups:
+        counts = Counter(pairs.labels(group, rows))
+        found |= {PLURAL[group]: len(counts), f"effective_{PLURAL[group]}": effective(counts)}
+    captions = Counter(pairs.captions(rows))
+    return found | {
         "effective_captions": effective(captions),
         "distinct_captions": len(captions) / len(rows),
     }
@@ -152,20 +159,20 @@ def make_choices(facts: dict[str, Any], theme: Theme) -> Figure:
         f"pairs offered, {facts['chosen']:,} chosen by the final weights; groups of fewer than "
         f"{LEAST} offered pairs are left out."
     )
+    heights = {name: 1.5 if name == WORDS else 3.1 for name in facts["rates"]}
     figure, top = frame(
         f"What {facts['label']} chooses", f"Selection: {facts['selects']}. Left: how much more "
         "often than the mean a group is chosen. Right: shares of the sub-batches during training.",
-        note, 7.9, theme,
+        note, sum(heights.values()) + 0.2, theme,
     )  # fmt: skip
-    heights = {"source": 3.1, "category": 3.1, "words": 1.5}
     at = top + 0.25
     for name, height in heights.items():
         axes = look.place(figure, 1.9, at, 2.3, height - 0.72)
         axes.set_title({"source": "Source set", "category": "Category",
-                        "words": "Words in the caption"}[name])  # fmt: skip
-        _rates(axes, facts["rates"][name], name == "words", theme)
+                        WORDS: "Words in the caption"}[name])  # fmt: skip
+        _rates(axes, facts["rates"][name], name == WORDS, theme)
         right = look.place(figure, 5.0, at, 2.4, height - 0.72)
-        _shares(right, facts["over_time"][name], theme)
+        _shares(right, facts["over_time"][name], height - 0.72, theme)
         at += height
     return figure
 
@@ -178,14 +185,15 @@ def _rates(axes: Axes, table: dict[str, list[float]], in_order: bool, theme: The
     values = [known[n] for n in names]
     colours = [theme.colour(BLUE if v >= 1 else VERMILLION) for v in values]
     axes.barh(range(len(names)), [v - 1 for v in values], left=1, color=colours, height=0.7)
-    axes.set_yticks(range(len(names)), [n[:26] for n in names], fontsize=6.2)
+    axes.set_yticks(range(len(names)), [_short(n, 26) for n in names], fontsize=6.2)
     axes.axvline(1, color=theme.muted, lw=0.8)
     axes.set_xlabel("times the mean rate", size=7)
     axes.tick_params(axis="x", labelsize=7)
     axes.grid(axis="y", visible=False)
 
 
-def _shares(axes: Axes, series: dict[str, Any], theme: Theme) -> None:
+def _shares(axes: Axes, series: dict[str, Any], height: float, theme: Theme) -> None:
+    """height: of the axes, inches."""
     from jestcli.reporting.grid import COLOURS
 
     if not series["step"]:
@@ -200,11 +208,19 @@ def _shares(axes: Axes, series: dict[str, Any], theme: Theme) -> None:
         ends.append((100 * share[-1], name, colour))
     low, high = axes.get_ylim()
     heights = [(y - low) / (high - low) for y, _, _ in ends]
-    for (_, name, colour), y in zip(ends, look.spread(heights, 0.09, 0, 1), strict=True):
-        axes.text(1.02, y, name[:24], transform=axes.transAxes, size=6.4, color=colour, va="center")
+    gap = LINE / height
+    for (_, name, colour), y in zip(ends, look.spread(heights, gap, 0, 1), strict=True):
+        axes.text(
+            1.02, y, _short(name, 24), transform=axes.transAxes, size=6.4, color=colour, va="center"
+        )
     axes.set_xlabel("step", size=7)
     axes.set_ylabel("% of sub-batch", size=7)
     axes.tick_params(labelsize=7)
+
+
+def _short(name: str, most: int) -> str:
+    """Its end, which tells shards apart."""
+    return name if len(name) <= most else "…" + name[1 - most :]
 
 
 # --- words ---------------------------------------------------------------------------------------

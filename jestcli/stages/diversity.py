@@ -20,7 +20,8 @@ from jestcli.reporting.choices import diversity
 from jestcli.reporting.diversity import MEASURED
 from jestcli.reporting.statistics import hits_of
 from jestcli.stages.experiment import Job
-from jestcli.stages.inspection import near_duplicates, open_run, replay
+from jestcli.stages.inspection import near_duplicates, replay
+from jestcli.stages.opened import open_run
 from jestcli.stages.workspace import Inputs, Workspace, is_done, read_done
 from jestcli.training.checkpoint import write_json
 
@@ -58,10 +59,10 @@ def choices_of(job: Job, workspace: Workspace) -> dict[str, Any]:
         return {"chosen": None, "random": None, "near_duplicates": None}
     opened = open_run(workspace.folder(job.run), workspace)
     replays = replay(opened, SUPER_BATCHES)
-    store = opened.part.store
+    pairs = opened.pairs
     return {
-        "chosen": diversity(store, np.concatenate([r.rows[r.index] for r in replays])),
-        "random": diversity(store, np.concatenate([r.rows[: len(r.index)] for r in replays])),
+        "chosen": diversity(pairs, np.concatenate([r.rows[r.index] for r in replays])),
+        "random": diversity(pairs, np.concatenate([r.rows[: len(r.index)] for r in replays])),
         "near_duplicates": list(near_duplicates(replays)),
     }
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,22 +21,15 @@ import torch
 
 from jestcli.config import Run
 from jestcli.data.contact_sheet import contact_sheet
-from jestcli.data.loader import Candidates, Part, draw, rows_of
-from jestcli.models.towers import Clip
 from jestcli.reporting import choices
 from jestcli.selection import PairEmbeddings, select
 from jestcli.selection.scores import diagonal_logits
-from jestcli.stages.cache import Cache
-from jestcli.stages.drawn_from import sources
-from jestcli.stages.evaluate import list_runs
-from jestcli.stages.scored_with import open_reference
-from jestcli.stages.trained import load_run, new_learner
-from jestcli.stages.workspace import Inputs, StageError, Workspace, read_run
+from jestcli.stages.opened import CPU, Opened, open_run
+from jestcli.stages.trained import new_learner
+from jestcli.stages.workspace import Workspace
 from jestcli.training.checkpoint import write_atomic, write_json
-from jestcli.training.loop import chosen_in_training, set_threads
-from jestcli.training.step import embed
+from jestcli.training.loop import Report, chosen_in_training
 
-ANEW = 1_000  # added to the seed: an order of the pool that was not trained in
 SHEET = 40  # pictures a contact sheet
 BLOCK = 4096
 OTHERS = {
@@ -47,26 +41,8 @@ OTHERS = {
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A finished run with all that its choices follow from."""
-
-    folder: Path
-    label: str
-    run: Run
-    inputs: Inputs
-    learner: Clip
-    reference: Cache
-    parts: list[Part]
-    counts: list[int]
-
-    @property
-    def part(self) -> Part:
-        return self.parts[0]
-
-
-@dataclass(frozen=True)
 class Replay:
-    """One super-batch: rows int64 [B] of the store, index int64 [b] chosen, score float64 [B]:
+    """One super-batch: rows int64 [B] of the pool, index int64 [b] chosen, score float64 [B]:
     the diagonal learnability, learner's loss of a pair minus the reference's, in nats."""
 
     rows: np.ndarray
@@ -76,46 +52,6 @@ class Replay:
     reference: PairEmbeddings
 
 
-def find_run(word: str | None, workspace: Workspace) -> Path:
-    """A run directory by path or the beginning of its name; default: the newest that selects.
-
-    Raises StageError.
-    """
-    if word is None:
-        for folder in reversed(list_runs(workspace)):
-            if read_run(folder)[1].selection.sampler != "uniform":
-                return folder
-        raise StageError(f"no finished run in {workspace.runs} selects: name one, or train one")
-    if (Path(word) / "config.json").exists():
-        return Path(word)
-    found = [p for p in list_runs(workspace) if p.name.startswith(word)]
-    if len(found) != 1:
-        some = "several runs" if found else "no finished run"
-        raise StageError(f"{some} in {workspace.runs} called {word!r}")
-    return found[0]
-
-
-def open_run(folder: Path, workspace: Workspace) -> Opened:
-    """Raises StageError for a run that is not finished or has no reference to score with."""
-    label, run = read_run(folder)
-    if run.reference is None:
-        raise StageError(f"{folder} has no reference: there is no learnability to look at")
-    set_threads(1)
-    inputs = workspace.embedded(run)
-    here = Workspace(workspace.data, folder.parent)
-    learner = load_run(run, here).eval()
-    # A run that reads no embeddings (fine-tuning, say) is scored with its reference all the same.
-    scoring = run.model_copy(
-        update={"selection": run.selection.model_copy(update={"sampler": "joint"})}
-    )
-    reference, _, _ = open_reference(scoring, here, inputs, label, lambda *_: None)
-    assert reference is not None
-    parts, counts = sources(run, inputs, reference)
-    if len(parts) > 1 or run.source.kind == "curated":
-        raise StageError(f"{folder} draws from the curated set, which has no cached embeddings")
-    return Opened(folder, label, run, inputs, learner, reference, parts, counts)
-
-
 def replay(opened: Opened, super_batches: int) -> list[Replay]:
     """Choose from new super-batches with the final weights, as the run itself would.
 
@@ -123,24 +59,23 @@ def replay(opened: Opened, super_batches: int) -> list[Replay]:
     Where f has a schedule, super-batches are as large as the last one.
     """
     run, found = opened.run, []
-    size = round(run.optim.batch_size / (1 - run.selection.filter_ratio))
-    if run.scheduled:
-        size = run.super_batch_at(run.optim.steps)
-    for step in range(super_batches):
-        drawn: Candidates = draw(opened.parts, [size], run.seed + ANEW, step)
-        ours, theirs = _embed(opened, drawn), opened.reference(drawn)
-        index = np.arange(run.optim.batch_size)
-        if run.selection.sampler != "uniform":
-            index = _choice(ours, theirs, run, step).numpy()
-        score = _diagonal(ours) - _diagonal(theirs)
-        found.append(Replay(drawn.row, index, score, ours, theirs))
+    with opened.drawing(_super_batch(run)) as draw:
+        for step in range(super_batches):
+            drawn = draw(step)
+            ours, theirs = opened.embed(drawn), opened.reference(drawn)
+            index = np.arange(run.optim.batch_size)
+            if run.selection.sampler != "uniform":
+                index = _choice(ours, theirs, run, step).numpy()
+            score = _diagonal(ours) - _diagonal(theirs)
+            found.append(Replay(drawn.row, index, score, ours, theirs))
     return found
 
 
-def _embed(opened: Opened, drawn: Candidates) -> PairEmbeddings:
-    learner = opened.learner
-    view = learner.low if opened.run.selection.low_res_scoring else learner.full
-    return embed(learner, drawn.images, drawn.tokens, view)
+def _super_batch(run: Run) -> int:
+    """B; the last one where f has a schedule."""
+    if run.scheduled:
+        return run.super_batch_at(run.optim.steps)
+    return round(run.optim.batch_size / (1 - run.selection.filter_ratio))
 
 
 def _choice(
@@ -152,13 +87,13 @@ def _choice(
         "n_chunks": selection.n_chunks, **how,
     }  # fmt: skip
     return select(ours, theirs, size=run.optim.batch_size, loss=run.optim.loss, seed=run.seed,
-                  step=step, **settings)  # fmt: skip
+                  step=step, **settings).cpu()  # fmt: skip
 
 
 def _diagonal(pairs: PairEmbeddings) -> np.ndarray:
     """Sigmoid loss of every pair as a positive: softplus(-z_kk), float64 [B]."""
     z = diagonal_logits(pairs)
-    return torch.nn.functional.softplus(-z).numpy()
+    return torch.nn.functional.softplus(-z).cpu().numpy()
 
 
 def overlaps(opened: Opened, replays: list[Replay]) -> dict[str, dict[str, float]]:
@@ -182,15 +117,15 @@ def drift(opened: Opened, replays: list[Replay]) -> dict[str, float]:
     untrained one, and with the reference's loss alone: how far scores moved in training."""
     from scipy.stats import spearmanr
 
-    untrained = new_learner(opened.run).eval()
-    before = replace(opened, learner=untrained)
+    at = opened.learner.clip.logit_scale.device
+    before = replace(opened, learner=new_learner(opened.run).to(at).eval())
     early, late, fixed = [], [], []
-    for step, one in enumerate(replays[:2]):
-        drawn = draw(opened.parts, [len(one.rows)], opened.run.seed + ANEW, step)
-        theirs = _diagonal(one.reference)
-        early.append(_diagonal(_embed(before, drawn)) - theirs)
-        late.append(one.score)
-        fixed.append(-theirs)
+    with opened.drawing(_super_batch(opened.run)) as draw:
+        for step, one in enumerate(replays[:2]):
+            theirs = _diagonal(one.reference)
+            early.append(_diagonal(before.embed(draw(step))) - theirs)
+            late.append(one.score)
+            fixed.append(-theirs)
     columns = [np.concatenate(x) for x in (early, late, fixed)]
     return {
         "final learner with untrained learner": float(spearmanr(columns[1], columns[0])[0]),
@@ -218,30 +153,37 @@ def near_duplicates(replays: list[Replay], cosine: float = 0.98) -> tuple[float,
 
 
 def inspect(
-    folder: Path, workspace: Workspace, out: Path, super_batches: int = 8, everything: bool = False
+    folder: Path,
+    workspace: Workspace,
+    out: Path,
+    super_batches: int = 8,
+    everything: bool = False,
+    device: torch.device = CPU,
+    report: Report = lambda *_: None,
 ) -> list[Path]:
     """Write contact sheets, a figure, a report and the export under `out`; returns the paths.
 
     Args:
         super_batches: how many to draw and choose from.
         everything: score every pair of the run's source for the export, not only those drawn.
+        device: where learner and reference embed.
+        report: (done, total, what) of the scoring of everything.
     """
-    opened = open_run(folder, workspace)
-    replays = replay(opened, super_batches)
-    store, path = opened.part.store, out / folder.name
+    opened = open_run(folder, workspace, device, report)
+    replays, path = replay(opened, super_batches), out / folder.name
     path.mkdir(parents=True, exist_ok=True)
     facts = choices.describe(
-        store, replays, chosen_in_training(folder), overlaps(opened, replays),
+        opened.pairs, replays, chosen_in_training(folder), overlaps(opened, replays),
         drift(opened, replays), near_duplicates(replays),
     )  # fmt: skip
     facts = {"run": folder.name, "label": opened.label, "selects": _selects(opened.run), **facts}
     write_json(path / "facts.json", facts)
     sheets = _sheets(opened, replays, path)
     figures = choices.draw_choices(facts, path / "choices")
-    report = path / "README.md"
-    report.write_text(choices.to_markdown(facts, [p.name for p in sheets]))
-    exported = _export(opened, replays, path, everything)
-    return [report, *sheets, *figures, path / "facts.json", *exported]
+    words = path / "README.md"
+    words.write_text(choices.to_markdown(facts, [p.name for p in sheets]))
+    exported = _export(opened, replays, path, report if everything else None)
+    return [words, *sheets, *figures, path / "facts.json", *exported]
 
 
 def _selects(run: Run) -> str:
@@ -254,7 +196,7 @@ def _selects(run: Run) -> str:
 
 def _sheets(opened: Opened, replays: list[Replay], path: Path) -> list[Path]:
     """Highest and lowest learnability of all super-batches; the first one's chosen and rejected."""
-    store, first = opened.part.store, replays[0]
+    first = replays[0]
     rows = np.concatenate([r.rows for r in replays])
     score = np.concatenate([r.score for r in replays])
     order = np.argsort(-score)
@@ -269,25 +211,24 @@ def _sheets(opened: Opened, replays: list[Replay], path: Path) -> list[Path]:
     }  # fmt: skip
     written = []
     for name, (shown, values, title) in sheets.items():
-        images = [np.asarray(store.images[row]) for row in shown]
-        texts = [
-            f"{v:+.1f} {store.captions_of(int(r))[0]}" for r, v in zip(shown, values, strict=True)
-        ]
+        captions = opened.pairs.captions(shown)
+        texts = [f"{v:+.1f} {c}" for v, c in zip(values, captions, strict=True)]
+        images = opened.pairs.pictures(shown)
         title = f"{opened.label}: {title} (nats, learner minus reference)"
         written.append(contact_sheet(images, texts, path / f"{name}.png", 10, title))
     return written
 
 
-def _export(opened: Opened, replays: list[Replay], path: Path, everything: bool) -> list[Path]:
-    """scores.csv (key, learnability, times drawn and chosen) and uids.npy, DataComp's format.
+def _export(opened: Opened, replays: list[Replay], path: Path, report: Report | None) -> list[Path]:
+    """scores.csv (key, source, learnability, times drawn and chosen) and uids.npy, DataComp's
+    format.
 
-    uids.npy holds the chosen pairs (with `everything`: the best (1 - f) of the source) as sorted
-    pairs of uint64, the two halves of a 128-bit uid: a key of 32 hexadecimal digits as it is,
-    another key by its blake2b hash.
+    uids.npy holds the chosen pairs (with `report`, where everything is scored: the best (1 - f) of
+    the source) as sorted pairs of uint64, the two halves of a 128-bit uid: a key of 32 hexadecimal
+    digits as it is, another key by its blake2b hash.
     """
-    store = opened.part.store
-    if everything:
-        rows, score = opened.part.rows, score_all(opened)
+    if report is not None:
+        rows, score = score_all(opened, report)
         keep = round(len(rows) * (1 - opened.run.selection.filter_ratio))
         kept = np.zeros(len(rows), np.int64)
         kept[np.argsort(-score)[:keep]] = 1
@@ -299,27 +240,32 @@ def _export(opened: Opened, replays: list[Replay], path: Path, everything: bool)
         drawn = np.bincount(inverse)
         kept = np.bincount(inverse, np.concatenate(flags)).astype(np.int64)
         score = np.bincount(inverse, np.concatenate([r.score for r in replays])) / drawn
+    keys, places = opened.pairs.keys(rows), opened.pairs.places(rows)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["key", "learnability", "drawn", "chosen"])
-    for row, s, d, k in zip(rows.tolist(), score, drawn.tolist(), kept.tolist(), strict=True):
-        writer.writerow([store.keys[row], f"{s:.5g}", d, k])
+    writer.writerow(["key", "source", "learnability", "drawn", "chosen"])
+    for *named, s, d, k in zip(keys, places, score, drawn.tolist(), kept.tolist(), strict=True):
+        writer.writerow([*named, f"{s:.5g}", d, k])
     write_atomic(path / "scores.csv", out.getvalue().encode())
-    uids = np.array([uid(store.keys[row]) for row in rows[kept > 0].tolist()], "u8,u8")
+    uids = np.array([uid(keys[i]) for i in np.flatnonzero(kept).tolist()], "u8,u8")
     uids.sort()
     np.save(path / "uids.npy", uids)
     return [path / "scores.csv", path / "uids.npy"]
 
 
-def score_all(opened: Opened) -> np.ndarray:
-    """Diagonal learnability of every pair of the run's source, float64 [n]."""
-    store, part = opened.part.store, opened.part
-    out = np.empty(len(part.rows))
-    for first in range(0, len(out), BLOCK):
-        rows = part.rows[first : first + BLOCK]
-        ours = embed(opened.learner, *rows_of(store, rows), None)
-        out[first : first + BLOCK] = _diagonal(ours) - _diagonal(opened.reference.pairs(rows))
-    return out
+def score_all(opened: Opened, report: Report = lambda *_: None) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the run's source that can be read, int64 [n], and their diagonal learnability."""
+    size = min(BLOCK, opened.size)
+    steps, rows, score = math.ceil(opened.size / size), [], []
+    with opened.drawing(size) as draw:
+        for step in range(steps):
+            drawn = draw(step)
+            rows.append(drawn.row)
+            score.append(_diagonal(opened.embed(drawn)) - _diagonal(opened.reference(drawn)))
+            report(step + 1, steps, f"scoring {opened.size:,} pairs")
+    # The last draw begins a second epoch, and what cannot be read has a substitute: once each.
+    once, first = np.unique(np.concatenate(rows), return_index=True)
+    return once, np.concatenate(score)[first]
 
 
 def uid(key: str) -> tuple[int, int]:

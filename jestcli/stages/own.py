@@ -184,14 +184,19 @@ def open_drawing(
         )
         for split, count in splits(run).items()
     ]  # fmt: skip
+    view = view_of(run, inputs, reference)
+    log = FaultLog(folder, rank, inputs.loading.max_faults)
+    return StreamDrawing(portions, view, run.seed, inputs.loading, log, rank, world)
+
+
+def view_of(run: Run, inputs: OwnInputs, reference: ShardReference | None) -> View:
+    """What the run's candidates are turned into."""
     cached = reference is None or reference.embeddings.complete
     second = reference.reference if reference is not None else None
-    view = View(
+    return View(
         run.data.image_size, inputs.tokenizer, scoring_size(run) if cached else None,
         second if isinstance(second, ForeignReference) else None, seldom=cached,
     )  # fmt: skip
-    log = FaultLog(folder, rank, inputs.loading.max_faults)
-    return StreamDrawing(portions, view, run.seed, inputs.loading, log, rank, world)
 
 
 def scoring_size(run: Run) -> int | None:

@@ -13,6 +13,8 @@ from tiny import tiny_run
 
 from jestcli.reporting import choices, theme
 from jestcli.stages import inspection, learner
+from jestcli.stages.drawn_from import open_drawing
+from jestcli.stages.opened import find_run, open_run
 from jestcli.stages.workspace import StageError, Workspace
 
 
@@ -28,14 +30,14 @@ def test_training_names_the_rows_that_it_chose(finished: Workspace) -> None:
     jest = finished.folder(tiny_run("jest"))
     ((step, rows),) = inspection.chosen_in_training(jest)
     assert step == 1 and len(rows) == len(set(rows.tolist())) == 8
-    opened = inspection.open_run(jest, finished)
-    first = inspection.draw(opened.parts, opened.counts, 0, 0)
-    assert set(rows.tolist()) <= set(first.row.tolist()), "of the first super-batch"
+    run = tiny_run("jest")
+    first, _ = open_drawing(run, finished.embedded(run), None, jest)
+    assert set(rows.tolist()) <= set(first(0).row.tolist()), "of the first super-batch"
     assert inspection.chosen_in_training(finished.folder(tiny_run())) == []
 
 
 def test_a_replay_chooses_as_the_run_would(finished: Workspace) -> None:
-    opened = inspection.open_run(finished.folder(tiny_run("jest")), finished)
+    opened = open_run(finished.folder(tiny_run("jest")), finished)
     one, two = inspection.replay(opened, 2)
     assert len(one.rows) == 16 and len(set(one.index.tolist())) == 8
     again = inspection.replay(opened, 1)[0]
@@ -45,7 +47,8 @@ def test_a_replay_chooses_as_the_run_would(finished: Workspace) -> None:
     table = inspection.overlaps(opened, [one, two])
     assert all(table[name][name] == 1.0 for name in table), "each strategy agrees with itself"
     assert all(0 <= v <= 1 for row in table.values() for v in row.values())
-    every = inspection.score_all(opened)
+    rows, every = inspection.score_all(opened)
+    assert rows.tolist() == list(range(84)), "the whole pool, once each"
     assert every[one.rows] == pytest.approx(one.score, abs=1e-5), "scored alone or in a batch"
 
 
@@ -78,16 +81,16 @@ def test_a_run_is_found_by_the_start_of_its_name_or_as_the_newest_that_selects(
     finished: Workspace, tmp_path: Path
 ) -> None:
     jest = finished.folder(tiny_run("jest"))
-    assert inspection.find_run(None, finished) == jest
-    assert inspection.find_run(jest.name[:6], finished) == jest
-    assert inspection.find_run(str(jest), finished) == jest
+    assert find_run(None, finished) == jest
+    assert find_run(jest.name[:6], finished) == jest
+    assert find_run(str(jest), finished) == jest
     for word, message in (("zzz", "no finished run"), ("", "several runs")):
         with pytest.raises(StageError, match=message):
-            inspection.find_run(word, finished)
+            find_run(word, finished)
     with pytest.raises(StageError, match=r"no finished run in .* selects"):
-        inspection.find_run(None, Workspace(None, tmp_path))
+        find_run(None, Workspace(None, tmp_path))
     with pytest.raises(StageError, match="has no reference"):
-        inspection.open_run(finished.folder(tiny_run()), finished)
+        open_run(finished.folder(tiny_run()), finished)
 
 
 def test_uids_are_the_keys_halves_or_their_hash() -> None:
@@ -104,5 +107,8 @@ def test_rates_and_diversity_are_what_they_are_called() -> None:
     assert found == {"a": [2, 2, pytest.approx(4 / 3)], "b": [2, 1, pytest.approx(2 / 3)]}
     assert choices.effective(Counter("aabb")) == pytest.approx(2)
     assert choices.effective(Counter("aaaa")) == pytest.approx(1)
-    shares = choices.over_time(labels, [(1, np.array([0, 1])), (2, np.array([2, 3]))], spans=2)
+    logged = [(1, np.array([0, 1])), (2, np.array([2, 3]))]
+    shares = choices.over_time(labels, logged, spans=2)
     assert shares["step"] == [1, 2] and shares["share"]["a"] == [1.0, 0.0]
+    assert choices.over_time(labels, logged, most=2, spans=2) == shares, "one of two is enough"
+    assert choices.over_time(labels, logged, most=0)["step"] == [], "none may be read"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -31,8 +32,11 @@ from jestcli.data.sources import Loading
 from jestcli.data.store import fit
 from jestcli.evaluation.benchmarks import find_benchmarks
 from jestcli.evaluation.evaluate import evaluate
+from jestcli.reporting import theme
 from jestcli.stages import learner, reproduce, trained
 from jestcli.stages.evaluate import evaluate_folder
+from jestcli.stages.inspection import inspect, replay
+from jestcli.stages.opened import open_run
 from jestcli.stages.workspace import StageError, Workspace, read_done
 from jestcli.training import loop
 
@@ -349,3 +353,47 @@ def test_a_class_with_fewer_images_gives_all_it_has(shards: Path, tmp_path: Path
     write_tar(flowers / "train" / "2.tar", {"x.jpg": b"broken", "x.cls": b"0"})
     train = find_benchmarks(tmp_path, 32, 10)[1].split("train")
     assert train.labels is not None and torch.bincount(train.labels).tolist() == [2, 2, 2]
+
+
+def test_a_run_on_own_shards_is_inspected(
+    shards: Path, place: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two sources read unevenly, a broken image: scores by uid of every pair that can be read."""
+    monkeypatch.setattr(theme, "DPI", 40)
+    other = make_shards(tmp_path / "other", 1, 11, first=500)
+    write_tar(other / "01.tar", sample(600, jpg=b"broken"))
+    both = [str(shards / "pool" / "{00..03}.tar"), str(other)]
+    run = own_run(shards, data={"train": both, "weights": [1.0, 3.0]})
+    loose = replace(place, loading=replace(place.loading, max_faults=0.5))
+    folder = learner.train(run, loose, "jest", quiet)
+    out = tmp_path / "out"
+    written = inspect(folder, loose, out, super_batches=3)
+    assert all(path.stat().st_size > 0 for path in written)
+    facts = json.loads((out / folder.name / "facts.json").read_text())
+    assert set(facts["rates"]) == {"source", "words"} and set(facts["rates"]["source"]) == {*both}
+    assert facts["rates"]["words"]["4"][0] == 48 == facts["offered"], "four words a caption"
+    assert facts["diversity"]["chosen"]["sources"] == 2
+    assert set(facts["over_time"]["words"]["share"]) == {"4"}
+    inspect(folder, loose, out, super_batches=1, everything=True)
+    rows = list(csv.DictReader((out / folder.name / "scores.csv").open()))
+    assert {row["key"] for row in rows} == {f"uid-{n}" for n in (*range(48), *range(500, 511))}
+    assert {row["source"] for row in rows if row["key"] == "uid-500"} == {str(other / "00.tar")}
+    assert sum(int(row["chosen"]) for row in rows) == 30, "half of 59"
+    scores = {row["key"]: float(row["learnability"]) for row in rows}
+    opened = open_run(folder, loose)
+    again = {
+        key: float(score)
+        for one in replay(opened, 1)
+        for key, score in zip(opened.pairs.keys(one.rows), one.score, strict=True)
+    }
+    assert again == pytest.approx({key: scores[key] for key in again}, rel=1e-3)
+    assert not (folder / "faults.jsonl").exists() or "600" in (folder / "faults.jsonl").read_text()
+
+
+def test_remote_captions_are_not_fetched_to_look_at_a_whole_training(
+    shards: Path, place: Workspace
+) -> None:
+    pool = str(shards / "pool" / "{00..03}.tar")
+    for entry, most in ((pool, 2_000), (f"pipe:cat {pool}", 0)):
+        run = own_run(shards, data={"train": entry})
+        assert open_run(learner.train(run, place, "x", quiet), place).pairs.most_captions == most

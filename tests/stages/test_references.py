@@ -22,6 +22,8 @@ from jestcli.data.sources import Loading
 from jestcli.data.stream import Stream, open_stream
 from jestcli.data.tokens import small_tokenizer
 from jestcli.stages import drawn_from, learner, own, scored_with, trained
+from jestcli.stages.inspection import replay
+from jestcli.stages.opened import open_run
 from jestcli.stages.references import (
     ForeignReference,
     OwnReference,
@@ -242,6 +244,16 @@ def test_training_with_a_cache_equals_training_without(
         spent = [json.loads((p.folder(run) / "done.json").read_text())["flops"]
                  for p in (live, cached)]  # fmt: skip
         assert spent[0] == spent[1] and spent[0]["charged"] > spent[0]["cached"]
+
+
+def test_a_hard_learner_run_is_inspected_with_the_reference_it_never_read(
+    pool: Path, loading: Loading, tmp_path: Path, checkpoint: str
+) -> None:
+    hard = METHODS["hard-learner"] | {"reference_model": checkpoint}
+    run = make_run(merge(settings(pool), hard))
+    place = Workspace(None, tmp_path / "runs", loading)
+    (one,) = replay(open_run(learner.train(run, place, "hard", nothing), place), 1)
+    assert len(one.index) == run.optim.batch_size and np.isfinite(one.score).all()
 
 
 # --- where it computes ---------------------------------------------------------------------------
