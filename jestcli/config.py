@@ -403,8 +403,6 @@ def _starts(b: int, first: float, last: float, schedule: str, steps: int) -> tup
 def _check_own(run: Run) -> None:
     """Whether the user's shards are what this run reads. Raises ValueError."""
     kind, data = run.source.kind, run.data
-    if kind == "filtered":
-        raise ValueError("source.kind=filtered is for the embedded data")
     if run.source.noise_share or run.source.pool_size is not None:
         raise ValueError("source.noise_share and source.pool_size are for the embedded data")
     if run.source.curated_in_pool:

@@ -83,12 +83,18 @@ class Portion:
     """So many pairs of a stream in every super-batch.
 
     before: step -> pairs that the steps before it draw; in place of count (then the most in a
-    step), where that changes along the run.
+    step), where that changes along the run. rows: those of the stream that are drawn from, int64,
+    ascending; None is all.
     """
 
     stream: Stream
     count: int
     before: Callable[[int], int] | None = None
+    rows: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """Different pairs that are drawn from."""
+        return len(self.stream if self.rows is None else self.rows)
 
     def positions(self, step: int) -> range:
         """Where in the stream's endless reading the pairs of `step` stand."""
@@ -105,7 +111,7 @@ class _Chunks(Dataset[Chunk]):
         known: dict[tuple[str, int, int], Fault], rank: int, world: int,
     ):  # fmt: skip
         self.portions, self.view, self.known = portions, view, known
-        self.readings = [Reading(p.stream, seed) for p in portions]
+        self.readings = [Reading(p.stream, seed, p.rows) for p in portions]
         self.readers = [Reader(p.stream, loading) for p in portions]
         self.rank, self.world = rank, world
 

@@ -61,6 +61,14 @@ class ShardEmbeddings:
         there = torch.from_numpy(~np.isnan(out[:, 0, :1]).any(1) & (d > 0))
         return torch.from_numpy(out[:, 0]), torch.from_numpy(out[:, 1]), there
 
+    def readable(self) -> np.ndarray:
+        """Rows of the stream that have an embedding, int64, ascending."""
+        found = [
+            self.stream.starts[shard] + np.flatnonzero(~np.isnan(self.maps[shard][:, 0, 0]))
+            for shard in sorted(self.maps)
+        ]
+        return np.concatenate([np.empty(0, np.int64), *found])
+
     def write(self, shard: int, embeddings: np.ndarray) -> None:
         """Keep a shard's embeddings, float32 [n, 2, d], atomically."""
         path = self._path(shard, to_write=True)

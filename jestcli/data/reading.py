@@ -6,6 +6,9 @@ import os
 from collections import OrderedDict
 from typing import Any
 
+import numpy as np
+
+from jestcli.data.errors import DataError
 from jestcli.data.order import Order, weighted
 from jestcli.data.shards import IMAGES, LARGEST_TEXT, Pair, Skip, decode
 from jestcli.data.sources import Loading, ShardError, opened
@@ -96,13 +99,25 @@ class Reader:
 
 
 class Reading:
-    """The endless reading of a stream: positions to places."""
+    """The endless reading of a stream: positions to places.
 
-    def __init__(self, stream: Stream, seed: int):
-        self.stream, self.seed = stream, seed
+    rows: those that are read, int64, ascending; None is all. Raises DataError when a source has
+    none of them.
+    """
+
+    def __init__(self, stream: Stream, seed: int, rows: np.ndarray | None = None):
+        self.stream, self.seed, self.rows = stream, seed, rows
+        each = stream.counts
+        if rows is not None:
+            self.starts = np.searchsorted(rows, stream.starts)  # among the rows, by shard
+            left = iter(np.diff(self.starts).tolist())
+            each = tuple(tuple(next(left) for _ in source) for source in each)
+        for source, counts in zip(stream.sources, each, strict=True):
+            if not sum(counts):
+                raise DataError(f"nothing is kept of {source[0]} and the shards with it")
         self.orders = [
             Order(seed, f"{stream.name} {i}", counts, stream.window)
-            for i, counts in enumerate(stream.counts)
+            for i, counts in enumerate(each)
         ]
         lengths = [len(source) for source in stream.sources]
         self.first = [sum(lengths[:i]) for i in range(len(lengths))]
@@ -112,7 +127,10 @@ class Reading:
         source, inner = self._source(position)
         order = self.orders[source]
         shard, sample = order.substitute(inner, attempt) if attempt else order.place(inner)
-        return self.first[source] + shard, sample
+        shard += self.first[source]
+        if self.rows is not None:
+            sample = int(self.rows[self.starts[shard] + sample] - self.stream.starts[shard])
+        return shard, sample
 
     def near(self, position: int) -> list[int]:
         """Shards that are read about there, and next."""

@@ -18,10 +18,8 @@ from jestcli.data.store import Store
 from jestcli.models.flexi import View
 from jestcli.models.towers import Clip
 from jestcli.selection import PairEmbeddings
-from jestcli.selection.scores import pair_losses
 from jestcli.stages.workspace import only_writer
 from jestcli.training.checkpoint import write_json
-from jestcli.training.randomness import generator
 from jestcli.training.step import EmbedReference, embed
 
 BLOCK = 1024
@@ -136,28 +134,3 @@ def _fill(
              "store": store.identity}  # fmt: skip
     write_json(final / "cache.json", about)
     position.unlink(missing_ok=True)
-
-
-def matching_scores(cache: Cache) -> np.ndarray:
-    """The reference's own cosine of image and caption, float32 [N]: an offline filter's score."""
-    out = np.empty(len(cache.image), np.float32)
-    for first in range(0, len(out), 65536):
-        pairs = cache.pairs(np.arange(first, min(first + 65536, len(out))))
-        product = pairs.image.numpy() * pairs.text.numpy()
-        out[first : first + len(pairs)] = product.sum(axis=1)
-    return out
-
-
-def negclip_scores(cache: Cache, batch: int = 4096, seed: int = 0) -> np.ndarray:
-    """Minus each pair's softmax loss in a random batch, float32 [N]: negCLIPLoss (Wang et al.
-    2024) with the reference as the scoring model. Unlike the cosine it takes off what a caption
-    that fits every image, or an image that fits every caption, would gain by that.
-
-    batch: pairs a batch; every pair is scored once, in one random division of the store.
-    """
-    out = np.empty(len(cache.image), np.float32)
-    order = generator(seed, "negclip").permutation(len(out))
-    for first in range(0, len(out), batch):
-        rows = np.sort(order[first : first + batch])
-        out[rows] = -pair_losses(cache.pairs(rows), "softmax").numpy()
-    return out

@@ -13,7 +13,8 @@ from jestcli.data.loader import Drawing, Part, StoreDrawing
 from jestcli.data.noise import Mismatched, mismatched
 from jestcli.data.store import Store
 from jestcli.stages import own
-from jestcli.stages.cache import Cache, matching_scores, negclip_scores
+from jestcli.stages.cache import Cache
+from jestcli.stages.filters import FILTERS
 from jestcli.stages.own import OwnInputs
 from jestcli.stages.references import ShardReference
 from jestcli.stages.workspace import Inputs
@@ -32,8 +33,9 @@ def open_drawing(
     """The run's candidates, and how many different pairs it draws from."""
     if isinstance(inputs, OwnInputs):
         assert reference is None or isinstance(reference, ShardReference)
-        drawing = own.open_drawing(run, inputs, reference, folder, world.rank, world.size)
-        return drawing, {p.stream.name: len(p.stream) for p in drawing.portions}
+        with world.first():
+            drawing = own.open_drawing(run, inputs, reference, folder, world.rank, world.size)
+        return drawing, {p.stream.name: len(p) for p in drawing.portions}
     cache = reference if isinstance(reference, Cache) else None
     parts, counts = sources(run, inputs, cache)
     drawn = {p.stream: len(p.rows) for p in parts}
@@ -59,8 +61,8 @@ def sources(run: Run, inputs: Inputs, reference: Cache | None) -> tuple[list[Par
     if kind == "filtered":
         assert reference is not None
         keep = round(run.source.keep * len(rows))
-        score = {"cosine": matching_scores, "negclip": negclip_scores}[run.source.score]
-        best = np.argpartition(-score(reference)[rows], keep - 1)[:keep]
+        score = FILTERS[run.source.score](reference.pairs, len(pool))
+        best = np.argpartition(-score[rows], keep - 1)[:keep]
         return [pool_part(run, inputs, rows[np.sort(best)])], [total]
     level = run.data.level  # the weakest one is a list of pool pairs
     store = inputs.pool if level in inputs.pool.names["levels"] else inputs.curated

@@ -34,7 +34,6 @@ from jestcli.stages.scored_with import (
 )
 from jestcli.stages.trained import MODEL, THREADS, learner_flops, new_learner
 from jestcli.stages.workspace import (
-    Inputs,
     StageError,
     Workspace,
     is_done,
@@ -138,7 +137,8 @@ def _train(
     # An offline filter scores the whole pool, whatever it keeps.
     candidates = sum(pairs.values())
     if run.source.kind == "filtered":
-        candidates = run.source.pool_size or len(pool_of(run, cast(Inputs, inputs)))
+        pool = inputs.pool if isinstance(inputs, OwnInputs) else pool_of(run, inputs)
+        candidates = run.source.pool_size or len(pool)
 
     def cost_after(steps: int) -> Cost:
         return run_cost(run, steps, flops, reference_flops, spent, candidates)

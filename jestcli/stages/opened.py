@@ -152,10 +152,13 @@ def _own_pairs(run: Run, workspace: Workspace, folder: Path, world: World, repor
     # As one source, whatever the weights of several: each pair comes once an epoch.
     counts = tuple(np.diff(stream.starts).tolist())
     plain = replace(stream, sources=(tuple(stream.shards),), counts=(counts,), weights=())
+    rows = own.kept_rows(run, reference, folder) if run.source.kind == "filtered" else None
     view = own.view_of(run, inputs, reference)
 
     def of_size(size: int) -> Drawing:
         log = FaultLog(limit=inputs.loading.max_faults)
-        return StreamDrawing([Portion(plain, size)], view, run.seed + ANEW, inputs.loading, log)
+        portion = Portion(plain, size, rows=rows)
+        return StreamDrawing([portion], view, run.seed + ANEW, inputs.loading, log)
 
-    return reference, ShardPairs(plain, run.data.train, inputs.loading), len(plain), of_size
+    pairs = ShardPairs(plain, run.data.train, inputs.loading)
+    return reference, pairs, len(plain if rows is None else rows), of_size

@@ -7,6 +7,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -15,7 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from jestcli.config import Data, Model, Run
 from jestcli.data.drawing import Portion, StreamDrawing, View
 from jestcli.data.embeddings import ShardEmbeddings
+from jestcli.data.errors import DataError
 from jestcli.data.faults import FaultLog
+from jestcli.data.files import save_array
 from jestcli.data.parallel import Progress, silent
 from jestcli.data.sources import Loading, identity, list_shards
 from jestcli.data.store import fingerprint
@@ -25,6 +28,7 @@ from jestcli.evaluation.benchmarks import Benchmark, find_benchmarks
 from jestcli.models import flexi as models
 from jestcli.models.flops import ForwardFlops
 from jestcli.models.towers import Clip, low_view
+from jestcli.stages.filters import FILTERS
 from jestcli.stages.references import (
     MICRO_BATCH,
     ForeignReference,
@@ -35,6 +39,7 @@ from jestcli.stages.references import (
 )
 
 CPU = torch.device("cpu")
+KEPT = "kept.npy"
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ def splits(run: Run) -> dict[str, int]:
     largest), those that are read."""
     total, kind = run.super_batch_size, run.source.kind
     if kind != "mixed":
-        return {kind: total}
+        return {"curated" if kind == "curated" else "pool": total}
     curated = round(total * run.source.curated_share)
     return {"pool": total - curated, "curated": curated}
 
@@ -177,16 +182,41 @@ def open_drawing(
 
     A run that scores at low resolution decodes reduced, unless its reference must see every pixel.
     """
+    rows = kept_rows(run, reference, folder) if run.source.kind == "filtered" else None
     portions = [
         Portion(
             inputs.pool if split == "pool" else inputs.curated, count,
-            partial(drawn_before, run, split) if run.scheduled else None,
+            partial(drawn_before, run, split) if run.scheduled else None, rows,
         )
         for split, count in splits(run).items()
     ]  # fmt: skip
     view = view_of(run, inputs, reference)
     log = FaultLog(folder, rank, inputs.loading.max_faults)
     return StreamDrawing(portions, view, run.seed, inputs.loading, log, rank, world)
+
+
+def kept_rows(run: Run, reference: ShardReference | None, folder: Path) -> np.ndarray:
+    """Rows of the pool that an offline filter keeps, int64, ascending: the best by the reference
+    of those that can be read. Kept in `folder`, so that a resumed run has the same.
+
+    Raises DataError unless the whole pool has been embedded.
+    """
+    path = folder / KEPT
+    if path.exists():
+        rows: np.ndarray = np.load(path, allow_pickle=False)
+        return rows
+    assert reference is not None
+    if not reference.embeddings.complete:
+        raise DataError(
+            "a filter scores the whole pool: embed it with the reference first (`jest "
+            "cache-reference`, with the same settings)"
+        )
+    there = reference.embeddings.readable()
+    score = FILTERS[run.source.score](lambda i: reference.cached(there[i]), len(there))
+    best = np.argsort(-score, kind="stable")[: max(1, round(run.source.keep * len(there)))]
+    rows = there[np.sort(best)]
+    save_array(path, rows)
+    return rows
 
 
 def view_of(run: Run, inputs: OwnInputs, reference: ShardReference | None) -> View:

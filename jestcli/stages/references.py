@@ -178,13 +178,17 @@ class ShardReference:
         image, text, there = self.embeddings.lookup(candidates.row)
         missing = torch.nonzero(~there).flatten()
         if not len(missing):
-            scale, bias = _scale(self.reference.model)
-            return PairEmbeddings(image, text, scale, bias)
+            return PairEmbeddings(image, text, *_scale(self.reference.model))
         live = self.reference.live(candidates, missing)
         if len(missing) == len(there):
             return live
         image[missing], text[missing] = live.image.cpu(), live.text.cpu()
         return PairEmbeddings(image, text, live.scale, live.bias)
+
+    def cached(self, rows: np.ndarray) -> PairEmbeddings:
+        """Of these rows of the pool, int64 [n], which all are in the cache."""
+        image, text, _ = self.embeddings.lookup(rows)
+        return PairEmbeddings(image, text, *_scale(self.reference.model))
 
 
 def _scale(model: Any) -> tuple[Tensor, Tensor]:

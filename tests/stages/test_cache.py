@@ -12,7 +12,8 @@ from tiny import fake_pool, fake_store, tiny_model, tiny_run
 
 from jestcli.data.loader import draw
 from jestcli.stages import cache as caches
-from jestcli.stages.cache import Cache, build_cache, cache_key, matching_scores, negclip_scores
+from jestcli.stages.cache import Cache, build_cache, cache_key
+from jestcli.stages.filters import matching_scores, negclip_scores
 from jestcli.training.step import embed
 
 RUN = tiny_run("jest")
@@ -89,8 +90,8 @@ def test_matching_scores_are_the_cosines_of_pairs(tmp_path: Path) -> None:
     model, store = tiny_model(RUN, (8,), seed=5), fake_store()
     cache = build_cache(model, store, tmp_path, nothing)
     expected = [float(np.dot(cache.image[i], cache.text[i])) for i in range(len(store))]
-    assert matching_scores(cache) == pytest.approx(expected, abs=1e-6)
-    assert np.ptp(matching_scores(cache)) > 0.01
+    assert matching_scores(cache.pairs, len(cache.image)) == pytest.approx(expected, abs=1e-6)
+    assert np.ptp(matching_scores(cache.pairs, len(cache.image))) > 0.01
 
 
 def test_negclip_takes_off_what_fits_everything(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +101,7 @@ def test_negclip_takes_off_what_fits_everything(monkeypatch: pytest.MonkeyPatch)
     text[0] = image.sum(0) / np.sqrt(6) * 1.0
     image[0] = text[0]  # its cosine is 1, as that of all others
     cache = Cache(image, text, 10.0, -10.0)
-    scores = negclip_scores(cache)
+    scores = negclip_scores(cache.pairs, len(cache.image))
     assert scores.argmin() == 0 and np.allclose(scores[1:], scores[1])
-    in_batches = negclip_scores(cache, batch=4, seed=3)
+    in_batches = negclip_scores(cache.pairs, len(cache.image), batch=4, seed=3)
     assert in_batches.shape == (6,) and np.isfinite(in_batches).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from jestcli.config import METHODS, ConfigError, Run, make_run, merge
 from jestcli.data.drawing import Portion, StreamDrawing, View
 from jestcli.data.embeddings import FOLDER, ShardEmbeddings
 from jestcli.data.errors import DataError
+from jestcli.data.reading import Reading
 from jestcli.data.shards import decode_image
 from jestcli.data.sources import Loading
 from jestcli.data.stream import Stream, open_stream
@@ -254,6 +256,47 @@ def test_a_hard_learner_run_is_inspected_with_the_reference_it_never_read(
     place = Workspace(None, tmp_path / "runs", loading)
     (one,) = replay(open_run(learner.train(run, place, "hard", nothing), place), 1)
     assert len(one.index) == run.optim.batch_size and np.isfinite(one.score).all()
+
+
+# --- a filter by it ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("score", ["cosine", "negclip"])
+def test_own_shards_are_filtered_once_by_the_reference(
+    score: str, pool: Path, loading: Loading, tmp_path: Path, checkpoint: str
+) -> None:
+    kind = {"source": {"keep": 0.5, "score": score}, "reference_model": checkpoint}
+    run = make_run(merge(settings(pool), merge(METHODS["filtered"], kind)))
+    place = Workspace(None, tmp_path / "runs", loading)
+    with pytest.raises(DataError, match="embed it with the reference first"):
+        learner.train(run, place, "filtered", nothing)
+    inputs = place.inputs(run)
+    assert isinstance(inputs, own.OwnInputs)
+    fill(own.open_model(inputs, checkpoint), inputs.pool, loading, nothing)
+    folder = learner.train(run, place, "filtered", nothing)
+    done = json.loads((folder / "done.json").read_text())
+    assert done["rows_drawn_from"] == {"pool": 12}, "half of 23 that can be read, rounded"
+    assert done["flops"]["charged"] > done["flops"]["cached"], "all of the pool was scored"
+    reference, readable = own.open_reference(inputs, checkpoint), [*range(5), *range(6, 24)]
+    pairs = reference.cached(np.array(readable))
+    if score == "cosine":
+        worth = (pairs.image * pairs.text).sum(1)
+    else:
+        z = pairs.scale * pairs.image @ pairs.text.T
+        worth = z.diag() - (z.logsumexp(0) + z.logsumexp(1)) / 2
+    best = np.array(readable)[worth.argsort(descending=True)[:12].numpy()]
+    drawn = own.open_drawing(run, inputs, reference, folder)
+    epochs = [drawn(step).row for step in range(3)]
+    assert len(epochs[0]) == 8 and set(np.concatenate(epochs)) == set(best)
+    assert sorted(np.concatenate(epochs)[:12]) == sorted(best), "each once an epoch"
+
+
+def test_a_source_of_which_nothing_is_kept_is_named(pool: Path, loading: Loading) -> None:
+    stream = opened(pool, loading)
+    split = replace(stream, sources=tuple((shard,) for shard in stream.shards), weights=(1, 1, 1),
+                    counts=tuple((n,) for n in stream.counts[0]))  # fmt: skip
+    with pytest.raises(DataError, match=r"nothing is kept of .*02.tar"):
+        Reading(split, 0, np.array([3, 9]))
 
 
 # --- where it computes ---------------------------------------------------------------------------
