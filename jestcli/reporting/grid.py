@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
+BESIDE = 0.16  # of the distance of two values, between the points of two methods
+LONG = 8  # letters of a value that get two lines
 MARKERS = "oD^vsP"
 # metric: (factor, words, decimals)
 METRICS = {
@@ -109,16 +111,18 @@ def _panel(
     colours = [colour for colour in COLOURS if colour not in taken]
     for i, (line, label) in enumerate(panel.lines.items()):
         colour = theme.colour(colours[i % len(colours)])
+        aside = 0.0 if panel.ordered else BESIDE * (i - (len(panel.lines) - 1) / 2)
         points: list[tuple[float, Interval, list[float]]] = []
         for value, x in at.items():
             runs = groups.get(f"{line}{MARK}{value}")
             if runs and (values := scores_of(runs, metric)):
-                points.append((x, t_interval(values), values))
+                points.append((x + aside, t_interval(values), values))
             elif not runs and f"{line}{MARK}{value}" in names:
                 missing.append((x, colour))
         if points:
-            y = _line(axes, points, factor, colour, MARKERS[i % len(MARKERS)])
-            ends.append((y, f"{label} {y:.{decimals}f}", colour))
+            y = _line(axes, points, factor, colour, MARKERS[i % len(MARKERS)],
+                      joined=panel.ordered)  # fmt: skip
+            ends.append((y, f"{label} {y:.{decimals}f}" if panel.ordered else label, colour))
         else:
             ends.append((math.nan, f"{label}: not run", colour))
     for name, label in panel.levels.items():
@@ -146,12 +150,12 @@ def scores_of(runs: list[Record], metric: str) -> list[float]:
 
 def _line(
     axes: Axes, points: list[tuple[float, Interval, list[float]]], factor: float, colour: str,
-    marker: str,
+    marker: str, joined: bool,
 ) -> float:  # fmt: skip
     """Draw one method's points; returns where the line ends."""
     x = [p[0] for p in points]
     y = [factor * p[1].mean for p in points]
-    axes.plot(x, y, color=colour, lw=1.6, marker=marker, ms=4.2, zorder=4)
+    axes.plot(x, y, color=colour, lw=1.6 if joined else 0, marker=marker, ms=4.2, zorder=4)
     for place, interval, values in points:
         if len(values) >= 3:
             axes.errorbar([place], [factor * interval.mean], [[factor * interval.half]] * 2,
@@ -175,7 +179,8 @@ def _ticks(axes: Axes, at: dict[str, float], numbers: bool, log: bool) -> None:
     else:
         room = 0.06 * (places[-1] - places[0]) or 0.5
         axes.set_xlim(places[0] - room, places[-1] + room)
-    axes.set_xticks(list(at.values()), list(at))
+    long = [v.replace("-", "-\n") if len(v) > LONG and not numbers else v for v in at]
+    axes.set_xticks(list(at.values()), long)
 
 
 def _write(

@@ -18,7 +18,9 @@ class Panel(_Strict):
     """Final scores by one setting: a line for each name of runs `name@value`.
 
     lines: name -> label; levels: runs without a value -> label, drawn as horizontal lines; x: what
-    the axis is called; log: a logarithmic axis; metrics: of reporting/grid.py, at most two.
+    the axis is called; log: a logarithmic axis; ordered: whether the setting's values are more and
+    less of something (else their points stand side by side and are not joined); metrics: of
+    reporting/grid.py, at most two.
     """
 
     title: str
@@ -26,6 +28,7 @@ class Panel(_Strict):
     lines: dict[str, str]
     levels: dict[str, str] = {}
     log: bool = False
+    ordered: bool = True
     metrics: tuple[Literal["mean", "nats", "noise", "curated"], ...] = ("mean", "nats")
 
 

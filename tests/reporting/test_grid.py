@@ -49,6 +49,19 @@ def test_values_that_are_no_numbers_stand_side_by_side(records):
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["weak", "strong"]
 
 
+def test_settings_without_an_order_are_not_joined(records):
+    (panel,) = PANELS
+    loose = (panel.model_copy(update={"ordered": False}),)
+    names = ["uniform", *(f"{line}@{x}" for line in ("joint", "alone") for x in ("0.5", "0.9"))]
+    twice = [*records, *(dict(r, name=r["name"].replace("joint", "alone")) for r in records)]
+    axes = make_grid("t", loose, HEADER, twice, names, theme.LIGHT).axes[0]
+    lines = [line for line in axes.lines if line.get_marker() in ("o", "D")]
+    assert [line.get_linewidth() for line in lines] == [0, 0]
+    one, other = (list(line.get_xdata()) for line in lines)
+    assert all(a < b for a, b in zip(one, other, strict=True)), "side by side"
+    assert {"joint", "alone"} <= {t.get_text() for t in axes.texts}, "no value is the line's end"
+
+
 def test_nothing_run_still_draws(tmp_path, monkeypatch):
     monkeypatch.setattr(theme, "DPI", 40)
     written = draw_grid("t", PANELS, HEADER, [], tmp_path / "grid", NAMES)
