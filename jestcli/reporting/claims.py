@@ -420,6 +420,10 @@ CLAIMS = (
           "At equal learner FLOPs Flexi-JEST beats the multi-resolution uniform baseline from a "
           "low-resolution share of about 25 % on ([U] for the 25 %).",
           orders=tuple((f"flexi@{s}", f"uniform@{s}") for s in ("0.25", "0.5", "0.75"))),
+    Claim("a share at low resolution", "figure4",
+          "At equal learner FLOPs a batch seen half at low resolution is worth more than one seen "
+          "all at full, with selection and without [ours: Flexi-JEST rests on it].",
+          orders=(("flexi@0.5", "flexi@0"), ("uniform@0.5", "uniform@0"))),
     Claim("curation of the reference", "figure5",
           "The more strongly the reference's data are curated, the better JEST gets (+2.7 / +1.5 / "
           "+0.3 % [U]) …",
