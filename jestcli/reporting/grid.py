@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 BESIDE = 0.16  # of the distance of two values, between the points of two methods
+NEAR = 0.1  # of the axis: values closer than that are not drawn to scale
 LONG = 8  # letters of a value that get two lines
 MARKERS = "oD^vsP"
 # metric: (factor, words, decimals)
@@ -89,14 +91,21 @@ def _seeds(records: list[Record]) -> int:
 
 
 def places(panel: Panel, names: list[str]) -> tuple[dict[str, float], bool]:
-    """(where each value of the panel's setting stands, whether the values are numbers)."""
+    """(where each value of the panel's setting stands, whether that is to scale).
+
+    Words stand evenly, and numbers of which two would be in each other's way.
+    """
     values = list(
         dict.fromkeys(value_of(n) for n in names if MARK in n and line_of(n) in panel.lines)
     )
+    even = {v: float(i) for i, v in enumerate(values)}
     try:
-        return {v: float(v) for v in values}, True
+        numbers = {v: float(v) for v in values}
     except ValueError:
-        return {v: float(i) for i, v in enumerate(values)}, False
+        return even, False
+    at = sorted(numbers.values())
+    crowded = any(b - a < NEAR * (at[-1] - at[0]) for a, b in pairwise(at))
+    return (even, False) if crowded and not panel.log else (numbers, True)
 
 
 def _panel(

@@ -4,7 +4,7 @@ import pytest
 from synthetic_records import HEADER, tiny
 
 from jestcli.reporting import theme
-from jestcli.reporting.grid import draw_grid, make_grid
+from jestcli.reporting.grid import draw_grid, make_grid, places
 from jestcli.reporting.panels import Panel
 from jestcli.reporting.statistics import bootstrap_difference, verdict
 from jestcli.reporting.table import build, to_markdown
@@ -60,6 +60,13 @@ def test_settings_without_an_order_are_not_joined(records):
     one, other = (list(line.get_xdata()) for line in lines)
     assert all(a < b for a, b in zip(one, other, strict=True)), "side by side"
     assert {"joint", "alone"} <= {t.get_text() for t in axes.texts}, "no value is the line's end"
+
+
+def test_numbers_in_each_others_way_stand_evenly():
+    (panel,) = PANELS
+    near, far = (["joint@0.9", "joint@0.99", "joint@0.999"], ["joint@0.5", "joint@0.9"])
+    assert places(panel, near) == ({"0.9": 0.0, "0.99": 1.0, "0.999": 2.0}, False)
+    assert places(panel, far) == ({"0.5": 0.5, "0.9": 0.9}, True)
 
 
 def test_nothing_run_still_draws(tmp_path, monkeypatch):
