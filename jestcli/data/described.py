@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from jestcli.data.reading import Reader
-from jestcli.data.shards import Pair, Skip, words_of
+from jestcli.data.shards import Skip, words_of
 from jestcli.data.sources import Loading, is_remote, list_shards
 from jestcli.data.store import Store, fit
 from jestcli.data.stream import Stream
@@ -97,9 +97,6 @@ class ShardPairs:
     def pictures(self, rows: np.ndarray) -> list[np.ndarray]:
         return [self._picture(row) for row in rows.tolist()]
 
-    def close(self) -> None:
-        self.reader.close()
-
     def _words(self, row: int) -> tuple[str, str]:
         shard, sample = self.stream.locate(row)
         try:
@@ -112,7 +109,7 @@ class ShardPairs:
 
     def _picture(self, row: int) -> np.ndarray:
         try:
-            pair: Pair = self.reader.pair(*self.stream.locate(row), PICTURE)
+            pair = self.reader.pair(*self.stream.locate(row), PICTURE)
         except Skip:
             return np.full((PICTURE, PICTURE, 3), 255, np.uint8)
         return fit(pair.image, PICTURE)
