@@ -242,7 +242,7 @@ def _arrows(
     for k, found in enumerate(sorted(crossed, key=lambda s: s.at[key])):
         how = style(found.name)
         colour, x = theme.colour(how.colour), scale * found.at[key]
-        y = target - (k + 1) * 0.055 * (high - low)
+        y = target - (k + 0.8) * 0.085 * (high - low)
         axes.plot([x, x], [y, target], color=colour, lw=0.7, ls=(0, (1, 1.5)), zorder=3)
         axes.plot([x], [target], color=colour, marker=how.marker, ms=3.4, zorder=6,
                   mfc=theme.background)  # fmt: skip
