@@ -195,8 +195,9 @@ def speed(name: str, examples: float, flops: float) -> Callable[[Evidence], Find
                 OPEN, (*sentences, f"{_seeds(seeds).capitalize()}: too few for a verdict."), names
             )
         near = f["examples"] >= FACTOR * examples and f["cached"] >= FACTOR * flops
-        if not near:
-            sentences += (f"Below {FACTOR:.0%} of the paper's factors.",)
+        words = "At least" if near else "Below"
+        asked = ", as much as “reproduced” asks for" if near else ""
+        sentences += (f"{words} {FACTOR:.0%} of the paper's factors{asked}.",)
         if not faster(found.per_seed):
             sentences += ("Not beyond the chance of seeds.",)
         if near and faster(found.per_seed):

@@ -88,6 +88,7 @@ def test_the_speed_up_needs_every_seed_and_a_target_worth_reaching():
     found = speed("jest", 11.6, 4.3)(Evidence({"figure1": long + fast}))
     assert found.verdict == REPRODUCED
     assert "at least ×8.0 fewer examples" in found.sentences[1] and "×11.6" in found.sentences[1]
+    assert found.sentences[-1].startswith("At least 50% of the paper's factors")
     one = speed("jest", 11.6, 4.3)(Evidence({"figure1": [r for r in long + fast if not r["seed"]]}))
     assert one.verdict == OPEN and "One seed: too few for a verdict." in one.sentences
     slow = [curve("jest", s, [0.02, 0.03, 0.04, 0.05]) for s in range(3)]
