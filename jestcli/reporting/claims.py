@@ -457,7 +457,7 @@ CLAIMS = (
           orders=(("jest@softmax", "uniform@softmax"), ("jest@softmax", "independent@softmax"))),
     Claim("larger reference", "large-reference",
           "A reference larger than the student is best (ACED [S]).",
-          orders=(("jest@128", "jest@64"), ("jest@64", "jest@32"))),
+          orders=(("jest@128", "jest@64"),)),
     Claim("moved captions", "noise",
           "Selection by learnability rejects pairs that are wrong: it trains on fewer moved "
           "captions than uniform training, hard-learner selection on more [ours].",
