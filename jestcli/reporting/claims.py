@@ -1,15 +1,15 @@
 """The paper's claims, and what records say about each: the verdicts of `jest report`.
 
-A claim is decided by comparisons fixed here, before the runs unless said: final scores paired over seeds, on
-the mean score for the headline and on nats above guessing for the ablations (whose accuracies are
-close to chance). A comparison counts when its 95 % t-interval over at least three seeds leaves out
-zero; a factor (of examples, FLOPs, energy) is reproduced when it is at least half of what is
-claimed and every seed has it beyond chance (a rule made after the first Figure 1, none of whose
-verdicts it changed). Changed or added when runs had been seen: that one filter above JEST refutes
-Table 2, the claim of a share at low resolution, and that the larger reference alone decides on
-larger references (both changes went against the claim). Provenance tags as everywhere: [P] seen
-in the paper, [S] second-hand, [D] derived by arithmetic, [U] remembered and unverified, [ours] a
-question that the paper does not ask.
+A claim is decided by comparisons fixed here, before the runs unless said: final scores paired
+over seeds, on the mean score for the headline and on nats above guessing for the ablations (whose
+accuracies are close to chance). A comparison counts when its 95 % t-interval over at least three
+seeds leaves out zero; a factor (of examples, FLOPs, energy) is reproduced when it is at least
+half of what is claimed and every seed has it beyond chance (a rule made after the first Figure 1,
+none of whose verdicts it changed). Changed or added when runs had been seen: that one filter
+above JEST refutes Table 2, the claim of a share at low resolution, and that the larger reference
+alone decides on larger references (both changes went against the claim). Provenance tags as
+everywhere: [P] seen in the paper, [S] second-hand, [D] derived by arithmetic, [U] remembered and
+unverified, [ours] a question that the paper does not ask.
 """
 
 from __future__ import annotations
