@@ -217,6 +217,20 @@ class Selection(_Strict):
     schedule: Literal["linear", "cosine"] = added(
         "linear", description="how B goes there (both cost the mean of the two ends)"
     )
+    learner_weight: float = added(
+        1.0,
+        ge=0,
+        le=1,
+        description="w in w * learner's loss - reference's loss: a dial of learnability from "
+        "easy_reference (0, and the learner scores nothing) to the paper's (1)",
+    )
+
+    @property
+    def reads_learner(self) -> bool:
+        """Whether the learner embeds the candidates for the choice."""
+        if self.sampler == "uniform" or self.criterion == "easy_reference":
+            return False
+        return self.criterion == "hard_learner" or self.learner_weight > 0
 
 
 class Source(_Strict):
@@ -333,6 +347,8 @@ class Run(_Strict):
             raise ValueError("model.patch_sizes must divide data.image_size, finest first")
         if self.source.curated_in_pool and self.source.kind not in ("pool", "filtered"):
             raise ValueError("source.curated_in_pool needs source.kind pool or filtered")
+        if selection.learner_weight != 1 and selection.criterion != "learnability":
+            raise ValueError("selection.learner_weight needs selection.criterion=learnability")
         if selection.schedule != "linear" and selection.filter_ratio_end is None:
             raise ValueError("selection.schedule needs selection.filter_ratio_end")
         if selection.keep_tokens is not None and selection.approximation != "tokens":

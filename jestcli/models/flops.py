@@ -98,7 +98,7 @@ def step_cost(
         steps = max(1, run.optim.steps if steps is None else steps)
         candidates = run.candidates_before(steps) / steps
     one_score = learner.low if run.selection.low_res_scoring else learner.full
-    scored = 0.0 if run.selection.criterion == "easy_reference" else candidates * one_score
+    scored = candidates * one_score if run.selection.reads_learner else 0.0
     # At low resolution only the low-resolution share could be re-used; the paper counts none.
     reused = b * one_score if scored and not run.selection.low_res_scoring else 0.0
     reference_scored = candidates * reference_score(run, reference)
@@ -115,10 +115,9 @@ def per_iteration(
     forwards of the chosen pairs are re-used: texts look the same at every image resolution.
     """
     one, b = step_cost(run, learner, reference), run.optim.batch_size
-    selects = run.selection.sampler != "uniform" and run.selection.criterion != "easy_reference"
     flops = {
         "cached_reuse": one.cached_reuse,
-        "cached_text_reuse": one.cached - (b * learner.text if selects else 0),
+        "cached_text_reuse": one.cached - (b * learner.text if run.selection.reads_learner else 0),
         "cached": one.cached,
         "uncached_reuse": one.uncached_reuse,
         "uncached": one.uncached,

@@ -23,6 +23,7 @@ def select(
     size: int,
     sampler: str = "joint",
     criterion: str = "learnability",
+    learner_weight: float = 1.0,
     loss: str = "sigmoid",
     n_chunks: int = 16,
     noise: Noise | None = None,
@@ -41,6 +42,8 @@ def select(
         "sampler/criterion" for both at once; or "module:function" for your own.
     criterion: learnability (learner minus reference loss), easy_reference (minus the reference
         loss), hard_learner (the learner loss).
+    learner_weight: w, 0 to 1, of learnability: w * learner's loss - reference's loss. 1 is the
+        paper's learnability; 0 is easy_reference and needs no learner.
     loss: sigmoid; softmax, the exact change of the summed batch loss; softmax_negatives, the
         published adaptation that scores a candidate by its own negatives only.
     n_chunks: chunks of `joint`, size // n_chunks each, the last takes the remainder (above size:
@@ -68,17 +71,20 @@ def select(
         if fixed and criterion not in ("learnability", fixed):
             raise ValueError(f"criterion {criterion!r} contradicts sampler {sampler!r}")
         task = _task(
-            learner, reference, size, fixed or criterion, loss, n_chunks,
+            learner, reference, size, fixed or criterion, learner_weight, loss, n_chunks,
             noise, seed, step, iterations, ranks,
         )  # fmt: skip
         if sampler not in registry.BLIND:
-            terms(task.learner, task.reference, task.criterion)
+            terms(task.learner, task.reference, task.criterion, learner_weight)
         count = len(task.index)
         models = [
             model is not None and (model.scale, model.bias, model.image.shape[1], model.image.dtype)
             for model in (task.learner, task.reference)
         ]
-        told = (size, sampler, criterion, loss, n_chunks, seed, step, iterations, mode, models)
+        told = (
+            size, sampler, criterion, learner_weight, loss, n_chunks, seed, step, iterations,
+            mode, models,
+        )  # fmt: skip
     except Exception as error:  # whatever it is, the other ranks must hear of it
         problem = error
     ranks.agree(problem, told, count)
@@ -91,6 +97,7 @@ def _task(
     reference: PairEmbeddings | None,
     size: int,
     criterion: str,
+    learner_weight: float,
     loss: str,
     n_chunks: int,
     noise: Noise | None,
@@ -113,6 +120,10 @@ def _task(
     for name, value in (("seed", seed), ("step", step)):
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValueError(f"{name} must be an int, got {value!r}")
+    if not isinstance(learner_weight, int | float) or not 0 <= learner_weight <= 1:
+        raise ValueError(f"learner_weight must be a number from 0 to 1, got {learner_weight!r}")
+    if learner_weight != 1 and criterion != "learnability":
+        raise ValueError(f"learner_weight is for criterion 'learnability', got {criterion!r}")
     total = len(pairs) * ranks.world
     if size > total:
         raise ValueError(f"size must be at most the {total} candidates, got {size}")
@@ -122,7 +133,10 @@ def _task(
         noise = gumbel(seed, step)
     elif not callable(noise):
         raise ValueError(f"noise must be a function, got {type(noise).__name__}")
-    return Task(learner, reference, size, criterion, loss, n_chunks, noise, iterations, ranks)
+    return Task(
+        learner, reference, size, criterion, loss, n_chunks, noise, iterations, ranks,
+        learner_weight,
+    )  # fmt: skip
 
 
 def _check_count(name: str, value: int) -> None:

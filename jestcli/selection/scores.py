@@ -2,7 +2,7 @@
 
 Legend: z_ij = scale * image_i . text_j + bias; C = the pairs chosen so far; k = a candidate.
 A loss here is the sum over the pairs of a batch, one model at a time; `criterion` says which
-models count and with what sign. Running values are float64 [B]; tiles are float32 (float64 for
+models count and with what weight. Running values are float64 [B]; tiles are float32 (float64 for
 float64 embeddings), whatever the input dtype.
 
 Each gain starts as the diagonal score (how badly the pair matches by itself), which draws the
@@ -22,11 +22,11 @@ from jestcli.selection.distributed import ALONE, Ranks
 from jestcli.selection.embeddings import PairEmbeddings, check_together, checked
 from jestcli.selection.names import check_name
 
-# criterion -> (sign of the learner's loss, sign of the reference's)        [paper, section 2.1]
+# criterion -> (weight of the learner's loss, weight of the reference's)    [paper, section 2.1]
 CRITERIA = {
-    "learnability": (1, -1),  # hard for the learner, easy for the reference
-    "easy_reference": (0, -1),
-    "hard_learner": (1, 0),
+    "learnability": (1.0, -1.0),  # hard for the learner, easy for the reference
+    "easy_reference": (0.0, -1.0),
+    "hard_learner": (1.0, 0.0),
 }
 
 
@@ -163,14 +163,14 @@ GAINS: dict[str, Callable[[PairEmbeddings, Ranks], SigmoidGain | SoftmaxNegative
 
 
 class Score:
-    """Gains of the models that the criterion counts, signed and summed."""
+    """Gains of the models that the criterion counts, weighted and summed."""
 
-    def __init__(self, terms: list[tuple[int, PairEmbeddings]], loss: str, ranks: Ranks) -> None:
-        self.terms = [(sign, GAINS[loss](pairs, ranks)) for sign, pairs in terms]
+    def __init__(self, terms: list[tuple[float, PairEmbeddings]], loss: str, ranks: Ranks) -> None:
+        self.terms = [(weight, GAINS[loss](pairs, ranks)) for weight, pairs in terms]
 
     def values(self) -> Tensor:
         """Score of every local candidate given C, float64 [B]."""
-        return torch.stack([sign * gain.values() for sign, gain in self.terms]).sum(0)
+        return torch.stack([weight * gain.values() for weight, gain in self.terms]).sum(0)
 
     def add(self, new: Tensor) -> None:
         """Put the pairs with global indices `new` into C."""
@@ -179,20 +179,27 @@ class Score:
 
 
 def terms(
-    learner: PairEmbeddings | None, reference: PairEmbeddings | None, criterion: str
-) -> list[tuple[int, PairEmbeddings]]:
-    """(sign, embeddings) of the models that `criterion` counts.
+    learner: PairEmbeddings | None,
+    reference: PairEmbeddings | None,
+    criterion: str,
+    learner_weight: float = 1.0,
+) -> list[tuple[float, PairEmbeddings]]:
+    """(weight, embeddings) of the models that `criterion` counts.
 
+    learner_weight: multiplies the learner's. A model of weight 0 is left out, not multiplied by
+    it: at 0 learnability is easy_reference to the last bit, and needs no learner.
     Raises ValueError if one of them is missing.
     """
     found = []
-    for name, sign, pairs in zip(
-        ("learner", "reference"), CRITERIA[criterion], (learner, reference), strict=True
+    ours, theirs = CRITERIA[criterion]
+    for name, weight, pairs in (
+        ("learner", learner_weight * ours, learner),
+        ("reference", theirs, reference),
     ):
-        if sign and pairs is None:
+        if weight and pairs is None:
             raise ValueError(f"{name} is None, but criterion {criterion!r} needs it")
-        if sign and pairs is not None:
-            found.append((sign, pairs))
+        if weight and pairs is not None:
+            found.append((weight, pairs))
     return found
 
 
@@ -234,14 +241,14 @@ def learnability_of(
     Another `criterion` gives -l(.|reference) or l(.|learner). Raises ValueError as `select`.
     """
     total = 0.0
-    for sign, pairs in _checked_terms(learner, reference, loss, criterion):
+    for weight, pairs in _checked_terms(learner, reference, loss, criterion):
         index = torch.as_tensor(indices, device=pairs.image.device)
         if index.dtype != torch.int64 or index.dim() != 1 or len(index) == 0:
             raise ValueError("indices must be a one-dimensional, non-empty int64 tensor")
         if index.min() < 0 or index.max() >= len(pairs):
             raise ValueError(f"indices must lie in [0, {len(pairs)})")
         with full_precision(pairs.image.device):
-            total += sign * float(pair_losses(pairs.rows(index), loss).mean())
+            total += weight * float(pair_losses(pairs.rows(index), loss).mean())
     return total
 
 
@@ -258,7 +265,7 @@ def pairwise_learnability(
     diagonal is the loss of each pair. float32 (float64 for float64). Memory O(B^2): small B only.
     """
     matrix = None
-    for sign, pairs in _checked_terms(learner, reference, loss, criterion):
+    for weight, pairs in _checked_terms(learner, reference, loss, criterion):
         with full_precision(pairs.image.device):
             wide = torch.float64 if pairs.image.dtype == torch.float64 else torch.float32
             z = pairs.scale * pairs.image.to(wide) @ pairs.text.to(wide).T + pairs.bias
@@ -267,14 +274,14 @@ def pairwise_learnability(
                 part.diagonal().copy_(softplus(-z.diagonal()))
             else:
                 part = -(z.log_softmax(1) + z.log_softmax(0)) / 2
-            matrix = sign * part if matrix is None else matrix + sign * part
+            matrix = weight * part if matrix is None else matrix + weight * part
     assert matrix is not None
     return matrix
 
 
 def _checked_terms(
     learner: PairEmbeddings | None, reference: PairEmbeddings | None, loss: str, criterion: str
-) -> list[tuple[int, PairEmbeddings]]:
+) -> list[tuple[float, PairEmbeddings]]:
     check_name("loss", loss, GAINS)
     check_name("criterion", criterion, CRITERIA)
     learner = None if learner is None else checked(learner, "learner")

@@ -30,11 +30,12 @@ class Task:
     noise: Noise
     iterations: int
     ranks: Ranks
+    learner_weight: float = 1.0
 
     @property
-    def terms(self) -> list[tuple[int, PairEmbeddings]]:
-        """(sign, embeddings) of each model that the criterion counts."""
-        return terms(self.learner, self.reference, self.criterion)
+    def terms(self) -> list[tuple[float, PairEmbeddings]]:
+        """(weight, embeddings) of each model that the criterion counts."""
+        return terms(self.learner, self.reference, self.criterion, self.learner_weight)
 
     @property
     def index(self) -> Tensor:
@@ -49,7 +50,7 @@ class Task:
 
     def pair_scores(self) -> Tensor:
         """Scalar score of each pair, its loss taken within the whole super-batch: float64 [B]."""
-        losses = [sign * pair_losses(pairs, self.loss, self.ranks) for sign, pairs in self.terms]
+        losses = [w * pair_losses(pairs, self.loss, self.ranks) for w, pairs in self.terms]
         return torch.stack(losses).sum(0)
 
     def chunk_sizes(self) -> list[int]:

@@ -73,7 +73,7 @@ def choose(
         return Choice(torch.arange(len(candidates) * world.size))
     view = learner.low if selection.low_res_scoring else learner.full
     learner_pairs = reference_pairs = None
-    if measure or selection.criterion != "easy_reference":
+    if measure or selection.reads_learner:
         with autocast(run, world.device):
             learner_pairs = embed(
                 learner, candidates.images, candidates.tokens, view, engine.scoring_batch
@@ -89,6 +89,7 @@ def choose(
             size=run.optim.batch_size,
             sampler=selection.sampler,
             criterion=selection.criterion,
+            learner_weight=selection.learner_weight,
             loss=run.optim.loss,
             n_chunks=selection.n_chunks,
             seed=run.seed,

@@ -99,6 +99,9 @@ def test_the_papers_own_ratio_gives_the_papers_110_percent() -> None:
 def test_easy_reference_scores_with_the_cache_alone() -> None:
     run = cost_run(0.8, "easy-reference")
     assert step_cost(run, LEARNER, REFERENCE).cached == 3 * 16 * LEARNER.full
+    dial = {"filter_ratio": 0.8, "learner_weight": 0.0}
+    same = tiny_run("jest", optim={"batch_size": 16}, selection=dial)
+    assert step_cost(same, LEARNER, REFERENCE) == step_cost(run, LEARNER, REFERENCE)
 
 
 def test_charged_adds_the_references_training_and_one_scoring_of_each_pair_seen() -> None:

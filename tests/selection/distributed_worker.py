@@ -37,6 +37,9 @@ def equality(rank, world):
                 arguments = dict(size=size, n_chunks=n_chunks, sampler=sampler, loss=loss, seed=3)
                 alone = select(LEARNER, REFERENCE, **arguments)
                 assert torch.equal(select(*shard, group=group, **arguments), alone), arguments
+    arguments = dict(size=26, learner_weight=0.3, seed=3)
+    alone = select(LEARNER, REFERENCE, **arguments)
+    assert torch.equal(select(*shard, group=group, **arguments), alone)
     single = [replace(p, image=p.image.bfloat16(), text=p.text.bfloat16()) for p in shard]
     assert select(*single, size=24, group=group).unique().numel() == 24
 

@@ -40,10 +40,10 @@ def sigmoid_batch_loss(pairs, batch):
     return float(sigmoid_losses(pairs)[np.ix_(batch, batch)].sum())
 
 
-def score_matrix(learner, reference, criterion):
+def score_matrix(learner, reference, criterion, learner_weight=1.0):
     matrix = 0.0
     if criterion != "easy_reference":
-        matrix = matrix + sigmoid_losses(learner)
+        matrix = matrix + learner_weight * sigmoid_losses(learner)
     if criterion != "hard_learner":
         matrix = matrix - sigmoid_losses(reference)
     return matrix

@@ -30,6 +30,20 @@ def test_same_picks_as_the_listing_in_float64(criterion, size, n_chunks):
     assert got.tolist() == listing(scores, gumbel(3, 4), size, n_chunks).tolist()
 
 
+@pytest.mark.parametrize("loss", ["sigmoid", "softmax", "softmax_negatives"])
+@pytest.mark.parametrize("sampler", ["joint", "rho", "activeclip"])
+def test_the_ends_of_the_learners_weight(sampler, loss):
+    learner = make_pairs(300, 24, seed=1, dtype=torch.float32)
+    reference = make_pairs(300, 16, seed=2, scale=14.0, bias=-9.0, dtype=torch.float32)
+    arguments = dict(size=120, sampler=sampler, loss=loss, seed=3)
+    whole = select(learner, reference, learner_weight=1.0, **arguments)
+    assert torch.equal(whole, select(learner, reference, **arguments))
+    none = select(learner, reference, learner_weight=0.0, **arguments)
+    assert torch.equal(none, select(None, reference, criterion="easy_reference", **arguments))
+    assert torch.equal(none, select(None, reference, learner_weight=0, **arguments))
+    assert not torch.equal(whole, none)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_overlap_in_lower_precision(dtype, monkeypatch):
     """Against the listing on the same rounded embeddings; several tiles in both directions."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from selection_oracle import make_pairs, score_matrix
+from selection_oracle import listing, make_pairs, score_matrix
 
 from jestcli.selection import names, select
 from jestcli.selection.noise import gumbel
@@ -46,6 +46,17 @@ def test_permuting_the_candidates_permutes_the_picks(name, loss, seed):
         **arguments,
     )
     assert torch.equal(order[got], expected)
+
+
+@FAST
+@given(weight=st.floats(0, 1), count=st.integers(2, 60), data=st.data())
+def test_any_learner_weight_picks_as_the_listing(weight, count, data):
+    """w * L(learner) - L(reference), from the dense matrix of the paper's listing."""
+    size, n_chunks = data.draw(st.integers(1, count)), data.draw(st.integers(1, 8))
+    learner, reference = make_pairs(count, 6, seed=count), make_pairs(count, 5, seed=size, scale=14)
+    got = select(learner, reference, size=size, n_chunks=n_chunks, learner_weight=weight)
+    scores = score_matrix(learner, reference, "learnability", weight)
+    assert got.tolist() == listing(scores, gumbel(0, 0), size, n_chunks).tolist()
 
 
 def chi_square(counts, probabilities):
