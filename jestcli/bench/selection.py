@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import platform
 import resource
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from jestcli.selection import PairEmbeddings, select
 from jestcli.selection.noise import gumbel
+from jestcli.stages.workspace import git_commit
 
 
 def bench_selection(
@@ -230,7 +230,7 @@ def _machine(device: torch.device) -> dict[str, str]:
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "numpy": np.__version__,
-        "commit": _commit(),
+        "commit": git_commit() or "unknown",
     }
 
 
@@ -240,14 +240,6 @@ def _cpu_name() -> str:
         return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def _commit() -> str:
-    try:
-        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def _show(result: dict[str, Any]) -> str:

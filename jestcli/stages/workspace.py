@@ -171,14 +171,24 @@ def environment() -> dict[str, Any]:
     } | ({"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda} if on_gpu else {})
 
 
-def git_commit() -> str | None:
-    """The source's commit, "+changes" where the work tree differs; outside git $JEST_COMMIT."""
-    here = Path(__file__).parent
+def git_commit(package: Path = Path(__file__).parents[1]) -> str | None:
+    """The commit of the sources in `package`, "+changes" where the work tree differs from it.
+
+    $JEST_COMMIT where that is set: git knows nothing of a copy of the sources. None for a copy
+    (or an installed package) inside another repository's work tree: that one's commit would pass
+    for this project's.
+    """
+    if given := os.environ.get("JEST_COMMIT"):
+        return given
     try:
-        commit = _git(here, "rev-parse", "--short=12", "HEAD")
-        changed = _git(here, "status", "--porcelain", "--untracked-files=no", ".")
+        top = Path(_git(package, "rev-parse", "--show-toplevel"))
+        if top.resolve() != package.parent.resolve():
+            return None
+        _git(package, "ls-files", "--error-unmatch", "__init__.py")  # fails where not tracked
+        commit = _git(package, "rev-parse", "--short=12", "HEAD")
+        changed = _git(package, "status", "--porcelain", "--untracked-files=no", ".")
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("JEST_COMMIT")
+        return None
     return commit + ("+changes" if changed else "")
 
 
