@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from jestcli.config import ConfigError, Data, Model, Selection, did_you_mean, file_hash
 from jestcli.models import catalogue
+from jestcli.models.cnn import BagOfTokens, BatchNorm, ConvTower, SmallPair
 from jestcli.models.flexi import FlexiVisual, View
 
 
@@ -34,15 +35,17 @@ class Clip(nn.Module):
 
     def __init__(
         self,
-        clip: CLIP | CustomTextCLIP,
+        clip: CLIP | CustomTextCLIP | SmallPair,
         full: View,
         low: View | None = None,
         pixels: tuple[Any, Any] | None = None,
     ):
         super().__init__()
         self.full, self.low = full, low or full
-        clip.visual = FlexiVisual(clip.visual, full, (self.low,))
+        if not isinstance(clip.visual, ConvTower):  # which takes views by itself
+            clip.visual = FlexiVisual(clip.visual, full, (self.low,))
         self.clip = clip
+        self.norms = [m for m in clip.modules() if isinstance(m, BatchNorm)]
         self.expects = pixels is not None
         if pixels is not None:
             for name, value in zip(("mean", "std"), pixels, strict=True):
@@ -67,7 +70,9 @@ class Clip(nn.Module):
         full; tokens int [n, L]. Returns image [n, d], text [n, d], scale and bias (0-d).
         """
         parts = [(images[:n_low], self.low), (images[n_low:], self.full)]
-        image = torch.cat([self.encode_image(x, view) for x, view in parts if len(x)])
+        # Norms that sum over ranks must be asked on all of them, even where one has no such image.
+        shared = self.low != self.full and any(norm.group is not None for norm in self.norms)
+        image = torch.cat([self.encode_image(x, view) for x, view in parts if len(x) or shared])
         return image, self.encode_text(tokens), self.scale, self.bias
 
     def set_low(self, view: View) -> None:
@@ -97,11 +102,12 @@ def low_view(model: Model, data: Data, selection: Selection) -> View:
     """What low resolution means: larger patches, a smaller image or fewer cells.
 
     Unless `keep_tokens` says otherwise the transformer sees as many cells as at the coarsest patch.
+    A convolutional tower has no patches: it sees the image smaller, in the same ratio.
     """
     side, finest, coarsest = data.image_size, model.patch_sizes[0], model.patch_sizes[-1]
     if selection.approximation == "tokens":
         return View(finest, side, selection.keep_tokens or (finest / coarsest) ** 2)
-    if selection.approximation == "resolution":
+    if selection.approximation == "resolution" or model.tower == "cnn":
         return View(finest, side // coarsest * finest)
     return View(coarsest, side)
 
@@ -134,7 +140,9 @@ def build_model(
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if model.name is None:
+        if model.tower == "cnn":
+            clip = _small(model, data, (full.side, low.side), head)
+        elif model.name is None:
             clip = _own(model, data, patch_sizes, stored_patch or max(patch_sizes), head)
         else:
             clip = named(catalogue.read(model.name), data, head, model.pretrained is not None)
@@ -142,6 +150,15 @@ def build_model(
         return Clip(clip, full, low)
     _load_pretrained(clip, model)
     return Clip(clip, full, low, _pixels(model))
+
+
+def _small(
+    model: Model, data: Data, sides: tuple[int, ...], head: dict[str, Any]
+) -> SmallPair:
+    """The convolutional tower and the bag of tokens."""
+    visual = ConvTower(model.channels, model.embed_dim, sides)
+    text = BagOfTokens(data.vocab_size, model.text_width, model.embed_dim)
+    return SmallPair(visual, text, head["init_logit_scale"], head["init_logit_bias"])
 
 
 def _own(

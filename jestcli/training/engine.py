@@ -31,6 +31,8 @@ def make_trainee(learner: Clip, run: Run, world: World) -> nn.Module:
         learner.double()
     if run.optim.loss == "softmax" and learner.clip.logit_bias is not None:
         learner.clip.logit_bias.requires_grad_(False)  # no gradient: DDP would wait for it
+    for norm in learner.norms:
+        norm.group = world.group
     if engine.activation_checkpointing:
         _checkpoint_activations(learner)
     if engine.compile:
@@ -41,7 +43,10 @@ def make_trainee(learner: Clip, run: Run, world: World) -> nn.Module:
     if engine.shard == "fsdp":
         return _sharded(learner, world)
     on_gpu = [world.device] if world.device.type == "cuda" else None
-    return DistributedDataParallel(learner, on_gpu, process_group=world.group)
+    # Batch statistics are summed over the ranks: their buffers are alike and need no broadcast.
+    return DistributedDataParallel(
+        learner, on_gpu, process_group=world.group, broadcast_buffers=False
+    )
 
 
 def _blocks(learner: Clip) -> list[nn.Module]:

@@ -43,6 +43,10 @@ RUNS: dict[str, Run] = {
         engine=DOUBLE | {"micro_batch": 3, "loss_chunk": 2, "activation_checkpointing": True},
     ),
     "fsdp": tiny_run("flexi", engine=DOUBLE | {"shard": "fsdp"}),
+    "batch norm": tiny_run(
+        "flexi", engine=DOUBLE, selection={"low_res_share": 0.375},
+        model={"tower": "cnn", "channels": [4, 8]},
+    ),
     "native": tiny_run("flexi", engine=DOUBLE, model={"name": "ViT-B-32"}),
     "timm": tiny_run(
         "flexi", engine=DOUBLE, model={"name": "ViT-B-16-SigLIP", "patch_sizes": [16, 32]}

@@ -1,0 +1,78 @@
+"""The convolutional tower: its batch norm against torch's, over ranks and image sides."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from jestcli.config import ConfigError, Run, make_run
+from jestcli.models.cnn import BagOfTokens, BatchNorm
+from jestcli.models.flexi import View
+from jestcli.stages.trained import new_learner
+
+SMALL = {
+    "data": {"vocab_size": 600, "context_length": 8},
+    "model": {"tower": "cnn", "channels": [4, 8], "embed_dim": 8, "text_width": 8},
+}
+
+
+def cnn_run(**changes: object) -> Run:
+    return make_run({**SMALL, **changes})
+
+
+def test_batch_norm_is_torchs() -> None:
+    torch.manual_seed(0)
+    ours, theirs = BatchNorm(5, (6,)), nn.BatchNorm2d(5)
+    for _ in range(3):
+        x = torch.randn(4, 5, 6, 6) * 3 + 1
+        assert torch.equal(ours(x, 6), theirs(x))
+    assert torch.equal(ours.get_buffer("var_6"), theirs.running_var)
+    ours.eval(), theirs.eval()
+    assert torch.equal(ours(x, 6), theirs(x))
+
+
+def test_sides_keep_their_own_statistics_and_unknown_ones_are_refused() -> None:
+    model = new_learner(cnn_run(selection={"low_res_share": 0.5}))
+    images = torch.rand(6, 3, 32, 32) * 2 - 1
+    before = {k: v.clone() for k, v in model.state_dict().items() if "mean_" in k}
+    model.train().encode_image(images, model.low)
+    after = model.state_dict()
+    moved = {k for k, v in before.items() if not torch.equal(v, after[k])}
+    assert moved == {k for k in before if k.endswith("mean_16")}
+    with pytest.raises(ValueError, match="statistics for 32 and 16 px, not 8 px"):
+        model.set_low(View(4, 8))
+
+
+def test_scoring_does_not_depend_on_the_rest_of_the_batch() -> None:
+    model = new_learner(cnn_run()).eval()
+    images = torch.rand(6, 3, 32, 32) * 2 - 1
+    assert torch.allclose(model.encode_image(images)[:2], model.encode_image(images[:2]), atol=1e-6)
+
+
+def test_padding_does_not_count_in_a_bag_of_tokens() -> None:
+    torch.manual_seed(0)
+    bag = BagOfTokens(20, 8, 4)
+    short, long = torch.tensor([[3, 7, 0, 0]]), torch.tensor([[3, 7, 0, 0, 0, 0]])
+    assert torch.allclose(bag(short), bag(long))
+    mean = bag.embedding.weight[[3, 7]].mean(0, keepdim=True)
+    assert torch.allclose(bag(short), bag.projection(F.layer_norm(mean, (8,))), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"engine": {"micro_batch": 2}}, "micro_batch is not for model.tower=cnn"),
+        ({"engine": {"shard": "fsdp"}}, "fsdp is not for model.tower=cnn"),
+        ({"model": {"tower": "cnn", "name": "ViT-B-32"}}, "exclude each other"),
+        ({"model": {"tower": "cnn", "channels": [4] * 7}}, "too often"),
+        ({"selection": {"low_res_scoring": True}}, "needs a low_res_share"),
+    ],
+)
+def test_what_batch_statistics_rule_out_is_refused_in_one_line(
+    changes: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        cnn_run(**changes)
+    assert "\n" not in str(caught.value)
