@@ -26,7 +26,11 @@ def run_experiment(
     wandb: Wandb = "off",
     slurm: Slurm = None,
 ) -> None:
-    """Run an experiment (every run and seed, or those named), then draw it."""
+    """Run an experiment (every run and seed, or those named), then draw it.
+
+    Where there is a GPU every run computes on it, its data in the card's memory where they fit, and
+    --workers may be more than the cores: small runs share a card (docs/gpu.md).
+    """
     work = read_jobs(experiment, set_, runs, seeds)
     run_and_draw(experiment, work, workers, wandb, Path("results"), slurm)
 

@@ -89,4 +89,6 @@ Cache = Annotated[
 CacheGB = Annotated[
     float, typer.Option(min=0, rich_help_panel=OWN, help="GB of fetched shards to keep at most.")
 ]
-Workers = Annotated[int | None, typer.Option(help="Processes side by side (default: all cores).")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Processes side by side (default: one a core).")
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -20,12 +20,15 @@ class Part:
 
     rows: int64 [n].
     captions: draw one of a pair's first so many captions at random.
+    resident: the store's images, uint8 [N, 3, S, S], and tokens, int32 [M, L], on a device, where
+        candidates are then read (see `on_device`).
     """
 
     store: Store
     rows: np.ndarray
     stream: str
     captions: int
+    resident: tuple[Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -161,7 +164,38 @@ def _rows(
 
 
 def _read(part: Part, rows: np.ndarray, token_rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    return part.store.pixels(rows), part.store.token_rows(token_rows)
+    if part.resident is None:
+        return part.store.pixels(rows), part.store.token_rows(token_rows)
+    images, tokens = part.resident
+    at, token_at = (torch.from_numpy(x).to(images.device) for x in (rows, token_rows))
+    return images[at], tokens[token_at].long()
+
+
+def on_device(parts: list[Part], device: torch.device, most_bytes: float) -> list[Part]:
+    """The same parts, their whole stores in the memory of `device`; unchanged where those take more
+    than `most_bytes`.
+
+    A GPU that waits for pixels from the host is idle most of a small model's step.
+    """
+    stores = {id(part.store): part.store for part in parts}
+    size = sum(
+        len(s) * int(np.prod(s.images[0].shape)) + 4 * int(np.prod(s.tokens.shape))
+        for s in stores.values()
+    )
+    if size > most_bytes:  # all or none: candidates of several parts make one tensor
+        return parts
+    there = {key: _moved(store, device) for key, store in stores.items()}
+    return [replace(part, resident=there[id(part.store)]) for part in parts]
+
+
+def _moved(store: Store, device: torch.device, block: int = 16_384) -> tuple[Tensor, Tensor]:
+    """Block by block: the host holds a memory map, not the images."""
+    images = torch.empty(len(store), *store.images[0].shape, dtype=torch.uint8, device=device)
+    for start in range(0, len(store), block):
+        pixels = store.pixels(np.arange(start, min(start + block, len(store))))
+        images[start : start + len(pixels)] = pixels.permute(0, 2, 3, 1).to(device)
+    tokens = torch.from_numpy(np.array(store.tokens)).to(device)
+    return images.permute(0, 3, 1, 2), tokens
 
 
 def rows_of(store: Store, rows: np.ndarray) -> tuple[Tensor, Tensor]:

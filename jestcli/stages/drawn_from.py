@@ -6,10 +6,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from jestcli.config import Run
 from jestcli.data.joined import Joined
-from jestcli.data.loader import Drawing, Part, StoreDrawing
+from jestcli.data.loader import Drawing, Part, StoreDrawing, on_device
 from jestcli.data.noise import Mismatched, mismatched
 from jestcli.data.store import Store
 from jestcli.stages import own
@@ -39,6 +40,9 @@ def open_drawing(
     cache = reference if isinstance(reference, Cache) else None
     parts, counts = sources(run, inputs, cache)
     drawn = {p.stream: len(p.rows) for p in parts}
+    if world.device.type == "cuda":
+        # A quarter of what is free: other runs may share the card, and models come on top.
+        parts = on_device(parts, world.device, torch.cuda.mem_get_info(world.device)[0] / 4)
     before = partial(before_step, run) if run.scheduled else None
     return StoreDrawing(parts, counts, run.seed, world.rank, world.size, before), drawn
 

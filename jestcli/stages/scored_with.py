@@ -37,16 +37,24 @@ CACHES = "reference-embeddings"
 
 
 def cache(
-    run: Run, workspace: Workspace, label: str, report: Report, view: View | None = None,
+    run: Run,
+    workspace: Workspace,
+    label: str,
+    report: Report,
+    view: View | None = None,
     split: str = "pool",
-) -> None:  # fmt: skip
+    device: torch.device = own.CPU,
+) -> None:
     """Compute the embeddings of the pool, or of the "curated" store, by the finished reference
-    `run`, unless they are there."""
-    set_threads(THREADS)
-    inputs = workspace.embedded(run)
+    `run`, on this device, unless they are there."""
+    inputs, more = workspace.embedded(run), {}
+    if device.type == "cpu":
+        set_threads(THREADS)
+    else:
+        more["micro_batch"] = run.engine.scoring_batch
     build_cache(
-        load_run(run, workspace), getattr(inputs, split), inputs.root / CACHES,
-        lambda done, total: report(done, total, label), view,
+        load_run(run, workspace).to(device), getattr(inputs, split), inputs.root / CACHES,
+        lambda done, total: report(done, total, label), view, **more,
     )  # fmt: skip
 
 
@@ -157,10 +165,8 @@ def own_reference(
 def cache_reference(
     run: Run, workspace: Workspace, console: Console, device: torch.device = own.CPU
 ) -> list[str]:
-    """Embed the pool with the run's reference, with a bar; returns what to tell the user.
-
-    device: where the reference embeds the user's shards.
-    """
+    """Embed the pool with the run's reference, on this device, with a bar; returns what to tell the
+    user."""
     inputs = workspace.inputs(run)
     with bars(console) as report:
         if not isinstance(inputs, OwnInputs):
@@ -169,7 +175,8 @@ def cache_reference(
             def progress(done: int, total: int, line: str) -> None:
                 report(line, done, total)
 
-            cache(run.reference, workspace, "embedding the pool", progress, reference_view(run))
+            view = reference_view(run)
+            cache(run.reference, workspace, "embedding the pool", progress, view, device=device)
             return ["the pool's embeddings are complete"]
         if device.type == "cpu":
             set_threads(THREADS)

@@ -38,15 +38,15 @@ def main() -> int:
     data = Path(task["data"]) if task["data"] else None
     workspace = Workspace(data, Path(task["runs"]), loading)
     try:
+        device = pick_device(task.get("device", "auto"))
         if task["kind"] == "cache":
             view = View(**task["view"]) if task.get("view") else None
             split = task.get("split", "pool")
-            scored_with.cache(run, workspace, task["label"], report, view, split)
+            scored_with.cache(run, workspace, task["label"], report, view, split, device)
         else:
-            world = World(device=pick_device(task.get("device", "auto")))
             learner.train(
-                run, workspace, task["label"], report, task.get("wandb", "off"), world,
-                task.get("keep_last", 1),
+                run, workspace, task["label"], report, task.get("wandb", "off"),
+                World(device=device), task.get("keep_last", 1),
             )  # fmt: skip
     except Interrupted as stop:
         print(stop, file=sys.stderr)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import fake_pool, fake_store
 
-from jestcli.data.loader import Candidates, Part, StoreDrawing, draw, rows_of
+from jestcli.data.loader import Candidates, Part, StoreDrawing, draw, on_device, rows_of
 from jestcli.training.randomness import generator, shuffled, torch_generator
 
 SEEDS = st.integers(0, 2**31)
@@ -126,3 +126,16 @@ def test_candidates_know_their_keys_and_their_full_pixels() -> None:
     index = torch.tensor([5, 0])
     images, tokens = drawn.full(index)
     assert torch.equal(images, drawn.images[index]) and torch.equal(tokens, drawn.tokens[index])
+
+
+def test_parts_on_a_device_give_the_same_candidates_where_they_fit() -> None:
+    store = fake_store(30, "curated", 1)
+    parts = [fake_pool(), Part(store, store.choose("odd"), "curated", 3)]
+    there = on_device(parts, torch.device("cpu"), 1e6)
+    assert all(part.resident is not None for part in there)
+    one, two = (draw(each, [6, 3], seed=1, step=3) for each in (parts, there))
+    assert torch.equal(one.images, two.images) and torch.equal(one.tokens, two.tokens)
+    assert one.tokens.dtype == two.tokens.dtype and one.keys == two.keys
+    some = torch.tensor([4, 1])
+    assert all(torch.equal(a, b) for a, b in zip(one.full(some), two.full(some), strict=True))
+    assert on_device(parts, torch.device("cpu"), 70 * 32 * 32 * 3) is parts  # tokens come on top
