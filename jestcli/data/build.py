@@ -44,7 +44,7 @@ from jestcli.data.write import (
     write_shard,
 )
 
-FORMAT = 3  # counts changes of this package that change what it writes
+FORMAT = 4  # counts changes of this package that change what it writes
 SIZE = 32
 NEEDED_BYTES_PER_PIXEL = 1.3  # of disk, for a full build, per icon and pixel
 

@@ -78,9 +78,13 @@ class Benchmark:
         return _read_split(self.folder, name, self.image_size)
 
 
-def list_benchmarks(root: Path) -> list[Benchmark]:
-    """The benchmarks under a data root. Raises DataError."""
-    return _read_list(root / "benchmarks")
+def list_benchmarks(root: Path, confirmation: bool = False) -> list[Benchmark]:
+    """The eight benchmarks under a data root, or those that confirm (docs/protocol.md) instead.
+
+    Raises DataError.
+    """
+    found = _read_list(root / "benchmarks")
+    return [each for each in found if each.about["confirmation"] is confirmation]
 
 
 def _read_list(folder: Path) -> list[Benchmark]:
@@ -91,7 +95,7 @@ def _read_list(folder: Path) -> list[Benchmark]:
     return [
         Benchmark(
             r["name"], r["kind"], r["metric"], r["chance"], folder / r["folder"],
-            {k: r[k] for k in ("mirrors", "description", "n", "n_classes")},
+            {k: r.get(k, False) for k in ("mirrors", "description", "n", "n_classes", "confirmation")},
         )
         for r in rows
     ]  # fmt: skip

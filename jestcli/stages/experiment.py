@@ -8,16 +8,20 @@
     runs: {name: {method: ..., reference: name, settings...}}
     seeds: [0, 1, 2]
     quick: {runs: [names], seeds: [0]}   # what `jest reproduce` trains itself
+    tiers: [{runs: [patterns], seeds: [0]}, ...]   # in order of worth: what runs first
     figure: {kind: ..., panels: [...]}   # how it is drawn (reporting/panels.py)
 
 A run or reference with `vary: {a.b: [1, 2], c: [x, y]}` stands for one for each place in the lists
-(they go together), called name@1 and name@2 after the first of them. In place of settings,
+(they go together), called name@1 and name@2 after the first of them. `grid: {a.b: [1, 2], c: [x, y]}`
+stands for every combination, called name@1@x, name@1@y, ... In place of settings,
 `figure1:name` is the run or reference of that name in another experiment.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +54,14 @@ class Quick(BaseModel):
     seeds: list[int]
 
 
+class Tier(BaseModel):
+    """Runs that are worth about the same; runs: names or patterns such as "jest@0.8@*"."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    runs: list[str]
+    seeds: list[int] | None = None
+
+
 class Experiment(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
@@ -62,16 +74,18 @@ class Experiment(BaseModel):
     runs: dict[str, dict[str, Any] | str]
     seeds: list[int]
     quick: Quick | None = None
+    tiers: list[Tier] = []
     figure: Figure = Figure()
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of an experiment under its name and seed."""
+    """One run of an experiment under its name and seed. tier: the lower, the more it is worth."""
 
     name: str
     seed: int
     run: Run
+    tier: int = 0
 
     @property
     def label(self) -> str:
@@ -124,7 +138,10 @@ def _spread(
         if isinstance(settings, str):
             out[name] = settings
             continue
-        rest = merge(profile, {key: value for key, value in settings.items() if key != "vary"})
+        rest = merge(profile, {k: v for k, v in settings.items() if k not in ("vary", "grid")})
+        if "grid" in settings:
+            out |= _combinations(name, settings["grid"], rest, path)
+            continue
         vary = settings.get("vary")
         if vary is None:
             out[name] = rest
@@ -133,10 +150,28 @@ def _spread(
         if not lists or any(not isinstance(x, list) or len(x) != len(lists[0]) for x in lists):
             raise ConfigError(f"{path}: {name}.vary: expected lists of one length by setting")
         for values in zip(*lists, strict=True):
-            # A varied reference is named like the run that reads it: the last part says which.
-            last = "all" if values[0] is None else str(values[0]).rpartition("@")[2]
-            out[f"{name}@{last}"] = merge(rest, _nested(dict(zip(vary, values, strict=True))))
+            flat = dict(zip(vary, values, strict=True))
+            out[f"{name}@{_said(values[0])}"] = merge(rest, _nested(flat))
     return out
+
+
+def _combinations(
+    name: str, grid: Any, rest: dict[str, Any], path: Path
+) -> dict[str, dict[str, Any] | str]:
+    """One run for every combination of the grid's lists. Raises ConfigError."""
+    lists = list(grid.values()) if isinstance(grid, dict) else []
+    if not lists or not all(isinstance(x, list) and x for x in lists):
+        raise ConfigError(f"{path}: {name}.grid: expected a list of values by setting")
+    out: dict[str, dict[str, Any] | str] = {}
+    for values in product(*lists):
+        flat = dict(zip(grid, values, strict=True))
+        out["@".join([name, *map(_said, values)])] = merge(rest, _nested(flat))
+    return out
+
+
+def _said(value: Any) -> str:
+    """A varied value as a part of a run's name; a reference's is its last part."""
+    return "all" if value is None else str(value).rpartition("@")[2]
 
 
 def _nested(flat: dict[str, Any]) -> dict[str, Any]:
@@ -205,16 +240,32 @@ def jobs(
     names: list[str] | None = None,
     seeds: list[int] | None = None,
 ) -> list[Job]:
-    """Every run with every seed (or these), references included under their own names."""
-    names, seeds = names or list(experiment.runs), seeds or experiment.seeds
+    """Every run with every seed (or these), references included under their own names.
+
+    names: of runs, or patterns such as "jest@0.8@*". Without names and seeds: in order of worth,
+    first what the file's tiers list. Raises ConfigError for a name that fits nothing.
+    """
+    tiers = [Tier(runs=names or list(experiment.runs), seeds=seeds)]
+    if names is None and seeds is None:
+        tiers = [*experiment.tiers, *tiers]
     found: dict[tuple[str, int], Job] = {}
-    for seed in seeds:
-        for name in names:
-            if name not in experiment.runs:
-                raise ConfigError(f"no run {name!r}{did_you_mean(name, list(experiment.runs))}")
-            for job in _expanded(experiment, name, seed, overrides):
-                found[job.name, seed] = job
+    for number, tier in enumerate(tiers):
+        for seed in tier.seeds or experiment.seeds:
+            for name in _matching(experiment, tier.runs):
+                for job in _expanded(experiment, name, seed, overrides):
+                    found.setdefault((job.name, seed), replace(job, tier=number))
     return list(found.values())
+
+
+def _matching(experiment: Experiment, patterns: list[str]) -> list[str]:
+    """The runs that these names or patterns mean, each once. Raises ConfigError."""
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        names = [name for name in experiment.runs if fnmatchcase(name, pattern)]
+        if not names:
+            raise ConfigError(f"no run {pattern!r}{did_you_mean(pattern, list(experiment.runs))}")
+        found |= dict.fromkeys(names)
+    return list(found)
 
 
 def _expanded(experiment: Experiment, name: str, seed: int, overrides: dict[str, Any]) -> list[Job]:
