@@ -204,6 +204,41 @@ class Optim(_Strict):
     clip_norm: float = 1.0
     loss: Literal["sigmoid", "softmax"] = "sigmoid"
     augment: bool = Field(True, description="random crop and colours, after selection only")
+    schedule: Literal["cosine", "wsd"] = added(
+        "cosine",
+        description="after the warm-up: a cosine to zero, or wsd: constant, then a decay to zero. "
+        "Runs with wsd that differ in steps alone share what comes before the decay: it is trained "
+        "once, if evaluation.points is 1",
+    )
+    decay: float = added(
+        0.2,
+        gt=0,
+        lt=1,
+        description="wsd: share of the steps, at the end, in which the rate falls to zero as "
+        "1 - sqrt (Haegele et al. 2024, arXiv 2405.18392)",
+    )
+
+    @property
+    def trunk_steps(self) -> int:
+        """Steps, from the first on, in which nothing depends on `steps`: those before the decay.
+
+        0 for a cosine.
+        """
+        if self.schedule == "cosine":
+            return 0
+        return self.steps - max(1, round(self.decay * self.steps))
+
+    @model_validator(mode="after")
+    def _decay_after_warmup(self) -> Optim:
+        if self.schedule == "cosine":
+            if self.decay != type(self).model_fields["decay"].default:
+                raise ValueError("decay needs schedule=wsd")
+        elif self.warmup > self.trunk_steps:
+            raise ValueError(
+                f"a warm-up of {self.warmup} steps does not end before the decay, which starts "
+                f"after step {self.trunk_steps} of {self.steps}"
+            )
+        return self
 
 
 class Selection(_Strict):
@@ -377,6 +412,9 @@ class Run(_Strict):
             raise ValueError("selection.learner_weight needs selection.criterion=learnability")
         if selection.schedule != "linear" and selection.filter_ratio_end is None:
             raise ValueError("selection.schedule needs selection.filter_ratio_end")
+        if self.scheduled and self.optim.schedule == "wsd":
+            raise ValueError("optim.schedule=wsd and selection.filter_ratio_end exclude each other:"
+                             " a filter ratio that changes depends on the run's length")
         if selection.keep_tokens is not None and selection.approximation != "tokens":
             raise ValueError("selection.keep_tokens needs selection.approximation=tokens")
         if self.engine.loss_chunk and self.optim.loss != "sigmoid":

@@ -148,7 +148,7 @@ def _train(
         train_loop(
             run, folder, learner, drawing, reads_reference, score, cost_after,
             lambda done, total, line: report(done, total, _line(label, line, drawing)), track,
-            world, show, keep_last,
+            world, show, keep_last, workspace.trunk(run),
         )  # fmt: skip
     finally:
         drawing.close()

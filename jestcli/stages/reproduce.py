@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,6 +34,9 @@ from jestcli.stages.scored_with import (
 from jestcli.stages.slurm import OnCluster
 from jestcli.stages.trained import learner_flops
 from jestcli.stages.workspace import StageError, Workspace, is_done
+from jestcli.training.checkpoint import CHECKPOINT, step_of
+from jestcli.training.loop import shared_steps
+from jestcli.training.trunk import steps_there
 
 JOBS = 64  # on a cluster at once, unless told
 Launch = Callable[[dict[str, Any], Path], OnCluster]
@@ -50,11 +54,12 @@ class Stage:
     kind: str
     run: Run
     label: str
-    work: float  # in FLOPs of training, for the time left
+    work: float  # in FLOPs of training, for the time left: of the steps that remain
     needs: list[str] = field(default_factory=list)
     view: View | None = None  # cache: how the reference sees the pool; None is full resolution
     split: str = "pool"  # cache: or "curated"
-    done: float = 0.0  # share
+    before: float = 0.0  # share of its steps that were trained before, here or in a shared trunk
+    done: float = 0.0  # share of the rest
     line: str = ""
     errors_before: int = 0  # bytes of errors.log that earlier attempts wrote
     process: subprocess.Popen[str] | OnCluster | None = None
@@ -70,7 +75,45 @@ def plan(jobs: list[Job], workspace: Workspace) -> list[Stage]:
     caches: dict[str, bool] = {}
     for job in jobs:
         _add_training(stages, caches, job.run, job.label, workspace)
+    _share_trunks(list(stages.values()), workspace)
     return list(stages.values())
+
+
+def _share_trunks(stages: list[Stage], workspace: Workspace) -> None:
+    """Let lengths of one trunk run one after the other, the shortest first, so that each goes on
+    from the one before; and count only the steps that remain of every training."""
+    lengths: dict[Path, list[Stage]] = {}
+    for stage in (s for s in stages if s.kind == "train"):
+        trunk, start = workspace.trunk(stage.run), step_of(stage.folder / CHECKPOINT)
+        if trunk is not None and not start:
+            start = max(steps_there(trunk, shared_steps(stage.run)), default=0)
+        stage.before = min(1.0, start / stage.run.optim.steps)
+        if trunk is not None:
+            lengths.setdefault(trunk, []).append(stage)
+    for each in lengths.values():
+        each.sort(key=lambda s: s.run.optim.trunk_steps)
+        for shorter, longer in pairwise(each):
+            left_at = shorter.run.optim.trunk_steps
+            if left_at <= shared_steps(longer.run):
+                longer.needs.append(shorter.key)
+                longer.before = max(longer.before, left_at / longer.run.optim.steps)
+    for stage in stages:
+        stage.work *= 1 - stage.before
+
+
+def urgency(stages: list[Stage]) -> dict[str, float]:
+    """Work of the longest chain of stages from each on: what cannot be done side by side."""
+    waiting = {s.key: [t for t in stages if s.key in t.needs] for s in stages}
+    found: dict[str, float] = {}
+
+    def chain(stage: Stage) -> float:
+        if stage.key not in found:
+            found[stage.key] = stage.work + max(map(chain, waiting[stage.key]), default=0.0)
+        return found[stage.key]
+
+    for stage in stages:
+        chain(stage)
+    return found
 
 
 def _add_training(
@@ -153,7 +196,7 @@ def run_stages(
 
     waiting: list[Stage] = list(stages)
     running: list[Stage] = []
-    total = sum(s.work for s in stages)
+    total, urgent = sum(s.work for s in stages) or 1.0, urgency(stages)
     pending = {s.key for s in stages}
     most = workers or (JOBS if launch else usable_cores())
     started = time.monotonic()
@@ -172,7 +215,7 @@ def run_stages(
             while waiting or running:
                 ready = [s for s in waiting if not pending.intersection(s.needs)]
                 # Longest first: the long uniform run must not start last.
-                for stage in sorted(ready, key=lambda s: (s.kind != "cache", -s.work)):
+                for stage in sorted(ready, key=lambda s: (s.kind != "cache", -urgent[s.key])):
                     if len(running) < most:
                         waiting.remove(stage)
                         running.append(stage)
@@ -263,7 +306,9 @@ def _follow(stage: Stage, output: IO[str]) -> None:
 def _heard(stage: Stage, line: str) -> None:
     if line.startswith('{"done"'):  # libraries may print, too
         message = json.loads(line)
-        stage.done, stage.line = message["done"] / message["total"], message["line"]
+        share = message["done"] / message["total"]
+        stage.done = max(0.0, share - stage.before) / max(1e-9, 1 - stage.before)
+        stage.line = message["line"]
 
 
 def _failure(stage: Stage, code: int) -> str:

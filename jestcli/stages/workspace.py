@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from jestcli.config import Run
+from jestcli.config import Evaluation, Run
 from jestcli.data.build import build_key, default_root, shard_urls
 from jestcli.data.joined import Joined, join
 from jestcli.data.lock import Held, hold
@@ -48,8 +48,23 @@ class Workspace:
 
     def folder(self, run: Run) -> Path:
         """The run directory: named by what determines the run, its data included."""
-        name = hashlib.sha256(f"{run.digest()} {self.data_key(run)}".encode()).hexdigest()[:12]
-        return self.runs / name
+        return self.runs / self._name(run)
+
+    def trunk(self, run: Run) -> Path | None:
+        """The folder that `run` shares with those that differ in length (or in when they are
+        evaluated) alone: training/trunk.py. None unless its schedule has a part they share."""
+        if run.optim.trunk_steps == 0:
+            return None
+        same = run.optim.model_copy(update={"steps": 1, "decay": 0.5})
+        return (
+            self.runs
+            / "trunks"
+            / self._name(run.model_copy(update={"optim": same, "evaluation": Evaluation()}))
+        )
+
+    def _name(self, run: Run) -> str:
+        text = f"{run.digest()} {self.data_key(run)}"
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def data_key(self, run: Run) -> str:
         """Names the data that `run` reads."""

@@ -45,10 +45,10 @@ def write_json(path: Path, value: Any) -> None:
 def save_model(path: Path, model: nn.Module, about: dict[str, Any]) -> None:
     """Weights alone, with `about` as the file's metadata."""
     tensors = {f"model.{k}": v.contiguous() for k, v in model.state_dict().items()}
-    write_atomic(path, _packed(tensors, about))
+    write_atomic(path, pack(tensors, about))
 
 
-def _packed(tensors: dict[str, Tensor], about: dict[str, Any]) -> bytes:
+def pack(tensors: dict[str, Tensor], about: dict[str, Any]) -> bytes:
     """A file's content. The checksum finds what safetensors does not see: changed numbers."""
     return save(tensors, {"about": json.dumps({**about, "crc32": _checksum(tensors)})})
 
@@ -74,7 +74,7 @@ def save_training(
     path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, about: dict[str, Any]
 ) -> None:
     """Weights, AdamW's moments and `about` (the step and what has been spent so far)."""
-    write_atomic(path, _packed(training_tensors(model, optimiser), about))
+    write_atomic(path, pack(training_tensors(model, optimiser), about))
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Checkpoints:
 
     def write(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         newest = self.folder / CHECKPOINT
-        write_atomic(newest, _packed(tensors, about))
+        write_atomic(newest, pack(tensors, about))
         if self.keep > 1:
             older = self.folder / "checkpoints"
             older.mkdir(exist_ok=True)
@@ -151,22 +151,43 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"cannot use checkpoint {path}: {error}") from None
 
 
+def step_of(path: Path) -> int:
+    """The step that a training checkpoint holds, from its header alone; 0 if that says none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return int(json.loads((file.metadata() or {})["about"])["step"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return 0
+
+
 def load_model(path: Path, model: nn.Module) -> dict[str, Any]:
     """Fill `model` from a file of save_model or save_training; returns its `about`."""
     tensors, about = read(path)
+    _fill_model(path, tensors, model)
+    return about
+
+
+def _fill_model(path: Path, tensors: dict[str, Tensor], model: nn.Module) -> None:
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     try:
         current = model.state_dict()
         model.load_state_dict({k: like(v, current.get(k)) for k, v in weights.items()})
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit the model: {_first_line(error)}") from None
-    return about
 
 
 def load_training(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
     """Fill `model` and `optimiser`; returns `about`."""
-    about = load_model(path, model)
-    tensors, _ = read(path)
+    tensors, about = read(path)
+    fill_training(path, tensors, model, optimiser)
+    return about
+
+
+def fill_training(
+    path: Path, tensors: dict[str, Tensor], model: nn.Module, optimiser: torch.optim.Optimizer
+) -> None:
+    """Fill both from what `read` found in `path`."""
+    _fill_model(path, tensors, model)
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -175,7 +196,6 @@ def load_training(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer
             target = None if tensor.ndim == 0 else parameters[int(i)]
             state.setdefault(int(i), {})[key] = like(tensor, target)
     optimiser.load_state_dict(optimiser.state_dict() | {"state": state})
-    return about
 
 
 def _first_line(error: Exception) -> str:

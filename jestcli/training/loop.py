@@ -20,6 +20,7 @@ from jestcli.config import Run
 from jestcli.data.loader import Candidates, Drawing
 from jestcli.models.flops import Cost
 from jestcli.models.towers import Clip
+from jestcli.training import trunk as trunks
 from jestcli.training.checkpoint import Checkpoints, training_tensors
 from jestcli.training.clock import Speed, Stopwatch, log_line, peak_flops
 from jestcli.training.distributed import ALONE, World
@@ -50,6 +51,11 @@ def evaluation_steps(run: Run) -> set[int]:
     return {round(p) for p in points} | {last}
 
 
+def shared_steps(run: Run) -> int:
+    """Up to which step `run` can go on from what another length has trained (training/trunk.py)."""
+    return max(0, min(run.optim.trunk_steps, min(evaluation_steps(run)) - 1))
+
+
 def train(
     run: Run,
     folder: Path,
@@ -63,6 +69,7 @@ def train(
     world: World = ALONE,
     show: Callable[[int, Candidates, Tensor], None] | None = None,
     keep_last: int = 1,
+    trunk: Path | None = None,
 ) -> None:
     """Train `learner` to the end of `run`, from the checkpoint in `folder` if there is one.
 
@@ -77,19 +84,25 @@ def train(
         track: called with every record that goes to metrics.jsonl.
         show: called at evaluations with the step, its candidates and what was chosen of them.
         keep_last: checkpoints to keep, the newest included.
+        trunk: the folder that runs of other lengths share with this one (training/trunk.py).
     Writes metrics.jsonl and checkpoints (training/checkpoint.py). Raises Interrupted on SIGINT or
     SIGTERM, TrainingError when too many steps are not finite or the disk is full.
     """
     trainee = make_trainee(learner, run, world)
     optimiser = make_optimiser(learner, run.optim)
     saved, metrics = Checkpoints(folder, keep_last), folder / METRICS
-    about = saved.load(learner, optimiser)
+    about, lines = saved.load(learner, optimiser), b""
+    if not about and trunk is not None:
+        about, lines = trunks.take(trunk, shared_steps(run), learner, optimiser, world)
     start, bad_steps, best = about.get("step", 0), about.get("bad_steps", 0), about.get("best")
     watch = Stopwatch(world.device, about.get("seconds"))
     meter, earlier = EnergyMeter(), about.get("joules", {})
     if world.main:
         with metrics.open("ab") as file:
-            file.truncate(about.get("metrics_bytes", 0))
+            file.truncate(0 if lines else about.get("metrics_bytes", 0))
+            file.write(lines)
+        for known in lines.splitlines():
+            track(json.loads(known))
     evaluate_at = evaluation_steps(run)
     speed = Speed(
         watch, start, run.optim.steps, run.optim.batch_size, peak_flops(world.device) * world.size
@@ -112,19 +125,23 @@ def train(
                 file.write(json.dumps(record) + "\n")
             track(record)
 
-    def save(step: int) -> None:
+    def save(step: int, for_others: bool) -> None:
         tensors = training_tensors(learner, optimiser)  # every rank: shards are put together
         if not world.main:
             return
+        state = {
+            "step": step, "seconds": watch.seconds, "bad_steps": bad_steps, "best": best,
+            "metrics_bytes": metrics.stat().st_size, "run": run.model_dump(mode="json"),
+            "flops": cost_after(step).as_dict(), "ranks": world.size,
+            **joules(),
+        }  # fmt: skip
+        if for_others and trunk is not None:  # first: a killed run comes by here again
+            with _disk(trunk):
+                trunks.leave(trunk, tensors, state, metrics, world)
         with _disk(folder):
             with metrics.open("rb") as file:
                 os.fsync(file.fileno())
-            saved.write(tensors, {
-                "step": step, "seconds": watch.seconds, "bad_steps": bad_steps, "best": best,
-                "metrics_bytes": metrics.stat().st_size, "run": run.model_dump(mode="json"),
-                "flops": cost_after(step).as_dict(), "ranks": world.size,
-                **joules(),
-            })  # fmt: skip
+            saved.write(tensors, state)
 
     with _signals() as signalled:
         for step in range(start, run.optim.steps):
@@ -179,8 +196,9 @@ def train(
                     show(done, candidates, choice.index)
                 world.wait()
             stop = world.any(signalled.is_set())
-            if done in evaluate_at or done % CHECKPOINT_EVERY == 0 or stop:
-                save(done)
+            parting = trunk is not None and done == run.optim.trunk_steps
+            if done in evaluate_at or done % CHECKPOINT_EVERY == 0 or stop or parting:
+                save(done, parting)
             if stop:
                 raise Interrupted(f"stopped at step {done} of {run.optim.steps}; all is saved")
 

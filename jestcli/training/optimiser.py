@@ -1,4 +1,4 @@
-"""AdamW with a linear warm-up and a cosine to zero."""
+"""AdamW with a linear warm-up, then a cosine to zero or a constant rate and a short decay."""
 
 from __future__ import annotations
 
@@ -26,9 +26,17 @@ def make_optimiser(model: nn.Module, settings: Optim) -> torch.optim.AdamW:
 
 
 def learning_rate(step: int, settings: Optim) -> float:
-    """Learning rate of `step` (0-based)."""
-    warmup = min(settings.warmup, settings.steps // 2)
+    """Learning rate of `step` (0-based).
+
+    With wsd (warm-up, stable, decay) it does not depend on the run's length before the decay; that
+    falls as 1 - sqrt of its share that is over (Haegele et al. 2024, arXiv 2405.18392).
+    """
+    stable = settings.schedule == "wsd"
+    warmup = settings.warmup if stable else min(settings.warmup, settings.steps // 2)
     if step < warmup:
         return settings.lr * (step + 1) / warmup
+    if stable:
+        over = (step - settings.trunk_steps) / (settings.steps - settings.trunk_steps)
+        return settings.lr * (1 - math.sqrt(max(0.0, over)))
     progress = (step - warmup) / max(1, settings.steps - warmup)
     return settings.lr * 0.5 * (1 + math.cos(math.pi * progress))

@@ -60,6 +60,7 @@ def train(
     world: World,
     choices: list[torch.Tensor] | None = None,
     report: Callable[[int, int, str], None] = lambda *_: None,
+    **more: Any,
 ) -> dict[str, torch.Tensor]:
     """Losses, selections, last gradients and weights; `choices` are taken instead if given."""
     folder.mkdir(exist_ok=True)
@@ -79,7 +80,7 @@ def train(
             (lambda c: embed(model, c.images, c.tokens, None)) if run.reference else None,
             lambda final: {} if not world.main else {"toy": {"score": float(learner.scale)}},
             lambda steps: Cost(steps, steps, steps, steps),
-            report, records.append, world,
+            report, records.append, world, **more,
         )  # fmt: skip
     finally:
         loop.choose, loop.LOG_EVERY = choose, log_every
