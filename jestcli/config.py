@@ -278,11 +278,21 @@ class Selection(_Strict):
     )
 
     @property
+    def scores(self) -> bool:
+        """Whether a model embeds the candidates for the choice."""
+        return self.sampler not in ("uniform", "cabs")
+
+    @property
     def reads_learner(self) -> bool:
-        """Whether the learner embeds the candidates for the choice."""
-        if self.sampler == "uniform" or self.criterion == "easy_reference":
+        """Whether the learner does."""
+        if not self.scores or self.criterion == "easy_reference":
             return False
         return self.criterion == "hard_learner" or self.learner_weight > 0
+
+    @property
+    def reads_reference(self) -> bool:
+        """Whether the reference does."""
+        return self.scores and self.criterion != "hard_learner"
 
 
 class Source(_Strict):
@@ -375,7 +385,7 @@ class Run(_Strict):
     @model_validator(mode="after")
     def _consistent(self) -> Run:
         selection, model, size = self.selection, self.model, self.data.image_size
-        scores = selection.sampler != "uniform" and selection.criterion != "hard_learner"
+        scores = selection.reads_reference
         needs_reference = scores or self.source.kind == "filtered" or self.init_from_reference
         if self.reference_model and (self.reference or not self.data.own):
             raise ValueError("reference_model is for own shards, and instead of a reference run")
@@ -408,6 +418,9 @@ class Run(_Strict):
             raise ValueError("model.patch_sizes must divide data.image_size, finest first")
         if self.source.curated_in_pool and self.source.kind not in ("pool", "filtered"):
             raise ValueError("source.curated_in_pool needs source.kind pool or filtered")
+        if selection.sampler == "cabs" and catalogue.own_tokenizer(model.name, model.pretrained):
+            raise ValueError("selection.sampler cabs reads words as CLIP's byte pairs, but "
+                             f"{model.name} brings its own tokenizer")  # fmt: skip
         if selection.learner_weight != 1 and selection.criterion != "learnability":
             raise ValueError("selection.learner_weight needs selection.criterion=learnability")
         if selection.schedule != "linear" and selection.filter_ratio_end is None:
@@ -432,15 +445,19 @@ class Run(_Strict):
         if smallest < 2 ** (len(self.model.channels) - 1):
             raise ValueError(f"model.channels halves images of {smallest} px too often")
         if engine.micro_batch is not None:
-            raise ValueError("engine.micro_batch is not for model.tower=cnn: its batch norm needs "
-                             "the whole batch at once")
+            raise ValueError(
+                "engine.micro_batch is not for model.tower=cnn: its batch norm needs "
+                "the whole batch at once"
+            )
         if engine.shard == "fsdp":
             raise ValueError("engine.shard=fsdp is not for model.tower=cnn, which is small")
         if selection.approximation == "tokens":
             raise ValueError("selection.approximation=tokens is not for model.tower=cnn")
         if selection.low_res_scoring and not selection.low_res_share:
-            raise ValueError("selection.low_res_scoring with model.tower=cnn needs a low_res_share "
-                             "above 0: its batch statistics at low resolution come from training")
+            raise ValueError(
+                "selection.low_res_scoring with model.tower=cnn needs a low_res_share "
+                "above 0: its batch statistics at low resolution come from training"
+            )
 
     @property
     def super_batch_size(self) -> int:
@@ -528,6 +545,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "topk": {"selection": {"sampler": "topk"}},
     "easy-reference": {"selection": {"sampler": "joint", "criterion": "easy_reference"}},
     "hard-learner": {"selection": {"sampler": "joint", "criterion": "hard_learner"}},
+    "cabs": {"selection": {"sampler": "cabs"}},
     "curated": {"selection": {"sampler": "uniform"}, "source": {"kind": "curated"}},
     "mixed": {"selection": {"sampler": "uniform"}, "source": {"kind": "mixed"}},
     "filtered": {"selection": {"sampler": "uniform"}, "source": {"kind": "filtered"}},
@@ -537,7 +555,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 def needs_reference(method: str) -> bool:
     """Whether `method` (a key of METHODS) reads a reference model."""
-    return method not in ("uniform", "flexi-uniform", "hard-learner", "curated", "mixed")
+    return method not in ("uniform", "flexi-uniform", "hard-learner", "cabs", "curated", "mixed")
 
 
 # --- reading -------------------------------------------------------------------------------------

@@ -51,6 +51,11 @@ def one_line(caught: pytest.ExceptionInfo[ConfigError]) -> str:
     ({"selektion": {}}, "unknown setting selektion (did you mean selection?)"),
     ({"reference": {"optim": {"lrr": 1}}}, "unknown setting reference.optim.lrr (did you mean lr"),
     ({"optim": {"zzz": 1}}, "unknown setting optim.zzz (known: augment, batch_size, "),
+    ({"selection": {"sampler": "cabs"},
+      "model": {"name": "ViT-B-16-SigLIP", "pretrained": "webli"}},
+     "selection.sampler cabs reads words as CLIP's byte pairs, but ViT-B-16-SigLIP brings its own"),
+    ({"selection": {"learner_weight": 0.5, "sampler": "joint", "criterion": "hard_learner"}},
+     "selection.learner_weight needs selection.criterion=learnability"),
     ({"optim": {"steps": "many"}}, "optim.steps: Input should be a valid integer"),
     ({"optim": {"steps": 0}}, "optim.steps: Input should be greater than or equal to 1"),
     ({"optim": {"loss": "siglip"}}, "optim.loss: Input should be 'sigmoid' or 'softmax'"),
@@ -138,7 +143,7 @@ def test_unknown_words_name_the_nearest() -> None:
     for call, words in (
         (lambda: method_settings("jset"), "no method 'jset' (did you mean jest?)"),
         (lambda: find_experiment("figur1"), "no experiment 'figur1' (did you mean figure1?)"),
-        (lambda: method_settings("xyz"), "no method 'xyz' (known: curated, easy-reference, "),
+        (lambda: method_settings("xyz"), "no method 'xyz' (known: cabs, curated, easy-reference, "),
     ):
         with pytest.raises(ConfigError) as caught:
             call()

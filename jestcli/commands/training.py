@@ -69,7 +69,8 @@ def train(
         str,
         typer.Option(
             help="uniform, jest, flexi, independent, topk, easy-reference, hard-learner, "
-            "flexi-uniform; the controls curated, mixed, filtered, finetune; or module:function."
+            "flexi-uniform; cabs (most even cover of the captions' words; no model scores); "
+            "the controls curated, mixed, filtered, finetune; or module:function."
         ),
     ] = "jest",
     profile: Profile = None,

@@ -10,6 +10,8 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 
+from jestcli.data.words import STYLE_WORDS
+
 
 @dataclass(frozen=True)
 class Package:
@@ -154,13 +156,6 @@ LEVELS = {
         Source("mdi", "name", (r"\d", r"^alpha-", r"(^|-)(outline|box|variant)(-|$)")),
     ),
 }  # fmt: skip
-
-# Words that say how an icon is drawn or in which size, not what it shows.
-STYLE_WORDS = (
-    "fill", "filled", "solid", "outline", "outlined", "line", "linear", "bold", "thin", "light",
-    "regular", "duotone", "twotone", "simple", "straight", "alt", "mini", "micro", "small",
-    "circle", "circled", "square", "squared", "12", "16", "20", "24", "28", "32", "48",
-)  # fmt: skip
 
 TEMPLATES = ("{c}", "{c} icon", "an icon of a {c}", "a {c}", "{c} emoji")
 

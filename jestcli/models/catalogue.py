@@ -28,6 +28,13 @@ def read(name: str) -> dict[str, Any]:
     return settings
 
 
+def own_tokenizer(name: str | None, pretrained: str | None) -> bool:
+    """Whether a model's pretrained weights come with a tokenizer other than CLIP's byte pairs."""
+    if name is None or pretrained is None:
+        return False
+    return bool(read(name)["text_cfg"].get("hf_tokenizer_name"))
+
+
 def problem(config: dict[str, Any]) -> str | None:
     """Why this config cannot be trained here, in a few words; None if it can."""
     vision, text = config["vision_cfg"], config["text_cfg"]

@@ -91,7 +91,7 @@ def step_cost(
     """
     b, share = run.optim.batch_size, run.selection.low_res_share
     train = 3 * b * ((1 - share) * learner.full + share * learner.low)
-    if run.selection.sampler == "uniform":
+    if not run.selection.scores:  # uniform; or cabs, which reads the captions of a super-batch
         return Cost(train, train, train, train)
     candidates: float = run.super_batch_size
     if run.scheduled:
@@ -150,7 +150,7 @@ def run_cost(
     one = step_cost(run, learner, reference, steps)
     once = 0.0
     if reference is not None:
-        reads = run.source.kind == "filtered" or run.selection.sampler != "uniform"
+        reads = run.source.kind == "filtered" or run.selection.scores
         seen = pool_size if run.source.kind == "filtered" else run.candidates_before(steps)
         one_score = reference_score(run, reference)
         once = reference_training + (min(seen, pool_size) * one_score if reads else 0.0)

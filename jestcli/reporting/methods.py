@@ -38,6 +38,7 @@ STYLES: dict[str, Style] = {
     "flexi": Style("Flexi-JEST", VERMILLION, marker="D", main=True),
     "flexi-long": Style("Flexi-JEST, long", VERMILLION, CHAIN, "d", main=True),
     "flexi++": Style("Flexi-JEST++", ORANGE, marker="X", main=True),
+    "cabs": Style("CABS-DM", PURPLE, SHORT, "X"),
     "curated": Style("Curated only", GREEN, marker="^"),
     "curated++": Style("Curated++ only", GREEN, LONG, "^"),
     "mixed": Style("Curated + pool", PURPLE, marker="v"),

@@ -30,15 +30,18 @@ def select(
     seed: int = 0,
     step: int = 0,
     iterations: int = 2000,
+    labels: Tensor | None = None,
     group: Any = None,
     mode: str = "global",
 ) -> Tensor:
     """Choose `size` of the B candidate pairs: int64 [size], distinct, in the order chosen.
 
     learner, reference: embeddings of the same B pairs by the two models (widths, scales, biases
-        and dtypes may differ). The one that the criterion does not count may be None.
+        and dtypes may differ). The one that the criterion does not count may be None; both, if
+        the sampler reads no embedding and `labels` tell how many candidates there are.
     size: pairs to choose, 1 to B.
-    sampler: joint (paper, Algorithm 1), independent, topk, gibbs, rho, activeclip, uniform;
+    sampler: joint (paper, Algorithm 1), independent, topk, gibbs, rho, activeclip, uniform,
+        cabs (the most even cover of the labels);
         "sampler/criterion" for both at once; or "module:function" for your own.
     criterion: learnability (learner minus reference loss), easy_reference (minus the reference
         loss), hard_learner (the learner loss).
@@ -51,6 +54,9 @@ def select(
     noise: noise(draw, global_index) -> Gumbel noise of these candidates in that draw. Default:
         a function of (seed, step, draw, global index) and nothing else. Zeros: greedy.
     iterations: of gibbs only.
+    labels: int64 [B, K], any integers that belong to each candidate, such as the ids of its
+        caption's words; negative: padding, and repeats count once. Read by cabs, where they are
+        its concepts, and by samplers of yours (`task.labels`). K is the same on every rank.
     group: a torch.distributed process group over whose ranks the candidates are spread, equally
         many on each; every rank calls with its own and the same other arguments. `size` counts
         all ranks, indices are global (rank * B + i) and the result is the same on every rank.
@@ -72,8 +78,10 @@ def select(
             raise ValueError(f"criterion {criterion!r} contradicts sampler {sampler!r}")
         task = _task(
             learner, reference, size, fixed or criterion, learner_weight, loss, n_chunks,
-            noise, seed, step, iterations, ranks,
+            noise, seed, step, iterations, labels, ranks,
         )  # fmt: skip
+        if sampler == "cabs" and labels is None:
+            raise ValueError("labels is None, but sampler 'cabs' needs the concepts of each pair")
         if sampler not in registry.BLIND:
             terms(task.learner, task.reference, task.criterion, learner_weight)
         count = len(task.index)
@@ -83,7 +91,7 @@ def select(
         ]
         told = (
             size, sampler, criterion, learner_weight, loss, n_chunks, seed, step, iterations,
-            mode, models,
+            mode, models, None if task.labels is None else task.labels.shape[1],
         )  # fmt: skip
     except Exception as error:  # whatever it is, the other ranks must hear of it
         problem = error
@@ -104,6 +112,7 @@ def _task(
     seed: int,
     step: int,
     iterations: int,
+    labels: Tensor | None,
     ranks: Ranks,
 ) -> Task:
     """The arguments of `select`, checked; raises ValueError."""
@@ -113,8 +122,11 @@ def _task(
     reference = None if reference is None else checked(reference, "reference")
     check_together(learner, reference)
     pairs = learner if learner is not None else reference
-    if pairs is None:
+    if pairs is None and labels is None:
         raise ValueError("learner and reference are both None: there is nothing to choose from")
+    _check_labels(labels, pairs)
+    held = pairs if pairs is not None else labels
+    assert held is not None
     for name, value in (("size", size), ("n_chunks", n_chunks), ("iterations", iterations)):
         _check_count(name, value)
     for name, value in (("seed", seed), ("step", step)):
@@ -124,7 +136,7 @@ def _task(
         raise ValueError(f"learner_weight must be a number from 0 to 1, got {learner_weight!r}")
     if learner_weight != 1 and criterion != "learnability":
         raise ValueError(f"learner_weight is for criterion 'learnability', got {criterion!r}")
-    total = len(pairs) * ranks.world
+    total = len(held) * ranks.world
     if size > total:
         raise ValueError(f"size must be at most the {total} candidates, got {size}")
     if ranks.balanced and size % ranks.world:
@@ -135,8 +147,23 @@ def _task(
         raise ValueError(f"noise must be a function, got {type(noise).__name__}")
     return Task(
         learner, reference, size, criterion, loss, n_chunks, noise, iterations, ranks,
-        learner_weight,
+        learner_weight, labels,
     )  # fmt: skip
+
+
+def _check_labels(labels: Tensor | None, pairs: PairEmbeddings | None) -> None:
+    if labels is None:
+        return
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.dim() != 2:
+        raise ValueError("labels must be an int64 tensor of shape [B, K]")
+    if not labels.numel():
+        raise ValueError(f"labels must not be empty, got shape {list(labels.shape)}")
+    if pairs is None:
+        return
+    if len(labels) != len(pairs):
+        raise ValueError(f"labels has {len(labels)} rows, but there are {len(pairs)} pairs")
+    if labels.device != pairs.image.device:
+        raise ValueError(f"labels is on {labels.device}, the embeddings on {pairs.image.device}")
 
 
 def _check_count(name: str, value: int) -> None:

@@ -110,8 +110,12 @@ class Ranks:
             else:
                 yield self.rows(pairs.image, block), self.rows(pairs.text, block)
 
+    def gathered(self, x: Tensor) -> Tensor:
+        """Every rank's rows of x, one rank after the other: [B, ...] each -> [world * B, ...]."""
+        return x if self.group is None else self._gather(x)
+
     def _gather(self, x: Tensor) -> Tensor:
-        """The ranks' equally long vectors, one after the other."""
+        """The ranks' tensors of one shape, one after the other."""
         wire = x.contiguous().to(self._wire())
         parts = [torch.empty_like(wire) for _ in range(self.world)]
         dist.all_gather(parts, wire, group=self.group)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from jestcli.selection.cabs import cabs
 from jestcli.selection.joint import independent, joint, topk
 from jestcli.selection.names import check_name
 from jestcli.selection.samplers import activeclip, gibbs, rho, uniform
@@ -23,12 +24,13 @@ SAMPLERS: dict[str, Sampler] = {
     "rho": rho,
     "activeclip": activeclip,
     "uniform": uniform,
+    "cabs": cabs,
 }
-BLIND = {"uniform"}  # read no embedding, so the criterion needs no model
+BLIND = {"uniform", "cabs"}  # read no embedding, so the criterion needs no model
 
 
 def names() -> list[str]:
-    """Every name that `find` knows: "joint", "joint/easy_reference", ... and "uniform"."""
+    """Every name that `find` knows: "joint", "joint/easy_reference", ..., "uniform" and "cabs"."""
     scored = [name for name in SAMPLERS if name not in BLIND]
     return [*SAMPLERS, *(f"{name}/{criterion}" for name in scored for criterion in CRITERIA)]
 

@@ -31,6 +31,7 @@ class Task:
     iterations: int
     ranks: Ranks
     learner_weight: float = 1.0
+    labels: Tensor | None = None  # int64 [B, K], negative: padding
 
     @property
     def terms(self) -> list[tuple[float, PairEmbeddings]]:
@@ -41,8 +42,10 @@ class Task:
     def index(self) -> Tensor:
         """Global indices of this rank's candidates, int64 [B]."""
         pairs = self.learner if self.learner is not None else self.reference
-        assert pairs is not None
-        return self.ranks.indices(len(pairs), pairs.image.device)
+        if pairs is not None:
+            return self.ranks.indices(len(pairs), pairs.image.device)
+        assert self.labels is not None
+        return self.ranks.indices(len(self.labels), self.labels.device)
 
     def score(self) -> Score:
         """Scores of the candidates given the empty batch; grows by `Score.add`."""
@@ -63,6 +66,15 @@ class Task:
         small = self.size // share // n
         last = self.size // share - small * (n - 1)
         return [share * m for m in [small] * (n - 1) + [last]]
+
+    def shares(self) -> list[int]:
+        """The most pairs that may come from each rank: all, or an equal part in balanced mode."""
+        world = self.ranks.world
+        return [self.size // world if self.ranks.balanced else self.size] * world
+
+    def rank_of(self, index: int) -> int:
+        """The rank that holds the candidate with this global index."""
+        return index // len(self.index)
 
     def draw(self, logits: Tensor, count: int, number: int) -> Tensor:
         """`count` distinct draws with p proportional to exp(logits): Gumbel-top-k.

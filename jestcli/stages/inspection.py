@@ -84,6 +84,7 @@ def _choice(
     selection = run.selection
     settings: dict[str, Any] = {
         "sampler": selection.sampler, "criterion": selection.criterion,
+        "learner_weight": selection.learner_weight if not how else 1.0,
         "n_chunks": selection.n_chunks, **how,
     }  # fmt: skip
     return select(ours, theirs, size=run.optim.batch_size, loss=run.optim.loss, seed=run.seed,

@@ -119,7 +119,7 @@ def _train(
     reads_reference: EmbedReference | None = reference
     if isinstance(reference, Cache) and world.device.type == "cuda":
         reads_reference = reference.on(world.device)
-    if run.selection.sampler == "uniform":
+    if not run.selection.scores:
         reads_reference = None
 
     def score(final: bool) -> dict[str, dict[str, Any]]:

@@ -79,7 +79,7 @@ def find_run(word: str | None, workspace: Workspace) -> Path:
     """
     if word is None:
         for folder in reversed(list_runs(workspace)):
-            if read_run(folder)[1].selection.sampler != "uniform":
+            if read_run(folder)[1].selection.scores:
                 return folder
         raise StageError(f"no finished run in {workspace.runs} selects: name one, or train one")
     if (Path(word) / "config.json").exists():

@@ -231,7 +231,7 @@ def view_of(run: Run, inputs: OwnInputs, reference: ShardReference | None) -> Vi
 
 def scoring_size(run: Run) -> int | None:
     """Pixels at which the learner scores candidates, where that is a smaller image."""
-    if not run.selection.low_res_scoring or run.selection.sampler == "uniform":
+    if not (run.selection.low_res_scoring and run.selection.scores):
         return None
     side = low_view(run.model, run.data, run.selection).side
     return side if side < run.data.image_size else None

@@ -67,9 +67,7 @@ def cached(run: Run, workspace: Workspace, view: View | None = None, split: str 
 
 def scores_by_reference(run: Run) -> bool:
     """Whether the run scores pairs with a reference."""
-    selection = run.selection
-    selects = selection.sampler != "uniform" and selection.criterion != "hard_learner"
-    scored = selects or run.source.kind == "filtered"
+    scored = run.selection.reads_reference or run.source.kind == "filtered"
     return scored and (run.reference is not None or run.reference_model is not None)
 
 

@@ -71,7 +71,7 @@ def _trained(workspace: Workspace, folder: Path | None) -> tuple[str, Run, Clip,
         finished[read_run(each)[1]] = each
     for each in found:
         label, run = read_run(each)
-        selects = run.selection.sampler != "uniform" and run.reference is not None
+        selects = run.selection.scores and run.reference is not None
         if not selects or run.reference not in finished or not (each / MODEL).exists():
             continue
         learner, reference = new_learner(run), new_learner(run.reference)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from jestcli.config import Run
 from jestcli.data.loader import Candidates
+from jestcli.data.words import word_ids
 from jestcli.models.flexi import View
 from jestcli.models.towers import Clip
 from jestcli.selection import PairEmbeddings, learnability_of, select
@@ -71,6 +72,14 @@ def choose(
     selection, engine = run.selection, run.engine
     if selection.sampler == "uniform":
         return Choice(torch.arange(len(candidates) * world.size))
+    if selection.sampler == "cabs":
+        with watch("select"):
+            words = word_ids(candidates.tokens, run.data.vocab_size)
+            index = select(
+                None, None, size=run.optim.batch_size, sampler="cabs", labels=words,
+                seed=run.seed, step=step, group=world.group, mode=engine.selection_mode,
+            )  # fmt: skip
+        return Choice(index)
     view = learner.low if selection.low_res_scoring else learner.full
     learner_pairs = reference_pairs = None
     if measure or selection.reads_learner:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jestcli.data.tokens import small_tokenizer
+from jestcli.data.words import NO_WORD, word_ids
 
 WORDS = ["a red cat", "face with tears of joy", "flag: Chile", "q", "ünïcödé ★", "x" * 300, ""]
 
@@ -63,3 +64,12 @@ def test_size_length_and_identity(tmp_path: Path) -> None:
     for size in (100, 60_000):
         with pytest.raises(ValueError, match="between"):
             small_tokenizer(size)
+
+
+def test_word_ids_keep_what_the_picture_shows() -> None:
+    tokenizer = small_tokenizer()
+    tokens = tokenizer(["Home outline", "arrow left circle", "12"])
+    words = word_ids(tokens, tokenizer.vocab_size)
+    kept = [[int(word) for word in row if word != NO_WORD] for row in words]
+    assert kept == [tokenizer.encode("home"), tokenizer.encode("arrow left"), []]
+    assert (words[tokens == 0] == NO_WORD).all()

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jestcli.config import Run, make_run
 from jestcli.data.loader import draw
-from jestcli.models.flops import ForwardFlops, forward_flops, run_cost, step_cost
+from jestcli.models.flops import ForwardFlops, forward_flops, per_iteration, run_cost, step_cost
 from jestcli.models.towers import build_model
 from jestcli.training.optimiser import make_optimiser
 from jestcli.training.step import update
@@ -102,6 +102,14 @@ def test_easy_reference_scores_with_the_cache_alone() -> None:
     dial = {"filter_ratio": 0.8, "learner_weight": 0.0}
     same = tiny_run("jest", optim={"batch_size": 16}, selection=dial)
     assert step_cost(same, LEARNER, REFERENCE) == step_cost(run, LEARNER, REFERENCE)
+
+
+def test_cabs_costs_what_uniform_does() -> None:
+    run, uniform = cost_run(0.8, "cabs"), tiny_run(optim={"batch_size": 16})
+    assert run.super_batch_size == 80
+    assert step_cost(run, LEARNER, REFERENCE) == step_cost(uniform, LEARNER, None)
+    assert run_cost(run, 7, LEARNER, None, 0.0, 10_000).charged == 7 * 3 * 16 * LEARNER.full
+    assert set(per_iteration(run, LEARNER, None).values()) == {100.0}
 
 
 def test_charged_adds_the_references_training_and_one_scoring_of_each_pair_seen() -> None:

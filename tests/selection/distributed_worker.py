@@ -40,6 +40,17 @@ def equality(rank, world):
     arguments = dict(size=26, learner_weight=0.3, seed=3)
     alone = select(LEARNER, REFERENCE, **arguments)
     assert torch.equal(select(*shard, group=group, **arguments), alone)
+    labels = torch.arange(COUNT * 3).reshape(COUNT, 3) % 11
+    arguments = dict(size=26, sampler="cabs", seed=3)
+    alone = select(None, None, labels=labels, **arguments)
+    assert torch.equal(select(None, None, labels=labels[own], group=group, **arguments), alone)
+    shared = select(
+        None, None, labels=labels[own], size=24, sampler="cabs", group=group, mode="balanced"
+    )
+    assert torch.bincount(shared // each, minlength=world).tolist() == [24 // world] * world
+    width = 2 + (rank == 1)
+    uneven = lambda: select(*shard, labels=labels[own, :width], size=8, group=group)  # noqa: E731
+    expect_error("other arguments", uneven)
     single = [replace(p, image=p.image.bfloat16(), text=p.text.bfloat16()) for p in shard]
     assert select(*single, size=24, group=group).unique().numel() == 24
 

@@ -103,11 +103,11 @@ def test_a_function_of_the_user():
 
 
 def test_every_registered_name_works():
-    assert {"uniform", "joint", "independent", "topk", "gibbs", "rho", "activeclip"} == set(
-        SAMPLERS
-    )
+    known = {"uniform", "joint", "independent", "topk", "gibbs", "rho", "activeclip", "cabs"}
+    assert known == set(SAMPLERS)
+    labels = torch.arange(6)[:, None]
     for name in names():
         find(name)
-        assert len(select(GOOD, GOOD, size=3, sampler=name, iterations=3)) == 3
+        assert len(select(GOOD, GOOD, size=3, sampler=name, iterations=3, labels=labels)) == 3
     joint = select(GOOD, GOOD, size=3, criterion="easy_reference", seed=1)
     assert torch.equal(joint, select(GOOD, GOOD, size=3, sampler="joint/easy_reference", seed=1))

@@ -23,9 +23,11 @@ def test_distinct_and_in_range(name, loss, count, data):
     size = data.draw(st.integers(1, count))
     n_chunks = data.draw(st.integers(1, 24))
     learner, reference = make_pairs(count, 4, seed=count), make_pairs(count, 3, seed=size)
+    labels = torch.arange(2 * count).reshape(count, 2) % 7
     got = select(
-        learner, reference, size=size, sampler=name, loss=loss, n_chunks=n_chunks, iterations=5
-    ).tolist()
+        learner, reference, size=size, sampler=name, loss=loss, n_chunks=n_chunks, iterations=5,
+        labels=labels,
+    ).tolist()  # fmt: skip
     assert len(got) == len(set(got)) == size
     assert set(got) <= set(range(count))
 
@@ -36,13 +38,15 @@ def test_permuting_the_candidates_permutes_the_picks(name, loss, seed):
     """Candidate and noise move together. (Gibbs starts from positions of the batch: left out.)"""
     learner, reference = make_pairs(24, 6, seed=1), make_pairs(24, 5, seed=2)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(24))
+    labels = torch.from_numpy(np.random.default_rng(seed + 1).integers(-1, 9, (24, 3)))
     base = gumbel(seed, 0)
     arguments = dict(size=11, n_chunks=3, sampler=name, loss=loss)
-    expected = select(learner, reference, noise=base, **arguments)
+    expected = select(learner, reference, noise=base, labels=labels, **arguments)
     got = select(
         learner.rows(order),
         reference.rows(order),
         noise=lambda draw, index: base(draw, order[index]),
+        labels=labels[order],
         **arguments,
     )
     assert torch.equal(order[got], expected)

@@ -112,7 +112,7 @@ def test_learning_shows_in_the_loss(tmp_path: Path) -> None:
     assert losses[-1] < 0.6 * losses[0]
 
 
-@pytest.mark.parametrize("method", ["uniform", "jest", "flexi"])
+@pytest.mark.parametrize("method", ["uniform", "jest", "flexi", "cabs"])
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(method: str, tmp_path: Path) -> None:
     run = tiny_run(method, optim={"steps": 30}, evaluation={"points": 4})
     whole, _ = tiny_train(run, tmp_path / "whole")

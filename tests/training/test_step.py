@@ -127,6 +127,17 @@ def test_uniform_trains_on_everything_it_draws() -> None:
     assert choose(tiny_model(run), None, drawn, run, 0).index.tolist() == list(range(8))
 
 
+def test_cabs_chooses_by_the_words_and_embeds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tiny_run("cabs", seed=3)
+    assert run.reference is None and run.super_batch_size == 16
+    drawn = candidates(run, 5)
+    monkeypatch.setattr("jestcli.training.step.embed", None)  # would raise if called
+    choice = choose(tiny_model(run), None, drawn, run, 5, measure=True)
+    words = drawn.tokens.masked_fill((drawn.tokens == 0) | (drawn.tokens >= 598), -1)
+    expected = select(None, None, size=8, sampler="cabs", labels=words, seed=3, step=5)
+    assert torch.equal(choice.index, expected)
+
+
 def test_embeddings_do_not_depend_on_the_micro_batch() -> None:
     run = tiny_run("jest")
     model, drawn = tiny_model(run), candidates(run)
