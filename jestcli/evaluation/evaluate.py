@@ -38,8 +38,19 @@ def evaluate(
         logprob, the mean log-probability of the true class under the model's own scale, and nats,
         the same at the scale that is best for it, above guessing (see `nats_above_guessing`).
         With all images also hits: which items were right, bits packed into hexadecimal.
+    In evaluation mode; the mode is left as it was.
     """
+    was = model.training
     model.eval()
+    try:
+        return _evaluate(model, tokenizer, benchmarks, max_images)
+    finally:
+        model.train(was)
+
+
+def _evaluate(
+    model: Clip, tokenizer: Tokenizer, benchmarks: list[Benchmark], max_images: int | None
+) -> dict[str, dict[str, Any]]:
     scores: dict[str, dict[str, Any]] = {}
     retrieved: dict[Any, dict[str, float]] = {}
     for benchmark in benchmarks:
@@ -69,7 +80,6 @@ def evaluate(
             "stderr": math.sqrt(max(score * (1 - score), 1e-12) / n),
             **more,
         }
-    model.train()
     return scores
 
 

@@ -51,11 +51,12 @@ def forward_flops(model: Clip, image_size: int, context_length: int) -> ForwardF
         # The second example's share: FlexiViT's resize maps are paid once a batch.
         return total(call, batch, *more) - total(call, batch[:1], *more)
 
-    return ForwardFlops(
-        image_full=count(model.encode_image, images, model.full),
-        image_low=count(model.encode_image, images, model.low),
-        text=count(model.encode_text, tokens),
-    )
+    with model.scoring():  # zeros must not move batch statistics
+        return ForwardFlops(
+            image_full=count(model.encode_image, images, model.full),
+            image_low=count(model.encode_image, images, model.low),
+            text=count(model.encode_text, tokens),
+        )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,7 @@ class Clip(nn.Module):
             clip.visual = FlexiVisual(clip.visual, full, (self.low,))
         self.clip = clip
         self.norms = [m for m in clip.modules() if isinstance(m, BatchNorm)]
+        self.mode_matters = any(map(_mode_matters, clip.modules()))
         self.expects = pixels is not None
         if pixels is not None:
             for name, value in zip(("mean", "std"), pixels, strict=True):
@@ -75,6 +78,19 @@ class Clip(nn.Module):
         image = torch.cat([self.encode_image(x, view) for x, view in parts if len(x) or shared])
         return image, self.encode_text(tokens), self.scale, self.bias
 
+    @contextmanager
+    def scoring(self) -> Iterator[None]:
+        """In evaluation mode meanwhile, if that makes a difference: what a pair is worth must not
+        depend on which others it is scored with, and scoring must not move batch statistics."""
+        if not (self.training and self.mode_matters):
+            yield
+            return
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train()
+
     def set_low(self, view: View) -> None:
         """Make `view` the one of low resolution."""
         self.clip.visual.prepare(view)
@@ -91,6 +107,15 @@ class Clip(nn.Module):
         if self.clip.logit_bias is None:
             return torch.zeros((), device=self.clip.logit_scale.device)
         return self.clip.logit_bias
+
+
+def _mode_matters(module: nn.Module) -> bool:
+    """Whether a module computes something else in training than in evaluation mode."""
+    if isinstance(module, BatchNorm | nn.modules.batchnorm._NormBase):
+        return True
+    # torch's dropout, torch's attention, open_clip's patches, timm's paths
+    shares = (module.__dict__.get(name) for name in ("p", "dropout", "prob", "drop_prob"))
+    return any(isinstance(share, float) and share > 0 for share in shares)
 
 
 def _wide(features: Tensor) -> Tensor:
@@ -152,9 +177,7 @@ def build_model(
     return Clip(clip, full, low, _pixels(model))
 
 
-def _small(
-    model: Model, data: Data, sides: tuple[int, ...], head: dict[str, Any]
-) -> SmallPair:
+def _small(model: Model, data: Data, sides: tuple[int, ...], head: dict[str, Any]) -> SmallPair:
     """The convolutional tower and the bag of tokens."""
     visual = ConvTower(model.channels, model.embed_dim, sides)
     text = BagOfTokens(data.vocab_size, model.text_width, model.embed_dim)

@@ -110,6 +110,12 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     return norm
 
 
+def running_statistics(trainee: nn.Module) -> list[Tensor]:
+    """The buffers that a training step moves, without gradient: those of batch norms."""
+    model = getattr(trainee, "module", trainee)  # DDP's
+    return [buffer for norm in getattr(model, "norms", ()) for buffer in norm.buffers()]
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A shard's full tensor (every rank must ask), any other tensor as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -131,6 +137,11 @@ class FromCpu:
         self.model = model
         self.eval, self.train = model.eval, model.train
 
+    @property
+    def training(self) -> bool:
+        """As of any module."""
+        return self.model.training
+
     def encode_image(self, images: Tensor) -> Tensor:
         """As Clip.encode_image."""
         return self.model.encode_image(images.to(self.model.clip.logit_scale)).float().cpu()
@@ -147,7 +158,12 @@ class FromCpu:
 
 
 def like(tensor: Tensor, target: Any) -> Tensor:
-    """A full tensor spread as `target` is."""
+    """A full tensor laid out in memory, or spread over the ranks, as `target` is.
+
+    AdamW's fused kernel walks through weights and moments side by side: where convolutions lie
+    channels-last, so must their moments.
+    """
     if not isinstance(target, DTensor):
-        return tensor
+        same = target is None or tensor.stride() == target.stride()
+        return tensor if same else torch.empty_like(target, dtype=tensor.dtype).copy_(tensor)
     return distribute_tensor(tensor.to(target.device), target.device_mesh, target.placements)

@@ -18,7 +18,7 @@ from jestcli.selection import PairEmbeddings, learnability_of, select
 from jestcli.training.augment import augment, normalise
 from jestcli.training.clock import Watch, no_watch
 from jestcli.training.distributed import ALONE, World, share
-from jestcli.training.engine import clip_gradients
+from jestcli.training.engine import clip_gradients, running_statistics
 from jestcli.training.finite import NotFinite, check_embeddings
 from jestcli.training.gradients import Batch, autocast, backward
 from jestcli.training.optimiser import learning_rate
@@ -33,15 +33,17 @@ def embed(
 ) -> PairEmbeddings:
     """Embeddings of the deterministic view: uint8 [B, 3, S, S], int64 [B, L] -> [B, d] twice.
 
-    Computed `micro_batch` pairs at a time; 64 is fastest on a CPU: activations stay in its cache.
+    In evaluation mode, and the mode is left as it was. Computed `micro_batch` pairs at a time; 64
+    is fastest on a CPU: activations stay in its cache.
     """
     like = model.clip.logit_scale
     image_rows, text_rows = [], []
-    for start in range(0, len(images), micro_batch):
-        part = slice(start, start + micro_batch)
-        pixels = normalise(images[part].to(like.device)).to(like.dtype)
-        image_rows.append(model.encode_image(pixels, view))
-        text_rows.append(model.encode_text(tokens[part].to(like.device)))
+    with model.scoring():
+        for start in range(0, len(images), micro_batch):
+            part = slice(start, start + micro_batch)
+            pixels = normalise(images[part].to(like.device)).to(like.dtype)
+            image_rows.append(model.encode_image(pixels, view))
+            text_rows.append(model.encode_text(tokens[part].to(like.device)))
     scale, bias = model.scale.detach(), model.bias.detach()
     return PairEmbeddings(torch.cat(image_rows), torch.cat(text_rows), scale, bias)
 
@@ -126,7 +128,8 @@ def update(
     step: int,
     world: World = ALONE,
 ) -> float:
-    """One gradient step on the chosen pairs; returns the loss. May raise NotFinite.
+    """One gradient step on the chosen pairs; returns the loss. May raise NotFinite: nothing of the
+    model has changed then.
 
     A random `low_res_share` of them is seen at low resolution, the rest at full;
     their embeddings are joined in one ordinary b x b loss (Flexi-JEST). Which pair is seen how
@@ -142,11 +145,15 @@ def update(
     if run.optim.augment:
         images = augment(images, torch.rand(3, len(index), generator=dice)[:, places].to(images))
     batch = Batch(images, tokens.to(world.device), int((places < n_low).sum()))
+    statistics = running_statistics(learner)
+    before = [each.clone() for each in statistics]
     optimiser.zero_grad()
     mine = backward(learner, batch, run, world)
     norm = float(clip_gradients(learner.parameters(), run.optim.clip_norm))
     (loss,) = world.means(float(mine))
     if not math.isfinite(loss + norm):
+        for each, kept in zip(statistics, before, strict=True):
+            each.copy_(kept)
         raise NotFinite(f"the loss is {loss}, the gradient's norm {norm}:", index)
     for group in optimiser.param_groups:
         group["lr"] = learning_rate(step, run.optim)
