@@ -21,7 +21,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from jestcli.models import catalogue
 
-NUMERICS = 1  # raise when a change alters what a run computes: old results then count as missing
+# Raise when a change alters what a run computes: old results then count as missing.
+# 2: which captions are wrong follows from each pair's key, and no pool holds the verified pairs;
+# the runs recorded before that are another world's.
+NUMERICS = 2
+VERIFIED = "verified"  # the curated level of pairs set aside from the pool (data/pools.py)
+VERIFIED_SIZE = 36_000
 
 
 class ConfigError(Exception):
@@ -79,8 +84,12 @@ class Data(_Strict):
     image_size: int = Field(32, description="pixels, square")
     context_length: int = Field(16, description="text tokens, start and end included")
     vocab_size: int = Field(8192, description="entries of the small BPE vocabulary")
-    level: str = Field("strong", description="curation level of the curated set")
-    curated_size: int | None = Field(None, description="use only the first n curated samples")
+    level: str = Field(
+        "strong",
+        description="curation level of the curated set (`jest data list`); verified: pairs of the "
+        "pool that are out of every run's pool, and whose captions are right",
+    )
+    curated_size: int | None = Field(None, ge=1, description="use only the first n curated samples")
     train: tuple[str, ...] = added(
         (),
         description="the pool in your own shards: folders of .tar files, patterns such as "
@@ -230,6 +239,8 @@ class Optim(_Strict):
 
     @model_validator(mode="after")
     def _decay_after_warmup(self) -> Optim:
+        if self.steps < self.warmup:
+            raise ValueError(f"steps={self.steps} is shorter than warmup={self.warmup}")
         if self.schedule == "cosine":
             if self.decay != type(self).model_fields["decay"].default:
                 raise ValueError("decay needs schedule=wsd")
@@ -305,7 +316,18 @@ class Source(_Strict):
         None, ge=1, description="use only a fixed random part of the pool, so many pairs"
     )
     noise_share: float = added(
-        0.0, ge=0, le=1, description="share of the pool's captions moved to other images"
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the pool's pairs that show another's caption, chosen by a hash of "
+        "each pair's key",
+    )
+    relevant_share: float | None = added(
+        None,
+        ge=0.1,
+        le=1,
+        description="thin the pool's pairs whose caption names a class of the benchmarks to this "
+        "share; pools of every share are of one size, that of .1",
     )
     score: Literal["cosine", "negclip"] = added(
         "cosine", description="filtered: by the reference's cosine, or by negCLIPLoss"
@@ -399,6 +421,11 @@ class Run(_Strict):
             raise ValueError("init and init_from_reference exclude each other")
         if self.data.own:
             _check_own(self)
+        wanted = self.data.curated_size or 0
+        if self.data.level == VERIFIED and wanted > VERIFIED_SIZE:
+            raise ValueError(
+                f"data.curated_size={wanted}: level {VERIFIED} has {VERIFIED_SIZE:,} pairs"
+            )
         for key in ("image_size", "vocab_size", "context_length"):
             if self.reference and getattr(self.data, key) != getattr(self.reference.data, key):
                 raise ValueError(f"data.{key} differs from the reference's")
@@ -519,8 +546,9 @@ def _starts(b: int, first: float, last: float, schedule: str, steps: int) -> tup
 def _check_own(run: Run) -> None:
     """Whether the user's shards are what this run reads. Raises ValueError."""
     kind, data = run.source.kind, run.data
-    if run.source.noise_share or run.source.pool_size is not None:
-        raise ValueError("source.noise_share and source.pool_size are for the embedded data")
+    source = run.source
+    if source.noise_share or source.relevant_share or source.pool_size is not None:
+        raise ValueError("source.noise_share, .relevant_share, .pool_size: for the embedded data")
     if run.source.curated_in_pool:
         raise ValueError("source.curated_in_pool is for the embedded data: name the curated shards "
                          "in data.train, too")  # fmt: skip

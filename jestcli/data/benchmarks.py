@@ -146,10 +146,11 @@ def concept(name: str, style_words: tuple[str, ...]) -> str:
     words = [word for word in name.split("-") if word not in style_words]
     if not words:
         return ""
-    return " ".join([*words[:-1], _singular(words[-1])])
+    return " ".join([*words[:-1], singular(words[-1])])
 
 
-def _singular(word: str) -> str:
+def singular(word: str) -> str:
+    """An English noun without its plural ending; words that are no plural stay."""
     if len(word) <= 3 or not word.endswith("s") or word.endswith(_NOT_PLURAL):
         return word
     if word.endswith("ies"):

@@ -52,6 +52,10 @@ class Joined(Store):
         return [key for store in self.stores for key in store.keys]
 
     @cached_property
+    def hashes(self) -> np.ndarray:
+        return np.concatenate([store.hashes for store in self.stores])
+
+    @cached_property
     def captions(self) -> list[str]:
         return [text for store in self.stores for text in store.captions]
 

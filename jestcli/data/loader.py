@@ -42,6 +42,7 @@ class Candidates:
     deterministic view at scoring size; tokens: int64 [B, L].
     name: i -> the key of candidate i, for logs.
     reload: int64 [b] -> uint8 [b, 3, S, S], where scoring saw smaller images than training will.
+    wrong: bool [B], whose caption is known to be another's (source.noise_share); None: not known.
     texts, second: the captions, and int64 [b] -> uint8 [b, 3, s', s'] as another model's own
     preprocessing makes them, where a reference needs them.
     """
@@ -54,6 +55,7 @@ class Candidates:
     reload: Callable[[np.ndarray], Tensor] | None = None
     texts: Sequence[str] = ()
     second: Callable[[np.ndarray], Tensor] | None = None
+    wrong: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.row)
@@ -146,7 +148,19 @@ def draw(
         torch.cat([images for images, _ in pairs]),
         torch.cat([tokens for _, tokens in pairs]),
         lambda i: parts[which[i]].store.keys[row[i]],
+        wrong=_wrong(parts, which, row),
     )  # fmt: skip
+
+
+def _wrong(parts: list[Part], which: np.ndarray, row: np.ndarray) -> np.ndarray | None:
+    """Which rows of these parts show another's caption, bool [n]; None: no part knows of any."""
+    if all(part.store.moved is None for part in parts):
+        return None
+    out = np.zeros(len(row), bool)
+    for i, part in enumerate(parts):
+        if part.store.moved is not None:
+            out[which == i] = part.store.moved[row[which == i]]
+    return out
 
 
 def _rows(

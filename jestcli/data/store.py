@@ -7,6 +7,7 @@ Files in a store's folder, plain .npy and JSON only:
     caption_start.npy  int64 [N + 1]
     <column>.npy       integer codes of source, category, family; bit mask of levels
     captions.json, keys.json, store.json (names of the codes, counts, what was skipped)
+    hashes.npy         uint64 [N], of the keys; written when first asked for
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ import numpy as np
 from PIL import Image
 
 from jestcli.data.errors import DataError, explain_os_error
+from jestcli.data.files import save_array
+from jestcli.data.hashing import first_by_hash, hashes_of
 from jestcli.data.parallel import Progress, silent, unordered
-from jestcli.data.plan import hash_rank
 from jestcli.data.shards import Report, expand_urls, read_shards
 from jestcli.data.write import write_json
 
@@ -72,6 +74,26 @@ class Store:
         return found
 
     @cached_property
+    def hashes(self) -> np.ndarray:
+        """uint64 [N]: a hash of each key. Kept beside the store, so that a run need not read and
+        hash all keys before it starts."""
+        path = self.folder / "hashes.npy"
+        with suppress(OSError, ValueError):
+            kept = np.load(path, allow_pickle=False)
+            if kept.shape == (len(self),) and kept.dtype == np.uint64:
+                return kept
+        found = hashes_of(self.keys)
+        if self.folder.is_dir():
+            with suppress(OSError):  # a folder that cannot be written to costs time alone
+                save_array(path, found)
+        return found
+
+    @property
+    def moved(self) -> np.ndarray | None:
+        """bool [N]: whose caption is known to be another's (data/noise.py); None: of none."""
+        return None
+
+    @cached_property
     def captions(self) -> list[str]:
         """Text of each token row."""
         found: list[str] = json.loads((self.folder / "captions.json").read_text())
@@ -94,7 +116,7 @@ class Store:
         return torch.from_numpy(self.tokens[rows].astype(np.int64))
 
     def choose(self, level: str | None = None, n: int | None = None, seed: int = 0) -> np.ndarray:
-        """Rows of a level (None: all), or the first `n` of them by a seeded hash of their keys.
+        """Rows of a level (None: all), or `n` of them by a seeded hash of their keys.
 
         Returns int64 [k], ascending: smaller sizes are subsets of larger ones. Raises DataError
         for an unknown level or when there are fewer than `n`.
@@ -110,8 +132,7 @@ class Store:
             return rows.astype(np.int64)
         if n > len(rows):
             raise DataError(f"{n} samples asked for, but level {level!r} has {len(rows)}")
-        order = sorted(rows.tolist(), key=lambda row: hash_rank(self.keys[row], seed))
-        return np.sort(np.asarray(order[:n], np.int64))
+        return rows[first_by_hash(self.hashes[rows], n, f"chosen {seed}")]
 
 
 def build_store(

@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from jestcli.config import Run
+from jestcli.config import VERIFIED, Run
+from jestcli.data.errors import DataError
+from jestcli.data.hashing import first_by_hash
 from jestcli.data.joined import Joined
 from jestcli.data.loader import Drawing, Part, StoreDrawing, on_device
-from jestcli.data.noise import Mismatched, mismatched
+from jestcli.data.noise import Mismatched, caption_of, mismatched
+from jestcli.data.pools import relevant, thinned, unverified_rows, verified_rows
 from jestcli.data.store import Store
 from jestcli.stages import own
 from jestcli.stages.cache import Cache
@@ -56,27 +59,31 @@ def sources(run: Run, inputs: Inputs, reference: Cache | None) -> tuple[list[Par
     """What the run draws from, and how many candidates of each a step takes (with a schedule, its
     largest step)."""
     total, kind = run.super_batch_size, run.source.kind
-    pool = pool_of(run, inputs)
-    rows = np.arange(len(pool))
-    if run.source.pool_size is not None:
-        rows = pool.choose(None, run.source.pool_size)
+    if kind in ("curated", "mixed"):
+        curated = curated_part(run, inputs)
+        if kind == "curated":
+            return [curated], [total]
+    rows = pool_rows(run, inputs)
     if kind == "pool":
         return [pool_part(run, inputs, rows)], [total]
     if kind == "filtered":
         assert reference is not None
-        keep = round(run.source.keep * len(rows))
-        score = FILTERS[run.source.score](reference.pairs, len(pool))
-        best = np.argpartition(-score[rows], keep - 1)[:keep]
+        keep, pairs = round(run.source.keep * len(rows)), reference.pairs
+        score = FILTERS[run.source.score](lambda at: pairs(rows[at]), len(rows))
+        best = np.argpartition(-score, keep - 1)[:keep]
         return [pool_part(run, inputs, rows[np.sort(best)])], [total]
-    level = run.data.level  # the weakest one is a list of pool pairs
-    store = inputs.pool if level in inputs.pool.names["levels"] else inputs.curated
-    clean = store.choose(level, run.data.curated_size)
-    curated = Part(store, clean, "curated", captions=2)
-    if kind == "curated":
-        return [curated], [total]
     n_curated = round(total * run.source.curated_share)
-    parts = [pool_part(run, inputs, rows), curated]
-    return parts, [total - n_curated, n_curated]
+    return [pool_part(run, inputs, rows), curated], [total - n_curated, n_curated]
+
+
+def curated_part(run: Run, inputs: Inputs) -> Part:
+    """The curated set of the run's level and size. Raises DataError where there is less."""
+    level, size = run.data.level, run.data.curated_size
+    if level == VERIFIED:  # pairs as the pool has them: with one caption each
+        return Part(inputs.pool, verified_rows(inputs.pool, size), "curated", captions=1)
+    # The weakest level is a list of pool pairs, too, but of such as stay in the pool.
+    store = inputs.pool if level in inputs.pool.names["levels"] else inputs.curated
+    return Part(store, store.choose(level, size), "curated", captions=2)
 
 
 def pool_of(run: Run, inputs: Inputs) -> Store:
@@ -84,9 +91,42 @@ def pool_of(run: Run, inputs: Inputs) -> Store:
     return inputs.joined if run.source.curated_in_pool else inputs.pool
 
 
+def pool_rows(run: Run, inputs: Inputs) -> np.ndarray:
+    """int64, ascending: the pairs of `pool_of` that the run's pool holds, before any filter.
+
+    Never the verified ones. Raises DataError for a pool_size of more than there are.
+    """
+    source, store = run.source, pool_of(run, inputs)
+    rows = unverified_rows(inputs.pool, len(store))
+    if source.relevant_share is not None:
+        shows = relevant(store, asked_for(inputs))[rows]
+        rows = rows[thinned(store.hashes[rows], shows, source.relevant_share)]
+    if source.pool_size is not None:
+        if source.pool_size > len(rows):
+            raise DataError(f"source.pool_size={source.pool_size}: the pool has {len(rows):,}")
+        rows = rows[first_by_hash(store.hashes[rows], source.pool_size, "pool size")]
+    return rows
+
+
+def asked_for(inputs: Inputs) -> list[str]:
+    """The class names of all benchmarks."""
+    marks = [each for each in inputs.benchmarks() if each.kind != "retrieval"]
+    return [name for each in marks for name in each.classes]
+
+
+def shown_captions(run: Run, inputs: Inputs) -> np.ndarray:
+    """int64 [N]: the row of `pool_of` whose caption each row shows. A pair of the pool shows the
+    same one whatever else the run leaves out (pool_rows)."""
+    store = pool_of(run, inputs)
+    return caption_of(store, run.source.noise_share, unverified_rows(inputs.pool, len(store)))
+
+
 def pool_part(run: Run, inputs: Inputs, rows: np.ndarray) -> Part:
-    share, pool = run.source.noise_share, pool_of(run, inputs)
-    return Part(mismatched(pool, share) if share else pool, rows, "pool", captions=1)
+    """Rows of `pool_of`, with wrong captions where the run wants some."""
+    store = pool_of(run, inputs)
+    if run.source.noise_share:
+        store = mismatched(store, shown_captions(run, inputs))
+    return Part(store, rows, "pool", captions=1)
 
 
 def noise_trained_on(run: Run, folder: Path, drawing: Drawing) -> float | None:
@@ -95,8 +135,7 @@ def noise_trained_on(run: Run, folder: Path, drawing: Drawing) -> float | None:
     parts = drawing.parts if isinstance(drawing, StoreDrawing) else []
     if not parts or not isinstance(parts[0].store, Mismatched):
         return None
-    moved = parts[0].store.caption_of != np.arange(len(parts[0].store))
-    return float(moved[_trained_on(folder, parts[0])].mean())
+    return float(parts[0].store.moved[_trained_on(folder, parts[0])].mean())
 
 
 def curated_trained_on(folder: Path, drawing: Drawing) -> float | None:

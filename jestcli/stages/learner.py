@@ -21,7 +21,7 @@ from jestcli.stages.drawn_from import (
     curated_trained_on,
     noise_trained_on,
     open_drawing,
-    pool_of,
+    pool_rows,
 )
 from jestcli.stages.export import init_from
 from jestcli.stages.own import OwnInputs
@@ -137,8 +137,8 @@ def _train(
     # An offline filter scores the whole pool, whatever it keeps.
     candidates = sum(pairs.values())
     if run.source.kind == "filtered":
-        pool = inputs.pool if isinstance(inputs, OwnInputs) else pool_of(run, inputs)
-        candidates = run.source.pool_size or len(pool)
+        whole = inputs.pool if isinstance(inputs, OwnInputs) else pool_rows(run, inputs)
+        candidates = len(whole)
 
     def cost_after(steps: int) -> Cost:
         return run_cost(run, steps, flops, reference_flops, spent, candidates)

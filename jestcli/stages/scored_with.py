@@ -13,7 +13,6 @@ import torch
 from jestcli.config import Run
 from jestcli.data.joined import Joined
 from jestcli.data.loader import Candidates
-from jestcli.data.noise import caption_of
 from jestcli.models.flexi import View
 from jestcli.models.flops import ForwardFlops
 from jestcli.models.towers import Clip, low_view
@@ -21,7 +20,7 @@ from jestcli.selection import PairEmbeddings
 from jestcli.stages import own
 from jestcli.stages.cache import Cache, build_cache, cache_key, joined_cache
 from jestcli.stages.data import bars
-from jestcli.stages.drawn_from import pool_of
+from jestcli.stages.drawn_from import pool_of, shown_captions
 from jestcli.stages.own import OwnInputs
 from jestcli.stages.references import ShardReference, fill
 from jestcli.stages.trained import THREADS, learner_flops, load_run
@@ -136,8 +135,7 @@ def open_reference(
         ]  # fmt: skip
     cache = joined_cache(caches) if len(caches) > 1 else caches[0]
     if run.source.noise_share:
-        moved = caption_of(len(store), run.source.noise_share)
-        cache = replace(cache, caption_of=moved)
+        cache = replace(cache, caption_of=shown_captions(run, inputs))
     return cache, flops, spent
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jestcli.bench.scoring import machine, measure
 from jestcli.config import Run
 from jestcli.data.loader import draw
 from jestcli.models.towers import Clip
-from jestcli.stages.drawn_from import pool_part
+from jestcli.stages.drawn_from import pool_part, pool_rows
 from jestcli.stages.evaluate import list_runs
 from jestcli.stages.experiment import default_run
 from jestcli.stages.trained import MODEL, THREADS, new_learner
@@ -44,7 +42,7 @@ def bench_scoring(
     inputs = workspace.inputs(run)
     if not isinstance(inputs, Inputs):
         raise StageError("`jest bench scoring` reads the embedded data, not shards of your own")
-    part = pool_part(run, inputs, np.arange(len(inputs.pool)))
+    part = pool_part(run, inputs, pool_rows(run, inputs))
     drawn = [
         draw([part], [run.super_batch_size], run.seed, run.optim.steps + step)
         for step in range(batches)

@@ -1,0 +1,100 @@
+"""What is set aside of the embedded pool, and pools that differ in what they show."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+
+import numpy as np
+
+from jestcli.config import VERIFIED, VERIFIED_SIZE
+from jestcli.data.benchmarks import singular
+from jestcli.data.errors import DataError
+from jestcli.data.files import save_array
+from jestcli.data.hashing import below, first_by_hash, salted
+from jestcli.data.store import Store
+
+THINNEST = 0.1  # the smallest share of relevant pairs: it sets the size of all such pools
+_WORDS = re.compile(r"[^\W_]+")
+
+
+def verified_size(pairs: int) -> int:
+    """How many of a pool's pairs are set aside: 36,000, of a small pool an eighth."""
+    return min(VERIFIED_SIZE, pairs // 8)
+
+
+def verified_rows(pool: Store, n: int | None = None) -> np.ndarray:
+    """int64 [n], ascending: pairs of the pool whose captions are never moved, by a hash of their
+    keys; smaller sets lie in larger ones. All that n=None gives are out of every run's pool.
+
+    Raises DataError where there are fewer than `n`.
+    """
+    there = verified_size(len(pool))
+    if n is not None and n > there:
+        raise DataError(f"{n:,} pairs asked for, but level {VERIFIED!r} has {there:,}")
+    return first_by_hash(pool.hashes, there if n is None else n, VERIFIED)
+
+
+def unverified_rows(pool: Store, total: int | None = None) -> np.ndarray:
+    """int64, ascending: what a run may draw from: all rows but the verified ones.
+
+    total: rows of the store whose first len(pool) rows are the pool's; None: the pool itself.
+    """
+    drawn = np.ones(len(pool) if total is None else total, bool)
+    drawn[verified_rows(pool)] = False
+    return np.flatnonzero(drawn)
+
+
+def words_of(text: str) -> tuple[str, ...]:
+    """Its words in lower case and singular: "Circles-Filled" -> circle, filled."""
+    return tuple(singular(word) for word in _WORDS.findall(text.lower()))
+
+
+def relevant(store: Store, classes: Iterable[str]) -> np.ndarray:
+    """bool [N]: whether a pair's first caption holds one of these class names, word by word.
+
+    Compared in lower case and singular (`words_of`), by the pair's own caption, moved or not. Kept
+    beside the store.
+    """
+    names = sorted({words for words in map(words_of, classes) if words})
+    about = f"{store.identity} {names}"  # a joined store lies in the folder of its first
+    digest = hashlib.blake2b(about.encode(), digest_size=8).hexdigest()
+    path = store.folder / f"relevant-{digest}.npy"
+    with suppress(OSError, ValueError):
+        kept = np.load(path, allow_pickle=False)
+        if kept.shape == (len(store),) and kept.dtype == bool:
+            return kept
+    known, longest = set(names), max((len(name) for name in names), default=0)
+    texts = store.captions
+    firsts = (texts[at] for at in store.caption_start[:-1].tolist())
+    found = np.fromiter((_holds(text, known, longest) for text in firsts), bool, len(store))
+    if store.folder.is_dir():
+        with suppress(OSError):  # a folder that cannot be written to costs time alone
+            save_array(path, found)
+    return found
+
+
+def _holds(text: str, known: set[tuple[str, ...]], longest: int) -> bool:
+    words = words_of(text)
+    return any(
+        words[i : i + n] in known
+        for n in range(1, min(longest, len(words)) + 1)
+        for i in range(len(words) - n + 1)
+    )
+
+
+def thinned(hashes: np.ndarray, shows: np.ndarray, share: float) -> np.ndarray:
+    """int64, ascending: places of a pool whose relevant pairs are thinned to `share`.
+
+    All such pools have one size, that of the pool at THINNEST: the pairs that are not relevant and
+    a tenth of those that are. Where more are left, what goes is chosen by a hash, relevant or not,
+    so that at 1 the composition is the whole pool's.
+
+    Args:
+        hashes: uint64 [n]; shows: bool [n], the relevant ones; share: in [THINNEST, 1].
+    """
+    size = int((~shows | below(salted(hashes, "relevant"), THINNEST)).sum())
+    left = np.flatnonzero(~shows | below(salted(hashes, "relevant"), share))
+    return left[first_by_hash(hashes[left], size, "equal size")]
