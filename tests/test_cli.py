@@ -91,10 +91,10 @@ def test_a_mistake_is_one_line_and_exit_2(words: list[str], message: str, tmp_pa
 
 
 def test_config_prints_what_config_reads(tmp_path: Path) -> None:
-    words = ("config", "--method", "flexi", "--seed", "3", "--set", "optim.steps=7")
+    words = ("config", "--method", "flexi", "--seed", "3", "--set", "optim.steps=700")
     code, out, _ = jest(*words, cwd=tmp_path)
     settings = yaml.safe_load(out)
-    assert code == 0 and settings["optim"]["steps"] == 7 and settings["reference"]["seed"] == 3
+    assert code == 0 and settings["optim"]["steps"] == 700 and settings["reference"]["seed"] == 3
     (tmp_path / "mine.yaml").write_text(out)
     again = jest(
         "config", "--method", "flexi", "--seed", "3", "--config", "mine.yaml", cwd=tmp_path

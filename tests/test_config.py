@@ -57,6 +57,12 @@ def one_line(caught: pytest.ExceptionInfo[ConfigError]) -> str:
     ({"selection": {"learner_weight": 0.5, "sampler": "joint", "criterion": "hard_learner"}},
      "selection.learner_weight needs selection.criterion=learnability"),
     ({"optim": {"steps": "many"}}, "optim.steps: Input should be a valid integer"),
+    ({"optim": {"steps": 9, "warmup": 10}}, "optim: steps=9 is shorter than warmup=10"),
+    ({"source": {"noise_share": 1}}, "source.noise_share: Input should be less than 1"),
+    ({"source": {"noise_share": -0.1}}, "source.noise_share: Input should be greater than or"),
+    ({"source": {"relevant_share": 0.05}}, "source.relevant_share: Input should be greater than"),
+    ({"data": {"level": "verified", "curated_size": 36001}},
+     "data.curated_size=36001: level verified has 36,000 pairs"),
     ({"optim": {"steps": 0}}, "optim.steps: Input should be greater than or equal to 1"),
     ({"optim": {"loss": "siglip"}}, "optim.loss: Input should be 'sigmoid' or 'softmax'"),
     ({"optim": 3}, "optim: Input should be a valid dictionary"),
@@ -183,14 +189,14 @@ def test_methods_are_different_runs() -> None:
 def test_a_learner_reads_the_data_its_reference_was_made_for() -> None:
     """A change of data or towers reaches the reference too; its steps stay its own."""
     over = {"data": {"image_size": 64, "vocab_size": 1000}, "model": {"width": 32},
-            "optim": {"steps": 7}, "selection": {"n_chunks": 2}}  # fmt: skip
+            "optim": {"steps": 7, "warmup": 3}, "selection": {"n_chunks": 2}}  # fmt: skip
     run, plain = default_run("jest", over, 1), default_reference({}, 1)
     assert run.reference is not None and run.optim.steps == 7
     assert run.reference.data.image_size == 64 and run.reference.data.vocab_size == 1000
     assert run.reference.model == run.model
     assert run.reference.optim == plain.optim and run.reference.selection == plain.selection
-    short = default_run("jest", {"reference": {"optim": {"steps": 2}}}, 1)
-    assert short.reference == default_reference({"optim": {"steps": 2}}, 1)
+    short = default_run("jest", {"reference": {"optim": {"steps": 2, "warmup": 1}}}, 1)
+    assert short.reference == default_reference({"optim": {"steps": 2, "warmup": 1}}, 1)
     assert short.reference is not None and short.reference.reference is None
 
 

@@ -113,7 +113,7 @@ references:
 runs:
   uniform: {method: uniform}
   joint: {method: jest, reference: strong, vary: {selection.filter_ratio: [0.5, 0.9],
-          optim.steps: [10, 20]}}
+          optim.steps: [60, 70]}}
   by-size: {method: jest, vary: {reference: [size@100, size@all]}}
   headline: figure1:jest
 seeds: [3]
@@ -132,7 +132,7 @@ def test_varied_settings_go_together_and_name_the_run(tmp_path: Path) -> None:
         "uniform", "reference", "joint@0.5", "joint@0.9", "reference size@100", "by-size@100",
         "reference size@all", "by-size@all", "headline",
     ]  # fmt: skip
-    assert [found[f"joint@{f}"].optim.steps for f in (0.5, 0.9)] == [10, 20]
+    assert [found[f"joint@{f}"].optim.steps for f in (0.5, 0.9)] == [60, 70]
     assert [found[f"joint@{f}"].selection.filter_ratio for f in (0.5, 0.9)] == [0.5, 0.9]
     assert found["by-size@100"].reference == found["reference size@100"]
     assert found["reference size@all"].data.curated_size is None
@@ -148,8 +148,8 @@ def test_the_profile_shortens_runs_and_references_are_the_headlines(tmp_path: Pa
 
 
 @pytest.mark.parametrize("change,to,message", [
-    ("[10, 20]", "[10]", "joint.vary: expected lists of one length by setting"),
-    ("[10, 20]", "10", "joint.vary: expected lists of one length by setting"),
+    ("[60, 70]", "[60]", "joint.vary: expected lists of one length by setting"),
+    ("[60, 70]", "10", "joint.vary: expected lists of one length by setting"),
     ("cpu-ablation", "cpu-ablatoin", "no profile 'cpu-ablatoin' (did you mean cpu-ablation?)"),
     ("figure1:jest", "figure1:jset", "no run 'figure1:jset' (did you mean jest?)"),
     ("figure1:jest", "figur1:jest", "no experiment 'figur1' (did you mean figure1?)"),

@@ -59,7 +59,7 @@ def test_a_run_directory_says_what_was_run_and_what_came_out(finished: Workspace
     done = read_done(folder)
     assert len(done["scores"]) == 8 and done["steps"] == 4 and done["examples"] == 32
     assert done["mean"] == pytest.approx(np.mean([s["score"] for s in done["scores"].values()]))
-    assert done["rows_drawn_from"] == {"pool": 84}
+    assert done["rows_drawn_from"] == {"pool": 74}
     lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
     assert {x["step"] for x in lines if "scores" in x} == evaluation_steps(run)
     assert lines[-1]["scores"] == done["scores"], "the last evaluation uses every image"
@@ -76,7 +76,7 @@ def test_what_a_reference_cost_is_charged(finished: Workspace) -> None:
     model = trained.new_learner(run.reference)
     one = trained.learner_flops(run.reference, model).full
     assert reference["flops"]["charged"] == reference["flops"]["cached"] > 0
-    assert extra == pytest.approx(reference["flops"]["charged"] + min(84, 4 * 16) * one)
+    assert extra == pytest.approx(reference["flops"]["charged"] + min(74, 4 * 16) * one)
 
 
 def test_a_finished_stage_is_not_run_again(finished: Workspace) -> None:
@@ -274,8 +274,9 @@ def embeddings(n: int, seed: int = 0) -> Cache:
 def test_the_offline_filter_keeps_the_best_pairs_by_reference_cosine(workspace: Workspace) -> None:
     run, cache = tiny_run("filtered", source={"keep": 0.25}), embeddings(84)
     (part,), counts = drawn_from.sources(run, workspace.inputs(run), cache)
-    cosine = (cache.image * cache.text).sum(1)
-    assert part.rows.tolist() == sorted(np.argsort(-cosine)[:21].tolist())
+    rows = drawn_from.pool_rows(run, workspace.embedded(run))
+    cosine = (cache.image * cache.text).sum(1)[rows]
+    assert part.rows.tolist() == sorted(rows[np.argsort(-cosine)[:18]].tolist())
     assert counts == [8] and len(part.store) == 84
     drawn = draw([part], counts, 0, 0)
     assert set(drawn.row) <= set(part.rows)
@@ -288,7 +289,7 @@ def test_mixed_draws_the_share_it_is_told(workspace: Workspace) -> None:
         parts, counts = drawn_from.sources(run, inputs, None)
         assert counts == expected
         assert [p.stream for p in parts] == ["pool", "curated"]
-        assert len(parts[0].rows) == 84 and len(parts[1].rows) == 12
+        assert len(parts[0].rows) == 74 and len(parts[1].rows) == 12
         drawn = draw(parts, counts, 0, 1)
         assert np.bincount(drawn.part, minlength=2).tolist() == expected
 
@@ -296,7 +297,7 @@ def test_mixed_draws_the_share_it_is_told(workspace: Workspace) -> None:
 def test_pool_and_curated_sources(workspace: Workspace) -> None:
     jest, curated = tiny_run("jest"), tiny_run("curated", data={"level": "strong++"})
     (pool,), counts = drawn_from.sources(jest, workspace.inputs(jest), None)
-    assert len(pool.rows) == 84 and counts == [16], "a super-batch of B = b / (1 - f)"
+    assert len(pool.rows) == 74 and counts == [16], "a super-batch of B = b / (1 - f)"
     (part,), counts = drawn_from.sources(curated, workspace.inputs(curated), None)
     assert len(part.rows) == 23 and counts == [8]
     small = tiny_run("uniform", source={"pool_size": 30})
@@ -315,7 +316,7 @@ def test_pool_and_curated_sources(workspace: Workspace) -> None:
 
 def test_finetuning_starts_from_the_references_weights(finished: Workspace) -> None:
     """With a learning rate of nearly nothing, it ends where the reference ended."""
-    run = tiny_run("finetune", optim={"lr": 1e-12, "steps": 1})
+    run = tiny_run("finetune", optim={"lr": 1e-12, "steps": 1, "warmup": 1})
     learner.train(run, finished, "finetune", lambda *_: None)
     ours, reference = (load_file(finished.folder(r) / "model.safetensors")
                        for r in (run, tiny_reference()))  # fmt: skip

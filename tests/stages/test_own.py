@@ -125,7 +125,7 @@ def test_a_run_starts_from_a_checkpoint_by_its_content(
     monkeypatch.setattr(reproduce, "subprocess", popen)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JEST_RUNS", str(tmp_path / "runs"))
-    settled = {"optim": {"lr": 1e-12, "steps": 1}, "selection": {"low_res_share": 0.5}}
+    settled = {"optim": {"lr": 1e-12, "steps": 1, "warmup": 1}, "selection": {"low_res_share": 0.5}}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings(shards, **settled)))
     start = trained.new_learner(own_run(shards, "flexi-uniform", seed=7))
     checkpoint = {k.replace("visual.visual.", "visual.").removeprefix("clip."): v

@@ -73,7 +73,7 @@ def same_weights(a: Clip, b: Clip) -> bool:
 
 @pytest.mark.parametrize("steps,points", [(1, 1), (1, 10), (7, 1), (7, 3), (900, 10), (2400, 10)])
 def test_evaluation_steps_are_spread_and_include_the_end(steps: int, points: int) -> None:
-    run = tiny_run(optim={"steps": steps}, evaluation={"points": points})
+    run = tiny_run(optim={"steps": steps, "warmup": 1}, evaluation={"points": points})
     found = sorted(evaluation_steps(run))
     assert found[-1] == steps and found[0] >= 1 and len(found) <= points
     if steps > 100:

@@ -232,7 +232,7 @@ def test_learning_rate_warms_up_and_ends_near_zero() -> None:
     assert rates[:10] == pytest.approx([1e-4 * (k + 1) for k in range(10)])
     assert max(rates) == pytest.approx(1e-3) and rates[10:] == sorted(rates[10:], reverse=True)
     assert 0 < rates[-1] < 1e-6
-    short = tiny_run(optim={"steps": 1, "warmup": 100}).optim
+    short = tiny_run(optim={"steps": 1, "warmup": 1}).optim
     assert learning_rate(0, short) == pytest.approx(1e-3)
 
 
