@@ -21,6 +21,7 @@ from jestcli.evaluation.evaluate import (
     RIDGE,
     class_vectors,
     evaluate,
+    first_best,
     mean_score,
     nats_above_guessing,
     ridge,
@@ -114,7 +115,7 @@ def test_a_perfect_model_scores_one_everywhere() -> None:
 
 
 def test_a_model_that_mistakes_every_word_scores_zero_but_for_few_shot() -> None:
-    scores = evaluate(Reader(shift=1), numbers, ALL)
+    scores = evaluate(Reader(shift=-1), numbers, ALL)
     found = {name: s["score"] for name, s in scores.items()}
     assert found["zero-shotacc1"] == 0 and found["few-shotacc1"] == 1, "few-shot reads no word"
     assert found["retrievaltext_retrieval_recall@1"] < 0.1
@@ -129,6 +130,26 @@ def test_few_shot_of_a_blind_model_is_chance() -> None:
     score = evaluate(Blind(), numbers, [toy("few-shot")])["few-shotacc1"]
     assert score["score"] == 0.2
     assert score["stderr"] == pytest.approx((0.2 * 0.8 / 30) ** 0.5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_few_shot_of_a_nearly_blind_model_is_chance(seed: int) -> None:
+    """Features equal up to the rounding of float32, as another kernel leaves them."""
+    noise = 1e-7 * torch.rand(30, 64, generator=torch.Generator().manual_seed(seed))
+
+    class NearlyBlind(Reader):
+        def encode_image(self, images: Tensor, patch_size: int | None = None) -> Tensor:
+            return F.normalize(torch.ones(64), dim=0) + noise[: len(images)]
+
+    assert evaluate(NearlyBlind(), numbers, [toy("few-shot")])["few-shotacc1"]["score"] == 0.2
+
+
+def test_the_first_of_equal_classes_is_taken_and_no_other_choice_moves() -> None:
+    near, apart = 0.3 + 1e-15, 0.3 + 1e-6
+    rows = torch.tensor([[0.1, 0.3, 0.3], [0.3, near, 0.1], [0.3, apart, 0.1]], dtype=torch.float64)
+    assert first_best(rows).tolist() == [1, 0, 1]
+    scores = torch.randn(500, 20, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(first_best(scores), scores.argmax(1))
 
 
 def test_along_the_run_a_fixed_subset_is_scored() -> None:
