@@ -11,6 +11,15 @@ from tiny import make_root
 
 from jestcli.stages.workspace import Workspace
 
+NUMERIC = {"evaluation", "models", "selection", "training"}  # folders; a module can mark itself
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as `numeric` what must hold whichever kernels compute it (`make test-kernels`)."""
+    for item in items:
+        if item.path.parent.name in NUMERIC:
+            item.add_marker(pytest.mark.numeric)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:

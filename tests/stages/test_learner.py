@@ -33,6 +33,7 @@ from jestcli.stages.workspace import (
 from jestcli.training.checkpoint import CHECKPOINT, CheckpointError, read
 from jestcli.training.loop import Interrupted, evaluation_steps
 
+pytestmark = pytest.mark.numeric
 QUIET = {"PYTHONWARNINGS": "ignore"}
 
 

@@ -37,6 +37,7 @@ from jestcli.stages.references import (
 from jestcli.stages.workspace import Workspace
 from jestcli.training.distributed import World
 
+pytestmark = pytest.mark.numeric
 B = 12
 SMALL: dict[str, Any] = {  # an open_clip config that builds and runs within milliseconds
     "embed_dim": 16,
