@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -44,9 +45,11 @@ def make_trainee(learner: Clip, run: Run, world: World) -> nn.Module:
         return _sharded(learner, world)
     on_gpu = [world.device] if world.device.type == "cuda" else None
     # Batch statistics are summed over the ranks: their buffers are alike and need no broadcast.
-    return DistributedDataParallel(
-        learner, on_gpu, process_group=world.group, broadcast_buffers=False
-    )
+    with warnings.catch_warnings():  # torch 2.15 calls the name deprecated; 2.11 has no other
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(
+            learner, on_gpu, process_group=world.group, broadcast_buffers=False
+        )
 
 
 def _blocks(learner: Clip) -> list[nn.Module]:
