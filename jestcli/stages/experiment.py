@@ -3,6 +3,7 @@
     title: what is shown
     claim: what the paper claims;  refuted_if: what would refute it
     profile: a name in experiments/profiles: settings of the runs, not of the references
+    scale: a name in experiments/profiles: settings of runs and references, under `base`
     base: settings of every run
     references: {name: settings}      # trained on curated data
     runs: {name: {method: ..., reference: name, settings...}}
@@ -69,6 +70,7 @@ class Experiment(BaseModel):
     claim: str
     refuted_if: str
     profile: str | None = None
+    scale: str | None = None
     base: dict[str, Any] = {}
     references: dict[str, dict[str, Any] | str] = {}
     runs: dict[str, dict[str, Any] | str]
@@ -110,7 +112,10 @@ def read_experiment(path: Path) -> Experiment:
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain(error, Experiment)}") from None
     profile = read_yaml(find_profile(read.profile)) if read.profile else {}
+    scale = read_yaml(find_profile(read.scale)) if read.scale else {}
+    scale = {key: value for key, value in scale.items() if key not in ("about", "reference")}
     return read.model_copy(update={
+        "base": merge(scale, read.base),
         "references": _spread(read.references, {}, path),
         "runs": _spread(read.runs, profile, path),
     })  # fmt: skip

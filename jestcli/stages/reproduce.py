@@ -55,6 +55,7 @@ class Stage:
     run: Run
     label: str
     work: float  # in FLOPs of training, for the time left: of the steps that remain
+    tier: int = 0  # stages of a lower one start first
     needs: list[str] = field(default_factory=list)
     view: View | None = None  # cache: how the reference sees the pool; None is full resolution
     split: str = "pool"  # cache: or "curated"
@@ -74,7 +75,10 @@ def plan(jobs: list[Job], workspace: Workspace) -> list[Stage]:
     stages: dict[str, Stage] = {}
     caches: dict[str, bool] = {}
     for job in jobs:
+        there = set(stages)
         _add_training(stages, caches, job.run, job.label, workspace)
+        for key in stages.keys() - there:
+            stages[key].tier = job.tier
     _share_trunks(list(stages.values()), workspace)
     return list(stages.values())
 
@@ -214,8 +218,8 @@ def run_stages(
         try:
             while waiting or running:
                 ready = [s for s in waiting if not pending.intersection(s.needs)]
-                # Longest first: the long uniform run must not start last.
-                for stage in sorted(ready, key=lambda s: (s.kind != "cache", -urgent[s.key])):
+                # What is worth most first; of that the longest: it must not start last.
+                for stage in sorted(ready, key=lambda s: (s.tier, -urgent[s.key])):
                     if len(running) < most:
                         waiting.remove(stage)
                         running.append(stage)
@@ -279,6 +283,9 @@ def _start(
         stage.process = launch(task, stage.folder)
         return
     quiet = {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    # Activations of tens of MB go back to the system after every step unless glibc is told to keep
+    # them: page faults were a fifth of a step of the convolutional tower.
+    quiet |= {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
     stage.process = process = subprocess.Popen(
         [sys.executable, "-m", "jestcli.stages.worker"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=_error_log(stage),
