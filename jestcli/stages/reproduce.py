@@ -61,6 +61,7 @@ class Stage:
     split: str = "pool"  # cache: or "curated"
     before: float = 0.0  # share of its steps that were trained before, here or in a shared trunk
     done: float = 0.0  # share of the rest
+    tier: int = 0  # stages of a lower one start first
     line: str = ""
     errors_before: int = 0  # bytes of errors.log that earlier attempts wrote
     process: subprocess.Popen[str] | OnCluster | None = None
