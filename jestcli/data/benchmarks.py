@@ -1,4 +1,4 @@
-"""The eight benchmarks, and a ninth that confirms: which withheld drawings they show, and under which class names."""
+"""The eight benchmarks, and a ninth that confirms: withheld drawings and their class names."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from jestcli.data.captions import Emoji, Words
 from jestcli.data.draw import Collection, Drawn, Rastered
 from jestcli.data.leakage import near_duplicates
+from jestcli.data.words import singular
 from jestcli.data.world import World
 
 ZERO_SHOT, FEW_SHOT, RETRIEVAL = "zero-shot", "few-shot", "retrieval"
@@ -16,11 +17,6 @@ ZERO_SHOT, FEW_SHOT, RETRIEVAL = "zero-shot", "few-shot", "retrieval"
 OBJECT_GROUPS = ("animals-nature", "food-drink", "travel-places", "activities", "objects")
 RECALL_AT = 5  # recall at 1 of a small model counts a handful of the images
 _PHOSPHOR_WEIGHTS = ("thin", "light", "bold", "fill", "duotone")
-# Plurals that end in s and singulars that do too.
-_NOT_PLURAL = (
-    "ss", "us", "is", "os", "as", "news", "lens", "series", "gps", "css", "https", "ios",
-    "scissors", "pants", "glasses", "headphones", "binoculars", "goggles", "stairs", "dns",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -147,17 +143,6 @@ def concept(name: str, style_words: tuple[str, ...]) -> str:
     if not words:
         return ""
     return " ".join([*words[:-1], singular(words[-1])])
-
-
-def singular(word: str) -> str:
-    """An English noun without its plural ending; words that are no plural stay."""
-    if len(word) <= 3 or not word.endswith("s") or word.endswith(_NOT_PLURAL):
-        return word
-    if word.endswith("ies"):
-        return word[:-3] + "y"
-    if word.endswith(("xes", "ches", "shes", "sses")):
-        return word[:-2]
-    return word[:-1]
 
 
 def _weight(name: str) -> str:

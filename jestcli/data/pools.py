@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable
 from contextlib import suppress
 
 import numpy as np
 
 from jestcli.config import VERIFIED, VERIFIED_SIZE
-from jestcli.data.benchmarks import singular
 from jestcli.data.errors import DataError
 from jestcli.data.files import save_array
 from jestcli.data.hashing import below, first_by_hash, salted
 from jestcli.data.store import Store
+from jestcli.data.words import words_of
 
 THINNEST = 0.1  # the smallest share of relevant pairs: it sets the size of all such pools
-_WORDS = re.compile(r"[^\W_]+")
 
 
 def verified_size(pairs: int) -> int:
@@ -45,11 +43,6 @@ def unverified_rows(pool: Store, total: int | None = None) -> np.ndarray:
     drawn = np.ones(len(pool) if total is None else total, bool)
     drawn[verified_rows(pool)] = False
     return np.flatnonzero(drawn)
-
-
-def words_of(text: str) -> tuple[str, ...]:
-    """Its words in lower case and singular: "Circles-Filled" -> circle, filled."""
-    return tuple(singular(word) for word in _WORDS.findall(text.lower()))
 
 
 def relevant(store: Store, classes: Iterable[str]) -> np.ndarray:

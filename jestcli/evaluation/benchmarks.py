@@ -25,6 +25,9 @@ from jestcli.data.store import fit
 from jestcli.data.tarindex import scan
 
 
+_ABOUT = ("mirrors", "description", "n", "n_classes", "confirmation")
+
+
 @dataclass(frozen=True)
 class Split:
     """images uint8 [n, 3, S, S]; labels int64 [n], or None and captions for retrieval."""
@@ -95,7 +98,7 @@ def _read_list(folder: Path) -> list[Benchmark]:
     return [
         Benchmark(
             r["name"], r["kind"], r["metric"], r["chance"], folder / r["folder"],
-            {k: r.get(k, False) for k in ("mirrors", "description", "n", "n_classes", "confirmation")},
+            {k: r.get(k, False) for k in _ABOUT},
         )
         for r in rows
     ]  # fmt: skip

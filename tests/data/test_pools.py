@@ -18,9 +18,9 @@ from jestcli.data.pools import (
     unverified_rows,
     verified_rows,
     verified_size,
-    words_of,
 )
 from jestcli.data.store import Store, open_store
+from jestcli.data.words import words_of
 from jestcli.stages import drawn_from
 from jestcli.stages.workspace import Workspace
 

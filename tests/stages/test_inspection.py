@@ -40,8 +40,8 @@ def test_a_replay_chooses_as_the_run_would(finished: Workspace) -> None:
     opened = open_run(finished.folder(tiny_run("jest")), finished)
     one, two = inspection.replay(opened, 2)
     assert len(one.rows) == 16 and len(set(one.index.tolist())) == 8
-    again = inspection.replay(opened, 1)[0]
-    assert np.array_equal(one.index, again.index) and np.array_equal(one.rows, again.rows)
+    repeated = inspection.replay(opened, 1)[0]
+    assert np.array_equal(one.index, repeated.index) and np.array_equal(one.rows, repeated.rows)
     assert not np.array_equal(one.rows, two.rows)
     assert one.score.shape == (16,) and np.isfinite(one.score).all()
     table = inspection.overlaps(opened, [one, two])
@@ -50,7 +50,8 @@ def test_a_replay_chooses_as_the_run_would(finished: Workspace) -> None:
     rows, every = inspection.score_all(opened)
     opened_rows = pool_rows(opened.run, finished.embedded(opened.run))
     assert rows.tolist() == opened_rows.tolist(), "the whole pool, once each"
-    assert every[np.searchsorted(rows, one.rows)] == pytest.approx(one.score, abs=1e-5), "scored alone or in a batch"
+    again = every[np.searchsorted(rows, one.rows)]
+    assert again == pytest.approx(one.score, abs=1e-5), "scored alone or in a batch"
 
 
 def test_inspecting_writes_sheets_report_figure_and_export(
