@@ -27,6 +27,7 @@ from jestcli.models import catalogue
 NUMERICS = 2
 VERIFIED = "verified"  # the curated level of pairs set aside from the pool (data/pools.py)
 VERIFIED_SIZE = 36_000
+Part = Literal["all", "development", "test"]  # of every benchmark's images (evaluation/parts.py)
 
 
 class ConfigError(Exception):
@@ -342,6 +343,11 @@ class Source(_Strict):
 class Evaluation(_Strict):
     points: int = Field(10, ge=1, description="evaluations along the run, log-spaced, end included")
     max_images: int = Field(2000, description="images a benchmark along the run; the end uses all")
+    part: Part = added(
+        "all",
+        description="which images of the benchmarks are scored: development (a quarter, by a hash "
+        "of class name or caption, for choosing settings), test (the others), or all",
+    )
 
 
 class Engine(_Strict):

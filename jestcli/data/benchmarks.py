@@ -9,7 +9,7 @@ from typing import Any
 from jestcli.data.captions import Emoji, Words
 from jestcli.data.draw import Collection, Drawn, Rastered
 from jestcli.data.leakage import near_duplicates
-from jestcli.data.words import singular
+from jestcli.data.spelling import singular
 from jestcli.data.world import World
 
 ZERO_SHOT, FEW_SHOT, RETRIEVAL = "zero-shot", "few-shot", "retrieval"

@@ -1,28 +1,42 @@
-"""English words as they are compared: in lower case and singular."""
+"""The words of captions as integers: what concept-aware sampling balances.
+
+Of CLIP's byte pairs (jestcli.data.tokens), the tokenizer that runs train with unless pretrained
+weights bring another. A rare word is several byte pairs, each of which counts as a concept.
+"""
 
 from __future__ import annotations
 
-import re
+import functools
+from typing import TYPE_CHECKING
 
-_WORDS = re.compile(r"[^\W_]+")
-# Plurals that end in s and singulars that do too.
-_NOT_PLURAL = (
-    *("ss", "us", "is", "os", "as", "news", "lens", "series", "gps", "css", "https", "ios", "dns"),
-    *("scissors", "pants", "glasses", "headphones", "binoculars", "goggles", "stairs"),
-)
+if TYPE_CHECKING:
+    from torch import Tensor
 
-
-def singular(word: str) -> str:
-    """An English noun without its plural ending; words that are no plural stay."""
-    if len(word) <= 3 or not word.endswith("s") or word.endswith(_NOT_PLURAL):
-        return word
-    if word.endswith("ies"):
-        return word[:-3] + "y"
-    if word.endswith(("xes", "ches", "shes", "sses")):
-        return word[:-2]
-    return word[:-1]
+# Words that say how an icon is drawn or in which size, not what it shows.
+STYLE_WORDS = (
+    "fill", "filled", "solid", "outline", "outlined", "line", "linear", "bold", "thin", "light",
+    "regular", "duotone", "twotone", "simple", "straight", "alt", "mini", "micro", "small",
+    "circle", "circled", "square", "squared", "12", "16", "20", "24", "28", "32", "48",
+)  # fmt: skip
+NO_WORD = -1
 
 
-def words_of(text: str) -> tuple[str, ...]:
-    """Its words in lower case and singular: "Circles-Filled" -> circle, filled."""
-    return tuple(singular(word) for word in _WORDS.findall(text.lower()))
+def word_ids(tokens: Tensor, vocab_size: int) -> Tensor:
+    """Labels for `select`: the tokens of a caption without start, end, padding and STYLE_WORDS.
+
+    tokens: int64 [B, L] by the tokenizer of `vocab_size`. Returns int64 [B, L]; NO_WORD (-1)
+    where a token says nothing of what the picture shows.
+    """
+    import torch  # here: the processes that draw icons read STYLE_WORDS and do without torch
+
+    silent = torch.isin(tokens, torch.tensor(_silent(vocab_size), device=tokens.device))
+    return tokens.masked_fill(silent, NO_WORD)
+
+
+@functools.cache
+def _silent(vocab_size: int) -> tuple[int, ...]:
+    from jestcli.data.tokens import small_tokenizer  # imports torch
+
+    tokenizer = small_tokenizer(vocab_size)
+    style = (token for word in STYLE_WORDS for token in tokenizer.encode(word))
+    return tuple({0, tokenizer.sot_token_id, tokenizer.eot_token_id, *style})

@@ -24,7 +24,6 @@ from jestcli.data.sources import ShardError
 from jestcli.data.store import fit
 from jestcli.data.tarindex import scan
 
-
 _ABOUT = ("mirrors", "description", "n", "n_classes", "confirmation")
 
 
@@ -43,7 +42,10 @@ class Split:
         """A fixed random subset of at most n samples (the same for every caller)."""
         if len(self) <= n:
             return self
-        rows = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:n]
+        return self.take(torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:n])
+
+    def take(self, rows: Tensor) -> Split:
+        """Samples int64 [k], in this order."""
         captions = [self.captions[i] for i in rows.tolist()] if self.captions else None
         labels = self.labels[rows] if self.labels is not None else None
         return Split(self.images[rows], labels, captions)

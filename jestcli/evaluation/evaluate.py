@@ -16,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jestcli.config import Part
 from jestcli.evaluation.benchmarks import Benchmark, Split
+from jestcli.evaluation.parts import belongs
 from jestcli.models.towers import Clip
 from jestcli.training.augment import normalise
 
@@ -28,45 +30,63 @@ TIE = 1e-9  # class scores closer than this are equal: far above float64's round
 
 @torch.no_grad()
 def evaluate(
-    model: Clip, tokenizer: Tokenizer, benchmarks: list[Benchmark], max_images: int | None = None
+    model: Clip,
+    tokenizer: Tokenizer,
+    benchmarks: list[Benchmark],
+    max_images: int | None = None,
+    part: Part = "all",
 ) -> dict[str, dict[str, Any]]:
     """Score every benchmark.
 
     Args:
         max_images: use at most this many test images of each (a fixed random subset); None: all.
+        part: which of its images (evaluation/parts.py); the training images of a few-shot
+            benchmark, all class names and a retrieval benchmark's whole gallery stay.
     Returns:
         name -> score, chance, n, stderr (binomial, over test items), and for classification
         logprob, the mean log-probability of the true class under the model's own scale, and nats,
         the same at the scale that is best for it, above guessing (see `nats_above_guessing`).
-        With all images also hits: which items were right, bits packed into hexadecimal.
+        Without max_images also hits: which items were right, bits packed into hexadecimal. For
+        retrieval gallery: images, and images' captions, that a query is compared with.
     In evaluation mode; the mode is left as it was.
     """
     was = model.training
     model.eval()
     try:
-        return _evaluate(model, tokenizer, benchmarks, max_images)
+        return _evaluate(model, tokenizer, benchmarks, max_images, part)
     finally:
         model.train(was)
 
 
 def _evaluate(
-    model: Clip, tokenizer: Tokenizer, benchmarks: list[Benchmark], max_images: int | None
+    model: Clip,
+    tokenizer: Tokenizer,
+    benchmarks: list[Benchmark],
+    max_images: int | None,
+    part: Part,
 ) -> dict[str, dict[str, Any]]:
     scores: dict[str, dict[str, Any]] = {}
     retrieved: dict[Any, dict[str, float]] = {}
     for benchmark in benchmarks:
         test = benchmark.split()
-        test = test.first(max_images) if max_images else test
         if benchmark.kind == "retrieval":
+            test = test.first(max_images) if max_images else test
+            queries = belongs(benchmark, test, part)
             if benchmark.folder not in retrieved:
-                retrieved[benchmark.folder] = _retrieve(model, tokenizer, test)
+                asked = None if part == "all" else queries
+                retrieved[benchmark.folder] = _retrieve(model, tokenizer, test, asked)
             found = retrieved[benchmark.folder]
-            score = found[benchmark.metric]
+            score, n = found[benchmark.metric], int(queries.sum())
             direction = benchmark.metric[:5]
             more: dict[str, Any] = {k: v for k, v in found.items() if k.startswith(direction)}
+            more["gallery"] = len(test)
         else:
+            if part != "all":
+                test = test.take(belongs(benchmark, test, part).nonzero().flatten())
+            test = test.first(max_images) if max_images else test
             logits, scale = _logits(model, tokenizer, benchmark, test)
             assert test.labels is not None
+            n = len(test)
             right = first_best(logits) == test.labels
             score = int(right.sum()) / len(right)
             log_probabilities = F.log_softmax(scale * logits, dim=1)
@@ -74,7 +94,6 @@ def _evaluate(
             more = {"logprob": float(true.mean()), "nats": nats_above_guessing(logits, test.labels)}
             if not max_images:
                 more |= {"hits": _packed(right)}
-        n = len(test)
         scores[benchmark.name] = {
             "score": score,
             "chance": benchmark.chance,
@@ -169,12 +188,58 @@ def _features(model: Clip, split: Split) -> Tensor:
     return torch.cat([model.encode_image(images) for images, _ in _batches(split)])
 
 
-def _retrieve(model: Clip, tokenizer: Tokenizer, test: Split) -> dict[str, float]:
+RECALL_AT = (1, 5)
+
+
+def _retrieve(
+    model: Clip, tokenizer: Tokenizer, test: Split, queries: Tensor | None = None
+) -> dict[str, float]:
+    """Recalls by clip-benchmark's names. queries: bool [n], the images that are asked about, and
+    their captions; None: all."""
+    if queries is not None:
+        return restricted_recall(*_embedded(model, tokenizer, test), queries)
     from clip_benchmark.metrics import zeroshot_retrieval
 
     found: dict[str, float] = zeroshot_retrieval.evaluate(
-        model, _batches(test), tokenizer, "cpu", amp=False, recall_k_list=[1, 5]
+        model, _batches(test), tokenizer, "cpu", amp=False, recall_k_list=list(RECALL_AT)
     )
+    return found
+
+
+def _embedded(model: Clip, tokenizer: Tokenizer, test: Split) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalised images [n, d], texts [m, d] and the image of each text, int64 [m]; batch by batch
+    as clip-benchmark's retrieval does."""
+    images: list[Tensor] = []
+    texts: list[Tensor] = []
+    owner: list[int] = []
+    for at, (pixels, captions) in enumerate(_batches(test)):
+        images.append(F.normalize(model.encode_image(pixels), dim=-1))
+        words = tokenizer([text for each in captions for text in each])
+        texts.append(F.normalize(model.encode_text(words), dim=-1))
+        owner += [at * BATCH + i for i, each in enumerate(captions) for _ in each]
+    return torch.cat(images), torch.cat(texts), torch.tensor(owner)
+
+
+def restricted_recall(
+    images: Tensor, texts: Tensor, owner: Tensor, queries: Tensor
+) -> dict[str, float]:
+    """Recall at RECALL_AT both ways over some queries, the gallery being all images or texts.
+
+    Over all queries it is clip-benchmark's: a query counts if any of its own is among the first k.
+
+    Args:
+        images: [n, d]; texts: [m, d]; owner: int64 [m], the image of each text; queries: bool [n],
+            the images asked about, whose texts are the other direction's queries.
+    """
+    similarity, asked = texts @ images.T, queries[owner]
+    found = {}
+    for k in RECALL_AT:
+        top = similarity.topk(min(k, len(images)), dim=1).indices[asked]
+        right = (top == owner[asked][:, None]).any(dim=1)
+        found[f"image_retrieval_recall@{k}"] = float(right.float().mean())
+        top = similarity.T.topk(min(k, len(texts)), dim=1).indices[queries]
+        right = (owner[top] == queries.nonzero()).any(dim=1)
+        found[f"text_retrieval_recall@{k}"] = float(right.float().mean())
     return found
 
 

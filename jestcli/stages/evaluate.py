@@ -12,11 +12,12 @@ from jestcli.training.loop import set_threads
 
 
 def evaluate_folder(folder: Path, workspace: Workspace) -> tuple[str, dict[str, dict[str, Any]]]:
-    """Label of the run and its scores on all images of every benchmark."""
+    """Label of the run and its scores on all images of its part of every benchmark."""
     label, run = read_run(folder)
     set_threads(THREADS)
     inputs = workspace.inputs(run)
-    return label, evaluate(load_folder(run, folder), inputs.tokenizer, inputs.benchmarks())
+    model, part = load_folder(run, folder), run.evaluation.part
+    return label, evaluate(model, inputs.tokenizer, inputs.benchmarks(), part=part)
 
 
 def list_runs(workspace: Workspace) -> list[Path]:

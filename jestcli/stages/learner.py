@@ -127,7 +127,7 @@ def _train(
         if not world.main:
             return {}
         most = None if final else run.evaluation.max_images
-        return evaluate(_from_cpu(model), inputs.tokenizer, benchmarks, most)
+        return evaluate(_from_cpu(model), inputs.tokenizer, benchmarks, most, run.evaluation.part)
 
     def show(step: int, candidates: Candidates, index: Tensor) -> None:
         if world.main and run.selection.sampler != "uniform":
@@ -163,6 +163,7 @@ def _train(
             "label": label,
             "scores": scores,
             "mean": mean_score(scores) if scores else None,
+            "part": run.evaluation.part,
             "steps": run.optim.steps,
             "examples": run.optim.steps * run.optim.batch_size,
             "flops": cost_after(run.optim.steps).as_dict(),

@@ -19,8 +19,8 @@ from jestcli.data.pools import (
     verified_rows,
     verified_size,
 )
+from jestcli.data.spelling import words_of
 from jestcli.data.store import Store, open_store
-from jestcli.data.words import words_of
 from jestcli.stages import drawn_from
 from jestcli.stages.workspace import Workspace
 
