@@ -311,7 +311,13 @@ class Source(_Strict):
     """Where candidates come from."""
 
     kind: Literal["pool", "curated", "mixed", "filtered"] = "pool"
-    curated_share: float = Field(0.5, ge=0, le=1, description="mixed: share of curated pairs")
+    curated_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="mixed: share of curated pairs in the batch, drawn uniformly; a sampler "
+        "chooses the rest of it from candidates of the pool",
+    )
     keep: float = Field(0.2, gt=0, le=1, description="filtered: share of the pool that is kept")
     pool_size: int | None = added(
         None, ge=1, description="use only a fixed random part of the pool, so many pairs"
@@ -421,8 +427,10 @@ class Run(_Strict):
             raise ValueError("init_from_reference needs a reference run, not a reference_model")
         if needs_reference and self.reference is None and self.reference_model is None:
             raise ValueError("this selection or source needs a reference run")
-        if scores and self.source.kind in ("curated", "mixed"):
-            raise ValueError("source.kind must be pool or filtered to select with a reference")
+        if scores and self.source.kind == "curated":
+            raise ValueError("source.kind=curated leaves no pool to select from by a reference")
+        if self.selects and self.curated_pairs == self.optim.batch_size:
+            raise ValueError("source.curated_share leaves a sampler nothing of the batch to choose")
         if self.init and self.init_from_reference:
             raise ValueError("init and init_from_reference exclude each other")
         if self.data.own:
@@ -493,16 +501,31 @@ class Run(_Strict):
             )
 
     @property
+    def selects(self) -> bool:
+        """Whether a sampler chooses what is trained on."""
+        return self.selection.sampler != "uniform"
+
+    @property
+    def curated_pairs(self) -> int:
+        """Pairs of every batch that come from the curated set beside a pool."""
+        if self.source.kind != "mixed":
+            return 0
+        return round(self.optim.batch_size * self.source.curated_share)
+
+    @property
     def super_batch_size(self) -> int:
-        """B = b / (1 - f), rounded (paper.md: floating point leaves int() one short).
+        """Pairs drawn for a step: B = b / (1 - f), rounded (paper.md: floating point leaves int()
+        one short); with source.kind=mixed the sampler has b - curated_pairs to choose, and the
+        curated ones are drawn beside its candidates.
 
         The largest of the run where f has a schedule (see `super_batch_at`).
         """
-        if self.selection.sampler == "uniform":
+        if not self.selects:
             return self.optim.batch_size
         if self.scheduled:
             return max(self.super_batch_at(0), self.super_batch_at(self.optim.steps))
-        return round(self.optim.batch_size / (1 - self.selection.filter_ratio))
+        chosen = self.optim.batch_size - self.curated_pairs
+        return self.curated_pairs + round(chosen / (1 - self.selection.filter_ratio))
 
     @property
     def scheduled(self) -> bool:
@@ -521,14 +544,21 @@ class Run(_Strict):
         return self.candidates_before(step + 1) - self.candidates_before(step)
 
     def candidates_before(self, step: int) -> int:
-        """Candidates of all steps before `step`: where the reading of the pool stands then."""
+        """Pairs drawn for all steps before `step`: where the reading of the data stands then."""
         end = self.selection.filter_ratio_end
         if not self.scheduled or end is None:
             return step * self.super_batch_size
-        b, steps = self.optim.batch_size, self.optim.steps
+        b, steps = self.optim.batch_size - self.curated_pairs, self.optim.steps
         starts = _starts(b, self.selection.filter_ratio, end, self.selection.schedule, steps)
         last = starts[-1] - starts[-2]
-        return starts[min(step, steps)] + max(0, step - steps) * last
+        chosen_from = starts[min(step, steps)] + max(0, step - steps) * last
+        return chosen_from + step * self.curated_pairs
+
+    def scored_before(self, step: int) -> int:
+        """Those of them that a sampler chose from: all but the curated pairs; 0 without one."""
+        if not self.selects:
+            return 0
+        return self.candidates_before(step) - step * self.curated_pairs
 
     def digest(self) -> str:
         """16 hex digits naming everything that determines this run's numbers."""
@@ -579,6 +609,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "topk": {"selection": {"sampler": "topk"}},
     "easy-reference": {"selection": {"sampler": "joint", "criterion": "easy_reference"}},
     "hard-learner": {"selection": {"sampler": "joint", "criterion": "hard_learner"}},
+    "jest-curated": {
+        "selection": {"sampler": "joint"},
+        "source": {"kind": "mixed", "curated_share": 0.25},
+    },
     "cabs": {"selection": {"sampler": "cabs"}},
     "curated": {"selection": {"sampler": "uniform"}, "source": {"kind": "curated"}},
     "mixed": {"selection": {"sampler": "uniform"}, "source": {"kind": "mixed"}},

@@ -256,7 +256,8 @@ def test_the_digest_changes_with_every_setting(path: tuple[str, ...]) -> None:
         {"model": {"patch_sizes": [5]}},
         {"model": {"patch_sizes": [8, 4]}},
         {"model": {"name": "ViT-B32"}},
-        {"source": {"kind": "mixed"}},
+        {"source": {"kind": "curated"}},
+        {"source": {"kind": "mixed", "curated_share": 1}},
         {"selection": {"criterion": "easiest"}},
     ],
 )

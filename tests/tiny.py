@@ -41,7 +41,15 @@ def tiny_reference(**changes: Any) -> Run:
 def tiny_run(method: str = "uniform", **changes: Any) -> Run:
     """A run of four steps by this method; with a reference where it reads one."""
     base = merge(TINY, METHODS[method])
-    if method in ("jest", "flexi", "filtered", "finetune", "easy-reference", "independent"):
+    if method in (
+        "jest",
+        "flexi",
+        "filtered",
+        "finetune",
+        "easy-reference",
+        "independent",
+        "jest-curated",
+    ):
         base["reference"] = tiny_reference().model_dump()
     return make_run(merge(base, changes))
 

@@ -70,7 +70,8 @@ def train(
         typer.Option(
             help="uniform, jest, flexi, independent, topk, easy-reference, hard-learner, "
             "flexi-uniform; cabs (most even cover of the captions' words; no model scores); "
-            "the controls curated, mixed, filtered, finetune; or module:function."
+            "jest-curated (a quarter of the batch curated); the controls curated, mixed, filtered, "
+            "finetune; or module:function."
         ),
     ] = "jest",
     profile: Profile = None,

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from jestcli.data.errors import DataError
 from jestcli.data.faults import FULL, Fault, FaultLog
-from jestcli.data.loader import Candidates, slice_of
+from jestcli.data.loader import Candidates, slices_of
 from jestcli.data.parallel import usable_cores
 from jestcli.data.reading import NoShard, Reader, Reading
 from jestcli.data.shards import Pair, Skip, decode
@@ -108,28 +108,28 @@ class _Chunks(Dataset[Chunk]):
 
     def __init__(
         self, portions: list[Portion], view: View, seed: int, loading: Loading,
-        known: dict[tuple[str, int, int], Fault], rank: int, world: int,
+        known: dict[tuple[str, int, int], Fault], rank: int, world: int, apart: bool = False,
     ):  # fmt: skip
-        self.portions, self.view, self.known = portions, view, known
+        self.portions, self.view, self.known, self.apart = portions, view, known, apart
         self.readings = [Reading(p.stream, seed, p.rows) for p in portions]
         self.readers = [Reader(p.stream, loading) for p in portions]
         self.rank, self.world = rank, world
 
-    def mine(self, step: int) -> slice:
-        """This rank's part of the super-batch of `step`."""
-        return slice_of(sum(len(p.positions(step)) for p in self.portions), self.rank, self.world)
+    def mine(self, step: int) -> list[range]:
+        """This rank's part of the super-batch of `step`: positions in every portion."""
+        drawn = [p.positions(step) for p in self.portions]
+        slices = slices_of([len(each) for each in drawn], self.rank, self.world, self.apart)
+        return [each[part] for each, part in zip(drawn, slices, strict=True)]
 
     def size(self, step: int) -> int:
         """How many candidates that is."""
-        mine = self.mine(step)
-        return mine.stop - mine.start
+        return sum(map(len, self.mine(step)))
 
     def positions(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """int64 each: the portion and the position in it of this rank's candidates."""
-        drawn, mine = [p.positions(step) for p in self.portions], self.mine(step)
-        which = np.repeat(np.arange(len(drawn)), [len(each) for each in drawn])[mine]
-        at = np.concatenate([np.asarray(each, np.int64) for each in drawn])[mine]
-        return which, at
+        mine = self.mine(step)
+        which = np.repeat(np.arange(len(mine)), [len(each) for each in mine])
+        return which, np.concatenate([np.asarray(each, np.int64) for each in mine])
 
     def __getitem__(self, task: tuple[int, int, int]) -> Chunk:
         step, start, stop = task
@@ -218,13 +218,15 @@ def _start_worker(_: int) -> None:
 class StreamDrawing:
     """Drawing from streams, read ahead by worker processes (see `loader.Drawing`).
 
-    waited: seconds that draws waited for data, the first one (which fills the queue) apart.
+    apart: see loader.slices_of.
+    waited: seconds that draws waited for data, the first one (which fills the queue) left out.
     """
 
     def __init__(
         self, portions: list[Portion], view: View, seed: int, loading: Loading,
-        log: FaultLog | None = None, rank: int = 0, world: int = 1,
+        log: FaultLog | None = None, rank: int = 0, world: int = 1, apart: bool = False,
     ):  # fmt: skip
+        self.apart = apart
         self.portions = [p for p in portions if p.count]
         self.view, self.seed, self.loading = view, seed, loading
         self.log = log or FaultLog(limit=loading.max_faults)
@@ -283,7 +285,7 @@ class StreamDrawing:
 
     def _data(self) -> _Chunks:
         return _Chunks(self.portions, self.view, self.seed, self.loading, self.log.known,
-                       self.rank, self.world)  # fmt: skip
+                       self.rank, self.world, self.apart)  # fmt: skip
 
     def _start(self, step: int) -> None:
         self.close()

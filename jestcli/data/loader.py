@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
@@ -65,6 +66,18 @@ class Candidates:
         """The key of every candidate."""
         return [self.name(i) for i in range(len(self))]
 
+    def first(self, n: int) -> Candidates:
+        """The first n of them."""
+        return replace(
+            self,
+            part=self.part[:n],
+            row=self.row[:n],
+            images=self.images[:n],
+            tokens=self.tokens[:n],
+            texts=self.texts[:n],
+            wrong=None if self.wrong is None else self.wrong[:n],
+        )
+
     def full(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Candidates `index`, int64 [b], to train on: uint8 [b, 3, S, S] and int64 [b, L]."""
         images = self.images[index] if self.reload is None else self.reload(index.numpy())
@@ -92,12 +105,28 @@ def slice_of(n: int, rank: int, world: int) -> slice:
     return slice(n * rank // world, n * (rank + 1) // world)
 
 
+def slices_of(counts: Sequence[int], rank: int, world: int, apart: bool) -> list[slice]:
+    """Of every part, with so many pairs in a step, what this rank takes.
+
+    A slice of all of them, one part after the other; with `apart` a slice of each part: a sampler
+    chooses from one of them, of which every rank must then hold as many.
+    """
+    if apart:
+        return [slice_of(n, rank, world) for n in counts]
+    mine, starts = slice_of(sum(counts), rank, world), accumulate(counts, initial=0)
+    return [
+        slice(min(max(mine.start - at, 0), n), min(max(mine.stop - at, 0), n))
+        for at, n in zip(starts, counts, strict=False)
+    ]
+
+
 @dataclass
 class StoreDrawing:
     """Drawing from decoded stores: counts[i] pairs of parts[i] a step. Never waits.
 
     before: step -> pairs of every part that the steps before it draw; in place of counts, where
     they change along the run.
+    apart: see slices_of.
     """
 
     parts: list[Part]
@@ -106,6 +135,7 @@ class StoreDrawing:
     rank: int = 0
     world: int = 1
     before: Callable[[int], list[int]] | None = None
+    apart: bool = False
     waited: float = 0.0
     bottleneck: str = ""
 
@@ -114,7 +144,8 @@ class StoreDrawing:
         if self.before is not None:
             starts = self.before(step)
             counts = [end - at for at, end in zip(starts, self.before(step + 1), strict=True)]
-        return draw(self.parts, counts, self.seed, step, self.rank, self.world, starts)
+        where = (self.rank, self.world, starts, self.apart)
+        return draw(self.parts, counts, self.seed, step, *where)
 
     def close(self) -> None:
         """Nothing to end."""
@@ -128,19 +159,23 @@ def draw(
     rank: int = 0,
     world: int = 1,
     starts: list[int] | None = None,
+    apart: bool = False,
 ) -> Candidates:
     """The candidates of `step`: counts[i] pairs of parts[i], every part read epoch by epoch.
 
-    Of `world` ranks, `rank` gets its slice. starts: how far each part has been read; default: by
-    as many a step.
+    Of `world` ranks, `rank` gets its slice, or with `apart` its slice of every part. starts: how
+    far each part has been read; default: by as many a step.
     """
     starts = starts or [step * n for n in counts]
     drawn = [
         _rows(part, i, n, at, seed, step)
         for i, (part, n, at) in enumerate(zip(parts, counts, starts, strict=True))
     ]
-    mine = slice_of(sum(counts), rank, world)
-    which, row, token = (np.concatenate(x)[mine] for x in zip(*drawn, strict=True))
+    mine = slices_of(counts, rank, world, apart)
+    which, row, token = (
+        np.concatenate([each[part] for each, part in zip(x, mine, strict=True)])
+        for x in zip(*drawn, strict=True)
+    )
     used = [(part, which == i) for i, part in enumerate(parts) if (which == i).any()]
     pairs = [_read(part, row[mask], token[mask]) for part, mask in used]
     return Candidates(

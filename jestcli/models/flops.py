@@ -94,14 +94,13 @@ def step_cost(
     train = 3 * b * ((1 - share) * learner.full + share * learner.low)
     if not run.selection.scores:  # uniform; or cabs, which reads the captions of a super-batch
         return Cost(train, train, train, train)
-    candidates: float = run.super_batch_size
-    if run.scheduled:
-        steps = max(1, run.optim.steps if steps is None else steps)
-        candidates = run.candidates_before(steps) / steps
+    steps = max(1, run.optim.steps if steps is None else steps) if run.scheduled else 1
+    candidates = run.scored_before(steps) / steps
     one_score = learner.low if run.selection.low_res_scoring else learner.full
     scored = candidates * one_score if run.selection.reads_learner else 0.0
     # At low resolution only the low-resolution share could be re-used; the paper counts none.
-    reused = b * one_score if scored and not run.selection.low_res_scoring else 0.0
+    chosen = b - run.curated_pairs
+    reused = chosen * one_score if scored and not run.selection.low_res_scoring else 0.0
     reference_scored = candidates * reference_score(run, reference)
     cached = train + scored
     return Cost(cached - reused, cached, cached + reference_scored, cached)
@@ -116,9 +115,10 @@ def per_iteration(
     forwards of the chosen pairs are re-used: texts look the same at every image resolution.
     """
     one, b = step_cost(run, learner, reference), run.optim.batch_size
+    chosen = b - run.curated_pairs if run.selection.reads_learner else 0
     flops = {
         "cached_reuse": one.cached_reuse,
-        "cached_text_reuse": one.cached - (b * learner.text if run.selection.reads_learner else 0),
+        "cached_text_reuse": one.cached - chosen * learner.text,
         "cached": one.cached,
         "uncached_reuse": one.uncached_reuse,
         "uncached": one.uncached,
@@ -146,13 +146,14 @@ def run_cost(
 
     Args:
         reference_training: FLOPs that the reference's own training took.
-        pool_size: candidates are drawn epoch by epoch, so a cache scores at most this many.
+        pool_size: candidates are drawn epoch by epoch, so a cache scores at most this many (of
+            the pool: curated pairs of the batch are not scored).
     """
     one = step_cost(run, learner, reference, steps)
     once = 0.0
     if reference is not None:
         reads = run.source.kind == "filtered" or run.selection.scores
-        seen = pool_size if run.source.kind == "filtered" else run.candidates_before(steps)
+        seen = pool_size if run.source.kind == "filtered" else run.scored_before(steps)
         one_score = reference_score(run, reference)
         once = reference_training + (min(seen, pool_size) * one_score if reads else 0.0)
     return Cost(

@@ -38,6 +38,7 @@ STYLES: dict[str, Style] = {
     "flexi": Style("Flexi-JEST", VERMILLION, marker="D", main=True),
     "flexi-long": Style("Flexi-JEST, long", VERMILLION, CHAIN, "d", main=True),
     "flexi++": Style("Flexi-JEST++", ORANGE, marker="X", main=True),
+    "jest-curated": Style("JEST, ¼ curated", SKY, SHORT, "h"),
     "cabs": Style("CABS-DM", PURPLE, SHORT, "X"),
     "curated": Style("Curated only", GREEN, marker="^"),
     "curated++": Style("Curated++ only", GREEN, LONG, "^"),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,12 @@ FORMAT = 1
 CONVENTIONS = ("cached_reuse", "cached", "uncached", "charged")
 TRAINING_POINTS = 50
 Record = dict[str, Any]
+WHY: dict[str, Callable[[dict[str, Any]], float | None]] = {
+    "wrong_super": lambda line: (line.get("wrong") or (None, None))[0],
+    "wrong_sub": lambda line: (line.get("wrong") or (None, None))[1],
+    "learnability_right": lambda line: line.get("learnability_right"),
+    "learnability_wrong": lambda line: line.get("learnability_wrong"),
+}
 
 
 class RecordError(Exception):
@@ -49,7 +56,9 @@ def collect(folder: Path, name: str, seed: int) -> Record:
     `_point`), final {mean, mean_chance_corrected, logprob, nats, scores} on all test images,
     flops_per_iteration by convention (charged: what is spent once is spread over the steps),
     uniform_flops_per_iteration (3 full forwards a pair), seconds (training only, by part),
-    training {step, loss, super, sub: means over equal spans of steps}, environment.
+    training {step, loss, super, sub: means over equal spans of steps; with wrong captions also
+    wrong_super, wrong_sub, learnability_right, learnability_wrong}, passed_reference (the step
+    after which the mean learnability stayed below zero, if it did), environment.
     Raises RecordError.
     """
     config, done = _read(folder / "config.json"), _read(folder / "done.json")
@@ -109,6 +118,7 @@ def collect(folder: Path, name: str, seed: int) -> Record:
         ),
         "seconds": {k: _round(v) for k, v in points[-1]["seconds"].items()},
         "training": _training([line for line in lines if "loss" in line]),
+        "passed_reference": next((x["step"] for x in lines if x.get("passed_reference")), None),
         "environment": _environment(folder),
     }
 
@@ -187,8 +197,14 @@ def _mean_over(rows: dict[str, Any], key: str) -> float | None:
 
 
 def _training(lines: list[dict[str, Any]]) -> dict[str, list[float | None]]:
-    """Loss and learnability over training, averaged within at most TRAINING_POINTS spans."""
-    size = max(1, math.ceil(len(lines) / TRAINING_POINTS))
+    """Loss and learnability over training, averaged within at most TRAINING_POINTS spans.
+
+    Where a run knew which captions are wrong, in half as many also: their share among candidates
+    and among the chosen, and mean learnability of right and of wrong candidates.
+    """
+    known = any("wrong" in line for line in lines)
+    size = max(1, math.ceil(len(lines) / (TRAINING_POINTS // 2 if known else TRAINING_POINTS)))
+    why = WHY if known else {}
     spans = [lines[i : i + size] for i in range(0, len(lines), size)]
 
     def average(values: list[Any]) -> float | None:
@@ -200,6 +216,7 @@ def _training(lines: list[dict[str, Any]]) -> dict[str, list[float | None]]:
         "loss": [average([x["loss"] for x in span]) for span in spans],
         "super": [average([x["learnability"][0] for x in span]) for span in spans],
         "sub": [average([x["learnability"][1] for x in span]) for span in spans],
+        **{name: [average([of(x) for x in span]) for span in spans] for name, of in why.items()},
     }
 
 

@@ -235,12 +235,23 @@ def learnability_of(
     loss: str = "sigmoid",
     criterion: str = "learnability",
 ) -> float:
-    """Mean over the pairs of a sub-batch of l(.|learner) - l(.|reference), nats per pair.
+    """Mean of `learnability_by_pair` over the pairs of a sub-batch, nats per pair."""
+    return float(learnability_by_pair(learner, reference, indices, loss, criterion).mean())
+
+
+def learnability_by_pair(
+    learner: PairEmbeddings | None,
+    reference: PairEmbeddings | None,
+    indices: Tensor,
+    loss: str = "sigmoid",
+    criterion: str = "learnability",
+) -> Tensor:
+    """l(.|learner) - l(.|reference) of every pair of a sub-batch, nats, float64 [b].
 
     indices: int64 [b], the sub-batch, which is also the batch of the loss. Memory: one tile.
     Another `criterion` gives -l(.|reference) or l(.|learner). Raises ValueError as `select`.
     """
-    total = 0.0
+    total: Tensor | float = 0.0
     for weight, pairs in _checked_terms(learner, reference, loss, criterion):
         index = torch.as_tensor(indices, device=pairs.image.device)
         if index.dtype != torch.int64 or index.dim() != 1 or len(index) == 0:
@@ -248,7 +259,8 @@ def learnability_of(
         if index.min() < 0 or index.max() >= len(pairs):
             raise ValueError(f"indices must lie in [0, {len(pairs)})")
         with full_precision(pairs.image.device):
-            total += weight * float(pair_losses(pairs.rows(index), loss).mean())
+            total = total + weight * pair_losses(pairs.rows(index), loss)
+    assert isinstance(total, Tensor)
     return total
 
 

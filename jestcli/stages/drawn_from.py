@@ -47,7 +47,8 @@ def open_drawing(
         # A quarter of what is free: other runs may share the card, and models come on top.
         parts = on_device(parts, world.device, torch.cuda.mem_get_info(world.device)[0] / 4)
     before = partial(before_step, run) if run.scheduled else None
-    return StoreDrawing(parts, counts, run.seed, world.rank, world.size, before), drawn
+    ranks = (world.rank, world.size)
+    return StoreDrawing(parts, counts, run.seed, *ranks, before, run.selects), drawn
 
 
 def before_step(run: Run, step: int) -> list[int]:
@@ -72,8 +73,8 @@ def sources(run: Run, inputs: Inputs, reference: Cache | None) -> tuple[list[Par
         score = FILTERS[run.source.score](lambda at: pairs(rows[at]), len(rows))
         best = np.argpartition(-score, keep - 1)[:keep]
         return [pool_part(run, inputs, rows[np.sort(best)])], [total]
-    n_curated = round(total * run.source.curated_share)
-    return [pool_part(run, inputs, rows), curated], [total - n_curated, n_curated]
+    counts = [total - run.curated_pairs, run.curated_pairs]
+    return [pool_part(run, inputs, rows), curated], counts
 
 
 def curated_part(run: Run, inputs: Inputs) -> Part:

@@ -69,6 +69,8 @@ def train(
         return folder
     drawn = {run.super_batch_at(step) for step in range(run.optim.steps if run.scheduled else 1)}
     sizes = {"batch_size": [run.optim.batch_size], "super-batch": sorted(drawn)}
+    if run.selects and run.curated_pairs:
+        sizes["curated share of the batch"] = [run.curated_pairs]
     for name, size in ((name, size) for name, each in sizes.items() for size in each):
         if size % world.size:
             raise StageError(f"the {name} of {size} does not divide by {world.size} processes")
@@ -135,7 +137,7 @@ def _train(
             track({"step": step, "selected": draw_selected(candidates, index, path)})
 
     # An offline filter scores the whole pool, whatever it keeps.
-    candidates = sum(pairs.values())
+    candidates = pairs.get("pool", sum(pairs.values()))  # curated pairs of a batch are not scored
     if run.source.kind == "filtered":
         whole = inputs.pool if isinstance(inputs, OwnInputs) else pool_rows(run, inputs)
         candidates = len(whole)

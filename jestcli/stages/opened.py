@@ -79,7 +79,8 @@ def find_run(word: str | None, workspace: Workspace) -> Path:
     """
     if word is None:
         for folder in reversed(list_runs(workspace)):
-            if read_run(folder)[1].selection.scores:
+            run = read_run(folder)[1]
+            if run.selection.scores and run.source.kind != "mixed":
                 return folder
         raise StageError(f"no finished run in {workspace.runs} selects: name one, or train one")
     if (Path(word) / "config.json").exists():

@@ -104,8 +104,7 @@ def splits(run: Run) -> dict[str, int]:
     total, kind = run.super_batch_size, run.source.kind
     if kind != "mixed":
         return {"curated" if kind == "curated" else "pool": total}
-    curated = round(total * run.source.curated_share)
-    return {"pool": total - curated, "curated": curated}
+    return {"pool": total - run.curated_pairs, "curated": run.curated_pairs}
 
 
 def drawn_before(run: Run, split: str, step: int) -> int:
@@ -113,7 +112,7 @@ def drawn_before(run: Run, split: str, step: int) -> int:
     total = run.candidates_before(step)
     if run.source.kind != "mixed":
         return total
-    curated = round(total * run.source.curated_share)
+    curated = step * run.curated_pairs
     return curated if split == "curated" else total - curated
 
 
@@ -192,7 +191,7 @@ def open_drawing(
     ]  # fmt: skip
     view = view_of(run, inputs, reference)
     log = FaultLog(folder, rank, inputs.loading.max_faults)
-    return StreamDrawing(portions, view, run.seed, inputs.loading, log, rank, world)
+    return StreamDrawing(portions, view, run.seed, inputs.loading, log, rank, world, run.selects)
 
 
 def kept_rows(run: Run, reference: ShardReference | None, folder: Path) -> np.ndarray:

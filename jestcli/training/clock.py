@@ -18,6 +18,12 @@ PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 1
          "A10G": 70e12, "V100": 125e12, "T4": 65e12}  # fmt: skip
 
 
+PASSED = (
+    "THE LEARNER HAS PASSED ITS REFERENCE (mean learnability stays below zero): from now on "
+    "selection works against pairs that the reference knows well"
+)
+
+
 def no_watch(part: str) -> AbstractContextManager[None]:
     """Measures nothing."""
     return nullcontext()
@@ -126,6 +132,11 @@ def log_line(record: dict[str, Any]) -> str:
     whole, chosen = record["learnability"]
     if whole is not None:
         parts.append(f"learnability {whole:.3f} to {chosen:.3f}")
+    if record.get("wrong"):
+        every, picked = (100 * share for share in record["wrong"])
+        parts.append(f"wrong captions {every:.0f} % to {picked:.0f} %")
+    if record.get("passed_reference"):
+        parts.append(PASSED)
     if speed:
         parts.append(f"MFU {100 * speed['mfu']:.0f} %")
     cost = record["flops"]

@@ -12,7 +12,8 @@ from jestcli.training.distributed import World
 class NotFinite(Exception):
     """A step met a NaN or an infinity, and nothing was updated. Every rank raises it together.
 
-    index: int64 [n], the candidates that it concerns; candidate i of rank r is r * B + i.
+    index: int64 [n], the candidates that it concerns; candidate i of rank r is number
+    r * B + i.
     """
 
     def __init__(self, what: str, index: Tensor):
@@ -20,11 +21,14 @@ class NotFinite(Exception):
         self.index = index
 
 
-def check_embeddings(what: str, pairs: PairEmbeddings | None, world: World) -> None:
-    """Raise NotFinite on every rank if a row on any rank is not finite."""
+def check_embeddings(what: str, pairs: PairEmbeddings | None, world: World, held: int) -> None:
+    """Raise NotFinite on every rank if a row on any rank is not finite.
+
+    pairs: of the first of `held` candidates, as many on every rank.
+    """
     if pairs is None:
         return
     good = pairs.image.isfinite().all(1) & pairs.text.isfinite().all(1)
     if world.any(not bool(good.all())):
         rows = torch.nonzero(~good).flatten().cpu()
-        raise NotFinite(f"{what} embeddings are", rows + world.rank * len(pairs))
+        raise NotFinite(f"{what} embeddings are", rows + world.rank * held)

@@ -28,10 +28,11 @@ from jestcli.training.energy import EnergyMeter
 from jestcli.training.engine import make_trainee
 from jestcli.training.finite import NotFinite
 from jestcli.training.optimiser import learning_rate, make_optimiser
-from jestcli.training.step import EmbedReference, choose, update
+from jestcli.training.step import Choice, EmbedReference, choose, offered, update
 
 LOG_EVERY = 20
 CHECKPOINT_EVERY = 100
+PASSED_AFTER = 3  # logged steps in a row below zero: the learner has passed its reference
 METRICS = "metrics.jsonl"
 Report = Callable[[int, int, str], None]
 
@@ -95,6 +96,7 @@ def train(
     if not about and trunk is not None:
         about, lines = trunks.take(trunk, shared_steps(run), learner, optimiser, world)
     start, bad_steps, best = about.get("step", 0), about.get("bad_steps", 0), about.get("best")
+    below = about.get("below", 0)  # logged steps in a row with a mean learnability below zero
     watch = Stopwatch(world.device, about.get("seconds"))
     meter, earlier = EnergyMeter(), about.get("joules", {})
     if world.main:
@@ -131,6 +133,7 @@ def train(
             return
         state = {
             "step": step, "seconds": watch.seconds, "bad_steps": bad_steps, "best": best,
+            "below": below,
             "metrics_bytes": metrics.stat().st_size, "run": run.model_dump(mode="json"),
             "flops": cost_after(step).as_dict(), "ranks": world.size,
             **joules(),
@@ -174,6 +177,7 @@ def train(
                     "learnability": [
                         choice.super_batch_learnability, choice.sub_batch_learnability,
                     ],
+                    **_why(choice),
                     "chosen": _chosen(run, candidates, choice.index, world),
                     "scale": float(learner.scale.detach()),
                     "bias": float(learner.bias.detach()),
@@ -182,6 +186,10 @@ def train(
                     | {"bottleneck": getattr(draw, "bottleneck", "")},
                     "flops": cost_after(done).as_dict(),
                 }  # fmt: skip
+                if below < PASSED_AFTER and choice.super_batch_learnability is not None:
+                    below = below + 1 if choice.super_batch_learnability < 0 else 0
+                    if below == PASSED_AFTER:  # said once
+                        record["passed_reference"] = True
                 log(record)
                 line = log_line(record)
             if world.main:
@@ -193,7 +201,7 @@ def train(
                 if scores and (best is None or _mean(scores) > best["mean"]):
                     best = {"step": done, "mean": _mean(scores)}
                 if show and choice is not None:
-                    show(done, candidates, choice.index)
+                    show(done, offered(run, candidates, world), choice.index)
                 world.wait()
             stop = world.any(signalled.is_set())
             parting = trunk is not None and done == run.optim.trunk_steps
@@ -204,12 +212,26 @@ def train(
 
 
 def _chosen(run: Run, candidates: Candidates, index: Tensor, world: World) -> list[int] | None:
-    """Rows of a selecting run's sub-batch in its pool: what `jest inspect` looks back at."""
-    if run.selection.sampler == "uniform":
+    """Rows of what a sampler chose, in the run's pool: what `jest inspect` looks back at."""
+    if not run.selects:
         return None
     rows = torch.from_numpy(candidates.row).to(world.device)
-    chosen: list[int] = world.gathered(rows)[index.to(world.device)].tolist()
+    selected = index[: len(index) - run.curated_pairs].to(world.device)
+    chosen: list[int] = world.gathered(rows)[selected].tolist()
     return chosen
+
+
+def _why(choice: Choice) -> dict[str, Any]:
+    """What is known of the pairs' captions: shares of wrong ones, learnability of either kind."""
+    if choice.wrong is None:
+        return {}
+    found: dict[str, Any] = {"wrong": list(choice.wrong)}
+    if choice.super_batch_learnability is not None:
+        found |= {
+            "learnability_right": choice.learnability_right,
+            "learnability_wrong": choice.learnability_wrong,
+        }
+    return found
 
 
 def _mean(scores: dict[str, dict[str, Any]]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,8 @@ from jestcli.data.loader import Candidates
 from jestcli.data.words import word_ids
 from jestcli.models.flexi import View
 from jestcli.models.towers import Clip
-from jestcli.selection import PairEmbeddings, learnability_of, select
+from jestcli.selection import PairEmbeddings, select
+from jestcli.selection.scores import learnability_by_pair
 from jestcli.training.augment import augment, normalise
 from jestcli.training.clock import Watch, no_watch
 from jestcli.training.distributed import ALONE, World, share
@@ -50,14 +51,27 @@ def embed(
 
 @dataclass(frozen=True)
 class Choice:
-    """index: int64 [b] into the candidates; mean learnability of all candidates and of those.
+    """index: int64 [b] into the candidates: those that the sampler chose, then curated pairs.
 
     With several ranks candidate i of rank r is number r * len(candidates) + i.
+    Where it was measured, over what the sampler could choose from: mean learnability of all and of
+    the chosen; the share of captions known to be wrong among all and among the chosen; and mean
+    learnability of the right and of the wrong pairs of all.
     """
 
     index: Tensor
     super_batch_learnability: float | None = None
     sub_batch_learnability: float | None = None
+    wrong: tuple[float, float] | None = None
+    learnability_right: float | None = None
+    learnability_wrong: float | None = None
+
+
+def offered(run: Run, candidates: Candidates, world: World = ALONE) -> Candidates:
+    """Those of this rank's candidates that a sampler chooses from: the curated pairs of the batch
+    stand behind them."""
+    curated = run.curated_pairs // world.size if run.selects else 0
+    return candidates.first(len(candidates) - curated) if curated else candidates
 
 
 def choose(
@@ -70,34 +84,33 @@ def choose(
     world: World = ALONE,
     watch: Watch = no_watch,
 ) -> Choice:
-    """Pick the sub-batch (Algorithm 1, or what `run.selection` names). May raise NotFinite."""
-    selection, engine = run.selection, run.engine
-    if selection.sampler == "uniform":
-        return Choice(torch.arange(len(candidates) * world.size))
-    if selection.sampler == "cabs":
-        with watch("select"):
-            words = word_ids(candidates.tokens, run.data.vocab_size)
-            index = select(
-                None, None, size=run.optim.batch_size, sampler="cabs", labels=words,
-                seed=run.seed, step=step, group=world.group, mode=engine.selection_mode,
-            )  # fmt: skip
-        return Choice(index)
-    view = learner.low if selection.low_res_scoring else learner.full
+    """Pick the sub-batch (Algorithm 1, or what `run.selection` names). May raise NotFinite.
+
+    With source.kind=mixed the curated pairs of the batch are in it, whatever is chosen beside them.
+    """
+    selection, engine, held = run.selection, run.engine, len(candidates)
+    if not run.selects:
+        return Choice(torch.arange(held * world.size))
+    candidates = offered(run, candidates, world)
     learner_pairs = reference_pairs = None
-    if measure or selection.reads_learner:
+    if selection.scores and (measure or selection.reads_learner):
+        view = learner.low if selection.low_res_scoring else learner.full
         with autocast(run, world.device):
             learner_pairs = embed(
                 learner, candidates.images, candidates.tokens, view, engine.scoring_batch
             )
-    if reference:
+    if selection.scores and reference:
         reference_pairs = reference(candidates).to(world.device)
-    check_embeddings("the learner's", learner_pairs, world)
-    check_embeddings("the reference's", reference_pairs, world)
+    check_embeddings("the learner's", learner_pairs, world, held)
+    check_embeddings("the reference's", reference_pairs, world, held)
     with watch("select"):
+        words = None
+        if selection.sampler == "cabs":
+            words = word_ids(candidates.tokens, run.data.vocab_size)
         index = select(
             learner_pairs,
             reference_pairs,
-            size=run.optim.batch_size,
+            size=run.optim.batch_size - run.curated_pairs,
             sampler=selection.sampler,
             criterion=selection.criterion,
             learner_weight=selection.learner_weight,
@@ -105,18 +118,53 @@ def choose(
             n_chunks=selection.n_chunks,
             seed=run.seed,
             step=step,
+            labels=words,
             group=world.group,
             mode=engine.selection_mode,
         ).cpu()
-    if not measure or learner_pairs is None or reference_pairs is None:
-        return Choice(index)
-    whole = [world.pairs(pairs) for pairs in (learner_pairs, reference_pairs)]
+    batch = _with_curated(index, len(candidates), held, world)
+    if not measure:
+        return Choice(batch)
+    return replace(
+        _measured(index, candidates, learner_pairs, reference_pairs, run, world), index=batch
+    )
+
+
+def _with_curated(index: Tensor, offered: int, held: int, world: World) -> Tensor:
+    """Global numbers of what was chosen of every rank's first `offered` candidates, int64 [n], as
+    numbers among all `held` of every rank; the rest of those behind them."""
+    if offered == held:
+        return index
+    curated = torch.arange(world.size)[:, None] * held + torch.arange(offered, held)
+    return torch.cat([index + index // offered * (held - offered), curated.flatten()])
+
+
+def _measured(
+    index: Tensor,
+    candidates: Candidates,
+    learner: PairEmbeddings | None,
+    reference: PairEmbeddings | None,
+    run: Run,
+    world: World,
+) -> Choice:
+    """What was chosen (int64 [n], of the candidates that were offered), with what tells why."""
+    known, shares = None, None
+    if candidates.wrong is not None:
+        mine = torch.from_numpy(candidates.wrong).to(world.device, torch.uint8)
+        known = world.gathered(mine).bool().cpu()
+        shares = (float(known.double().mean()), float(known[index].double().mean()))
+    if learner is None or reference is None:
+        return Choice(index, wrong=shares)
+    whole = [world.pairs(pairs) for pairs in (learner, reference)]
     everything = torch.arange(len(whole[0]))
-    means = [
-        learnability_of(whole[0], whole[1], rows, loss=run.optim.loss)
+    every, chosen = (
+        learnability_by_pair(whole[0], whole[1], rows, run.optim.loss).cpu()
         for rows in (everything, index)
-    ]
-    return Choice(index, *means)
+    )
+    means: list[float | None] = [None, None]
+    if known is not None:
+        means = [float(every[k].mean()) if k.any() else None for k in (~known, known)]
+    return Choice(index, float(every.mean()), float(chosen.mean()), shares, *means)
 
 
 def update(

@@ -11,6 +11,7 @@ from jestcli.config import Run
 
 Track = Callable[[dict[str, Any]], None]
 MODES = ("off", "offline", "online")
+PAIRS = {"learnability": ("candidates", "chosen"), "wrong": ("candidates", "chosen")}
 
 
 def ignore(record: dict[str, Any]) -> None:
@@ -43,9 +44,11 @@ def tracker(mode: str, folder: Path, label: str, run: Run) -> Iterator[Track]:
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """{"a": {"b": 1}} -> {"a/b": 1}, numbers only."""
+    """{"a": {"b": 1}} -> {"a/b": 1}, numbers only; pairs of numbers by their names in PAIRS."""
     out: dict[str, float] = {}
     for key, value in record.items():
+        if key in PAIRS:
+            value = dict(zip(PAIRS[key], value, strict=True))
         if isinstance(value, dict):
             out |= _flat(value, f"{prefix}{key}/")
         elif isinstance(value, int | float):

@@ -30,15 +30,20 @@ def test_only_length_decay_and_evaluation_are_left_out_of_a_trunks_name(
     assert trunk is not None and trunk.parent == workspace.runs / "trunks"
     assert trunk == workspace.trunk(wsd(80)) == workspace.trunk(wsd(8, points=3))
     assert workspace.trunk(tiny_run(optim={"steps": 80})) is None
-    others = [wsd(8, seed=1), wsd(8, source={"noise_share": 0.5}), wsd(8, "jest"),
-              wsd(8, "jest", selection={"filter_ratio": 0.75})]  # fmt: skip
+    others = [
+        wsd(8, seed=1),
+        wsd(8, source={"noise_share": 0.5}),
+        wsd(8, "jest"),
+        wsd(8, "jest", selection={"filter_ratio": 0.75}),
+    ]
     assert len({trunk, *map(workspace.trunk, others)}) == 5
 
 
 def test_lengths_of_one_trunk_wait_for_one_another(workspace: Workspace) -> None:
     lengths = [32, 8, 16]
-    jobs = [Job(f"{method}@{n}", 0, wsd(n, method)) for method in ("uniform", "jest")
-            for n in lengths]  # fmt: skip
+    jobs = [
+        Job(f"{method}@{n}", 0, wsd(n, method)) for method in ("uniform", "jest") for n in lengths
+    ]
     stages = {(s.label, s.kind): s for s in plan(jobs, workspace)}
     keys = {label: s.key for (label, kind), s in stages.items() if kind == "train"}
     cache = next(s.key for s in stages.values() if s.kind == "cache")

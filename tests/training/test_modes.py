@@ -65,10 +65,16 @@ def test_counting_and_evaluating_leave_statistics_and_mode_alone() -> None:
     assert not model.training
 
 
-@pytest.mark.parametrize("module,matters", [
-    (nn.Dropout(0.0), False), (nn.Dropout(0.1), True), (nn.BatchNorm1d(2), True),
-    (nn.LayerNorm(2), False), (nn.MultiheadAttention(2, 1, dropout=0.5), True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "module,matters",
+    [
+        (nn.Dropout(0.0), False),
+        (nn.Dropout(0.1), True),
+        (nn.BatchNorm1d(2), True),
+        (nn.LayerNorm(2), False),
+        (nn.MultiheadAttention(2, 1, dropout=0.5), True),
+    ],
+)
 def test_only_a_model_that_cares_is_switched(module: nn.Module, matters: bool) -> None:
     model = tiny_model(tiny_run())
     assert not model.mode_matters, "the ViT does not"

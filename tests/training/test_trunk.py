@@ -50,14 +50,22 @@ def test_a_cosine_shares_nothing() -> None:
     assert shared_steps(wsd(40, evaluation={"points": 5})) == 1, "the first evaluation is at step 2"
 
 
-@pytest.mark.parametrize("change,words", [
-    ({"optim": {"schedule": "wsd", "steps": 10, "warmup": 9}}, "optim: a warm-up of 9 steps does "
-     "not end before the decay, which starts after step 8 of 10"),
-    ({"optim": {"decay": 0.5}}, "optim: decay needs schedule=wsd"),
-    ({"optim": {"schedule": "wsd", "decay": 1.0}}, "optim.decay: Input should be less than 1"),
-    ({"optim": {"schedule": "wsd", "steps": 50}, "selection": {"filter_ratio_end": 0.9}},
-     "optim.schedule=wsd and selection.filter_ratio_end exclude each other"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change,words",
+    [
+        (
+            {"optim": {"schedule": "wsd", "steps": 10, "warmup": 9}},
+            "optim: a warm-up of 9 steps does "
+            "not end before the decay, which starts after step 8 of 10",
+        ),
+        ({"optim": {"decay": 0.5}}, "optim: decay needs schedule=wsd"),
+        ({"optim": {"schedule": "wsd", "decay": 1.0}}, "optim.decay: Input should be less than 1"),
+        (
+            {"optim": {"schedule": "wsd", "steps": 50}, "selection": {"filter_ratio_end": 0.9}},
+            "optim.schedule=wsd and selection.filter_ratio_end exclude each other",
+        ),
+    ],
+)
 def test_what_cannot_be_is_one_line(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError) as error:
         tiny_run("jest", **change)
@@ -68,8 +76,9 @@ def test_what_cannot_be_is_one_line(change: dict[str, Any], words: str) -> None:
 def test_killed_resumed_and_branched_is_the_run_trained_alone(method: str, tmp_path: Path) -> None:
     long, trunk = wsd(48, method), tmp_path / "trunk"
     alone, told = tiny_train(long, tmp_path / "alone")
-    shorter = {steps: tiny_train(wsd(steps, method), tmp_path / f"{steps}-alone")[0]
-               for steps in (16, 28)}  # fmt: skip
+    shorter = {
+        steps: tiny_train(wsd(steps, method), tmp_path / f"{steps}-alone")[0] for steps in (16, 28)
+    }
     first: list[int] = []
 
     def stop_at(steps: int) -> Any:
@@ -110,8 +119,12 @@ def test_a_run_with_evaluations_leaves_a_trunk_without_them(tmp_path: Path) -> N
         tmp_path / "alone" / METRICS
     )
     first: list[int] = []
-    tiny_train(wsd(40, evaluation={"points": 4}), tmp_path / "curve",
-               lambda done, *_: first.append(done), trunk=trunk)  # fmt: skip
+    tiny_train(
+        wsd(40, evaluation={"points": 4}),
+        tmp_path / "curve",
+        lambda done, *_: first.append(done),
+        trunk=trunk,
+    )
     assert first[0] == 1, "its evaluations lie within the trunk: it trains that itself"
 
 
