@@ -23,6 +23,7 @@ from jestcli.config import ConfigError, Run, make_run
 FORMAT = 1
 CONVENTIONS = ("cached_reuse", "cached", "uncached", "charged")
 TRAINING_POINTS = 50
+COMPACT_POINTS = 8
 Record = dict[str, Any]
 WHY: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "wrong_super": lambda line: (line.get("wrong") or (None, None))[0],
@@ -53,7 +54,8 @@ def collect(folder: Path, name: str, seed: int) -> Record:
 
     Fields: name, seed, digest (the folder's name), label, settings, steps, batch_size and
     super_batch_size in pairs, benchmarks {name: chance, n, n_curve, retrieval}, curve (see
-    `_point`), final {mean, mean_chance_corrected, logprob, nats, scores} on all test images,
+    `_point`), final {mean, mean_chance_corrected, logprob, nats, scores} on all images of the part
+    that settings.part names,
     flops_per_iteration by convention (charged: what is spent once is spread over the steps),
     uniform_flops_per_iteration (3 full forwards a pair), seconds (training only, by part),
     training {step, loss, super, sub: means over equal spans of steps; with wrong captions also
@@ -93,7 +95,7 @@ def collect(folder: Path, name: str, seed: int) -> Record:
             for benchmark, row in full.items()
         },
         "retrieval_rescaled": any(
-            _is_retrieval(row) and p["scores"][benchmark]["n"] < row["n"]
+            _is_retrieval(row) and _gallery(p["scores"][benchmark]) < _gallery(row)
             for p in points
             for benchmark, row in full.items()
         ),
@@ -123,11 +125,45 @@ def collect(folder: Path, name: str, seed: int) -> Record:
     }
 
 
-def save_records(path: Path, records: list[Record], data: str, profile: str) -> None:
-    """Write records and their header to `path`, atomically, in a fixed order, one a line."""
+def compact(record: Record) -> Record:
+    """What a table of many runs needs of one, in about a third of the bytes: the end point alone,
+    at most COMPACT_POINTS spans of training, no items (hits) and no binomial errors, which follow
+    from score and n. The same fields otherwise."""
+    final = record["final"]
+    lean = {
+        name: {key: value for key, value in row.items() if key not in ("hits", "stderr")}
+        for name, row in final["scores"].items()
+    }
+    return {
+        **record,
+        "curve": record["curve"][-1:],
+        "final": {**final, "scores": lean},
+        "training": _fewer(record["training"], COMPACT_POINTS),
+    }
+
+
+def _fewer(training: dict[str, list[float | None]], most: int) -> dict[str, list[float | None]]:
+    """Spans of training put together until there are at most `most`; "step" is each one's last."""
+    size = max(1, math.ceil(len(training["step"]) / most))
+
+    def joined(values: list[float | None], last: bool) -> list[float | None]:
+        groups = [values[i : i + size] for i in range(0, len(values), size)]
+        return [group[-1] if last else _average(group) for group in groups]
+
+    return {key: joined(values, key == "step") for key, values in training.items()}
+
+
+def save_records(
+    path: Path, records: list[Record], data: str, profile: str, small: bool = False
+) -> None:
+    """Write records and their header to `path`, atomically, in a fixed order, one a line.
+
+    small: each as `compact` leaves it, where there are hundreds.
+    """
     from jestcli.training.checkpoint import write_atomic
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    records = [compact(record) for record in records] if small else records
     ordered = sorted(records, key=lambda r: (r["name"], r["seed"], r["digest"]))
     head = json.dumps(asdict(Header(data, profile)), ensure_ascii=False)
     lines = ",\n".join(json.dumps(r, sort_keys=True, separators=(",", ":")) for r in ordered)
@@ -152,7 +188,7 @@ def _point(line: dict[str, Any], full: dict[str, Any], b: int, seen: int) -> dic
     and (where counted, of the whole machine) joules so far, scores as fractions (retrieval on the
     full set's footing) and their means."""
     scores = {
-        benchmark: _full_gallery(row["score"], row["n"], full[benchmark]["n"])
+        benchmark: _full_gallery(row["score"], _gallery(row), _gallery(full[benchmark]))
         if _is_retrieval(row)
         else row["score"]
         for benchmark, row in line["scores"].items()
@@ -176,6 +212,11 @@ def _full_gallery(score: float, measured: int, full: int) -> float:
     if measured >= full or measured < 2 or score <= 0:
         return score
     return score ** (math.log(full) / math.log(measured))
+
+
+def _gallery(row: dict[str, Any]) -> int:
+    """Candidates of a retrieval query: the queries themselves, unless those are but a part."""
+    return int(row.get("gallery", row["n"]))
 
 
 def _is_retrieval(row: dict[str, Any]) -> bool:
@@ -207,17 +248,18 @@ def _training(lines: list[dict[str, Any]]) -> dict[str, list[float | None]]:
     why = WHY if known else {}
     spans = [lines[i : i + size] for i in range(0, len(lines), size)]
 
-    def average(values: list[Any]) -> float | None:
-        there = [v for v in values if v is not None]
-        return _round(sum(there) / len(there)) if there else None
-
     return {
         "step": [span[-1]["step"] for span in spans],
-        "loss": [average([x["loss"] for x in span]) for span in spans],
-        "super": [average([x["learnability"][0] for x in span]) for span in spans],
-        "sub": [average([x["learnability"][1] for x in span]) for span in spans],
-        **{name: [average([of(x) for x in span]) for span in spans] for name, of in why.items()},
+        "loss": [_average([x["loss"] for x in span]) for span in spans],
+        "super": [_average([x["learnability"][0] for x in span]) for span in spans],
+        "sub": [_average([x["learnability"][1] for x in span]) for span in spans],
+        **{name: [_average([of(x) for x in span]) for span in spans] for name, of in why.items()},
     }
+
+
+def _average(values: list[Any]) -> float | None:
+    there = [v for v in values if v is not None]
+    return _round(sum(there) / len(there)) if there else None
 
 
 def _settings(run: Run) -> dict[str, Any]:
@@ -231,10 +273,15 @@ def _settings(run: Run) -> dict[str, Any]:
         "image_size": run.data.image_size,
         "patch_sizes": list(run.model.patch_sizes),
         "model": run.model.name or f"{run.model.layers} layers of {run.model.width}",
+        "tower": run.model.tower,
         "loss": run.optim.loss,
         "lr": run.optim.lr,
+        "lr_schedule": run.optim.schedule,
         "max_images": run.evaluation.max_images,
+        "part": run.evaluation.part,
         "reference_steps": run.reference.optim.steps if run.reference else None,
+        "reference_level": run.reference.data.level if run.reference else None,
+        "reference_size": run.reference.data.curated_size if run.reference else None,
     }
 
 

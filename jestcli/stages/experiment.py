@@ -10,11 +10,12 @@
     seeds: [0, 1, 2]
     quick: {runs: [names], seeds: [0]}   # what `jest reproduce` trains itself
     tiers: [{runs: [patterns], seeds: [0]}, ...]   # in order of worth: what runs first
+    compact: true   # records hold end points alone, where there are hundreds of runs
     figure: {kind: ..., panels: [...]}   # how it is drawn (reporting/panels.py)
 
 A run or reference with `vary: {a.b: [1, 2], c: [x, y]}` stands for one for each place in the lists
-(they go together), called name@1 and name@2 after the first of them. `grid: {a.b: [1, 2], c: [x, y]}`
-stands for every combination, called name@1@x, name@1@y, ... In place of settings,
+(they go together), called name@1 and name@2 after the first of them. `grid: {a.b: [1, 2],
+c: [x, y]}` stands for every combination, called name@1@x, name@1@y, ... In place of settings,
 `figure1:name` is the run or reference of that name in another experiment.
 """
 
@@ -77,6 +78,7 @@ class Experiment(BaseModel):
     seeds: list[int]
     quick: Quick | None = None
     tiers: list[Tier] = []
+    compact: bool = False
     figure: Figure = Figure()
 
 

@@ -39,7 +39,8 @@ def plot(
     """
     folder = out / experiment.name
     if collect:
-        _collect(folder / RECORDS, jobs, workspace, profile_of(experiment))
+        profile = profile_of(experiment)
+        _collect(folder / RECORDS, jobs, workspace, profile, experiment.compact)
     header, here = _load(folder / RECORDS)
     committed_folder = COMMITTED / experiment.name
     committed: list[Record] = []
@@ -127,7 +128,9 @@ def outdated(records: list[Record], jobs: list[Job], workspace: Workspace) -> st
     )
 
 
-def _collect(path: Path, jobs: list[Job], workspace: Workspace, profile: str) -> None:
+def _collect(
+    path: Path, jobs: list[Job], workspace: Workspace, profile: str, small: bool = False
+) -> None:
     _, older = _load(path)
     newer = [
         collect(workspace.folder(job.run), job.name, job.seed)
@@ -137,7 +140,7 @@ def _collect(path: Path, jobs: list[Job], workspace: Workspace, profile: str) ->
     taken = {(r["name"], r["seed"]) for r in newer}
     kept = [r for r in older if (r["name"], r["seed"]) not in taken]
     if newer:
-        save_records(path, kept + newer, DATA, profile)
+        save_records(path, kept + newer, DATA, profile, small)
 
 
 def _load(path: Path) -> tuple[Header, list[Record]]:

@@ -11,6 +11,7 @@ from jestcli.reporting.records import (
     save_records,
     total_seconds,
 )
+from jestcli.reporting.statistics import hits_of
 
 
 def test_examples_count_pairs_in_gradient_steps_not_the_super_batch(tmp_path):
@@ -79,3 +80,50 @@ def test_unfinished_runs_and_wrong_files_are_named_in_one_line(tmp_path):
     (tmp_path / "x.json").write_text('{"format": 99}')
     with pytest.raises(RecordError, match="format 99"):
         load_records(tmp_path / "x.json")
+
+
+def test_compact_records_of_250_runs_stay_under_a_megabyte_and_a_half(tmp_path):
+    full = [
+        collect(write_run(tmp_path / f"{name}-{seed}", name, seed), name, seed)
+        for name in ("uniform", "jest")
+        for seed in range(2)
+    ]
+    save_records(tmp_path / "small.json", full, HEADER.data, HEADER.profile, small=True)
+    size = (tmp_path / "small.json").stat().st_size
+    assert size * 250 / len(full) < 1.5e6
+    _, small = load_records(tmp_path / "small.json")
+    order = sorted(full, key=lambda r: (r["name"], r["seed"]))
+    for lean, record in zip(small, order, strict=True):
+        assert lean.keys() == record.keys()
+        assert lean["curve"] == record["curve"][-1:]
+        assert lean["final"]["mean"] == record["final"]["mean"]
+        for task, row in record["final"]["scores"].items():
+            assert lean["final"]["scores"][task] == {
+                key: row[key] for key in ("score", "chance", "n", "logprob", "nats") if key in row
+            }
+            assert hits_of(lean["final"]["scores"][task]) is None
+        spans = {key: len(values) for key, values in lean["training"].items()}
+        assert set(spans.values()) == {7} and lean["training"]["step"][-1] == record["steps"]
+        assert record["settings"]["part"] == "all"
+    assert small[-1]["training"]["sub"] == [None] * 7, "uniform training selects nothing"
+    losses = [record["training"]["loss"] for record in (small[0], order[0])]
+    assert min(losses[1]) <= min(losses[0]) and max(losses[0]) <= max(losses[1]), "means of spans"
+    save_records(tmp_path / "again.json", small, HEADER.data, HEADER.profile, small=True)
+    assert load_records(tmp_path / "again.json")[1] == small
+
+
+def test_a_part_of_the_queries_is_no_smaller_gallery(tmp_path):
+    """Scored on development queries among all candidates: nothing to put on another footing."""
+    folder = write_run(tmp_path / "a", "uniform", 0)
+    for name in ("metrics.jsonl", "done.json"):
+        lines = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+        for line in lines:
+            for task, row in line.get("scores", {}).items():
+                if task.startswith("tagged"):
+                    row["gallery"] = row["n"] if name == "done.json" else 1321
+                    row["n"] = 346
+        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    record = collect(folder, "uniform", 0)
+    assert not record["retrieval_rescaled"]
+    assert record["curve"][0]["scores"]["tagged_i2t"] > 0
+    assert record["benchmarks"]["tagged_i2t"]["n"] == 346
