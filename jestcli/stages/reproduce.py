@@ -55,7 +55,6 @@ class Stage:
     run: Run
     label: str
     work: float  # in FLOPs of training, for the time left: of the steps that remain
-    tier: int = 0  # stages of a lower one start first
     needs: list[str] = field(default_factory=list)
     view: View | None = None  # cache: how the reference sees the pool; None is full resolution
     split: str = "pool"  # cache: or "curated"
