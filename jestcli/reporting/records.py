@@ -104,6 +104,7 @@ def collect(folder: Path, name: str, seed: int) -> Record:
             **_means({k: v["score"] for k, v in full.items()}, full),
             "logprob": _mean_over(full, "logprob"),
             "nats": _mean_over(full, "nats"),
+            "auc": done.get("auc"),
             "noise": done.get("noise_trained_on"),
             "curated": done.get("curated_trained_on"),
             "scores": {

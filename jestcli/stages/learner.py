@@ -12,8 +12,11 @@ from torch import Tensor
 
 from jestcli.config import Run, file_hash
 from jestcli.data.contact_sheet import contact_sheet
-from jestcli.data.loader import Candidates, Drawing
+from jestcli.data.hashing import first_by_hash
+from jestcli.data.loader import Candidates, Drawing, rows_of
+from jestcli.data.pools import unverified_rows
 from jestcli.evaluation.evaluate import evaluate, mean_score
+from jestcli.evaluation.matching import matching_auc
 from jestcli.models.flops import Cost, run_cost
 from jestcli.models.towers import Clip
 from jestcli.stages.cache import Cache
@@ -34,6 +37,7 @@ from jestcli.stages.scored_with import (
 )
 from jestcli.stages.trained import MODEL, THREADS, learner_flops, new_learner
 from jestcli.stages.workspace import (
+    Inputs,
     StageError,
     Workspace,
     is_done,
@@ -173,6 +177,7 @@ def _train(
                 "image_full": flops.image_full, "image_low": flops.image_low, "text": flops.text,
             },
             "rows_drawn_from": pairs,
+            "auc": _pool_auc(run, inputs, model),
             "noise_trained_on": noise_trained_on(run, folder, drawing),
             "curated_trained_on": curated_trained_on(folder, drawing),
             "wall_seconds_of_last_sitting": time.perf_counter() - started,
@@ -181,6 +186,16 @@ def _train(
             ),
         },
     )  # fmt: skip
+
+
+def _pool_auc(run: Run, inputs: Inputs | OwnInputs, model: Clip) -> float | None:
+    """How well a model of the curated set tells right captions of the pool from others' (see
+    `matching_auc`), on 4,096 pairs that no curated set holds: its strength as a reference."""
+    if isinstance(inputs, OwnInputs) or run.source.kind != "curated":
+        return None
+    rows = unverified_rows(inputs.pool)
+    rows = rows[first_by_hash(inputs.pool.hashes[rows], 4096, "strength of a reference")]
+    return matching_auc(model, *rows_of(inputs.pool, rows))
 
 
 def _start_from(path: Path, sha256: str | None, learner: Clip) -> None:
