@@ -19,7 +19,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from jestcli.models import catalogue
+from jestcli.utils import catalogue
 
 # Raise when a change alters what a run computes: old results then count as missing.
 # 2: which captions are wrong follows from each pair's key, and no pool holds the verified pairs;

@@ -9,7 +9,7 @@ import torch
 from miniature_world import Miniature, make_miniature
 from tiny import make_root
 
-from jestcli.stages.workspace import Workspace
+from jestcli.runs.workspace import Workspace
 
 NUMERIC = {"evaluation", "models", "selection", "training"}  # folders; a module can mark itself
 

@@ -20,7 +20,7 @@ from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["tiny", "jestcli.stages.learner", "clip_benchmark.datasets.builder",
+    ["tiny", "jestcli.runs.learner", "clip_benchmark.datasets.builder",
      "clip_benchmark.metrics.zeroshot_classification", "clip_benchmark.metrics.zeroshot_retrieval"]
 )  # fmt: skip
 
@@ -37,8 +37,8 @@ def start(function: Callable[..., None], *args: Any) -> BaseProcess:
 
 
 def worker(task: str, out: Connection | None, errors: Path, env: dict[str, str]) -> None:
-    """`python -m jestcli.stages.worker` with `task` on its standard input."""
-    from jestcli.stages.worker import main
+    """`python -m jestcli.paper.worker` with `task` on its standard input."""
+    from jestcli.paper.worker import main
 
     os.environ.clear()
     os.environ.update(env)
@@ -79,7 +79,7 @@ class ForkedPopen:
     """What the scheduler needs of subprocess.Popen to start a worker."""
 
     def __init__(self, command: list[str], stderr: Any, env: dict[str, str], **_: Any):
-        assert command[1:] == ["-m", "jestcli.stages.worker"]
+        assert command[1:] == ["-m", "jestcli.paper.worker"]
         self.stdin = _Task(self._go)
         self.env, self.errors = env, Path(stderr.name)
         self.receive, self._send = CONTEXT.Pipe(duplex=False)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jestcli.data.fetch import integrity
-from jestcli.data.world import WORLD, Package, Source, World
+from jestcli.icons.fetch import integrity
+from jestcli.icons.spec import WORLD, Package, Source, World
 
 THINGS = ("cat", "dog", "bell", "key", "cloud", "truck", "gift", "camera", "flower", "boat")
 EMOJI = {

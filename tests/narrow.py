@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from jestcli.models import catalogue
+from jestcli.utils import catalogue
 
 TEXT = {"context_length": 8, "vocab_size": 600, "width": 16, "heads": 2, "layers": 1}
 NATIVE: dict[str, Any] = {

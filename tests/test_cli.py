@@ -17,8 +17,8 @@ from tiny import TINY, tiny_reference, tiny_run
 
 from jestcli import cli
 from jestcli.config import merge
-from jestcli.stages import reproduce
-from jestcli.stages.workspace import Workspace, is_done
+from jestcli.paper import scheduler as reproduce
+from jestcli.runs.workspace import Workspace, is_done
 
 HEAVY = ("torch", "numpy", "open_clip", "yaml", "matplotlib", "wandb")
 

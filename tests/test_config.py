@@ -22,7 +22,7 @@ from jestcli.config import (
     parse_overrides,
     read_yaml,
 )
-from jestcli.stages.experiment import (
+from jestcli.paper.experiment import (
     FOLDER,
     default_reference,
     default_run,
@@ -158,7 +158,7 @@ def test_unknown_words_name_the_nearest() -> None:
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_experiments_that_ship_are_valid(path: Path) -> None:
-    from jestcli.stages.experiment import jobs
+    from jestcli.paper.experiment import jobs
 
     experiment = read_experiment(path)
     assert find_experiment(path.stem) == path

@@ -10,12 +10,12 @@ import numpy as np
 from miniature_world import Miniature
 
 from jestcli.config import METHODS, Run, make_run, merge
-from jestcli.data.build import build, build_key
 from jestcli.data.loader import Part
 from jestcli.data.store import Store
-from jestcli.data.world import WORLD
+from jestcli.icons.build import build, build_key
+from jestcli.icons.spec import WORLD
 from jestcli.models.towers import Clip, build_model
-from jestcli.stages.workspace import Workspace
+from jestcli.runs.workspace import Workspace
 
 # Whatever a test's numbers rest on stands here: the defaults may be tuned.
 TINY: dict[str, Any] = {

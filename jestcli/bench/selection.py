@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from jestcli.runs.workspace import git_commit
 from jestcli.selection import PairEmbeddings, select
 from jestcli.selection.noise import gumbel
-from jestcli.stages.workspace import git_commit
 
 
 def bench_selection(

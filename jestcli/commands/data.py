@@ -28,8 +28,8 @@ def data_build(
 @app.command("list")
 def data_list() -> None:
     """Print what there is: pool, curated levels, the eight benchmarks and their chance levels."""
-    from jestcli.data.build import default_root
-    from jestcli.stages.data import list_sources
+    from jestcli.icons.build import default_root
+    from jestcli.runs.data import list_sources
 
     list_sources(default_root())
 
@@ -43,8 +43,8 @@ def data_show(
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("contact_sheets"),
 ) -> None:
     """Draw contact sheets with captions."""
-    from jestcli.data.build import default_root
-    from jestcli.stages.data import show
+    from jestcli.icons.build import default_root
+    from jestcli.runs.data import show
 
     for path in show(default_root(), what, n, out):
         print(path)

@@ -11,7 +11,7 @@ from jestcli.commands.options import Runs, Seeds, Set, Slurm, Wandb, Workers
 from jestcli.commands.shared import make_console, make_workspace, prepare, read_settings
 
 if TYPE_CHECKING:
-    from jestcli.stages.experiment import Job
+    from jestcli.paper.experiment import Job
 
 app = typer.Typer()
 
@@ -55,10 +55,10 @@ def reproduce(
     slurm: Slurm = None,
 ) -> None:
     """From nothing to the paper's figure and table on the embedded data."""
-    from jestcli.stages.experiment import find_experiment, list_experiments, read_experiment
+    from jestcli.paper.experiment import find_experiment, list_experiments, read_experiment
 
     if list_ and experiment is None:
-        from jestcli.stages.reproduce import overview
+        from jestcli.paper.scheduler import overview
 
         make_console().print(overview(list_experiments(), make_workspace()))
         return
@@ -72,7 +72,7 @@ def reproduce(
     seeds = ",".join(map(str, quick.seeds)) if quick else None
     work = read_jobs(experiment, set_, names, seeds)
     if list_:
-        from jestcli.stages.reproduce import cost_table
+        from jestcli.paper.scheduler import cost_table
 
         make_console().print(cost_table(work, make_workspace()))
         return
@@ -98,8 +98,8 @@ def plan_costs(
     """Print what runs would cost before anything runs: FLOPs by convention, memory, time."""
     from rich.table import Table
 
-    from jestcli.stages import plan
-    from jestcli.stages.experiment import planned_jobs
+    from jestcli.paper import plan
+    from jestcli.paper.experiment import planned_jobs
 
     jobs = planned_jobs(what, read_settings(None, set_))
     plans, console = plan.make_plans(jobs, pool, devices, timed), make_console()
@@ -132,8 +132,8 @@ def plot(
     ] = False,
 ) -> None:
     """Draw an experiment's figure and table from recorded runs."""
-    from jestcli.stages import plot as plots
-    from jestcli.stages.experiment import find_experiment, jobs, read_experiment
+    from jestcli.paper import plot as plots
+    from jestcli.paper.experiment import find_experiment, jobs, read_experiment
 
     chosen = read_experiment(find_experiment(experiment))
     work = jobs(chosen, read_settings(None, set_))
@@ -151,8 +151,8 @@ def report(
     ] = None,
 ) -> None:
     """Every claim of the paper beside what was measured: one HTML page, and Markdown."""
-    from jestcli.stages.experiment import list_experiments
-    from jestcli.stages.report import report as write_report
+    from jestcli.paper.experiment import list_experiments
+    from jestcli.paper.report import report as write_report
 
     for path in write_report(list_experiments(), results, out or results):
         print(path)
@@ -161,7 +161,7 @@ def report(
 def read_jobs(word: str, pairs: list[str], names: str | None, seeds: str | None) -> list[Job]:
     """The jobs of an experiment, or those of the named runs and seeds (comma-separated)."""
     from jestcli.config import ConfigError
-    from jestcli.stages.experiment import find_experiment, jobs, read_experiment
+    from jestcli.paper.experiment import find_experiment, jobs, read_experiment
 
     experiment = read_experiment(find_experiment(word))
     try:
@@ -176,10 +176,10 @@ def read_jobs(word: str, pairs: list[str], names: str | None, seeds: str | None)
 def run_and_draw(
     word: str, work: list[Job], workers: int | None, wandb: str, out: Path, slurm: str | None
 ) -> None:
-    from jestcli.stages import plot as plots
-    from jestcli.stages.experiment import find_experiment, read_experiment
-    from jestcli.stages.reproduce import plan, run_stages
-    from jestcli.stages.slurm import launcher, parse_options
+    from jestcli.paper import plot as plots
+    from jestcli.paper.experiment import find_experiment, read_experiment
+    from jestcli.paper.scheduler import plan, run_stages
+    from jestcli.paper.slurm import launcher, parse_options
 
     workspace, console = make_workspace(), make_console()
     launch = launcher(parse_options(slurm), workspace.runs / "slurm") if slurm else None

@@ -27,11 +27,11 @@ def gpu_pack(
     Collections are whole; those of benchmarks and curated sets are always in. The packages are
     fetched if they are not there.
     """
-    from jestcli.data.build import default_root
-    from jestcli.data.fetch import fetch
-    from jestcli.data.world import WORLD
     from jestcli.gpu.pack import pack
-    from jestcli.stages.data import bars
+    from jestcli.icons.build import default_root
+    from jestcli.icons.fetch import fetch
+    from jestcli.icons.spec import WORLD
+    from jestcli.runs.data import bars
 
     folder, console = default_root() / ".cache" / "packages", make_console()
     with bars(console) as report:

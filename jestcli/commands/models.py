@@ -31,8 +31,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Evaluate trained models on all images of the eight benchmarks."""
-    from jestcli.stages.evaluate import evaluate_folder, list_runs, scores_table
-    from jestcli.stages.workspace import StageError
+    from jestcli.runs.evaluate import evaluate_folder, list_runs, scores_table
+    from jestcli.runs.workspace import StageError
 
     workspace, console = make_workspace(), make_console()
     found = runs or list_runs(workspace)
@@ -64,9 +64,9 @@ def inspect(
     scores.csv has the learnability of every pair drawn (--all: of the whole pool), uids.npy the
     chosen ones as a DataComp uid file: what an offline filter needs.
     """
-    from jestcli.stages import inspection
-    from jestcli.stages.data import bars
-    from jestcli.stages.opened import find_run
+    from jestcli.paper import inspection
+    from jestcli.runs.data import bars
+    from jestcli.runs.opened import find_run
     from jestcli.training.devices import pick_device
 
     where = pick_device(device)
@@ -96,7 +96,7 @@ def show_config(
     import yaml
 
     from jestcli.data.sources import shell_commands
-    from jestcli.stages.experiment import default_run
+    from jestcli.paper.experiment import default_run
 
     run = default_run(method, read_settings(config, set_, profile, method), seed)
     for command in shell_commands((*run.data.train, *run.data.curated)):
@@ -113,8 +113,8 @@ def doctor(
     device: Device = "auto",
 ) -> None:
     """Check machine, versions, folders and data before a long run; 1 if something will break."""
-    from jestcli.stages import doctor as stage
-    from jestcli.stages.experiment import default_run
+    from jestcli.paper.experiment import default_run
+    from jestcli.runs import doctor as stage
 
     run = default_run(method, read_settings(config, set_), 0)
     found = stage.examine(run, make_workspace(), device, wandb)
@@ -135,6 +135,6 @@ def export(
     ] = "open_clip",
 ) -> None:
     """Write a trained model for open_clip, and print the Python that loads it."""
-    from jestcli.stages.export import export as export_run
+    from jestcli.runs.export import export as export_run
 
     print("import open_clip\n" + export_run(run, out, patch, format_, make_workspace()))

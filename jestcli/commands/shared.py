@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from jestcli.config import Run
-    from jestcli.stages.experiment import Job
-    from jestcli.stages.workspace import Workspace
+    from jestcli.paper.experiment import Job
+    from jestcli.runs.workspace import Workspace
 
 
 def read_settings(
@@ -19,7 +19,7 @@ def read_settings(
 ) -> dict[str, Any]:
     """A profile's settings for `method`, a file's on top and the command line's last."""
     from jestcli.config import merge, parse_overrides, read_yaml
-    from jestcli.stages.experiment import read_profile
+    from jestcli.paper.experiment import read_profile
 
     base = read_profile(profile, method) if profile else {}
     return merge(merge(base, read_yaml(config) if config else {}), parse_overrides(pairs))
@@ -40,7 +40,7 @@ def with_reference(settings: dict[str, Any], word: str | None) -> dict[str, Any]
     """Settings with an open_clip model as the reference, checked before anything else runs."""
     if word is None:
         return settings
-    from jestcli.stages.references import check_word
+    from jestcli.runs.references import check_word
 
     check_word(word)
     return {**settings, "reference_model": word}
@@ -59,7 +59,7 @@ def make_workspace(
     gigabytes: float = 50.0,
 ) -> Workspace:
     from jestcli.data.sources import Loading, default_cache
-    from jestcli.stages.workspace import Workspace
+    from jestcli.runs.workspace import Workspace
 
     folder = cache or default_cache()
     return Workspace(loading=Loading(workers, max_faults, folder.absolute(), gigabytes))
@@ -67,8 +67,8 @@ def make_workspace(
 
 def prepare(run: Run, workers: int | None, workspace: Workspace | None = None) -> None:
     """Build the data of `run` and decode it (or count its own shards), unless that is done."""
-    from jestcli.stages import data
-    from jestcli.stages.own import OwnInputs
+    from jestcli.runs import data
+    from jestcli.runs.own import OwnInputs
 
     workspace, console = workspace or make_workspace(), make_console()
     size = run.data.image_size
@@ -92,9 +92,9 @@ def train_jobs(
 
     Under torchrun this process is a rank, which trains itself.
     """
-    from jestcli.stages.evaluate import scores_table
-    from jestcli.stages.reproduce import plan, run_stages
-    from jestcli.stages.workspace import read_done
+    from jestcli.paper.scheduler import plan, run_stages
+    from jestcli.runs.evaluate import scores_table
+    from jestcli.runs.workspace import read_done
 
     if device != "auto":
         from jestcli.training.devices import pick_device
@@ -103,7 +103,7 @@ def train_jobs(
     workspace, console = workspace or make_workspace(), make_console()
     for job in jobs:
         if "TORCHELASTIC_RUN_ID" in os.environ:
-            from jestcli.stages.ranks import train_as_rank
+            from jestcli.runs.ranks import train_as_rank
 
             def prepare_here(run: Run, workers: int | None) -> None:
                 prepare(run, workers, workspace)

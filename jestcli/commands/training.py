@@ -52,7 +52,7 @@ def train_reference(
 ) -> None:
     """Train the reference model on the small curated set, and embed the pool with it."""
     from jestcli.config import merge
-    from jestcli.stages.experiment import Job, default_reference, profile_reference
+    from jestcli.paper.experiment import Job, default_reference, profile_reference
 
     workspace = make_workspace(data_workers, max_faults, cache, cache_gb)
     base = profile_reference(profile) if profile else {}
@@ -93,7 +93,7 @@ def train(
     On several GPUs or processes: torchrun --nproc-per-node N -m jestcli train ... (docs/cluster.md)
     """
     from jestcli.config import merge
-    from jestcli.stages.experiment import Job, default_run
+    from jestcli.paper.experiment import Job, default_run
 
     base = read_settings(config, set_, profile, method)
     settings = merge(with_reference(base, reference), init_settings(init))
@@ -118,8 +118,8 @@ def cache_reference(
     The embeddings lie beside your shards in jest-reference/, or in the data cache where shards are
     remote; `jest train` with the same settings then reads them and embeds only what is missing.
     """
-    from jestcli.stages.experiment import Job, default_run
-    from jestcli.stages.scored_with import cache_reference
+    from jestcli.paper.experiment import Job, default_run
+    from jestcli.runs.scored_with import cache_reference
     from jestcli.training.devices import pick_device
 
     where = pick_device(device)

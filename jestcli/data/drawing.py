@@ -23,15 +23,15 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from jestcli.data.errors import DataError
 from jestcli.data.faults import FULL, Fault, FaultLog
 from jestcli.data.loader import Candidates, slices_of
-from jestcli.data.parallel import usable_cores
 from jestcli.data.reading import NoShard, Reader, Reading
 from jestcli.data.shards import Pair, Skip, decode
 from jestcli.data.sources import Loading, is_remote, local
 from jestcli.data.store import fit
 from jestcli.data.stream import Stream
+from jestcli.utils.errors import DataError
+from jestcli.utils.parallel import usable_cores
 
 CHUNK = 64  # most samples that a worker reads at a time
 AHEAD = 2  # steps that workers are ahead

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jestcli.data.errors import DataError, explain_os_error
-from jestcli.data.files import save_array, save_text
 from jestcli.data.sources import Loading, ShardError, is_remote
 from jestcli.data.stream import Stream
 from jestcli.data.tarindex import read_index
+from jestcli.utils.errors import DataError, explain_os_error
+from jestcli.utils.io import save_array, save_text
 
 FOLDER = "jest-reference"
 

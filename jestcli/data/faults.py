@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from jestcli.data.errors import DataError
+from jestcli.utils.errors import DataError
 
 LEAST_READ = 200  # samples before a share of faults means anything
 FULL = -1  # the attempt of a sample that was scored, but broke when decoded at full size

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from jestcli.data.store import Store
-from jestcli.training.randomness import generator, shuffled
+from jestcli.utils.randomness import generator, shuffled
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jestcli.data.hashing import below, salted
 from jestcli.data.store import Store
+from jestcli.utils.hashing import below, salted
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,7 +12,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from jestcli.training.randomness import generator
+from jestcli.utils.randomness import generator
 
 BLOCK = 1000  # positions over which weights are kept exactly
 

@@ -9,11 +9,11 @@ from contextlib import suppress
 import numpy as np
 
 from jestcli.config import VERIFIED, VERIFIED_SIZE
-from jestcli.data.errors import DataError
-from jestcli.data.files import save_array
-from jestcli.data.hashing import below, first_by_hash, salted
-from jestcli.data.spelling import words_of
 from jestcli.data.store import Store
+from jestcli.utils.errors import DataError
+from jestcli.utils.hashing import below, first_by_hash, salted
+from jestcli.utils.io import save_array
+from jestcli.utils.spelling import words_of
 
 THINNEST = 0.1  # the smallest share of relevant pairs: it sets the size of all such pools
 

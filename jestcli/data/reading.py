@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from jestcli.data.errors import DataError
 from jestcli.data.order import Order, weighted
 from jestcli.data.shards import IMAGES, LARGEST_TEXT, Pair, Skip, decode
 from jestcli.data.sources import Loading, ShardError, opened
 from jestcli.data.stream import Stream
 from jestcli.data.tarindex import ShardIndex, read_index
-from jestcli.training.randomness import generator
+from jestcli.utils.errors import DataError
+from jestcli.utils.randomness import generator
 
 LARGEST_FILE = 100_000_000  # bytes of one image file
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from PIL import Image
 
-from jestcli.data.errors import DataError
+from jestcli.utils.errors import DataError
 
 IMAGES = ("png", "jpg", "jpeg", "webp")
 FORMATS = ("PNG", "JPEG", "WEBP")

@@ -13,9 +13,9 @@ import posixpath
 from collections.abc import Callable
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
-from jestcli.data.errors import explain_os_error
-from jestcli.data.files import save_bytes
 from jestcli.data.sources import Loading, download_small
+from jestcli.utils.errors import explain_os_error
+from jestcli.utils.io import save_bytes
 
 SIZES = "sizes.json"
 MOST = 1_000_000  # samples of a shard; a larger claim is not believed: an order has to hold them

@@ -26,8 +26,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from jestcli.data.errors import DataError, explain_os_error
 from jestcli.data.shards import expand_urls
+from jestcli.utils.errors import DataError, explain_os_error
 
 BLOCK = 1 << 20
 ATTEMPTS = 8  # to open a shard that other readers evict

@@ -27,12 +27,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from jestcli.data.errors import DataError, explain_os_error
-from jestcli.data.files import save_array
-from jestcli.data.hashing import first_by_hash, hashes_of
-from jestcli.data.parallel import Progress, silent, unordered
 from jestcli.data.shards import Report, expand_urls, read_shards
-from jestcli.data.write import write_json
+from jestcli.icons.write import write_json
+from jestcli.utils.errors import DataError, explain_os_error
+from jestcli.utils.hashing import first_by_hash, hashes_of
+from jestcli.utils.io import save_array
+from jestcli.utils.parallel import Progress, silent, unordered
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from jestcli.data.errors import DataError
 from jestcli.data.faults import Fault, FaultLog
-from jestcli.data.files import save_text
-from jestcli.data.parallel import Progress, silent, usable_cores
 from jestcli.data.sizes import stated_counts
 from jestcli.data.sources import Loading, ShardError, list_shards
 from jestcli.data.tarindex import ShardIndex, read_index
+from jestcli.utils.errors import DataError
+from jestcli.utils.io import save_text
+from jestcli.utils.parallel import Progress, silent, usable_cores
 
 RECORD = "shards.json"
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from jestcli.data.errors import explain_os_error
-from jestcli.data.files import save_text
 from jestcli.data.shards import IMAGES, TEXTS
 from jestcli.data.sources import Loading, ShardError, is_remote, opened
+from jestcli.utils.errors import explain_os_error
+from jestcli.utils.io import save_text
 
 FORMAT = 1
 

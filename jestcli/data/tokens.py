@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from jestcli.data.files import save_bytes
+from jestcli.utils.io import save_bytes
 
 VOCAB_SIZE = 8_192
 CONTEXT_LENGTH = 16

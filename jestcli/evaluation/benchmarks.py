@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jestcli.data.errors import DataError
 from jestcli.data.shards import IMAGES, Skip, decode_image
 from jestcli.data.sources import ShardError
 from jestcli.data.store import fit
 from jestcli.data.tarindex import scan
+from jestcli.utils.errors import DataError
 
 _ABOUT = ("mirrors", "description", "n", "n_classes", "confirmation")
 

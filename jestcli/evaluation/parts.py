@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from jestcli.config import Part
-from jestcli.data.errors import DataError
-from jestcli.data.hashing import below, hashes_of, salted
-from jestcli.data.spelling import words_of
 from jestcli.evaluation.benchmarks import Benchmark, Split
+from jestcli.utils.errors import DataError
+from jestcli.utils.hashing import below, hashes_of, salted
+from jestcli.utils.spelling import words_of
 
 DEVELOPMENT_SHARE = 0.25
 

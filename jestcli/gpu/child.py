@@ -48,7 +48,7 @@ def _part(part: str, task: dict[str, Any], budget: Budget) -> None:
     import torch
 
     from jestcli.gpu.record import Notes
-    from jestcli.stages.workspace import environment
+    from jestcli.runs.workspace import environment
 
     state, tiny = Path(task["state"]), bool(task["tiny"])
     device, notes = torch.device(task["device"]), Notes(Path(task["state"]), part)

@@ -24,10 +24,10 @@ from jestcli.gpu.energy import Meter
 from jestcli.gpu.pool import PackedWorkspace
 from jestcli.gpu.record import Budget, Notes, OutOfTime, describe, is_fatal
 from jestcli.models.flops import run_cost, step_cost
+from jestcli.paper.experiment import FOLDER, Experiment, Job, jobs, read_experiment
+from jestcli.runs import drawn_from, learner, trained
+from jestcli.runs.workspace import is_done, read_done
 from jestcli.selection import PairEmbeddings
-from jestcli.stages import drawn_from, learner, trained
-from jestcli.stages.experiment import FOLDER, Experiment, Job, jobs, read_experiment
-from jestcli.stages.workspace import is_done, read_done
 from jestcli.training.checkpoint import write_json
 from jestcli.training.distributed import World
 from jestcli.training.engine import make_trainee

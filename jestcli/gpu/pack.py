@@ -24,15 +24,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jestcli.data.benchmarks import make_benchmarks
-from jestcli.data.captions import read_emoji, read_phosphor
-from jestcli.data.draw import Collection, Drawn, Rastered, describe, usable_collections
-from jestcli.data.errors import DataError, explain_os_error
-from jestcli.data.fetch import integrity, members
-from jestcli.data.parallel import Progress, silent, unordered
-from jestcli.data.plan import hash_order
-from jestcli.data.raster import collection_of
-from jestcli.data.world import WORLD, Package, World
+from jestcli.icons.benchmarks import make_benchmarks
+from jestcli.icons.captions import read_emoji, read_phosphor
+from jestcli.icons.draw import Collection, Drawn, Rastered, describe, usable_collections
+from jestcli.icons.fetch import integrity, members
+from jestcli.icons.rasterize import collection_of
+from jestcli.icons.spec import WORLD, Package, World
+from jestcli.icons.splits import hash_order
+from jestcli.utils.errors import DataError, explain_os_error
+from jestcli.utils.parallel import Progress, silent, unordered
 
 FORMAT = 1
 WORDS = {

@@ -22,20 +22,20 @@ import torch
 from torch import Tensor
 
 from jestcli.config import Run
-from jestcli.data import benchmarks as marks
-from jestcli.data.build import benchmark_tasks, build_key, write_tasks
-from jestcli.data.captions import Words, read_emoji, read_lucide, read_phosphor, read_tabler
-from jestcli.data.draw import Collection, Rastered, draw_world
-from jestcli.data.errors import DataError
-from jestcli.data.parallel import Progress, silent, usable_cores
-from jestcli.data.plan import Sample, make_plan
-from jestcli.data.raster import resvg_version
 from jestcli.data.store import Store, open_store, write_store
 from jestcli.data.tokens import small_tokenizer
-from jestcli.data.world import WORLD, World
-from jestcli.data.write import write_json
 from jestcli.gpu.pack import unpack
-from jestcli.stages.workspace import Inputs, Workspace
+from jestcli.icons import benchmarks as marks
+from jestcli.icons.build import benchmark_tasks, build_key, write_tasks
+from jestcli.icons.captions import Words, read_emoji, read_lucide, read_phosphor, read_tabler
+from jestcli.icons.draw import Collection, Rastered, draw_world
+from jestcli.icons.rasterize import resvg_version
+from jestcli.icons.spec import WORLD, World
+from jestcli.icons.splits import Sample, make_plan
+from jestcli.icons.write import write_json
+from jestcli.runs.workspace import Inputs, Workspace
+from jestcli.utils.errors import DataError
+from jestcli.utils.parallel import Progress, silent, usable_cores
 
 UNIT = 500  # icons drawn at a time: collections of heavy drawings end soon on many cores
 PREPARED = "prepared.json"

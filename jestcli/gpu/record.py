@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jestcli.data.errors import DataError
 from jestcli.training.checkpoint import write_json
+from jestcli.utils.errors import DataError
 
 ARCHIVE = "results.tar.gz"
 RUN_FILES = ("config.json", "environment.json", "metrics.jsonl", "done.json")

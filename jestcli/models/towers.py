@@ -15,9 +15,9 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from torch import Tensor, nn
 
 from jestcli.config import ConfigError, Data, Model, Selection, did_you_mean, file_hash
-from jestcli.models import catalogue
 from jestcli.models.cnn import BagOfTokens, BatchNorm, ConvTower, SmallPair
 from jestcli.models.flexi import FlexiVisual, View
+from jestcli.utils import catalogue
 
 
 class Clip(nn.Module):

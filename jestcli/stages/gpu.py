@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from jestcli.config import ConfigError, did_you_mean
-from jestcli.data.errors import DataError
 from jestcli.gpu import figures
 from jestcli.gpu.child import AGAIN, DONE, LATER
 from jestcli.gpu.record import ARCHIVE, Notes, load_archive, read_measurements, save_archive
 from jestcli.training.checkpoint import write_json
+from jestcli.utils.errors import DataError
 
 PARTS = ("selection", "train", "data", "figure1", "figure3")
 NEED_SOURCES = ("data", "figure1", "figure3")
@@ -171,13 +171,13 @@ def collect(archives: list[Path], out: Path, console: Any) -> list[Path]:
 
     Later archives win where two hold the same. Raises DataError.
     """
-    from jestcli.reporting.curves import draw_benchmarks, draw_learnability
-    from jestcli.reporting.figure1 import draw_figure1
-    from jestcli.reporting.grid import draw_grid
-    from jestcli.reporting.records import collect as record_of
-    from jestcli.reporting.records import load_records, save_records
-    from jestcli.reporting.table import HEADLINE, build, render, write
-    from jestcli.stages.plot import DATA, RECORDS
+    from jestcli.paper.curves import draw_benchmarks, draw_learnability
+    from jestcli.paper.figure1 import draw_figure1
+    from jestcli.paper.grid import draw_grid
+    from jestcli.paper.plot import DATA, RECORDS
+    from jestcli.paper.records import collect as record_of
+    from jestcli.paper.records import load_records, save_records
+    from jestcli.paper.table import HEADLINE, build, render, write
 
     written: list[Path] = []
     with tempfile.TemporaryDirectory() as name:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from jestcli.config import Run
 from jestcli.data.loader import Candidates
-from jestcli.data.words import word_ids
 from jestcli.models.flexi import View
 from jestcli.models.towers import Clip
 from jestcli.selection import PairEmbeddings, select
@@ -23,7 +22,8 @@ from jestcli.training.engine import clip_gradients, running_statistics
 from jestcli.training.finite import NotFinite, check_embeddings
 from jestcli.training.gradients import Batch, autocast, backward
 from jestcli.training.optimiser import learning_rate
-from jestcli.training.randomness import torch_generator
+from jestcli.utils.randomness import torch_generator
+from jestcli.utils.words import word_ids
 
 EmbedReference = Callable[[Candidates], PairEmbeddings]
 

@@ -11,8 +11,8 @@ from tiny import fake_pool, tiny_model, tiny_run
 
 from jestcli.bench import scoring
 from jestcli.data.loader import draw
-from jestcli.stages.scoring import bench_scoring
-from jestcli.stages.workspace import StageError, Workspace
+from jestcli.paper.scoring import bench_scoring
+from jestcli.runs.workspace import StageError, Workspace
 from jestcli.training.step import embed
 
 

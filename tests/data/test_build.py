@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from miniature_world import EMOJI_NAMES, THINGS, Miniature, drawing, make_miniature
 
-from jestcli.data import build as building
-from jestcli.data.build import build, is_built, read_manifest, shard_urls
-from jestcli.data.errors import DataError
-from jestcli.data.lock import hold
 from jestcli.data.shards import Pair, read_shards
-from jestcli.data.world import Package
+from jestcli.icons import build as building
+from jestcli.icons.build import build, is_built, read_manifest, shard_urls
+from jestcli.icons.spec import Package
+from jestcli.utils.errors import DataError
+from jestcli.utils.lock import hold
 
 
 @pytest.fixture(scope="module")
@@ -216,8 +216,8 @@ def test_withheld_family_under_another_name_is_caught(tmp_path: Path) -> None:
 
 def test_a_relative_folder_reaches_the_fetcher_as_an_absolute_one(tmp_path, monkeypatch):
     """npm runs in a folder of its own, where a relative destination would not be found."""
-    from jestcli.data.fetch import fetch, integrity
-    from jestcli.data.world import Package
+    from jestcli.icons.fetch import fetch, integrity
+    from jestcli.icons.spec import Package
 
     monkeypatch.chdir(tmp_path)
     content = tmp_path / "content.tgz"

@@ -16,13 +16,13 @@ import torch
 from own_shards import jpeg, make_shards, same, sample, served, write_tar
 
 from jestcli.data.drawing import Portion, StreamDrawing, View, bottleneck
-from jestcli.data.errors import DataError
 from jestcli.data.faults import Fault, FaultLog
 from jestcli.data.loader import Candidates
 from jestcli.data.sources import Loading, local
 from jestcli.data.stream import open_stream
 from jestcli.data.tarindex import scan
 from jestcli.data.tokens import small_tokenizer
+from jestcli.utils.errors import DataError
 
 B = 10
 

@@ -11,11 +11,11 @@ from jestcli.config import ConfigError, make_run, merge
 from jestcli.data.joined import Stacked, join
 from jestcli.data.loader import draw
 from jestcli.data.noise import caption_of, mismatched
-from jestcli.stages import drawn_from, learner, scored_with, trained
-from jestcli.stages.experiment import Job
-from jestcli.stages.inspection import inspect
-from jestcli.stages.reproduce import plan
-from jestcli.stages.workspace import Workspace, read_done
+from jestcli.paper.experiment import Job
+from jestcli.paper.inspection import inspect
+from jestcli.paper.scheduler import plan
+from jestcli.runs import drawn_from, learner, scored_with, trained
+from jestcli.runs.workspace import Workspace, read_done
 from jestcli.training.loop import chosen_in_training
 from jestcli.training.step import embed
 

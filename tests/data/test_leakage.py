@@ -7,15 +7,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jestcli.data.errors import DataError
-from jestcli.data.leakage import (
+from jestcli.icons.leakage import (
     Rasters,
     assert_no_leakage,
     near_duplicates,
     raster_digest,
     signatures,
 )
-from jestcli.data.raster import draw
+from jestcli.icons.rasterize import draw
+from jestcli.utils.errors import DataError
 
 TAU = 0.03
 

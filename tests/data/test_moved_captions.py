@@ -13,8 +13,8 @@ from jestcli.data.loader import Part, draw
 from jestcli.data.noise import caption_of, mismatched
 from jestcli.data.pools import unverified_rows, verified_rows
 from jestcli.data.store import Store
-from jestcli.stages import drawn_from, learner, scored_with, trained
-from jestcli.stages.workspace import Workspace, read_done
+from jestcli.runs import drawn_from, learner, scored_with, trained
+from jestcli.runs.workspace import Workspace, read_done
 from jestcli.training.step import embed
 
 

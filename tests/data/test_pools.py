@@ -10,8 +10,6 @@ import pytest
 from tiny import fake_store, tiny_run
 
 from jestcli.config import VERIFIED_SIZE
-from jestcli.data.errors import DataError
-from jestcli.data.hashing import below, first_by_hash, hashes_of, salted
 from jestcli.data.pools import (
     relevant,
     thinned,
@@ -19,10 +17,12 @@ from jestcli.data.pools import (
     verified_rows,
     verified_size,
 )
-from jestcli.data.spelling import words_of
 from jestcli.data.store import Store, open_store
-from jestcli.stages import drawn_from
-from jestcli.stages.workspace import Workspace
+from jestcli.runs import drawn_from
+from jestcli.runs.workspace import Workspace
+from jestcli.utils.errors import DataError
+from jestcli.utils.hashing import below, first_by_hash, hashes_of, salted
+from jestcli.utils.spelling import words_of
 
 
 def captioned(texts: list[str]) -> Store:

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from jestcli.data import store
-from jestcli.data.errors import DataError
 from jestcli.data.shards import Report, read_shards
 from jestcli.data.store import build_store, fingerprint, fingerprints, fit, open_store
 from jestcli.data.tokens import small_tokenizer
+from jestcli.utils.errors import DataError
 
 
 def png(seed: int, size: tuple[int, int] = (32, 32), mode: str = "RGB") -> bytes:

@@ -10,13 +10,13 @@ import pytest
 from own_shards import make_shards, same, sample, served, write_tar
 
 from jestcli.data.drawing import Portion, StreamDrawing, View
-from jestcli.data.errors import DataError
 from jestcli.data.faults import FaultLog
 from jestcli.data.loader import Candidates
 from jestcli.data.sizes import MOST, stated_counts
 from jestcli.data.sources import Loading
 from jestcli.data.stream import Stream, open_stream
 from jestcli.data.tokens import small_tokenizer
+from jestcli.utils.errors import DataError
 
 B, SHARDS, EACH = 10, 12, 6
 

@@ -12,7 +12,6 @@ from own_shards import caption, jpeg, make_shards, sample, served, write_tar
 
 from jestcli.data import sources
 from jestcli.data.drawing import Portion, StreamDrawing, View
-from jestcli.data.errors import DataError
 from jestcli.data.loader import Candidates
 from jestcli.data.order import Order, shares, weighted
 from jestcli.data.reading import Reader, Reading
@@ -21,6 +20,7 @@ from jestcli.data.sources import Loading, ShardError, list_shards, local
 from jestcli.data.store import fit
 from jestcli.data.stream import Stream, open_stream
 from jestcli.data.tokens import small_tokenizer
+from jestcli.utils.errors import DataError
 
 B = 10
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jestcli.data.tokens import small_tokenizer
-from jestcli.data.words import NO_WORD, word_ids
+from jestcli.utils.words import NO_WORD, word_ids
 
 WORDS = ["a red cat", "face with tears of joy", "flag: Chile", "q", "ünïcödé ★", "x" * 300, ""]
 

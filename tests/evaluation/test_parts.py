@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from test_evaluate import Reader, numbers, toy
 from tiny import tiny_model, tiny_run
 
-from jestcli.data.errors import DataError
 from jestcli.data.tokens import small_tokenizer
 from jestcli.evaluation import evaluate as scoring
 from jestcli.evaluation.benchmarks import list_benchmarks
 from jestcli.evaluation.evaluate import evaluate, restricted_recall
 from jestcli.evaluation.parts import belongs, in_development
+from jestcli.utils.errors import DataError
 
 
 def test_a_quarter_is_development_and_spelling_does_not_matter() -> None:

@@ -15,11 +15,11 @@ from test_pack import tarballs
 from tiny import without_seconds
 
 from jestcli.config import ConfigError
-from jestcli.data.errors import DataError
 from jestcli.gpu import child, figures, record
 from jestcli.gpu.pack import pack
 from jestcli.gpu.record import Budget, Fatal, Notes, OutOfTime, load_archive, save_archive
 from jestcli.stages import gpu
+from jestcli.utils.errors import DataError
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,15 @@ import torch
 from miniature_world import Miniature
 from tiny import tiny_run
 
-from jestcli.data.build import read_manifest
-from jestcli.data.errors import DataError
-from jestcli.data.fetch import integrity
 from jestcli.data.loader import Part, draw
 from jestcli.data.store import build_store, open_store
 from jestcli.data.tokens import small_tokenizer
 from jestcli.evaluation.benchmarks import list_benchmarks
 from jestcli.gpu.pack import pack, packed_world
 from jestcli.gpu.pool import PackedWorkspace, Prepared, ResidentStore, prepare
+from jestcli.icons.build import read_manifest
+from jestcli.icons.fetch import integrity
+from jestcli.utils.errors import DataError
 
 
 def tarballs(miniature: Miniature) -> dict[str, Path]:

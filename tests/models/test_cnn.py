@@ -10,7 +10,7 @@ from torch import nn
 from jestcli.config import ConfigError, Run, make_run
 from jestcli.models.cnn import BagOfTokens, BatchNorm
 from jestcli.models.flexi import View
-from jestcli.stages.trained import new_learner
+from jestcli.runs.trained import new_learner
 
 SMALL = {
     "data": {"vocab_size": 600, "context_length": 8},

@@ -18,11 +18,11 @@ from safetensors.torch import save_file
 from tiny import tiny_run
 
 from jestcli.config import ConfigError, Data, Model, Run, make_run
-from jestcli.models import catalogue
 from jestcli.models.flexi import FlexiVisual, View, drop_cells
 from jestcli.models.towers import Clip, build_model, low_view, named
 from jestcli.training.loss import contrastive_loss
 from jestcli.training.optimiser import make_optimiser
+from jestcli.utils import catalogue
 
 DATA = Data(image_size=32, context_length=8, vocab_size=600)
 HEAD = {"init_logit_scale": 2.3, "init_logit_bias": -10.0}

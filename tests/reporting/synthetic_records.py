@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jestcli.config import METHODS, make_run, merge, needs_reference
-from jestcli.reporting.records import Header, Record, collect
+from jestcli.paper.records import Header, Record, collect
 
 HEADER = Header("icons and emoji (not ImageNet or COCO)", "synthetic")
 TESTS = {  # name: (test images, chance, share of the mean that it scores)

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import pytest
 from synthetic_records import HEADER, tiny
 
-from jestcli.reporting.claims import (
+from jestcli.paper.claims import (
     CLAIMS,
     MISSING,
     NO_METER,
@@ -24,9 +24,9 @@ from jestcli.reporting.claims import (
     together,
     varied,
 )
-from jestcli.reporting.records import save_records
-from jestcli.stages.experiment import FOLDER, jobs, list_experiments, read_experiment
-from jestcli.stages.report import report
+from jestcli.paper.experiment import FOLDER, jobs, list_experiments, read_experiment
+from jestcli.paper.records import save_records
+from jestcli.paper.report import report
 
 
 def record(name, seed, score, nats=None):

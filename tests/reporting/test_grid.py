@@ -3,11 +3,11 @@
 import pytest
 from synthetic_records import HEADER, tiny
 
-from jestcli.reporting import theme
-from jestcli.reporting.grid import draw_grid, make_grid, places
-from jestcli.reporting.panels import Panel
-from jestcli.reporting.statistics import bootstrap_difference, verdict
-from jestcli.reporting.table import build, to_markdown
+from jestcli.paper import theme
+from jestcli.paper.grid import draw_grid, make_grid, places
+from jestcli.paper.panels import Panel
+from jestcli.paper.statistics import bootstrap_difference, verdict
+from jestcli.paper.table import build, to_markdown
 
 NAMES = ["uniform", "joint@0.5", "joint@0.9", "alone@0.5", "alone@0.9"]
 PANELS = (Panel(title="Learnability", x="filter ratio", lines={"joint": "joint", "alone": "alone"},

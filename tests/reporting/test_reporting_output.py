@@ -5,12 +5,12 @@ import pytest
 from rich.console import Console
 from synthetic_records import HEADER, many, tiny
 
-from jestcli.reporting import theme
-from jestcli.reporting.curves import draw_benchmarks, draw_learnability
-from jestcli.reporting.figure1 import draw_figure1, make_figure1
-from jestcli.reporting.finals import draw_finals, make_finals
-from jestcli.reporting.methods import style
-from jestcli.reporting.table import build, render, to_csv, to_markdown, write
+from jestcli.paper import theme
+from jestcli.paper.curves import draw_benchmarks, draw_learnability
+from jestcli.paper.figure1 import draw_figure1, make_figure1
+from jestcli.paper.finals import draw_finals, make_finals
+from jestcli.paper.methods import style
+from jestcli.paper.table import build, render, to_csv, to_markdown, write
 
 
 @pytest.fixture(scope="module")

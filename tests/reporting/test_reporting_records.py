@@ -4,14 +4,14 @@ import math
 import pytest
 from synthetic_records import HEADER, many, write_run
 
-from jestcli.reporting.records import (
+from jestcli.paper.records import (
     RecordError,
     collect,
     load_records,
     save_records,
     total_seconds,
 )
-from jestcli.reporting.statistics import hits_of
+from jestcli.paper.statistics import hits_of
 
 
 def test_examples_count_pairs_in_gradient_steps_not_the_super_batch(tmp_path):

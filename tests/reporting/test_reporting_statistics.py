@@ -4,7 +4,7 @@ import pytest
 from scipy import stats
 from synthetic_records import tiny
 
-from jestcli.reporting.statistics import (
+from jestcli.paper.statistics import (
     crossing,
     find_target,
     paired_difference,
@@ -99,7 +99,7 @@ def test_differences_are_paired_over_shared_seeds():
 
 
 def test_energy_is_an_axis_only_where_every_seed_counted_it() -> None:
-    from jestcli.reporting.statistics import JOULES, faster, has_joules, joules_by_seed
+    from jestcli.paper.statistics import JOULES, faster, has_joules, joules_by_seed
 
     long = [tiny("uniform-long", s, [0.05, 0.08, 0.1], [100, 200, 400]) for s in range(2)]
     fast = [tiny("jest", s, [0.05, 0.1, 0.12], [100, 200, 400]) for s in range(2)]

@@ -11,9 +11,9 @@ import torch
 from tiny import fake_pool, fake_store, tiny_model, tiny_run
 
 from jestcli.data.loader import draw
-from jestcli.stages import cache as caches
-from jestcli.stages.cache import Cache, build_cache, cache_key
-from jestcli.stages.filters import matching_scores, negclip_scores
+from jestcli.runs import cache as caches
+from jestcli.runs.cache import Cache, build_cache, cache_key
+from jestcli.runs.filters import matching_scores, negclip_scores
 from jestcli.training.step import embed
 
 RUN = tiny_run("jest")

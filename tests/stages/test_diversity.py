@@ -12,11 +12,12 @@ import pytest
 import torch
 from tiny import tiny_run
 
-from jestcli.reporting import theme
-from jestcli.reporting.diversity import draw_diversity, to_markdown
-from jestcli.stages import diversity, learner
-from jestcli.stages.experiment import Job
-from jestcli.stages.workspace import Workspace
+from jestcli.paper import diversity_of as diversity
+from jestcli.paper import theme
+from jestcli.paper.diversity import draw_diversity, to_markdown
+from jestcli.paper.experiment import Job
+from jestcli.runs import learner
+from jestcli.runs.workspace import Workspace
 
 
 def test_phrases_are_counted_once_a_caption() -> None:

@@ -18,9 +18,9 @@ from tiny import TINY, tiny_run
 from jestcli import cli
 from jestcli.config import METHODS, make_run, merge
 from jestcli.data.sources import Loading
-from jestcli.stages import doctor
-from jestcli.stages.doctor import BAD, GOOD, WARNING, Finding, examine
-from jestcli.stages.workspace import Workspace
+from jestcli.runs import doctor
+from jestcli.runs.doctor import BAD, GOOD, WARNING, Finding, examine
+from jestcli.runs.workspace import Workspace
 
 
 def found(
@@ -175,7 +175,7 @@ def test_a_check_that_fails_is_a_finding(root: Path, monkeypatch: pytest.MonkeyP
     def broken(run: Any) -> Any:
         raise RuntimeError("the towers\ndo not fit")
 
-    monkeypatch.setattr("jestcli.stages.plan.on_meta", broken)
+    monkeypatch.setattr("jestcli.paper.plan.on_meta", broken)
     bad = [f for f in own_states(root).values() if f.state == BAD]
     assert {f.text for f in bad} == {"RuntimeError: the towers do not fit"}
 

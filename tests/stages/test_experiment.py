@@ -11,9 +11,8 @@ import pytest
 from tiny import TINY, tiny_run
 
 from jestcli.config import ConfigError
-from jestcli.reporting.panels import line_of
-from jestcli.stages import learner, reproduce, scored_with
-from jestcli.stages.experiment import (
+from jestcli.paper import scheduler as reproduce
+from jestcli.paper.experiment import (
     FOLDER,
     Experiment,
     Job,
@@ -21,8 +20,10 @@ from jestcli.stages.experiment import (
     list_experiments,
     read_experiment,
 )
-from jestcli.stages.reproduce import Stage, cost_table, overview, plan, seconds_per_flop
-from jestcli.stages.workspace import Workspace
+from jestcli.paper.panels import line_of
+from jestcli.paper.scheduler import Stage, cost_table, overview, plan, seconds_per_flop
+from jestcli.runs import learner, scored_with
+from jestcli.runs.workspace import Workspace
 
 
 def experiment(**changes: Any) -> Experiment:

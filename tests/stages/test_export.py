@@ -15,14 +15,14 @@ from tiny import fake_store, tiny_model, tiny_run
 from jestcli.config import ConfigError, Run, merge
 from jestcli.data.loader import rows_of
 from jestcli.data.tokens import small_tokenizer
-from jestcli.models import catalogue
 from jestcli.models.flexi import View
 from jestcli.models.towers import Clip
-from jestcli.stages.export import export, init_from
-from jestcli.stages.trained import MODEL, new_learner
-from jestcli.stages.workspace import StageError, Workspace, start_folder
+from jestcli.runs.export import export, init_from
+from jestcli.runs.trained import MODEL, new_learner
+from jestcli.runs.workspace import StageError, Workspace, start_folder
 from jestcli.training.augment import normalise
 from jestcli.training.checkpoint import save_model
+from jestcli.utils import catalogue
 
 TEXTS = ["a red car", "Two CATS, one dog!"]
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from tiny import tiny_run
 
-from jestcli.reporting import theme
-from jestcli.reporting.figure2 import chunk_curves, draw_figure2, ratio_curve
-from jestcli.stages import figure2, learner
-from jestcli.stages.workspace import Workspace
+from jestcli.paper import chunks as figure2
+from jestcli.paper import theme
+from jestcli.paper.figure2 import chunk_curves, draw_figure2, ratio_curve
+from jestcli.runs import learner
+from jestcli.runs.workspace import Workspace
 
 
 @pytest.fixture(autouse=True)

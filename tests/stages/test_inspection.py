@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from tiny import tiny_run
 
-from jestcli.reporting import choices, theme
-from jestcli.stages import inspection, learner
-from jestcli.stages.drawn_from import open_drawing, pool_rows
-from jestcli.stages.opened import find_run, open_run
-from jestcli.stages.workspace import StageError, Workspace
+from jestcli.paper import choices, inspection, theme
+from jestcli.runs import learner
+from jestcli.runs.drawn_from import open_drawing, pool_rows
+from jestcli.runs.opened import find_run, open_run
+from jestcli.runs.workspace import StageError, Workspace
 
 
 @pytest.fixture(scope="module")

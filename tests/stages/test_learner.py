@@ -19,10 +19,10 @@ from tiny import tiny_reference, tiny_run, without_seconds
 
 from jestcli.config import Run
 from jestcli.data.loader import draw
-from jestcli.stages import drawn_from, learner, scored_with, trained
-from jestcli.stages.cache import Cache, build_cache
-from jestcli.stages.evaluate import evaluate_folder, list_runs
-from jestcli.stages.workspace import (
+from jestcli.runs import drawn_from, learner, scored_with, trained
+from jestcli.runs.cache import Cache, build_cache
+from jestcli.runs.evaluate import evaluate_folder, list_runs
+from jestcli.runs.workspace import (
     StageError,
     Workspace,
     is_done,

@@ -26,19 +26,20 @@ from tiny import TINY, tiny_run, without_seconds
 from jestcli import cli
 from jestcli.config import METHODS, Run, make_run, merge
 from jestcli.data import drawing, reading
-from jestcli.data.errors import DataError
 from jestcli.data.shards import decode, decode_image
 from jestcli.data.sources import Loading
 from jestcli.data.store import fit
 from jestcli.evaluation.benchmarks import find_benchmarks
 from jestcli.evaluation.evaluate import evaluate
-from jestcli.reporting import theme
-from jestcli.stages import learner, reproduce, trained
-from jestcli.stages.evaluate import evaluate_folder
-from jestcli.stages.inspection import inspect, replay
-from jestcli.stages.opened import open_run
-from jestcli.stages.workspace import StageError, Workspace, read_done
+from jestcli.paper import scheduler as reproduce
+from jestcli.paper import theme
+from jestcli.paper.inspection import inspect, replay
+from jestcli.runs import learner, trained
+from jestcli.runs.evaluate import evaluate_folder
+from jestcli.runs.opened import open_run
+from jestcli.runs.workspace import StageError, Workspace, read_done
 from jestcli.training import loop
+from jestcli.utils.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +221,7 @@ def test_a_runs_folder_is_named_by_its_shards(
 
 
 def test_a_reference_is_the_same_whatever_the_pool_is(shards: Path) -> None:
-    from jestcli.stages.experiment import default_reference, default_run
+    from jestcli.paper.experiment import default_reference, default_run
 
     data = {"train": str(shards / "pool"), "weights": [1], "curated": str(shards / "curated")}
     run = default_run("jest", {"data": data}, 0)

@@ -12,8 +12,8 @@ from tiny import TINY, tiny_model, tiny_run
 from jestcli.config import ConfigError, merge
 from jestcli.models.flops import forward_flops
 from jestcli.models.memory import training_memory
-from jestcli.stages import plan
-from jestcli.stages.experiment import (
+from jestcli.paper import plan
+from jestcli.paper.experiment import (
     PROFILES,
     Job,
     default_reference,

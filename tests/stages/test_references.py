@@ -17,16 +17,15 @@ from tiny import TINY, tiny_model, tiny_reference
 from jestcli.config import METHODS, ConfigError, Run, make_run, merge
 from jestcli.data.drawing import Portion, StreamDrawing, View
 from jestcli.data.embeddings import FOLDER, ShardEmbeddings
-from jestcli.data.errors import DataError
 from jestcli.data.reading import Reading
 from jestcli.data.shards import decode_image
 from jestcli.data.sources import Loading
 from jestcli.data.stream import Stream, open_stream
 from jestcli.data.tokens import small_tokenizer
-from jestcli.stages import drawn_from, learner, own, scored_with, trained
-from jestcli.stages.inspection import replay
-from jestcli.stages.opened import open_run
-from jestcli.stages.references import (
+from jestcli.paper.inspection import replay
+from jestcli.runs import drawn_from, learner, own, scored_with, trained
+from jestcli.runs.opened import open_run
+from jestcli.runs.references import (
     ForeignReference,
     OwnReference,
     ShardReference,
@@ -34,8 +33,9 @@ from jestcli.stages.references import (
     fill,
     open_clip_reference,
 )
-from jestcli.stages.workspace import Workspace
+from jestcli.runs.workspace import Workspace
 from jestcli.training.distributed import World
+from jestcli.utils.errors import DataError
 
 pytestmark = pytest.mark.numeric
 B = 12

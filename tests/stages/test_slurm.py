@@ -12,11 +12,11 @@ from rich.console import Console
 from tiny import tiny_run
 
 from jestcli.config import ConfigError
-from jestcli.stages import slurm
-from jestcli.stages.experiment import Job
-from jestcli.stages.reproduce import plan, run_stages
-from jestcli.stages.slurm import OnCluster, launcher, parse_options
-from jestcli.stages.workspace import Workspace, is_done
+from jestcli.paper import slurm
+from jestcli.paper.experiment import Job
+from jestcli.paper.scheduler import plan, run_stages
+from jestcli.paper.slurm import OnCluster, launcher, parse_options
+from jestcli.runs.workspace import Workspace, is_done
 
 
 def test_options_are_words_or_numbers() -> None:

@@ -11,10 +11,10 @@ import pytest
 from tiny import tiny_run, without_seconds
 
 from jestcli.config import Run
-from jestcli.stages import learner
-from jestcli.stages.experiment import Job
-from jestcli.stages.reproduce import Stage, _heard, plan, urgency
-from jestcli.stages.workspace import Workspace
+from jestcli.paper.experiment import Job
+from jestcli.paper.scheduler import Stage, _heard, plan, urgency
+from jestcli.runs import learner
+from jestcli.runs.workspace import Workspace
 from jestcli.training.trunk import steps_there
 
 

@@ -18,9 +18,9 @@ from tiny import fake_pool, fake_store, tiny_model, tiny_run, without_seconds
 from jestcli.config import Run, make_run
 from jestcli.data.loader import Candidates, Part, StoreDrawing
 from jestcli.models.flops import Cost, ForwardFlops, per_iteration, run_cost, step_cost
+from jestcli.runs import drawn_from, learner
+from jestcli.runs.workspace import StageError, Workspace, read_done
 from jestcli.selection import PairEmbeddings
-from jestcli.stages import drawn_from, learner
-from jestcli.stages.workspace import StageError, Workspace, read_done
 from jestcli.training import loop
 from jestcli.training.distributed import ALONE, World
 from jestcli.training.loop import METRICS, Interrupted

@@ -20,9 +20,9 @@ from tiny import TINY
 
 from jestcli.config import METHODS, Run, make_run, merge
 from jestcli.data.sources import Loading
-from jestcli.stages import learner
-from jestcli.stages.scored_with import cache_reference
-from jestcli.stages.workspace import Workspace
+from jestcli.runs import learner
+from jestcli.runs.scored_with import cache_reference
+from jestcli.runs.workspace import Workspace
 from jestcli.training import loop
 
 

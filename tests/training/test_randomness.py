@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny import fake_pool, fake_store
 
 from jestcli.data.loader import Candidates, Part, StoreDrawing, draw, on_device, rows_of
-from jestcli.training.randomness import generator, shuffled, torch_generator
+from jestcli.utils.randomness import generator, shuffled, torch_generator
 
 SEEDS = st.integers(0, 2**31)
 FEW = settings(max_examples=40, deadline=None)

@@ -20,14 +20,14 @@ from jestcli.data.sources import Loading
 from jestcli.data.stream import open_stream
 from jestcli.data.tokens import small_tokenizer
 from jestcli.models.flops import ForwardFlops, run_cost, step_cost
-from jestcli.reporting.records import collect
-from jestcli.stages import drawn_from, learner
-from jestcli.stages.experiment import FOLDER, Job, jobs, read_experiment
-from jestcli.stages.own import drawn_before
-from jestcli.stages.plan import make_plans
-from jestcli.stages.workspace import Workspace, read_done
+from jestcli.paper.experiment import FOLDER, Job, jobs, read_experiment
+from jestcli.paper.plan import make_plans
+from jestcli.paper.records import collect
+from jestcli.runs import drawn_from, learner
+from jestcli.runs.own import drawn_before
+from jestcli.runs.workspace import Workspace, read_done
 from jestcli.training.loop import METRICS, Interrupted
-from jestcli.training.randomness import shuffled
+from jestcli.utils.randomness import shuffled
 
 SHIPPED = {
     job.name: job.run for job in jobs(read_experiment(FOLDER / "schedule.yaml"), {}, seeds=[0])

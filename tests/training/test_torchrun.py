@@ -20,7 +20,7 @@ from tiny import TINY, tiny_reference
 import jestcli
 from jestcli import cli
 from jestcli.config import merge
-from jestcli.stages.workspace import read_done
+from jestcli.runs.workspace import read_done
 from jestcli.training.checkpoint import read
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from tiny import tiny_run
 
-from jestcli.stages import learner
-from jestcli.stages.workspace import Workspace
+from jestcli.runs import learner
+from jestcli.runs.workspace import Workspace
 from jestcli.training.loop import Interrupted
 from jestcli.training.tracking import ignore, tracker
 

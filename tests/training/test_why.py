@@ -14,7 +14,7 @@ from test_loop import metrics, tiny_train
 from tiny import fake_pool, tiny_model, tiny_run, without_seconds
 
 from jestcli.data.loader import Candidates, draw
-from jestcli.reporting.records import _training
+from jestcli.paper.records import _training
 from jestcli.selection import learnability_of
 from jestcli.selection.scores import learnability_by_pair
 from jestcli.training import loop

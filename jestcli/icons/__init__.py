@@ -1,0 +1,1 @@
+"""Ring 2, the embedded data: registry packages to shards."""

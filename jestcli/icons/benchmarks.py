@@ -1,0 +1,273 @@
+"""The eight benchmarks, and a ninth that confirms: withheld drawings and their class names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jestcli.icons.captions import Emoji, Words
+from jestcli.icons.draw import Collection, Drawn, Rastered
+from jestcli.icons.leakage import near_duplicates
+from jestcli.icons.spec import World
+from jestcli.utils.spelling import singular
+
+ZERO_SHOT, FEW_SHOT, RETRIEVAL = "zero-shot", "few-shot", "retrieval"
+# Groups of emoji that show things rather than faces, people, signs and flags.
+OBJECT_GROUPS = ("animals-nature", "food-drink", "travel-places", "activities", "objects")
+RECALL_AT = 5  # recall at 1 of a small model counts a handful of the images
+_PHOSPHOR_WEIGHTS = ("thin", "light", "bold", "fill", "duotone")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One benchmark image: a class number, or a caption for retrieval."""
+
+    icon: Drawn
+    label: int = -1
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One folder in clip-benchmark's local wds layout."""
+
+    name: str
+    kind: str
+    mirrors: str
+    description: str
+    test: tuple[Item, ...]
+    train: tuple[Item, ...] = ()
+    classes: tuple[str, ...] = ()
+    confirmation: bool = False  # not one of the eight: looked at once, when all is decided
+
+    @property
+    def chance(self) -> float:
+        """Top-1 (or recall at RECALL_AT) of guessing."""
+        if self.kind == RETRIEVAL:
+            return min(1.0, RECALL_AT / max(1, len(self.test)))
+        return 1.0 / max(1, len(self.classes))
+
+
+def make_benchmarks(
+    world: World,
+    collections: Mapping[str, Collection],
+    drawn: Rastered,
+    emoji: Emoji,
+    phosphor: Mapping[str, Words],
+) -> list[Benchmark]:
+    """All benchmarks that the drawn icons allow, before near-duplicates of training data leave."""
+    shown = [
+        icon
+        for icon in drawn.icons
+        if collections[icon.prefix].family in world.withheld
+        and icon.name not in collections[icon.prefix].hidden
+    ]
+    made = [
+        *_objects(world, shown),
+        _tagged(shown, phosphor),
+        _emoji(
+            "emoji_3d", "ImageNet-V2, ObjectNet", "things, places and creatures as shaded emoji "
+            "of one vendor", collections, shown, emoji, ("fluent-emoji",), OBJECT_GROUPS,
+        ),
+        _emoji(
+            "animals", "Pets (fine-grained)", "animals and plants, shaded and flat emoji",
+            collections, shown, emoji, ("fluent-emoji", "fluent-emoji-flat"), ("animals-nature",),
+        ),
+        _emoji(
+            "food", "Food-101 (fine-grained)", "food and drink, shaded and flat emoji",
+            collections, shown, emoji, ("fluent-emoji", "fluent-emoji-flat"), ("food-drink",),
+        ),
+    ]  # fmt: skip
+    unseen = _emoji(
+        "fxemoji",
+        "ImageNet-V2",
+        "things, places and creatures as emoji of another vendor; confirms the headline once",
+        collections,
+        shown,
+        emoji,
+        ("fxemoji",),
+        OBJECT_GROUPS,
+    )
+    made.append(replace(unseen, confirmation=True))
+    return [benchmark for benchmark in made if benchmark.test]
+
+
+def without_leaks(
+    benchmarks: list[Benchmark], drawn: Rastered, training: list[Drawn], tau: float
+) -> tuple[list[Benchmark], dict[str, int]]:
+    """Drop benchmark images that training images resemble; also how many each benchmark lost."""
+    icons = sorted(
+        {item.icon for benchmark in benchmarks for item in (*benchmark.test, *benchmark.train)},
+        key=lambda icon: icon.key,
+    )
+    exact = {icon.digest for icon in training}
+    leaked = {icon.key for icon in icons if icon.digest in exact}
+    pairs = near_duplicates(drawn.signatures(icons), drawn.signatures(training), tau)
+    leaked |= {icons[i].key for i, _ in pairs}
+    lost: dict[str, int] = {}
+    kept = []
+    for benchmark in benchmarks:
+        test = tuple(item for item in benchmark.test if item.icon.key not in leaked)
+        train = tuple(item for item in benchmark.train if item.icon.key not in leaked)
+        lost[benchmark.name] = len(benchmark.test) + len(benchmark.train) - len(test) - len(train)
+        kept.append(_without_empty_classes(replace(benchmark, test=test, train=train)))
+    return kept, lost
+
+
+def _without_empty_classes(benchmark: Benchmark) -> Benchmark:
+    """Renumber so that every class has a test image (and a train image where there are any)."""
+    if not benchmark.classes:
+        return benchmark
+    labels = {item.label for item in benchmark.test}
+    if benchmark.train:
+        labels &= {item.label for item in benchmark.train}
+    number = {old: new for new, old in enumerate(sorted(labels))}
+
+    def renumbered(items: tuple[Item, ...]) -> tuple[Item, ...]:
+        return tuple(
+            replace(item, label=number[item.label]) for item in items if item.label in number
+        )
+
+    return replace(
+        benchmark,
+        test=renumbered(benchmark.test),
+        train=renumbered(benchmark.train),
+        classes=tuple(benchmark.classes[old] for old in sorted(labels)),
+    )
+
+
+def concept(name: str, style_words: tuple[str, ...]) -> str:
+    """What an icon shows: its name without style words, the last word singular; may be empty."""
+    words = [word for word in name.split("-") if word not in style_words]
+    if not words:
+        return ""
+    return " ".join([*words[:-1], singular(words[-1])])
+
+
+def _weight(name: str) -> str:
+    """Weight of a phosphor icon, "" for regular."""
+    last = name.rpartition("-")[2]
+    return last if last in _PHOSPHOR_WEIGHTS else ""
+
+
+def _objects(world: World, shown: list[Drawn]) -> list[Benchmark]:
+    """Concepts that several withheld families draw: as lines, as filled shapes, few-shot."""
+    family_of = {prefix: f for f, prefixes in world.concept_sets.items() for prefix in prefixes}
+    drawings: dict[str, dict[str, list[Drawn]]] = {}  # concept -> family -> icons
+    for icon in shown:
+        family = family_of.get(icon.prefix)
+        if family is None:
+            continue
+        if word := concept(icon.name, world.style_words):
+            drawings.setdefault(word, {}).setdefault(family, []).append(icon)
+    classes = tuple(sorted(c for c, by in drawings.items() if len(by) >= world.concept_families))
+    lines: list[Item] = []
+    shapes: list[Item] = []
+    few: list[Item] = []
+    shots: list[Item] = []
+    for number, word in enumerate(classes):
+        for family, icons in drawings[word].items():
+            for icon in icons:
+                item = Item(icon, number)
+                style = _weight(icon.name) if family == "phosphor" else icon.name.split("-")[-1]
+                if family != "phosphor" or style in world.concept_weights:
+                    (shapes if style in world.filled_styles else lines).append(item)
+                (shots if family == "phosphor" else few).append(item)
+    return [
+        Benchmark(
+            "objects", ZERO_SHOT, "ImageNet zero-shot",
+            "things that several unseen icon families draw, as lines", tuple(lines), (), classes,
+        ),
+        Benchmark(
+            "objects_filled", ZERO_SHOT, "ImageNet-Sketch and -R",
+            "the same things as filled shapes", tuple(shapes), (), classes,
+        ),
+        Benchmark(
+            "objects_fewshot", FEW_SHOT, "ImageNet few-shot",
+            "the same things; a few shots from one unseen family, test on the others",
+            tuple(few), tuple(shots), classes,
+        ),
+    ]  # fmt: skip
+
+
+def _tagged(shown: list[Drawn], phosphor: Mapping[str, Words]) -> Benchmark:
+    items = []
+    for icon in shown:
+        if icon.prefix == "ph" and (words := phosphor.get(icon.name)) is not None:
+            items.append(Item(icon, caption=", ".join((words.label, *words.tags))))
+    return Benchmark(
+        "tagged", RETRIEVAL, "COCO / Flickr retrieval",
+        "icons of an unseen family with name and tags as the caption", tuple(items),
+    )  # fmt: skip
+
+
+def _emoji(
+    name: str,
+    mirrors: str,
+    description: str,
+    collections: Mapping[str, Collection],
+    shown: list[Drawn],
+    emoji: Emoji,
+    prefixes: tuple[str, ...],
+    groups: tuple[str, ...],
+) -> Benchmark:
+    """Emoji of one vendor, one class per emoji of these groups."""
+    present = [collections[prefix] for prefix in prefixes if prefix in collections]
+    family = {each.family for each in present}
+    characters = {
+        icon: code
+        for each in collections.values()
+        if each.family in family
+        for icon, code in each.characters.items()
+    }
+    code_of: dict[tuple[str, str], str] = {}
+    for each in present:
+        found = emoji.find(replace(each, characters=characters))
+        code_of |= {(each.prefix, icon): code for icon, code in found.items()}
+    pairs: list[tuple[Drawn, str]] = []
+    for icon in shown:
+        if (code := code_of.get((icon.prefix, icon.name))) is None:
+            continue
+        about = emoji.words[code]
+        if about.group in groups:
+            pairs.append((icon, about.label))
+    classes = tuple(sorted({label for _, label in pairs}))
+    number = {label: at for at, label in enumerate(classes)}
+    items = tuple(Item(icon, number[label]) for icon, label in pairs)
+    return Benchmark(name, ZERO_SHOT, mirrors, description, items, (), classes)
+
+
+def entries(
+    benchmark: Benchmark, collections: Mapping[str, Collection], lost: int
+) -> list[dict[str, Any]]:
+    """What benchmarks.json says of a folder: one entry, or two for retrieval (one a direction)."""
+    families = sorted({collections[item.icon.prefix].family for item in benchmark.test})
+    base = {
+        "name": benchmark.name,
+        "folder": f"wds_{benchmark.name}",
+        "kind": benchmark.kind,
+        "mirrors": benchmark.mirrors,
+        "metric": "acc1",
+        "n": len(benchmark.test),
+        "n_train": len(benchmark.train),
+        "n_classes": len(benchmark.classes),
+        "chance": benchmark.chance,
+        "confirmation": benchmark.confirmation,
+        "description": benchmark.description,
+        "families": families,
+        "dropped_as_near_duplicates": lost,
+    }
+    if benchmark.kind != RETRIEVAL:
+        return [base]
+    return [
+        base | {
+            "name": f"{benchmark.name}_{short}",
+            "metric": metric,
+            "description": f"{benchmark.description}: {direction}",
+        }
+        for short, direction, metric in (
+            ("i2t", "find the caption of an image", f"text_retrieval_recall@{RECALL_AT}"),
+            ("t2i", "find the image of a caption", f"image_retrieval_recall@{RECALL_AT}"),
+        )
+    ]  # fmt: skip

@@ -1,0 +1,345 @@
+"""Build the embedded data: fetch, draw, split, write, check. Resumable, idempotent, atomic.
+
+Layout under the root:
+
+    manifest.json     what was built, from what, with which hashes; written last
+    shards/pool/      {00000..}.tar   webdataset: .png .txt .json
+    shards/curated/   {00000..}.tar
+    benchmarks/       benchmarks.json and one wds_<name>/ folder each (clip-benchmark's layout)
+    .cache/           fetched packages; while a build is under way also drawn icons
+
+A build is named by the hash of the world, the image size and the renderer. It is staged beside the
+root's final folders and moved in place when it has passed the leakage check.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jestcli.icons import benchmarks as marks
+from jestcli.icons.captions import Words, read_emoji, read_lucide, read_phosphor, read_tabler
+from jestcli.icons.draw import Collection, Rastered, draw_world
+from jestcli.icons.fetch import Fetcher, fetch
+from jestcli.icons.leakage import Rasters, assert_no_leakage
+from jestcli.icons.rasterize import resvg_version
+from jestcli.icons.spec import WORLD, World
+from jestcli.icons.splits import Plan, Sample, make_plan
+from jestcli.icons.write import (
+    Row,
+    ShardTask,
+    join,
+    read_back,
+    write_json,
+    write_lines,
+    write_shard,
+)
+from jestcli.utils.errors import DataError, explain_os_error
+from jestcli.utils.lock import Held, hold
+from jestcli.utils.parallel import Progress, silent, unordered
+
+FORMAT = 4  # counts changes of this package that change what it writes
+SIZE = 32
+NEEDED_BYTES_PER_PIXEL = 1.3  # of disk, for a full build, per icon and pixel
+
+
+def default_root(size: int = SIZE) -> Path:
+    """$JEST_DATA, else `.data/icons` (`.data/icons-64` for 64 px) under the current folder."""
+    if given := os.environ.get("JEST_DATA"):
+        return Path(given)
+    return Path(".data") / ("icons" if size == SIZE else f"icons-{size}")
+
+
+def build_key(world: World, size: int) -> str:
+    """The hash of all that determines the data (16 hex digits)."""
+    text = f"{FORMAT} {world.digest()} {size} {resvg_version()}"
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def read_manifest(root: Path) -> dict[str, Any]:
+    """The manifest of a built root. Raises DataError when there is none."""
+    try:
+        manifest: dict[str, Any] = json.loads((root / "manifest.json").read_text())
+    except FileNotFoundError:
+        raise DataError(f"no data in {root}: run `jest data build` first") from None
+    except ValueError:
+        raise DataError(f"{root / 'manifest.json'} is damaged: delete it, then run "
+                        "`jest data build`") from None  # fmt: skip
+    return manifest
+
+
+def is_built(root: Path, world: World = WORLD, size: int = SIZE) -> bool:
+    """Whether exactly this data is in `root`, every file of it."""
+    try:
+        manifest = read_manifest(root)
+    except DataError:
+        return False
+    return manifest.get("key") == build_key(world, size) and all(
+        (root / name).is_file() and (root / name).stat().st_size == size
+        for name, size in manifest["files"].items()
+    )
+
+
+def shard_urls(root: Path, split: str) -> list[str]:
+    """Paths of a split's shards ("pool" or "curated"), in order. Raises DataError."""
+    read_manifest(root)
+    found = sorted((root / "shards" / split).glob("*.tar"))
+    if not found:
+        raise DataError(f"{root} has no split {split}: there are pool and curated")
+    return [str(path) for path in found]
+
+
+def build(
+    root: Path,
+    *,
+    size: int = SIZE,
+    workers: int | None = None,
+    world: World = WORLD,
+    fetcher: Fetcher | None = None,
+    progress: Progress = silent,
+    keep_cache: bool = False,
+) -> dict[str, Any]:
+    """Build the data in `root` unless it is there; returns the manifest.
+
+    size: image side in pixels, a multiple of 16. workers: processes, default one a usable core.
+    keep_cache: keep the drawn icons for the next build. Raises DataError: no network, no npm, a
+    wrong hash, a full disk, a leak. What was done is kept, and the next call goes on from there.
+    """
+    if size <= 0 or size % 16:
+        raise DataError(f"image size {size} is not a multiple of 16")
+    if is_built(root, world, size):
+        return read_manifest(root)
+    try:
+        with hold(root):
+            return _build(root, size, workers, world, fetcher, progress, keep_cache)
+    except Held:
+        raise DataError(f"another build is running in {root}: wait for it to end") from None
+    except OSError as error:
+        raise explain_os_error(error, f"building the data in {root}") from error
+
+
+def _build(
+    root: Path,
+    size: int,
+    workers: int | None,
+    world: World,
+    fetcher: Fetcher | None,
+    progress: Progress,
+    keep_cache: bool,
+) -> dict[str, Any]:
+    cache, key = root / ".cache", build_key(world, size)
+    tarballs: dict[str, Path] = {}
+    for at, (name, package) in enumerate(world.packages.items()):
+        progress("fetch", at, len(world.packages))
+        tarballs[name] = fetch(package, cache / "packages", fetcher)
+    progress("fetch", len(world.packages), len(world.packages))
+
+    collections, drawn = draw_world(world, tarballs["icons"], cache, size, workers, progress)
+    emoji = read_emoji(tarballs["emoji"])
+    tags: dict[str, dict[str, Words]] = {
+        "lucide": read_lucide(tarballs["lucide"]),
+        "tabler": read_tabler(tarballs["tabler"]),
+    }
+    plan = make_plan(world, collections, drawn, emoji, tags)
+    made = marks.make_benchmarks(
+        world, collections, drawn, emoji, read_phosphor(tarballs["phosphor"])
+    )
+    training = [sample.icon for sample in (*plan.pool, *plan.curated)]
+    progress("compare", 0, 1)
+    kept, lost = marks.without_leaks(made, drawn, training, world.near_duplicate)
+    progress("compare", 1, 1)
+
+    staging = root / f".staging-{key}"
+    for old in root.glob(".staging-*"):
+        if old != staging:
+            shutil.rmtree(old)
+    tasks = [
+        *_training_tasks("pool", plan.pool, world, collections, drawn, staging),
+        *_training_tasks("curated", plan.curated, world, collections, drawn, staging),
+    ]
+    bench_tasks = [
+        task for mark in kept for task in benchmark_tasks(mark, world, collections, drawn, staging)
+    ]
+    write_tasks(tasks + bench_tasks, workers, progress)
+    write_json(
+        staging / "benchmarks" / "benchmarks.json",
+        [entry for mark in kept for entry in marks.entries(mark, collections, lost[mark.name])],
+    )
+    digests = _check(tasks, bench_tasks, world, workers, progress)
+    manifest = _manifest(key, size, world, collections, drawn, plan, kept, lost, digests, staging)
+    _move_in_place(root, staging, manifest)
+    if not keep_cache:
+        shutil.rmtree(drawn.cache, ignore_errors=True)
+        shutil.rmtree(cache / "collections", ignore_errors=True)
+    return manifest
+
+
+def _training_tasks(
+    split: str,
+    samples: Sequence[Sample],
+    world: World,
+    collections: Mapping[str, Collection],
+    drawn: Rastered,
+    staging: Path,
+) -> list[ShardTask]:
+    tasks = []
+    count = max(1, -(-len(samples) // world.shard_size))
+    for shard in range(count):
+        part = samples[shard * len(samples) // count : (shard + 1) * len(samples) // count]
+        rows = []
+        for sample in part:
+            about = collections[sample.icon.prefix]
+            meta = _meta(about, sample.key) | {
+                "captions": list(sample.captions),
+                "levels": list(sample.levels),
+            }
+            members = {"txt": sample.captions[0], "json": json.dumps(meta, ensure_ascii=False)}
+            rows.append(Row(sample.key, sample.icon.unit, sample.icon.row, members))
+        path = staging / "shards" / split / f"{shard:05d}.tar"
+        tasks.append(ShardTask(path, drawn.cache, tuple(rows)))
+    return tasks
+
+
+def _meta(about: Collection, key: str) -> dict[str, Any]:
+    return {
+        "key": key,
+        "source": about.prefix,
+        "set": about.title,
+        "category": about.category,
+        "family": about.family,
+        "licence": about.licence,
+    }
+
+
+def benchmark_tasks(
+    mark: marks.Benchmark,
+    world: World,
+    collections: Mapping[str, Collection],
+    drawn: Rastered,
+    staging: Path,
+) -> list[ShardTask]:
+    """Write a benchmark's text files; return the tar files still to write."""
+    folder = staging / "benchmarks" / f"wds_{mark.name}"
+    if mark.kind == marks.RETRIEVAL:
+        write_lines(folder / "dataset_type.txt", ["retrieval"])
+    else:
+        write_lines(folder / "classnames.txt", list(mark.classes))
+        write_lines(folder / "zeroshot_classification_templates.txt", list(world.templates))
+    tasks = []
+    for split, items in (("test", mark.test), ("train", mark.train)):
+        if not items:
+            continue
+        rows = []
+        ordered = sorted(items, key=lambda item: hashlib.blake2b(item.icon.key.encode()).digest())
+        for number, item in enumerate(ordered):
+            about = _meta(collections[item.icon.prefix], item.icon.key)
+            members = {"json": json.dumps(about, ensure_ascii=False)}
+            if mark.kind == marks.RETRIEVAL:
+                members["txt"] = item.caption
+            else:
+                members["cls"] = str(item.label)
+            rows.append(Row(f"{number:06d}", item.icon.unit, item.icon.row, members))
+        write_lines(folder / split / "nshards.txt", ["1"])
+        tasks.append(ShardTask(folder / split / "0.tar", drawn.cache, tuple(rows)))
+    return tasks
+
+
+def write_tasks(tasks: list[ShardTask], workers: int | None, progress: Progress) -> None:
+    """Write these tar files, side by side."""
+    total, done = sum(len(task.rows) for task in tasks), 0
+    progress("write", 0, total)
+    for _, written in unordered(write_shard, tasks, workers):
+        done += written
+        progress("write", done, total)
+
+
+def _check(
+    tasks: list[ShardTask],
+    bench_tasks: list[ShardTask],
+    world: World,
+    workers: int | None,
+    progress: Progress,
+) -> dict[str, str]:
+    """Assert, on what was written, that nothing leaks. Returns a raster digest for each split."""
+    everything = [task.path for task in tasks + bench_tasks]
+    read: dict[Path, Rasters] = {}
+    for path, rasters in unordered(read_back, everything, workers):
+        read[path] = rasters
+        progress("check", len(read), len(everything))
+    for task in tasks + bench_tasks:
+        if len(read[task.path]) != len(task.rows):
+            raise DataError(f"{task.path} holds {len(read[task.path])} of {len(task.rows)} samples")
+    training = join([read[task.path] for task in tasks])
+    tests = join([read[task.path] for task in bench_tasks])
+    assert_no_leakage(tests, training, world.near_duplicate)
+    splits: dict[str, list[str]] = {}
+    for path, rasters in read.items():
+        name = "/".join(path.parts[path.parts.index("shards" if "shards" in path.parts
+                                                     else "benchmarks") + 1 : -1])  # fmt: skip
+        splits.setdefault(name, []).extend(rasters.digests)
+    return {
+        name: hashlib.blake2b("".join(sorted(all_)).encode(), digest_size=12).hexdigest()
+        for name, all_ in sorted(splits.items())
+    }
+
+
+def _manifest(
+    key: str,
+    size: int,
+    world: World,
+    collections: Mapping[str, Collection],
+    drawn: Rastered,
+    plan: Plan,
+    kept: list[marks.Benchmark],
+    lost: dict[str, int],
+    digests: dict[str, str],
+    staging: Path,
+) -> dict[str, Any]:
+    files = {
+        str(path.relative_to(staging)): path.stat().st_size
+        for path in sorted(staging.rglob("*"))
+        if path.is_file()
+    }
+    levels = Counter(level for sample in plan.curated for level in sample.levels)
+    weak = sum(bool(sample.levels) for sample in plan.pool)
+    licences = Counter(collections[sample.icon.prefix].licence for sample in plan.pool)
+    failed = Counter("blank" if why == "blank" else "not drawable" for why in drawn.failed.values())
+    return {
+        "key": key,
+        "format": FORMAT,
+        "size": size,
+        "world": world.digest(),
+        "packages": {name: package.spec for name, package in world.packages.items()},
+        "integrity": {name: package.integrity for name, package in world.packages.items()},
+        "resvg": resvg_version(),
+        "counts": {
+            "pool": len(plan.pool),
+            "pool_pairs": plan.notes["pool_pairs"],
+            "curated": len(plan.curated),
+            "levels": dict(levels) | {"weak": weak},
+            "benchmarks": {mark.name: len(mark.test) for mark in kept},
+            "dropped_near_duplicates": lost,
+            "not_drawn": dict(failed),
+        },
+        "rasters_removed_from_pool": plan.notes["rasters_removed_from_pool"],
+        "pool_licences": dict(licences.most_common()),
+        "raster_digests": digests,
+        "files": files,
+    }
+
+
+def _move_in_place(root: Path, staging: Path, manifest: dict[str, Any]) -> None:
+    """Swap the staged folders in; the manifest, last, makes them the root's data."""
+    (root / "manifest.json").unlink(missing_ok=True)
+    for name in ("shards", "benchmarks"):
+        if (staging / name).exists():
+            shutil.rmtree(root / name, ignore_errors=True)
+            os.replace(staging / name, root / name)
+    shutil.rmtree(staging, ignore_errors=True)
+    write_json(root / "manifest.json", manifest)

@@ -1,0 +1,133 @@
+"""Words for images: icon names, emoji labels and tags, and the captions made of them."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jestcli.icons.draw import Collection
+from jestcli.icons.fetch import read_json, read_text
+
+LONG_CAPTION_WORDS = 12
+SINGLE_TAGS = 3
+EMOJI_GROUPS = {
+    0: "smileys-emotion", 1: "people-body", 2: "component", 3: "animals-nature", 4: "food-drink",
+    5: "travel-places", 6: "activities", 7: "objects", 8: "symbols", 9: "flags",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Words:
+    """What is said of one picture: a label, tags, and for emoji the group they belong to."""
+
+    label: str
+    tags: tuple[str, ...] = ()
+    group: str = ""
+
+
+def name_caption(name: str) -> str:
+    """An icon's name as its caption: hyphens to spaces, nothing else cleaned."""
+    return name.replace("-", " ")
+
+
+def captions_of(words: Words) -> list[str]:
+    """Caption 0: the label; 1: label and tags, up to 12 words; then up to three single tags."""
+    captions = [words.label]
+    used = len(words.label.split())
+    parts = [words.label]
+    for tag in words.tags:
+        used += len(tag.split())
+        if used > LONG_CAPTION_WORDS:
+            break
+        if tag.lower() != words.label.lower():
+            parts.append(tag)
+    if len(parts) > 1:
+        captions.append(", ".join(parts))
+    label = words.label.lower()
+    captions += [tag for tag in words.tags if tag.lower() not in label][:SINGLE_TAGS]
+    return list(dict.fromkeys(captions))
+
+
+def slug(label: str) -> str:
+    """A label as an icon would be named: ascii, lower case, hyphens."""
+    text = unicodedata.normalize("NFKD", label.lower()).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9]+", "-", text.replace("'", "")).strip("-")
+
+
+@dataclass(frozen=True)
+class Emoji:
+    """Base emoji (no skin tones) by code points, and their code points by slug of the label."""
+
+    words: dict[str, Words]
+    codes: dict[str, str]
+
+    def find(self, collection: Collection) -> dict[str, str]:
+        """Icon name -> code points, for the icons of a set that are base emoji; each emoji once.
+
+        The set's own table of code points comes first, then the name compared with the labels.
+        """
+        found: dict[str, str] = {}
+        taken: set[str] = set()
+        by_table = {
+            name: code for name, code in collection.characters.items() if code in self.words
+        }
+        by_label = {name: self.codes[name] for name in collection.names if name in self.codes}
+        names = set(collection.names)
+        for table in (by_table, by_label):
+            for name, code in sorted(table.items()):
+                usable = name in names and name not in collection.hidden
+                if usable and code not in taken and name not in found:
+                    found[name] = code
+                    taken.add(code)
+        return found
+
+
+def read_emoji(tarball: Path) -> Emoji:
+    """Labels, tags and groups of all base emoji. Raises DataError."""
+    words: dict[str, Words] = {}
+    for entry in read_json(tarball, "package/en/data.json"):
+        if entry.get("group") is None:  # lone regional indicators
+            continue
+        code = "-".join(part for part in entry["hexcode"].lower().split("-") if part != "fe0f")
+        label = entry["label"]
+        words[code] = Words(label, tuple(entry.get("tags", ())), EMOJI_GROUPS[entry["group"]])
+    return Emoji(words, {slug(about.label): code for code, about in words.items()})
+
+
+def read_lucide(tarball: Path) -> dict[str, Words]:
+    """Words by icon name. Raises DataError."""
+    table: dict[str, list[str]] = read_json(tarball, "package/tags.json")
+    return {name: Words(name_caption(name), _clean(tags)) for name, tags in table.items()}
+
+
+def read_tabler(tarball: Path) -> dict[str, Words]:
+    """Words by icon name. Raises DataError."""
+    table: Any = read_json(tarball, "package/icons.json")
+    icons = table.values() if isinstance(table, dict) else table
+    return {
+        icon["name"]: Words(name_caption(icon["name"]), _clean(icon.get("tags", ())))
+        for icon in icons
+    }
+
+
+_ENTRY = re.compile(r'name: "([a-z0-9-]+)",\s*pascal_name:.*?tags: \[(.*?)\]', re.DOTALL)
+
+
+def read_phosphor(tarball: Path) -> dict[str, Words]:
+    """Words by icon name, read from the package's JavaScript as text. Raises DataError."""
+    text = read_text(tarball, "package/dist/index.mjs")
+    found: dict[str, Words] = {}
+    for name, tags in _ENTRY.findall(text):
+        listed = [tag for tag in re.findall(r'"([^"]*)"', tags) if not tag.startswith("*")]
+        found[name] = Words(name_caption(name), _clean(listed))
+    return found
+
+
+def _clean(tags: Iterable[Any]) -> tuple[str, ...]:
+    """Tags as text, in order, without repeats and empty ones."""
+    texts = (str(tag).replace("-", " ").strip() for tag in tags)
+    return tuple(dict.fromkeys(text for text in texts if text))

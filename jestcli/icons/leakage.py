@@ -1,0 +1,166 @@
+"""No benchmark image in the training data: by art family, exact raster and near-duplicate.
+
+*Near-duplicate.* A raster's signature is its ink (255 - value) averaged over a 16 x 16 grid, three
+colours: 768 values that a one-pixel change of antialiasing hardly moves. Two rasters a and b are
+near-duplicates when |a - b|^2 < tau * (|a|^2 + |b|^2), a distance that is 0 for equal and 1 for
+disjoint drawings and does not depend on how much ink there is. The search is exact: every pair is
+compared on 8 x 8 grey averages, where the same bound can only be looser, and the survivors on the
+full signatures.
+
+*False positives.* Simple shapes (plus sign, circle, arrow, heart) look alike whoever drew them and
+are called near-duplicates of one another; a benchmark loses them, the training data never do. Big
+flat shapes that differ in one small detail may be called so too. *False negatives.* A drawing that
+was shifted by a pixel or more, mirrored, or recoloured is another drawing here; art families are
+what guards against those.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jestcli.utils.errors import DataError
+
+GRID = 16
+COARSE = 8
+
+
+def raster_digest(image: np.ndarray) -> str:
+    """Hash of a raster's shape and pixels (uint8 [H, W, 3]): 24 hex digits."""
+    digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=12)
+    digest.update(np.ascontiguousarray(image).tobytes())
+    return digest.hexdigest()
+
+
+def signatures(images: np.ndarray) -> np.ndarray:
+    """uint8 [n, S, S, 3] -> uint8 [n, 768]: ink averaged over a 16 x 16 grid.
+
+    Raises ValueError when S is not a multiple of 16.
+    """
+    n, size = images.shape[:2]
+    if size % GRID:
+        raise ValueError(f"image size {size} is not a multiple of {GRID}")
+    step = size // GRID
+    total = np.zeros((n, GRID, GRID, 3), np.uint16 if step <= 16 else np.uint32)
+    for row in range(step):
+        for column in range(step):
+            total += images[:, row::step, column::step]
+    ink = 255 * step**2 - total.astype(np.int32) + step**2 // 2
+    return (ink // step**2).astype(np.uint8).reshape(n, -1)
+
+
+def _coarse(signature: np.ndarray) -> np.ndarray:
+    """uint8 [n, 768] -> float32 [n, 64]: grey ink over an 8 x 8 grid."""
+    n, step = len(signature), GRID // COARSE
+    out = np.empty((n, COARSE * COARSE), np.float32)
+    for start in range(0, n, 16_384):  # keeps the float copy small
+        cells = signature[start : start + 16_384].reshape(-1, COARSE, step, COARSE, step, 3)
+        mean = cells.mean(axis=(2, 4, 5), dtype=np.float32)
+        out[start : start + 16_384] = mean.reshape(len(mean), -1)
+    return out
+
+
+def _squared(signature: np.ndarray) -> np.ndarray:
+    """Squared norms of uint8 [n, 768], as float64 [n]."""
+    out = np.empty(len(signature))
+    for start in range(0, len(signature), 16_384):  # keeps the wide copy small
+        wide = signature[start : start + 16_384].astype(np.int32)
+        out[start : start + 16_384] = np.einsum("ij,ij->i", wide, wide)
+    return out
+
+
+def near_duplicates(left: np.ndarray, right: np.ndarray, tau: float) -> list[tuple[int, int]]:
+    """All i with left[i] a near-duplicate of some right[j], as (i, one such j), i ascending.
+
+    Signatures: uint8 [n, 768], [m, 768]. 0 < tau < 1. Memory: about 32 MB beside the inputs'
+    coarse versions. Both sides are walked in the order of their norms: near-duplicates have
+    (|a| - |b|)^2 <= |a - b|^2 < tau (|a|^2 + |b|^2), so only a window of norms is compared.
+    """
+    if not len(left) or not len(right):
+        return []
+    k = (GRID // COARSE) ** 2 * 3  # signature values averaged into one coarse value
+    a_order, a_square, a_coarse = _by_norm(left)
+    b_order, b_square, b_coarse = _by_norm(right)
+    # candidate <=> k |Aa - Ab|^2 < tau (|a|^2 + |b|^2) <=> Aa.Ab - p_a - p_b > 0, a dot product
+    # once -p and 1 are appended; a little slack on one side covers float32 rounding.
+    slack = 1e-3 * (a_square / k + 1.0)
+    a_half = (np.einsum("ij,ij->i", a_coarse, a_coarse) - tau * a_square / k) / 2 - slack
+    b_half = (np.einsum("ij,ij->i", b_coarse, b_coarse) - tau * b_square / k) / 2
+    ones = np.ones
+    a_wide = np.column_stack([a_coarse, -a_half, ones(len(left))]).astype(np.float32)
+    b_wide = np.column_stack([b_coarse, ones(len(right)), -b_half]).astype(np.float32)
+    # The widest ratio r of squared norms: (1 - sqrt r)^2 = tau (1 + r).
+    root = (1.0 + np.sqrt(max(0.0, 1.0 - (1.0 - tau) ** 2))) / (1.0 - tau)
+    ratio = root**2 * (1 + 1e-6)
+    found: dict[int, int] = {}
+    for first in range(0, len(left), 512):
+        rows = slice(first, first + 512)
+        low = np.searchsorted(b_square, a_square[rows][0] / ratio, "left")
+        high = np.searchsorted(b_square, a_square[rows][-1] * ratio, "right")
+        for start in range(low, high, 16_384):
+            product = a_wide[rows] @ b_wide[start : min(high, start + 16_384)].T
+            i, j = np.nonzero(product > 0)
+            for some in range(0, len(i), 16_384):
+                x, y = i[some : some + 16_384] + first, j[some : some + 16_384] + start
+                from_a, from_b = a_order[x], b_order[y]
+                difference = left[from_a].astype(np.int32) - right[from_b]
+                distance = np.einsum("ij,ij->i", difference, difference)
+                close = distance < tau * (a_square[x] + b_square[y])
+                pairs = zip(from_a[close].tolist(), from_b[close].tolist(), strict=True)
+                for one, other in pairs:
+                    found.setdefault(one, other)
+    return sorted(found.items())
+
+
+def _by_norm(signature: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Order by norm; in that order the squared norms, float64 [n], and coarse values [n, 64]."""
+    square, coarse = _squared(signature), _coarse(signature)
+    order = np.argsort(square, kind="stable")
+    return order, square[order], coarse[order]
+
+
+@dataclass(frozen=True)
+class Rasters:
+    """What the leakage check knows of a set of images."""
+
+    keys: Sequence[str]
+    families: Sequence[str]
+    digests: Sequence[str]
+    signatures: np.ndarray  # uint8 [n, 768]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def assert_no_leakage(benchmark: Rasters, training: Rasters, tau: float) -> None:
+    """Raise DataError, naming offenders, unless families, rasters and look-alikes are disjoint."""
+    shared = sorted(set(benchmark.families) & set(training.families))
+    if shared:
+        example = next(
+            key
+            for key, family in zip(training.keys, training.families, strict=True)
+            if family in shared
+        )
+        raise DataError(
+            f"leakage: art families of the benchmarks are in the training data: "
+            f"{', '.join(shared)} (for example {example}); withhold them in world.py"
+        )
+    where = dict(zip(training.digests, training.keys, strict=True))
+    same = [
+        f"{key} = {where[digest]}"
+        for key, digest in zip(benchmark.keys, benchmark.digests, strict=True)
+        if digest in where
+    ]
+    if same:
+        raise DataError(f"leakage: {len(same)} benchmark rasters are in the training data: "
+                        f"{', '.join(same[:5])}")  # fmt: skip
+    alike = near_duplicates(benchmark.signatures, training.signatures, tau)
+    if alike:
+        names = [f"{benchmark.keys[i]} ~ {training.keys[j]}" for i, j in alike[:5]]
+        raise DataError(
+            f"leakage: {len(alike)} benchmark images are near-duplicates of training images: "
+            f"{', '.join(names)}"
+        )

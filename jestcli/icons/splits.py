@@ -1,0 +1,182 @@
+"""Which drawn icon goes where: curated levels and pool. Pure functions of tables; no pixels."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jestcli.icons.captions import Emoji, Words, captions_of, name_caption
+from jestcli.icons.draw import Collection, Drawn, Rastered
+from jestcli.icons.spec import World
+
+WEAK = "weak"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with its captions, before it is written."""
+
+    icon: Drawn
+    captions: tuple[str, ...]
+    levels: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        return self.icon.key
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Training splits in writing order, and what is worth knowing of how they came about."""
+
+    pool: list[Sample]
+    curated: list[Sample]
+    notes: dict[str, Any]
+
+
+def hash_order(keys: Iterable[str], seed: int) -> list[str]:
+    """Keys in a fixed pseudo-random order, the same whatever other keys there are."""
+    return sorted(keys, key=lambda key: hash_rank(key, seed))
+
+
+def hash_rank(key: str, seed: int) -> bytes:
+    """A key's place in the pseudo-random order (16 bytes to sort by)."""
+    return hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=16).digest()
+
+
+def make_plan(
+    world: World,
+    collections: Mapping[str, Collection],
+    drawn: Rastered,
+    emoji: Emoji,
+    tags: Mapping[str, Mapping[str, Words]],
+) -> Plan:
+    """Split every drawn icon that is not withheld into curated samples and pool.
+
+    tags: words by icon name, for each caption kind other than "emoji" and "name".
+    """
+    withheld = set(world.withheld)
+    usable = [icon for icon in drawn.icons if collections[icon.prefix].family not in withheld]
+    curated, digests = _curated(world, collections, usable, emoji, tags)
+
+    removed: set[str] = set().union(*(digests[level] for level in world.removed_from_pool))
+    base = _pool_icons(world, collections, usable, removed)
+    dropped = list(world.removed_from_pool)
+    for level in world.removed_if_pool_allows:
+        smaller = [icon for icon in base if icon.digest not in digests[level]]
+        if len(smaller) >= world.smallest_pool:
+            base = smaller
+            dropped.append(level)
+
+    allowed = [
+        icon.key for icon in base if collections[icon.prefix].category not in world.weak_without
+    ]
+    weak = set(hash_order(allowed, world.seed + 1)[: world.weak_size])
+    pool = [
+        Sample(
+            icon,
+            _pool_captions(world, collections[icon.prefix], icon.name),
+            (WEAK,) if icon.key in weak else (),
+        )
+        for icon in base
+    ]
+    notes = {
+        "rasters_removed_from_pool": dropped,
+        "pool_pairs": sum(len(sample.captions) for sample in pool),
+        "not_drawn": len(drawn.failed),
+    }
+    return Plan(_shuffled(pool, world.seed), _shuffled(curated, world.seed), notes)
+
+
+def _shuffled(samples: list[Sample], seed: int) -> list[Sample]:
+    return sorted(samples, key=lambda sample: hash_rank(sample.key, seed))
+
+
+def _pool_icons(
+    world: World,
+    collections: Mapping[str, Collection],
+    usable: list[Drawn],
+    removed: set[str],
+) -> list[Drawn]:
+    return [
+        icon
+        for icon in usable
+        if icon.digest not in removed
+        and (world.hidden_in_pool or icon.name not in collections[icon.prefix].hidden)
+    ]
+
+
+def _pool_captions(world: World, collection: Collection, name: str) -> tuple[str, ...]:
+    names = [name]
+    if world.alias_captions:
+        names += collection.aliases.get(name, ())
+    return tuple(dict.fromkeys(name_caption(each) for each in names))
+
+
+def _curated(
+    world: World,
+    collections: Mapping[str, Collection],
+    usable: list[Drawn],
+    emoji: Emoji,
+    tags: Mapping[str, Mapping[str, Words]],
+) -> tuple[list[Sample], dict[str, set[str]]]:
+    """Curated samples with their levels, and the raster digests of each level.
+
+    Inside a level every raster occurs once; a sample that is in several levels has the captions of
+    the first level in the table that names it.
+    """
+    by_prefix: dict[str, list[Drawn]] = {}
+    for icon in usable:
+        if icon.name not in collections[icon.prefix].hidden:
+            by_prefix.setdefault(icon.prefix, []).append(icon)
+    captions: dict[str, tuple[str, ...]] = {}
+    levels: dict[str, list[str]] = {}
+    icons: dict[str, Drawn] = {}
+    digests: dict[str, set[str]] = {}
+    for level, sources in world.levels.items():
+        chosen: dict[str, Drawn] = {}
+        for source in sources:
+            words = _source_words(source.captions, collections, source.prefix, emoji, tags)
+            skip = [re.compile(pattern) for pattern in source.skip]
+            for icon in by_prefix.get(source.prefix, ()):
+                if any(pattern.search(icon.name) for pattern in skip):
+                    continue
+                if words is None:
+                    captions.setdefault(icon.key, (name_caption(icon.name),))
+                elif icon.name in words:
+                    captions.setdefault(icon.key, tuple(captions_of(words[icon.name])))
+                else:
+                    continue
+                chosen[icon.key] = icon
+        seen: set[str] = set()
+        kept: list[Drawn] = []
+        for key in hash_order(chosen, world.seed):
+            if chosen[key].digest not in seen:
+                seen.add(chosen[key].digest)
+                kept.append(chosen[key])
+        kept = kept[: world.level_limit.get(level)]
+        digests[level] = {icon.digest for icon in kept}
+        for icon in kept:
+            levels.setdefault(icon.key, []).append(level)
+            icons[icon.key] = icon
+    samples = [Sample(icon, captions[key], tuple(levels[key])) for key, icon in icons.items()]
+    return samples, digests
+
+
+def _source_words(
+    kind: str,
+    collections: Mapping[str, Collection],
+    prefix: str,
+    emoji: Emoji,
+    tags: Mapping[str, Mapping[str, Words]],
+) -> Mapping[str, Words] | None:
+    """Words by icon name of one curated source; None: the names themselves."""
+    if kind == "name" or prefix not in collections:
+        return None
+    if kind == "emoji":
+        found = emoji.find(collections[prefix])
+        return {name: emoji.words[code] for name, code in found.items()}
+    return tags[kind]

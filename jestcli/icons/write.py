@@ -1,0 +1,157 @@
+"""Write webdataset shards and clip-benchmark folders, and read back what was written."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jestcli.icons.leakage import Rasters, raster_digest, signatures
+from jestcli.utils.errors import DataError, explain_os_error
+from jestcli.utils.io import save_text
+
+_RECORD = re.compile(r"\d+ (\w+)=([^\n]*)\n")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample of a shard: where its raster lies, and its other members as text."""
+
+    key: str
+    unit: str
+    row: int
+    members: dict[str, str]  # extension -> content
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One tar file to write from the raster cache."""
+
+    path: Path
+    cache: Path
+    rows: tuple[Row, ...]
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """uint8 [H, W, 3] -> PNG bytes, without loss: four times as fast as Pillow on small images."""
+    height, width, _ = image.shape
+    lines = np.zeros((height, 1 + 3 * width), np.uint8)  # each begins with filter type 0, none
+    lines[:, 1:] = image.reshape(height, -1)
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines.tobytes(), 6)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
+
+
+def write_shard(task: ShardTask) -> int:
+    """Write one shard atomically; does nothing when it is there. Returns its number of samples."""
+    from webdataset.writer import TarWriter
+
+    if task.path.exists():
+        return len(task.rows)
+    units: dict[str, np.ndarray] = {}
+    temporary = task.path.with_name(f".{task.path.name}.{os.getpid()}")
+    try:
+        task.path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            writer = TarWriter(file, encoder=False, mtime=0)
+            for row in task.rows:
+                if row.unit not in units:
+                    path = task.cache / f"{row.unit}.npy"
+                    units[row.unit] = np.load(path, mmap_mode="r", allow_pickle=False)
+                members: dict[str, Any] = {
+                    extension: text.encode("utf-8") for extension, text in row.members.items()
+                }
+                members["__key__"] = row.key
+                members["png"] = encode_png(np.asarray(units[row.unit][row.row]))
+                writer.write(members)
+            writer.close()
+        os.replace(temporary, task.path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise explain_os_error(error, f"writing {task.path.name}") from error
+    return len(task.rows)
+
+
+def read_back(path: Path) -> Rasters:
+    """Decode a written shard into what the leakage check needs. Raises DataError when broken.
+
+    Reads the plain USTAR that `write_shard` makes, ten times as fast as `tarfile` reads any tar.
+    """
+    keys, families, digests, images = [], [], [], []
+    try:
+        for name, content in _ustar(path.read_bytes()):
+            if name.endswith(".json"):
+                meta = json.loads(content)
+                keys.append(meta["key"])
+                families.append(meta["family"])
+            elif name.endswith(".png"):
+                image = np.asarray(Image.open(io.BytesIO(content), formats=("PNG",)))
+                digests.append(raster_digest(image))
+                images.append(image)
+        stacked = np.stack(images) if images else np.empty((0, 16, 16, 3), np.uint8)
+        if not len(keys) == len(digests):
+            raise ValueError(f"{len(keys)} descriptions of {len(digests)} images")
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{path} is damaged ({error}): delete {path.parent}, then run `jest data build` again"
+        ) from error
+    return Rasters(keys, families, digests, signatures(stacked))
+
+
+def _ustar(tar: bytes) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of the regular files of a USTAR archive; long names as PAX headers."""
+    at, long_name = 0, ""
+    while at + 512 <= len(tar) and tar[at]:
+        header = tar[at : at + 512]
+        size = int(header[124:136].rstrip(b"\0 "), 8)
+        name = header[:100].rstrip(b"\0").decode()
+        if prefix := header[345:500].rstrip(b"\0").decode():
+            name = f"{prefix}/{name}"
+        content = tar[at + 512 : at + 512 + size]
+        kind = header[156:157]
+        if kind not in (b"0", b"x") or len(content) != size:
+            raise ValueError(f"cut off or unexpected at byte {at}")
+        at += 512 + -(-size // 512) * 512
+        if kind == b"x":
+            records = dict(_RECORD.findall(content.decode()))
+            long_name = records.get("path", "")
+            continue
+        yield long_name or name, content
+        long_name = ""
+
+
+def join(parts: list[Rasters]) -> Rasters:
+    """Several sets as one."""
+    return Rasters(
+        [key for part in parts for key in part.keys],
+        [family for part in parts for family in part.families],
+        [digest for part in parts for digest in part.digests],
+        np.concatenate([part.signatures for part in parts])
+        if parts
+        else np.empty((0, 768), np.uint8),
+    )
+
+
+def write_lines(path: Path, lines: list[str]) -> None:
+    """A text file of one entry a line, written atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_text(path, "\n".join(lines) + "\n")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """A JSON file for people and programs, written atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -1,0 +1,107 @@
+"""Does choosing batches cost diversity? What is chosen against what is drawn, and the rare classes.
+
+"Selecting diverse data promotes fairness" was said of JEST by the press; the paper measures no
+such thing. Measured here: how many source sets, categories and captions the chosen pairs span, and
+whether accuracy on rarely named classes suffers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jestcli.evaluation.benchmarks import Benchmark, list_benchmarks
+from jestcli.paper.choices import diversity
+from jestcli.paper.diversity import MEASURED
+from jestcli.paper.experiment import Job
+from jestcli.paper.inspection import near_duplicates, replay
+from jestcli.paper.statistics import hits_of
+from jestcli.runs.opened import open_run
+from jestcli.runs.workspace import Inputs, Workspace, is_done, read_done
+from jestcli.training.checkpoint import write_json
+
+SUPER_BATCHES = 16
+THIRDS = ("rare", "middle", "frequent")
+LONGEST = 4  # words of a class name that are counted
+
+
+def measure_all(jobs: list[Job], workspace: Workspace, folder: Path) -> list[dict[str, Any]]:
+    """Measure every finished learner of `jobs` into `folder`, unless it was; returns all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / MEASURED
+    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    counts: Counter[str] | None = None
+    for job in jobs:
+        where, key = workspace.folder(job.run), f"{job.name} {job.seed}"
+        if not is_done(where) or known.get(key, {}).get("run") == where.name:
+            continue
+        inputs = workspace.embedded(job.run)
+        counts = counts if counts is not None else phrases(first_captions(inputs))
+        known[key] = {
+            "run": where.name, "name": job.name, "seed": job.seed,
+            **choices_of(job, workspace),
+            "accuracy": by_frequency(read_done(where)["scores"], list_benchmarks(inputs.root),
+                                     counts),
+        }  # fmt: skip
+        write_json(path, known)
+    return [known[key] for key in sorted(known)]
+
+
+def choices_of(job: Job, workspace: Workspace) -> dict[str, Any]:
+    """Diversity of chosen and random sub-batches; neither where there is no reference to score
+    with (plain uniform training: its sub-batches are the random ones)."""
+    if job.run.reference is None or job.run.source.kind in ("curated", "mixed"):
+        return {"chosen": None, "random": None, "near_duplicates": None}
+    opened = open_run(workspace.folder(job.run), workspace)
+    replays = replay(opened, SUPER_BATCHES)
+    pairs = opened.pairs
+    return {
+        "chosen": diversity(pairs, np.concatenate([r.rows[r.index] for r in replays])),
+        "random": diversity(pairs, np.concatenate([r.rows[: len(r.index)] for r in replays])),
+        "near_duplicates": list(near_duplicates(replays)),
+    }
+
+
+def first_captions(inputs: Inputs) -> Iterable[str]:
+    """The caption that training shows of every pool pair."""
+    texts, start = inputs.pool.captions, inputs.pool.caption_start
+    return (texts[int(i)] for i in start[:-1])
+
+
+def phrases(captions: Iterable[str]) -> Counter[str]:
+    """How many captions hold each phrase of up to LONGEST words."""
+    counts: Counter[str] = Counter()
+    for caption in captions:
+        words = caption.lower().split()
+        found = {
+            " ".join(words[i : i + n])
+            for n in range(1, LONGEST + 1)
+            for i in range(len(words) - n + 1)
+        }
+        counts.update(found)
+    return counts
+
+
+def by_frequency(
+    scores: dict[str, dict[str, Any]], benchmarks: list[Benchmark], counts: Counter[str]
+) -> dict[str, float]:
+    """Accuracy on the rarest, middle and most frequent third of each benchmark's classes, mean
+    over the benchmarks that record which items were right; "classes" counts them."""
+    found: dict[str, list[float]] = {third: [] for third in THIRDS}
+    for benchmark in benchmarks:
+        right = hits_of(scores[benchmark.name]) if benchmark.name in scores else None
+        labels = benchmark.split().labels if right is not None else None
+        if right is None or labels is None:
+            continue
+        frequency = np.array([counts[name.lower()] for name in benchmark.classes])
+        order = np.argsort(frequency, kind="stable")
+        for third, classes in zip(THIRDS, np.array_split(order, 3), strict=True):
+            among = np.isin(labels.numpy(), classes)
+            if among.any():
+                found[third].append(float(right[among].mean()))
+    return {third: float(np.mean(v)) for third, v in found.items() if v}

@@ -1,0 +1,381 @@
+"""An experiment file: named runs over seeds, expanded into checked `Run`s.
+
+    title: what is shown
+    claim: what the paper claims;  refuted_if: what would refute it
+    profile: a name in experiments/profiles: settings of the runs, not of the references
+    scale: a name in experiments/profiles: settings of runs and references, under `base`
+    base: settings of every run
+    references: {name: settings}      # trained on curated data
+    runs: {name: {method: ..., reference: name, settings...}}
+    seeds: [0, 1, 2]
+    quick: {runs: [names], seeds: [0]}   # what `jest reproduce` trains itself
+    tiers: [{runs: [patterns], seeds: [0]}, ...]   # in order of worth: what runs first
+    compact: true   # records hold end points alone, where there are hundreds of runs
+    figure: {kind: ..., panels: [...]}   # how it is drawn (reporting/panels.py)
+
+A run or reference with `vary: {a.b: [1, 2], c: [x, y]}` stands for one for each place in the lists
+(they go together), called name@1 and name@2 after the first of them. `grid: {a.b: [1, 2],
+c: [x, y]}` stands for every combination, called name@1@x, name@1@y, ... In place of settings,
+`figure1:name` is the run or reference of that name in another experiment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from jestcli.config import (
+    METHODS,
+    ConfigError,
+    Run,
+    did_you_mean,
+    explain,
+    make_run,
+    merge,
+    needs_reference,
+    read_yaml,
+)
+from jestcli.paper.panels import Figure
+
+FOLDER = Path(__file__).parents[2] / "experiments"
+WORTH = ("figure1", "table1", "figure3", "figure5", "figure4", "table2", "figure2")
+HEADLINE_REFERENCES = {"strong": "reference", "strong++": "reference++"}
+
+
+PROFILES = FOLDER / "profiles"
+
+
+class Quick(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    runs: list[str]
+    seeds: list[int]
+
+
+class Tier(BaseModel):
+    """Runs that are worth about the same; runs: names or patterns such as "jest@0.8@*"."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    runs: list[str]
+    seeds: list[int] | None = None
+
+
+class Experiment(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    title: str
+    claim: str
+    refuted_if: str
+    profile: str | None = None
+    scale: str | None = None
+    base: dict[str, Any] = {}
+    references: dict[str, dict[str, Any] | str] = {}
+    runs: dict[str, dict[str, Any] | str]
+    seeds: list[int]
+    quick: Quick | None = None
+    tiers: list[Tier] = []
+    compact: bool = False
+    figure: Figure = Figure()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of an experiment under its name and seed. tier: the lower, the more it is worth."""
+
+    name: str
+    seed: int
+    run: Run
+    tier: int = 0
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} (seed {self.seed})"
+
+
+def find_experiment(word: str) -> Path:
+    """A path, or a name in `experiments/`. Raises ConfigError with the nearest name."""
+    path = Path(word)
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    known = {p.stem: p for p in sorted(FOLDER.glob("*.yaml"))}
+    if word not in known:
+        raise ConfigError(f"no experiment {word!r}{did_you_mean(word, list(known))}")
+    return known[word]
+
+
+def read_experiment(path: Path) -> Experiment:
+    """Raises ConfigError in one line."""
+    try:
+        read = Experiment.model_validate({"name": path.stem, **read_yaml(path)})
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {explain(error, Experiment)}") from None
+    profile = read_yaml(find_profile(read.profile)) if read.profile else {}
+    scale = read_yaml(find_profile(read.scale)) if read.scale else {}
+    scale = {key: value for key, value in scale.items() if key not in ("about", "reference")}
+    return read.model_copy(update={
+        "base": merge(scale, read.base),
+        "references": _spread(read.references, {}, path),
+        "runs": _spread(read.runs, profile, path),
+    })  # fmt: skip
+
+
+def list_experiments() -> list[Experiment]:
+    """Those in `experiments/`, in order of worth: the headline first."""
+    found = [read_experiment(path) for path in sorted(FOLDER.glob("*.yaml"))]
+    return sorted(found, key=lambda e: (_worth(e.name), e.name))
+
+
+def _worth(name: str) -> int:
+    return WORTH.index(name) if name in WORTH else len(WORTH)
+
+
+def _spread(
+    named: dict[str, dict[str, Any] | str], profile: dict[str, Any], path: Path
+) -> dict[str, dict[str, Any] | str]:
+    """Settings laid on `profile`, and every `vary` written out as runs of its own.
+
+    Raises ConfigError for lists that do not fit.
+    """
+    out: dict[str, dict[str, Any] | str] = {}
+    for name, settings in named.items():
+        if isinstance(settings, str):
+            out[name] = settings
+            continue
+        rest = merge(profile, {k: v for k, v in settings.items() if k not in ("vary", "grid")})
+        if "grid" in settings:
+            out |= _combinations(name, settings["grid"], rest, path)
+            continue
+        vary = settings.get("vary")
+        if vary is None:
+            out[name] = rest
+            continue
+        lists = list(vary.values()) if isinstance(vary, dict) else []
+        if not lists or any(not isinstance(x, list) or len(x) != len(lists[0]) for x in lists):
+            raise ConfigError(f"{path}: {name}.vary: expected lists of one length by setting")
+        for values in zip(*lists, strict=True):
+            flat = dict(zip(vary, values, strict=True))
+            out[f"{name}@{_said(values[0])}"] = merge(rest, _nested(flat))
+    return out
+
+
+def _combinations(
+    name: str, grid: Any, rest: dict[str, Any], path: Path
+) -> dict[str, dict[str, Any] | str]:
+    """One run for every combination of the grid's lists. Raises ConfigError."""
+    lists = list(grid.values()) if isinstance(grid, dict) else []
+    if not lists or not all(isinstance(x, list) and x for x in lists):
+        raise ConfigError(f"{path}: {name}.grid: expected a list of values by setting")
+    out: dict[str, dict[str, Any] | str] = {}
+    for values in product(*lists):
+        flat = dict(zip(grid, values, strict=True))
+        out["@".join([name, *map(_said, values)])] = merge(rest, _nested(flat))
+    return out
+
+
+def _said(value: Any) -> str:
+    """A varied value as a part of a run's name; a reference's is its last part."""
+    return "all" if value is None else str(value).rpartition("@")[2]
+
+
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """{"a.b": 1} -> {"a": {"b": 1}}."""
+    out: dict[str, Any] = {}
+    for key, value in flat.items():
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        out = merge(out, value)
+    return out
+
+
+def find_profile(word: str) -> Path:
+    """The file of a scale profile. Raises ConfigError with the nearest name."""
+    known = {p.stem: p for p in sorted(PROFILES.glob("*.yaml"))}
+    if word not in known:
+        raise ConfigError(f"no profile {word!r}{did_you_mean(word, list(known))}")
+    return known[word]
+
+
+def read_profile(word: str, method: str) -> dict[str, Any]:
+    """A scale profile's settings for a run by `method`: its file without `about`, and without
+    `reference` where the method reads none. Raises ConfigError."""
+    settings = read_yaml(find_profile(word))
+    left_out = {"about"}
+    if method in METHODS and not needs_reference(method):
+        left_out.add("reference")
+    return {key: value for key, value in settings.items() if key not in left_out}
+
+
+def profile_reference(word: str) -> dict[str, Any]:
+    """The settings of a profile's reference run, as `default_run` gives them to it."""
+    settings = read_profile(word, "jest")
+    return merge(_for_reference(settings), settings.get("reference", {}))
+
+
+def profile_jobs(word: str, overrides: dict[str, Any], seed: int = 0) -> list[Job]:
+    """The reference, uniform, JEST and Flexi-JEST runs at a profile's scale."""
+    runs = [
+        Job(method, seed, default_run(method, merge(read_profile(word, method), overrides), seed))
+        for method in ("uniform", "jest", "flexi")
+    ]
+    reference = runs[-1].run.reference
+    return [Job("reference", seed, reference), *runs] if reference is not None else runs
+
+
+def planned_jobs(word: str, overrides: dict[str, Any]) -> list[Job]:
+    """The runs that `jest plan WORD` counts: a profile's, or an experiment's with its first seed.
+
+    Raises ConfigError with the nearest name.
+    """
+    profiles = {p.stem for p in PROFILES.glob("*.yaml")}
+    if word in profiles:
+        return profile_jobs(word, overrides)
+    experiments = {p.stem for p in FOLDER.glob("*.yaml")}
+    if Path(word).suffix not in (".yaml", ".yml") and word not in experiments:
+        known = [*profiles, *experiments]
+        raise ConfigError(f"no profile or experiment {word!r}{did_you_mean(word, known)}")
+    experiment = read_experiment(find_experiment(word))
+    return jobs(experiment, overrides, seeds=experiment.seeds[:1])
+
+
+def jobs(
+    experiment: Experiment,
+    overrides: dict[str, Any],
+    names: list[str] | None = None,
+    seeds: list[int] | None = None,
+) -> list[Job]:
+    """Every run with every seed (or these), references included under their own names.
+
+    names: of runs, or patterns such as "jest@0.8@*". Without names and seeds: in order of worth,
+    first what the file's tiers list. Raises ConfigError for a name that fits nothing.
+    """
+    tiers = [Tier(runs=names or list(experiment.runs), seeds=seeds)]
+    if names is None and seeds is None:
+        tiers = [*experiment.tiers, *tiers]
+    found: dict[tuple[str, int], Job] = {}
+    for number, tier in enumerate(tiers):
+        for seed in tier.seeds or experiment.seeds:
+            for name in _matching(experiment, tier.runs):
+                for job in _expanded(experiment, name, seed, overrides):
+                    found.setdefault((job.name, seed), replace(job, tier=number))
+    return list(found.values())
+
+
+def _matching(experiment: Experiment, patterns: list[str]) -> list[str]:
+    """The runs that these names or patterns mean, each once. Raises ConfigError."""
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        names = [name for name in experiment.runs if fnmatchcase(name, pattern)]
+        if not names:
+            raise ConfigError(f"no run {pattern!r}{did_you_mean(pattern, list(experiment.runs))}")
+        found |= dict.fromkeys(names)
+    return list(found)
+
+
+def _expanded(experiment: Experiment, name: str, seed: int, overrides: dict[str, Any]) -> list[Job]:
+    """The run `name`, its reference first where the file names one."""
+    written = experiment.runs[name]
+    if isinstance(written, str):
+        other, original = _elsewhere(written)
+        if original not in other.runs:
+            raise ConfigError(f"no run {written!r}{did_you_mean(original, list(other.runs))}")
+        *before, job = _expanded(other, original, seed, overrides)
+        return [*before, Job(name, seed, job.run)]
+    settings = dict(written)
+    reference = settings.get("reference")
+    if isinstance(reference, str):
+        settings["reference"] = _reference(experiment, reference, seed, overrides)
+    run = build_run(settings, merge(experiment.base, {"seed": seed}), overrides)
+    job = Job(name, seed, run)
+    if not isinstance(reference, str) or run.reference is None:
+        return [job]
+    return [Job(reference_name(reference), seed, run.reference), job]
+
+
+def _elsewhere(word: str) -> tuple[Experiment, str]:
+    """Of "figure1:jest" the experiment and the name "jest"."""
+    file, _, name = word.partition(":")
+    return read_experiment(find_experiment(file)), name
+
+
+def reference_name(name: str) -> str:
+    """What results call a reference: the headline's by their role, another by its own name."""
+    return HEADLINE_REFERENCES.get(name, f"reference {name}")
+
+
+def _reference(
+    experiment: Experiment, name: str, seed: int, overrides: dict[str, Any]
+) -> dict[str, Any]:
+    if name not in experiment.references:
+        near = did_you_mean(name, list(experiment.references))
+        raise ConfigError(f"no reference {name!r}{near}")
+    written = experiment.references[name]
+    if isinstance(written, str):
+        other, original = _elsewhere(written)
+        return _reference(other, original, seed, overrides)
+    base = merge(merge(experiment.base, {"seed": seed}), _for_reference(overrides))
+    return merge(merge(base, METHODS["curated"]), written)
+
+
+def _for_reference(overrides: dict[str, Any]) -> dict[str, Any]:
+    """Those overrides that reach a reference too: not what makes it one, its steps and source."""
+    own = ("optim", "selection", "source", "engine", "reference", "reference_model",
+           "init_from_reference", "init", "init_sha256")  # fmt: skip
+    return _without_pool({key: value for key, value in overrides.items() if key not in own})
+
+
+def _without_pool(overrides: dict[str, Any]) -> dict[str, Any]:
+    """A reference reads the curated set alone: the same one, whatever the pool is."""
+    data = overrides.get("data")
+    if not isinstance(data, dict):
+        return overrides
+    kept = {key: value for key, value in data.items() if key not in ("train", "weights")}
+    return overrides | {"data": kept}
+
+
+def build_run(settings: dict[str, Any], base: dict[str, Any], overrides: dict[str, Any]) -> Run:
+    """A Run from a method's meaning, settings on top and the command line's overrides last."""
+    settings = dict(settings)
+    method = str(settings.pop("method", "uniform"))
+    run = make_run(merge(merge(merge(base, method_settings(method)), settings), overrides))
+    _check_sampler(run.selection.sampler)
+    return run
+
+
+def _check_sampler(name: str) -> None:
+    """Raise ConfigError for a sampler that is not there, before anything is built or trained."""
+    if name in ("uniform", "joint") or ":" in name:  # a user's own is imported where it runs
+        return
+    from jestcli.selection.registry import find  # imports torch
+
+    try:
+        find(name)
+    except ValueError as problem:
+        raise ConfigError(f"selection.{problem}") from None
+
+
+def method_settings(method: str) -> dict[str, Any]:
+    """What a method's name means; `module:function` is a sampler of the user's own."""
+    if method in METHODS:
+        return METHODS[method]
+    if ":" in method:
+        return {"selection": {"sampler": method}}
+    raise ConfigError(f"no method {method!r}{did_you_mean(method, list(METHODS))}")
+
+
+def default_run(method: str, overrides: dict[str, Any], seed: int) -> Run:
+    """What `jest train --method NAME` trains: the headline's settings of that method."""
+    settings: dict[str, Any] = {"method": method, "seed": seed}
+    reads = (method in METHODS and needs_reference(method)) or ":" in method
+    if reads and not overrides.get("reference_model"):
+        settings["reference"] = default_reference(_for_reference(overrides), seed).model_dump()
+    return build_run(settings, read_experiment(FOLDER / "figure1.yaml").base, overrides)
+
+
+def default_reference(overrides: dict[str, Any], seed: int) -> Run:
+    """What `jest train-reference` trains: the headline's reference."""
+    headline = read_experiment(FOLDER / "figure1.yaml")
+    return make_run(merge(_reference(headline, "strong", seed, {}), _without_pool(overrides)))

@@ -1,0 +1,276 @@
+"""`jest inspect RUN`: what did a run choose, and what did it leave?
+
+Candidates of any step are a pure function of (seed, step) and the choice follows from the weights,
+so nothing needs to have been stored: super-batches are drawn anew and chosen from with the final
+weights. What was chosen *during* training is read from metrics.jsonl, where every logged step
+names the rows of its sub-batch.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from jestcli.config import Run
+from jestcli.data.contact_sheet import contact_sheet
+from jestcli.paper import choices
+from jestcli.runs.opened import CPU, Opened, open_run
+from jestcli.runs.trained import new_learner
+from jestcli.runs.workspace import Workspace
+from jestcli.selection import PairEmbeddings, select
+from jestcli.selection.scores import diagonal_logits
+from jestcli.training.checkpoint import write_atomic, write_json
+from jestcli.training.loop import Report, chosen_in_training
+
+SHEET = 40  # pictures a contact sheet
+BLOCK = 4096
+OTHERS = {
+    "joint": ("joint", "learnability"),
+    "independent": ("independent", "learnability"),
+    "easy reference": ("joint", "easy_reference"),
+    "hard learner": ("joint", "hard_learner"),
+}
+
+
+@dataclass(frozen=True)
+class Replay:
+    """One super-batch: rows int64 [B] of the pool, index int64 [b] chosen, score float64 [B]:
+    the diagonal learnability, learner's loss of a pair minus the reference's, in nats."""
+
+    rows: np.ndarray
+    index: np.ndarray
+    score: np.ndarray
+    learner: PairEmbeddings
+    reference: PairEmbeddings
+
+
+def replay(opened: Opened, super_batches: int) -> list[Replay]:
+    """Choose from new super-batches with the final weights, as the run itself would.
+
+    A run that does not select gives the first b of as large a super-batch: a random sub-batch.
+    Where f has a schedule, super-batches are as large as the last one.
+    """
+    run, found = opened.run, []
+    with opened.drawing(_super_batch(run)) as draw:
+        for step in range(super_batches):
+            drawn = draw(step)
+            ours, theirs = opened.embed(drawn), opened.reference(drawn)
+            index = np.arange(run.optim.batch_size)
+            if run.selection.sampler != "uniform":
+                index = _choice(ours, theirs, run, step).numpy()
+            score = _diagonal(ours) - _diagonal(theirs)
+            found.append(Replay(drawn.row, index, score, ours, theirs))
+    return found
+
+
+def _super_batch(run: Run) -> int:
+    """B; the last one where f has a schedule."""
+    if run.scheduled:
+        return run.super_batch_at(run.optim.steps)
+    return round(run.optim.batch_size / (1 - run.selection.filter_ratio))
+
+
+def _choice(
+    ours: PairEmbeddings, theirs: PairEmbeddings, run: Run, step: int, **how: Any
+) -> torch.Tensor:
+    selection = run.selection
+    settings: dict[str, Any] = {
+        "sampler": selection.sampler, "criterion": selection.criterion,
+        "learner_weight": selection.learner_weight if not how else 1.0,
+        "n_chunks": selection.n_chunks, **how,
+    }  # fmt: skip
+    return select(ours, theirs, size=run.optim.batch_size, loss=run.optim.loss, seed=run.seed,
+                  step=step, **settings).cpu()  # fmt: skip
+
+
+def _diagonal(pairs: PairEmbeddings) -> np.ndarray:
+    """Sigmoid loss of every pair as a positive: softplus(-z_kk), float64 [B]."""
+    z = diagonal_logits(pairs)
+    return torch.nn.functional.softplus(-z).cpu().numpy()
+
+
+def overlaps(opened: Opened, replays: list[Replay]) -> dict[str, dict[str, float]]:
+    """Share of one strategy's sub-batch that another would choose too, all from the same
+    super-batches and noise; by chance it is b/B."""
+    found: dict[str, dict[str, list[float]]] = {a: {b: [] for b in OTHERS} for a in OTHERS}
+    for step, one in enumerate(replays):
+        sets = {
+            name: set(_choice(one.learner, one.reference, opened.run, step, sampler=sampler,
+                              criterion=criterion).tolist())
+            for name, (sampler, criterion) in OTHERS.items()
+        }  # fmt: skip
+        for a in sets:
+            for b in sets:
+                found[a][b].append(len(sets[a] & sets[b]) / len(sets[a]))
+    return {a: {b: float(np.mean(v)) for b, v in row.items()} for a, row in found.items()}
+
+
+def drift(opened: Opened, replays: list[Replay]) -> dict[str, float]:
+    """Spearman correlation of a pair's learnability by the final learner with that by the
+    untrained one, and with the reference's loss alone: how far scores moved in training."""
+    from scipy.stats import spearmanr
+
+    at = opened.learner.clip.logit_scale.device
+    before = replace(opened, learner=new_learner(opened.run).to(at).eval())
+    early, late, fixed = [], [], []
+    with opened.drawing(_super_batch(opened.run)) as draw:
+        for step, one in enumerate(replays[:2]):
+            theirs = _diagonal(one.reference)
+            early.append(_diagonal(before.embed(draw(step))) - theirs)
+            late.append(one.score)
+            fixed.append(-theirs)
+    columns = [np.concatenate(x) for x in (early, late, fixed)]
+    return {
+        "final learner with untrained learner": float(spearmanr(columns[1], columns[0])[0]),
+        "final learner with minus the reference's loss": float(
+            spearmanr(columns[1], columns[2])[0]
+        ),
+    }
+
+
+def near_duplicates(replays: list[Replay], cosine: float = 0.98) -> tuple[float, float]:
+    """Share of a batch with a near-duplicate image in it, by the reference's image embeddings:
+    (chosen sub-batches, random ones of the same size)."""
+
+    def share(image: torch.Tensor) -> float:
+        close = image @ image.T
+        close.fill_diagonal_(-1.0)
+        return float((close.max(1).values >= cosine).float().mean())
+
+    chosen = [share(r.reference.image[torch.from_numpy(r.index)]) for r in replays]
+    random = [share(r.reference.image[: len(r.index)]) for r in replays]
+    return float(np.mean(chosen)), float(np.mean(random))
+
+
+# --- what is written ------------------------------------------------------------------------------
+
+
+def inspect(
+    folder: Path,
+    workspace: Workspace,
+    out: Path,
+    super_batches: int = 8,
+    everything: bool = False,
+    device: torch.device = CPU,
+    report: Report = lambda *_: None,
+) -> list[Path]:
+    """Write contact sheets, a figure, a report and the export under `out`; returns the paths.
+
+    Args:
+        super_batches: how many to draw and choose from.
+        everything: score every pair of the run's source for the export, not only those drawn.
+        device: where learner and reference embed.
+        report: (done, total, what) of the scoring of everything.
+    """
+    opened = open_run(folder, workspace, device, report)
+    replays, path = replay(opened, super_batches), out / folder.name
+    path.mkdir(parents=True, exist_ok=True)
+    facts = choices.describe(
+        opened.pairs, replays, chosen_in_training(folder), overlaps(opened, replays),
+        drift(opened, replays), near_duplicates(replays),
+    )  # fmt: skip
+    facts = {"run": folder.name, "label": opened.label, "selects": _selects(opened.run), **facts}
+    write_json(path / "facts.json", facts)
+    sheets = _sheets(opened, replays, path)
+    figures = choices.draw_choices(facts, path / "choices")
+    words = path / "README.md"
+    words.write_text(choices.to_markdown(facts, [p.name for p in sheets]))
+    exported = _export(opened, replays, path, report if everything else None)
+    return [words, *sheets, *figures, path / "facts.json", *exported]
+
+
+def _selects(run: Run) -> str:
+    selection = run.selection
+    if selection.sampler == "uniform":
+        return "nothing: every candidate is trained on; a random sub-batch stands for it here"
+    to = f" to {selection.filter_ratio_end}" if run.scheduled else ""
+    return f"{selection.sampler}, {selection.criterion}, f = {selection.filter_ratio}{to}"
+
+
+def _sheets(opened: Opened, replays: list[Replay], path: Path) -> list[Path]:
+    """Highest and lowest learnability of all super-batches; the first one's chosen and rejected."""
+    first = replays[0]
+    rows = np.concatenate([r.rows for r in replays])
+    score = np.concatenate([r.score for r in replays])
+    order = np.argsort(-score)
+    left = np.setdiff1d(np.arange(len(first.rows)), first.index)
+    sheets = {
+        "highest": (rows[order[:SHEET]], score[order[:SHEET]], "highest learnability"),
+        "lowest": (rows[order[::-1][:SHEET]], score[order[::-1][:SHEET]], "lowest learnability"),
+        "chosen": (first.rows[first.index[:SHEET]], first.score[first.index[:SHEET]],
+                   "chosen from one super-batch, in the order chosen"),
+        "rejected": (first.rows[left[:SHEET]], first.score[left[:SHEET]],
+                     "rejected from the same super-batch"),
+    }  # fmt: skip
+    written = []
+    for name, (shown, values, title) in sheets.items():
+        captions = opened.pairs.captions(shown)
+        texts = [f"{v:+.1f} {c}" for v, c in zip(values, captions, strict=True)]
+        images = opened.pairs.pictures(shown)
+        title = f"{opened.label}: {title} (nats, learner minus reference)"
+        written.append(contact_sheet(images, texts, path / f"{name}.png", 10, title))
+    return written
+
+
+def _export(opened: Opened, replays: list[Replay], path: Path, report: Report | None) -> list[Path]:
+    """scores.csv (key, source, learnability, times drawn and chosen) and uids.npy, DataComp's
+    format.
+
+    uids.npy holds the chosen pairs (with `report`, where everything is scored: the best (1 - f) of
+    the source) as sorted pairs of uint64, the two halves of a 128-bit uid: a key of 32 hexadecimal
+    digits as it is, another key by its blake2b hash.
+    """
+    if report is not None:
+        rows, score = score_all(opened, report)
+        keep = round(len(rows) * (1 - opened.run.selection.filter_ratio))
+        kept = np.zeros(len(rows), np.int64)
+        kept[np.argsort(-score)[:keep]] = 1
+        drawn = np.ones(len(rows), np.int64)
+    else:
+        every = np.concatenate([r.rows for r in replays])
+        flags = [np.isin(np.arange(len(r.rows)), r.index).astype(np.int64) for r in replays]
+        rows, inverse = np.unique(every, return_inverse=True)
+        drawn = np.bincount(inverse)
+        kept = np.bincount(inverse, np.concatenate(flags)).astype(np.int64)
+        score = np.bincount(inverse, np.concatenate([r.score for r in replays])) / drawn
+    keys, places = opened.pairs.keys(rows), opened.pairs.places(rows)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["key", "source", "learnability", "drawn", "chosen"])
+    for *named, s, d, k in zip(keys, places, score, drawn.tolist(), kept.tolist(), strict=True):
+        writer.writerow([*named, f"{s:.5g}", d, k])
+    write_atomic(path / "scores.csv", out.getvalue().encode())
+    uids = np.array([uid(keys[i]) for i in np.flatnonzero(kept).tolist()], "u8,u8")
+    uids.sort()
+    np.save(path / "uids.npy", uids)
+    return [path / "scores.csv", path / "uids.npy"]
+
+
+def score_all(opened: Opened, report: Report = lambda *_: None) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the run's source that can be read, int64 [n], and their diagonal learnability."""
+    size = min(BLOCK, opened.size)
+    steps, rows, score = math.ceil(opened.size / size), [], []
+    with opened.drawing(size) as draw:
+        for step in range(steps):
+            drawn = draw(step)
+            rows.append(drawn.row)
+            score.append(_diagonal(opened.embed(drawn)) - _diagonal(opened.reference(drawn)))
+            report(step + 1, steps, f"scoring {opened.size:,} pairs")
+    # The last draw begins a second epoch, and what cannot be read has a substitute: once each.
+    once, first = np.unique(np.concatenate(rows), return_index=True)
+    return once, np.concatenate(score)[first]
+
+
+def uid(key: str) -> tuple[int, int]:
+    """DataComp's two 64-bit halves of a key (see `_export`)."""
+    word = key if len(key) == 32 and set(key) <= set("0123456789abcdef") else ""
+    word = word or hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+    return int(word[:16], 16), int(word[16:], 16)

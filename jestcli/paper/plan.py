@@ -1,0 +1,278 @@
+"""What runs would cost, counted before anything runs: `jest plan`."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jestcli.config import Run
+from jestcli.models.flops import (
+    Cost,
+    ForwardFlops,
+    forward_flops,
+    per_iteration,
+    run_cost,
+    step_cost,
+)
+from jestcli.models.memory import Memory, training_memory
+from jestcli.models.towers import Clip
+from jestcli.paper.experiment import Job
+from jestcli.runs.scored_with import reference_view
+from jestcli.runs.trained import new_learner
+
+CONVENTIONS = {
+    "cached_reuse": "reference cached, forwards of the chosen pairs re-used "
+    "(the paper's 233 %; at low resolution it re-uses none)",
+    "cached_text_reuse": "reference cached, only the text forwards of the chosen pairs re-used "
+    "(they are the same at every image resolution)",
+    "cached": "reference cached, nothing re-used: what runs here",
+    "uncached_reuse": "reference not cached, forwards of the chosen pairs re-used",
+    "uncached": "reference not cached, nothing re-used",
+    "charged": "cached, plus the reference's own training and its one pass over the pairs seen",
+}
+CALIBRATION_FLOPS = 1.5e11  # about so many in the step that is timed, one pair at least
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run: counts, FLOPs and bytes.
+
+    percent: of a uniform full-resolution step of the same model, by convention; flops: of the
+    whole run; seconds: None where it was not estimated.
+    """
+
+    name: str
+    steps: int
+    batch_size: int
+    super_batch_size: int
+    examples_trained: int
+    examples_seen: int
+    parameters: int
+    per_example: ForwardFlops
+    percent: dict[str, float]
+    flops: dict[str, float]
+    memory_bytes: int
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class _Counted:
+    flops: ForwardFlops
+    memory: Memory
+    parameters: int
+
+
+def make_plans(
+    jobs: list[Job], pool_size: int | None = None, devices: int = 1, timed: bool = True
+) -> list[Plan]:
+    """A plan of every job, from models on the meta device.
+
+    Args:
+        pool_size: pairs of the pool (a cache scores each once); None: no pair comes twice.
+        devices: data-parallel devices that share a batch.
+        timed: time a calibration step on this machine, and estimate seconds from it.
+    """
+    counted: dict[str, _Counted] = {}
+    rates: dict[str, tuple[float, float]] = {}
+    return [_plan(job, pool_size, devices, timed, counted, rates) for job in jobs]
+
+
+def _plan(
+    job: Job,
+    pool_size: int | None,
+    devices: int,
+    timed: bool,
+    counted: dict[str, _Counted],
+    rates: dict[str, tuple[float, float]],
+) -> Plan:
+    run = job.run
+    steps, b = run.optim.steps, run.optim.batch_size
+    seen = run.candidates_before(steps)
+    mine = _count(run, counted)
+    reference = _count_reference(run, counted)
+    pool = min(seen, pool_size or seen)
+    spent = 0.0
+    if run.reference is not None:
+        spent = _cost(run.reference, _count(run.reference, counted).flops, None, 0.0, pool).cached
+    cost = _cost(run, mine.flops, reference, spent, pool)
+    one = step_cost(run, mine.flops, reference)
+    percent = per_iteration(run, mine.flops, reference)
+    percent["charged"] = 100 * cost.charged / (steps * 3 * b * mine.flops.full)
+    text_reuse = percent["cached_text_reuse"] / 100 * 3 * b * mine.flops.full * steps
+    seconds = None
+    if timed:
+        key = run.model.model_dump_json() + run.data.model_dump_json()
+        rates[key] = rates.get(key) or calibrate(run, mine.flops)
+        training, scoring = rates[key]
+        trained = step_cost(uniformly(run), mine.flops, None).cached
+        seconds = steps * (trained / training + (one.cached - trained) / scoring) / devices
+    return Plan(
+        job.name, steps, b, run.super_batch_size, steps * b, seen, mine.parameters, mine.flops,
+        percent,
+        {**cost.as_dict(), "cached_text_reuse": text_reuse, "uncached_reuse": cost.uncached_reuse},
+        mine.memory.training(-(-b // devices), run.selection.low_res_share), seconds,
+    )  # fmt: skip
+
+
+def on_meta(run: Run) -> Clip:
+    """The run's model without memory behind it; pretrained weights are not read."""
+    model = run.model.model_copy(update={"pretrained": None})
+    with torch.device("meta"):
+        return new_learner(run.model_copy(update={"model": model}))
+
+
+def _count(run: Run, counted: dict[str, _Counted]) -> _Counted:
+    selection = run.selection
+    key = json.dumps([
+        run.model.model_dump(), run.data.model_dump(), selection.low_res_scoring,
+        selection.low_res_share > 0, selection.approximation, selection.keep_tokens,
+    ])  # fmt: skip
+    if key not in counted:
+        model, sizes = on_meta(run), (run.data.image_size, run.data.context_length)
+        counted[key] = _Counted(
+            forward_flops(model, *sizes), training_memory(model, *sizes),
+            sum(p.numel() for p in model.parameters()),
+        )  # fmt: skip
+    return counted[key]
+
+
+def _count_reference(run: Run, counted: dict[str, _Counted]) -> ForwardFlops | None:
+    """The reference's FLOPs, its low resolution being the one at which `run` would read it."""
+    if run.reference is None:
+        return None
+    view = reference_view(run)
+    if view is None:
+        return _count(run.reference, counted).flops
+    model = on_meta(run.reference)
+    model.set_low(view)
+    return forward_flops(model, run.data.image_size, run.data.context_length)
+
+
+def _cost(
+    run: Run, mine: ForwardFlops, reference: ForwardFlops | None, spent: float, pool: int
+) -> Cost:
+    return run_cost(run, run.optim.steps, mine, reference, spent, pool)
+
+
+def uniformly(run: Run) -> Run:
+    """The same training without selection."""
+    selection = run.selection.model_copy(update={"sampler": "uniform"})
+    return run.model_copy(update={"selection": selection})
+
+
+def calibrate(run: Run, flops: ForwardFlops) -> tuple[float, float]:
+    """FLOP/s of training and of scoring, timed on the real model with a few random pairs.
+
+    One warm-up, one measurement: an order of magnitude, on whatever else the machine does now.
+    """
+    from jestcli.training.loss import contrastive_loss
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    n = max(1, min(run.optim.batch_size, round(CALIBRATION_FLOPS / (3 * flops.full))))
+    model = run.model.model_copy(update={"pretrained": None})
+    learner = new_learner(run.model_copy(update={"model": model})).to(device)
+    images = torch.rand(n, 3, run.data.image_size, run.data.image_size, device=device)
+    tokens = torch.ones(n, run.data.context_length, dtype=torch.long, device=device)
+
+    def train() -> None:
+        image, text, scale, bias = learner(images, tokens)
+        contrastive_loss(image, text, scale, bias, run.optim.loss).backward()
+
+    @torch.no_grad()
+    def score() -> None:
+        learner(images, tokens)
+
+    return 3 * n * flops.full / _seconds(train), n * flops.full / _seconds(score)
+
+
+def _seconds(call: Any) -> float:
+    for _ in range(2):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+    return seconds
+
+
+# --- as text --------------------------------------------------------------------------------------
+
+
+def iteration_rows(plans: list[Plan]) -> tuple[list[str], list[list[str]]]:
+    """Heading and rows: GFLOP of one pair, and an iteration in % of a uniform one."""
+    head = ["run", "GFLOP image", "image low", "text", *(f"{c} %" for c in CONVENTIONS)]
+    rows = [
+        [p.name, *(f"{x / 1e9:.3g}" for x in asdict(p.per_example).values()),
+         *(f"{p.percent[c]:.1f}" for c in CONVENTIONS)]
+        for p in plans
+    ]  # fmt: skip
+    return head, rows
+
+
+def total_rows(plans: list[Plan]) -> tuple[list[str], list[list[str]]]:
+    """Heading and rows: the whole run in examples, FLOPs, memory and time."""
+    head = ["run", "steps", "examples trained", "seen", "M parameters",
+            *(f"TFLOP {c}" for c in CONVENTIONS), "GB a device", "time"]  # fmt: skip
+    rows = [
+        [p.name, f"{p.steps:,}", f"{p.examples_trained:,}", f"{p.examples_seen:,}",
+         f"{p.parameters / 1e6:.3g}", *(f"{p.flops[c] / 1e12:.4g}" for c in CONVENTIONS),
+         f"{p.memory_bytes / 1e9:.3g}", duration(p.seconds)]
+        for p in plans
+    ]  # fmt: skip
+    return head, rows
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "not estimated"
+    for unit, size in (("years", 31_557_600), ("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.2g} s"
+
+
+def notes(run: Run, devices: int, timed: bool) -> list[str]:
+    """How every number came about, one sentence each."""
+    tower = run.model.name or "the suite's own towers"
+    device = "one GPU" if torch.cuda.is_available() else "one process on this CPU"
+    lines = [
+        f"Model: {tower}, images of {run.data.image_size} px, "
+        f"patches of {'/'.join(map(str, run.model.patch_sizes))} px, "
+        f"text of {run.data.context_length} tokens.",
+        "FLOPs: torch's counter over the real modules, one multiply-add being two; a training step "
+        "is three forward passes; % is of a uniform step of the same model at full resolution.",
+        *(f"{name}: {words}." for name, words in CONVENTIONS.items()),
+        f"Memory: float32 weights, gradients and AdamW's moments, and what autograd keeps of a "
+        f"batch over {devices} device(s), no gradient checkpointing: an upper estimate, for "
+        "attention matrices are counted that fused kernels never store; bf16 takes about half of "
+        "the activations.",
+    ]
+    if timed:
+        lines.append(
+            f"Time: from one training and one scoring step of the real model timed on {device}, "
+            f"over {devices} device(s); loading, selection and evaluation are not in it."
+        )
+    return lines
+
+
+def write(path: Path, title: str, plans: list[Plan], lines: list[str]) -> list[Path]:
+    """The plan as Markdown and JSON beside each other; returns both paths."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parts = [f"# {title}"]
+    for heading, (head, rows) in (
+        ("An iteration", iteration_rows(plans)), ("The whole run", total_rows(plans)),
+    ):  # fmt: skip
+        table = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+        parts += [f"## {heading}", "\n".join(f"| {' | '.join(row)} |" for row in table)]
+    text = "\n\n".join([*parts, "\n".join(f"- {line}" for line in lines)]) + "\n"
+    made = [path.with_suffix(".md"), path.with_suffix(".json")]
+    made[0].write_text(text)
+    made[1].write_text(json.dumps({"notes": lines, "plans": [asdict(p) for p in plans]}, indent=1))
+    return made

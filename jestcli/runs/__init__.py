@@ -1,0 +1,1 @@
+"""What a run reads, its directory, and what is done with a finished one."""

@@ -1,0 +1,230 @@
+"""`jest data build | list | show`: the embedded data, seen by a person."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jestcli.utils.errors import DataError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from jestcli.config import Run
+    from jestcli.runs.own import OwnInputs
+    from jestcli.runs.workspace import Inputs
+
+DOING = {
+    "fetch": "fetching packages",
+    "unpack": "reading the icon package",
+    "draw": "drawing icons",
+    "compare": "looking for near-duplicates",
+    "write": "writing shards",
+    "check": "checking for leakage",
+    "decode": "decoding once",
+}
+
+
+@contextmanager
+def bars(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A function (stage, done, total) that shows a bar for each stage, with the time left.
+
+    Where the console is no terminal, a line when a stage begins.
+    """
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    tasks: dict[str, Any] = {}
+    with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = shown.add_task(DOING.get(stage, stage), total=total)
+                if not console.is_terminal:
+                    console.print(f"{DOING.get(stage, stage)} ({total:,})")
+            shown.update(tasks[stage], completed=done, total=total)
+
+        yield report
+
+
+def build(
+    root: Path | None = None,
+    size: int = 32,
+    workers: int | None = None,
+    console: Console | None = None,
+    keep_cache: bool = False,
+) -> Path:
+    """Build the embedded data with a progress bar, unless it is there; returns its root.
+
+    Raises DataError with one line that says what to do.
+    """
+    from rich.console import Console
+
+    from jestcli.icons.build import build as build_data
+    from jestcli.icons.build import default_root, is_built, read_manifest
+
+    console = console or Console(stderr=True)
+    root = root or default_root(size)
+    if not is_built(root, size=size):
+        with bars(console) as report:
+            build_data(root, size=size, workers=workers, progress=report, keep_cache=keep_cache)
+    counts = read_manifest(root)["counts"]
+    console.print(
+        f"data in {root}: {counts['pool']:,} pool images ({counts['pool_pairs']:,} pairs), "
+        f"{counts['curated']:,} curated, {len(counts['benchmarks'])} benchmark folders"
+    )
+    return root
+
+
+def index(run: Run, inputs: OwnInputs, console: Console) -> None:
+    """Find and count the user's shards, with bars, and say what there is."""
+    from jestcli.runs.own import splits
+
+    with bars(console) as report:
+        for split in splits(run):
+            stream = inputs.stream(split, report)
+            console.print(f"{split}: {len(stream):,} pairs in {len(stream.shards):,} shards")
+
+
+def decode(inputs: Inputs, workers: int | None, console: Console) -> None:
+    """Decode pool and curated set into memory-mapped stores, with bars, unless that is done."""
+    with bars(console) as report:
+        for split in ("pool", "curated"):
+
+            def named(stage: str, done: int, total: int, split: str = split) -> None:
+                report(f"decoding the {split} once", done, total)
+
+            inputs.store(split, workers, named)
+
+
+def list_sources(root: Path, console: Console | None = None) -> None:
+    """Print what `root` holds: splits, levels and benchmarks with n, chance, families, licences.
+
+    Raises DataError when nothing is built there.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from jestcli.icons.build import read_manifest
+
+    console = console or Console()
+    manifest = read_manifest(root)
+    counts = manifest["counts"]
+    training = Table(title=f"Training data in {root} ({manifest['size']} px)", title_justify="left")
+    for heading in ("split", "level", "images", "what"):
+        training.add_column(heading, justify="right" if heading == "images" else "left")
+    pool = f"real names as they are; {counts['pool_pairs']:,} pairs with other names"
+    training.add_row("pool", "", f"{counts['pool']:,}", pool)
+    described = {
+        "strong": "labels and tags",
+        "strong++": "labels and tags, larger: holds strong",
+        "moderate": "well-named sets, names only",
+        "weak": "a random part of the pool without logos, names only",
+    }
+    for level, about in described.items():
+        if level in counts["levels"]:
+            split = "pool" if level == "weak" else "curated"
+            training.add_row(split, level, f"{counts['levels'][level]:,}", about)
+    console.print(training)
+
+    table = Table(title="Benchmarks (art that no training image shows)", title_justify="left")
+    for heading in ("name", "kind", "mirrors", "n", "ways", "chance %", "art families"):
+        right = heading in ("n", "ways", "chance %")
+        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+    for entry in read_benchmarks(root):
+        table.add_row(
+            entry["name"], entry["kind"], entry["mirrors"], f"{entry['n']:,}",
+            f"{entry['n_classes'] or entry['n']:,}", f"{100 * entry['chance']:.2f}",
+            ", ".join(entry["families"]),
+        )  # fmt: skip
+    console.print(table)
+    licences = ", ".join(f"{name} {count:,}" for name, count in manifest["pool_licences"].items())
+    console.print(f"Licences in the pool: {licences}. See NOTICE.")
+
+
+def read_benchmarks(root: Path) -> list[dict[str, Any]]:
+    """The entries of benchmarks.json. Raises DataError when there is none."""
+    try:
+        found: list[dict[str, Any]] = json.loads(
+            (root / "benchmarks" / "benchmarks.json").read_text()
+        )
+    except FileNotFoundError:
+        raise DataError(f"no benchmarks in {root}: run `jest data build` first") from None
+    return found
+
+
+def show(
+    root: Path, what: str = "all", n: int = 60, out: Path = Path("contact_sheets")
+) -> list[Path]:
+    """Draw contact sheets with captions: "pool", "curated", a level, a benchmark, or "all".
+
+    n: images a sheet. Returns the paths written. Raises DataError for an unknown name.
+    """
+    from jestcli.icons.build import read_manifest
+
+    levels = list(read_manifest(root)["counts"]["levels"])
+    marks = {entry["folder"].removeprefix("wds_") for entry in read_benchmarks(root)}
+    names = ["pool", *levels, *sorted(marks)]
+    entries = {entry["name"]: entry["folder"] for entry in read_benchmarks(root)}
+    if what == "all":
+        wanted = names
+    elif what in entries:
+        wanted = [entries[what].removeprefix("wds_")]
+    elif what in names or what == "curated":
+        wanted = [what]
+    else:
+        import difflib
+
+        known = [*names, "curated", *entries, "all"]
+        close = difflib.get_close_matches(what, known, 1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+        raise DataError(f"nothing called {what!r} to show: {hint}")
+    return [_sheet(root, name, n, out, name in marks) for name in wanted]
+
+
+def _sheet(root: Path, name: str, n: int, out: Path, benchmark: bool) -> Path:
+    import itertools
+
+    import numpy as np
+
+    from jestcli.data.contact_sheet import contact_sheet
+
+    pairs = _benchmark_pairs(root, name) if benchmark else _training_pairs(root, name)
+    taken = list(itertools.islice(pairs, n))
+    title = f"{name}: the first {len(taken)}"
+    images = [np.asarray(image) for image, _ in taken]
+    path = out / f"{name.replace('+', 'p')}.png"
+    return contact_sheet(images, [text for _, text in taken], path, 10, title)
+
+
+def _training_pairs(root: Path, name: str) -> Iterator[tuple[Any, str]]:
+    from jestcli.data.shards import read_shards
+    from jestcli.icons.build import shard_urls
+
+    split = "pool" if name in ("pool", "weak") else "curated"
+    for pair in read_shards(shard_urls(root, split)):
+        if name in ("pool", "curated") or name in pair.meta.get("levels", ()):
+            yield pair.image, " | ".join(pair.captions)
+
+
+def _benchmark_pairs(root: Path, name: str) -> Iterator[tuple[Any, str]]:
+    from jestcli.data.shards import read_shards
+
+    folder = root / "benchmarks" / f"wds_{name}"
+    names = folder / "classnames.txt"
+    classes = names.read_text().splitlines() if names.exists() else []
+    for pair in read_shards(str(folder / "test" / "0.tar")):
+        yield pair.image, classes[pair.meta["cls"]] if classes else " | ".join(pair.captions)

@@ -1,0 +1,334 @@
+"""`jest doctor`: what this machine, its versions and the data will do to a long run."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from jestcli.config import Run
+from jestcli.runs.workspace import Workspace
+
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "clip-benchmark", "webdataset", "numpy")
+GOOD, WARNING, BAD = "ok", "warning", "will break"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """state: ok, warning (slower or lost convenience) or "will break" (and how to mend it)."""
+
+    what: str
+    state: str
+    text: str
+
+
+def examine(run: Run, workspace: Workspace, device: str, wandb: str) -> list[Finding]:
+    """Every check, in order. One that fails to run is a finding itself."""
+    checks: list[Callable[[], Finding]] = [
+        _python, _versions, _imports, _arithmetic, partial(_device, run, device),
+        partial(_compiler, run), _ranks, _memory, partial(_model, run, device),
+        partial(_runs, run, workspace), partial(_reference, run, workspace),
+        partial(_wandb, wandb), partial(_sizes, run),
+    ]  # fmt: skip
+    if run.data.own:
+        checks += [
+            partial(_folder, "fetched shards", workspace.loading.cache, 4),
+            partial(_shards, run, workspace), partial(_benchmarks, run), partial(_commands, run),
+        ]  # fmt: skip
+    else:
+        checks += [
+            partial(_folder, "data", workspace.data_root(run), 4), partial(_data, run, workspace),
+        ]  # fmt: skip
+    found = []
+    for check in checks:
+        try:
+            found.append(check())
+        except Exception as error:
+            name = getattr(check, "func", check).__name__.strip("_")
+            found.append(Finding(name, BAD, " ".join(f"{type(error).__name__}: {error}".split())))
+    return found
+
+
+def _python() -> Finding:
+    good = sys.version_info >= (3, 10)
+    return Finding("python", GOOD if good else BAD, platform.python_version())
+
+
+def _versions() -> Finding:
+    found, missing = [], []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        return Finding("packages", BAD, f"missing: {', '.join(missing)}; run `make install`")
+    if tuple(int(x) for x in version("numpy").split(".")[:2]) >= (2, 4):
+        return Finding("packages", BAD, "numpy 2.4 and later break clip-benchmark's accuracy")
+    return Finding("packages", GOOD, ", ".join(found))
+
+
+def _imports() -> Finding:
+    for name in ("torchvision", "open_clip", "clip_benchmark.metrics.zeroshot_classification"):
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # torchvision raises RuntimeError for a torch of another build
+            text = f"{name} does not import: {' '.join(str(error).split())[:120]}"
+            return Finding("imports", BAD, f"{text}; install torch and torchvision together")
+    return Finding("imports", GOOD, "torchvision, open_clip and clip-benchmark import")
+
+
+def _arithmetic() -> Finding:
+    """The same product twice: what bit-identical resume rests on."""
+    import torch
+
+    x = torch.randn(257, 129, generator=torch.Generator().manual_seed(0))
+    same = torch.equal(x @ x.T, x @ x.T)
+    text = "bit for bit" if same else "two equal products differ: resume is not exact"
+    return Finding("repeatable sums", GOOD if same else WARNING, text)
+
+
+def _device(run: Run, device: str) -> Finding:
+    import torch
+
+    from jestcli.training.clock import peak_flops
+    from jestcli.training.devices import pick_device
+
+    chosen = pick_device(device)
+    if chosen.type == "cpu":
+        text = f"CPU, {os.cpu_count()} cores, {peak_flops(chosen) / 1e9:.0f} GFLOP/s a thread"
+        if run.engine.precision == "bfloat16" or run.engine.compile:
+            return Finding("device", WARNING, text + "; bfloat16 and compile do not pay here")
+        return Finding("device", GOOD, text)
+    free, total = torch.cuda.mem_get_info()
+    text = f"{torch.cuda.get_device_name()}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
+    if run.engine.precision == "bfloat16" and not torch.cuda.is_bf16_supported():
+        return Finding("device", BAD, text + ": no bfloat16; set engine.precision=float32")
+    return Finding("device", GOOD, text)
+
+
+def _compiler(run: Run) -> Finding:
+    there = shutil.which("gcc") or shutil.which("clang") or shutil.which("cc")
+    if run.engine.compile and not there:
+        return Finding("compiler", BAD, "engine.compile needs a C compiler: install gcc")
+    return Finding("compiler", GOOD, there or "none, and none is needed without engine.compile")
+
+
+def _ranks() -> Finding:
+    import torch.distributed as dist
+
+    if not dist.is_available() or not dist.is_gloo_available():
+        return Finding("several processes", BAD, "torch has no gloo: torchrun will not work")
+    nccl = "NCCL and gloo" if dist.is_nccl_available() else "gloo"
+    return Finding("several processes", GOOD, nccl)
+
+
+def _available() -> float:
+    """GiB of memory that are free on this machine."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    kib = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    return kib / 2**20
+
+
+def _memory() -> Finding:
+    gib = _available()
+    return Finding("memory", GOOD if gib >= 2 else WARNING, f"{gib:.1f} GiB free")
+
+
+def _model(run: Run, device: str) -> Finding:
+    """Whether the towers can be built, and one step of training fits."""
+    import torch
+
+    from jestcli.models.memory import training_memory
+    from jestcli.paper.plan import on_meta
+    from jestcli.training.devices import pick_device
+
+    model = on_meta(run)
+    size, ranks = run.data.image_size, int(os.environ.get("WORLD_SIZE", "1"))
+    memory = training_memory(model, size, run.data.context_length)
+    batch = min(run.engine.micro_batch or run.optim.batch_size, run.optim.batch_size // ranks)
+    needs = memory.training(max(1, batch), run.selection.low_res_share) / 2**30
+    on_gpu = pick_device(device).type == "cuda"
+    there = torch.cuda.mem_get_info()[1] / 2**30 if on_gpu else _available()
+    count = sum(p.numel() for p in model.parameters())
+    text = f"{count / 1e6:.1f}M parameters; {batch} pairs in training take about {needs:.1f} GiB"
+    saves = run.engine.activation_checkpointing or run.engine.shard == "fsdp"
+    if needs > there and not saves:
+        where = "the GPU has" if on_gpu else "there are"
+        return Finding("model", BAD, f"{text}, {where} {there:.1f}: set engine.micro_batch")
+    return Finding("model", GOOD, text)
+
+
+def _runs(run: Run, workspace: Workspace) -> Finding:
+    """Room for two checkpoints, for the old one goes when the new one is there."""
+    from jestcli.paper.plan import on_meta
+
+    numbers = 3 * sum(p.numel() for p in on_meta(run).parameters())  # weights and two moments
+    return _folder("run directories", workspace.runs, 2, 2 * 4 * numbers / 2**30)
+
+
+def _reference(run: Run, workspace: Workspace) -> Finding:
+    """Whether the reference, and weights to start from, are there or can be made."""
+    from jestcli.config import ConfigError
+    from jestcli.runs.references import check_word
+    from jestcli.runs.workspace import is_done
+    from jestcli.utils.errors import DataError
+
+    for name, path in (("init", run.init), ("model.pretrained", run.model.pretrained)):
+        looks_like_a_file = path is not None and (os.sep in path or name == "init")
+        if looks_like_a_file and not Path(path or "").is_file():
+            return Finding("weights", BAD, f"{name}: no file {path}")
+    if run.reference_model is not None:
+        try:
+            _, weights = check_word(run.reference_model)
+        except ConfigError as error:
+            return Finding("reference", BAD, str(error))
+        if not Path(weights).is_file():
+            return Finding("reference", WARNING, f"{run.reference_model} is fetched from the hub")
+        return Finding("reference", GOOD, run.reference_model)
+    if run.reference is None:
+        return Finding("reference", GOOD, "none, and none is needed")
+    try:
+        folder = workspace.folder(run.reference)
+    except DataError:  # its shards are not there: another check says which
+        return Finding("reference", WARNING, "not trained, and its shards are not there")
+    text = f"trained, in {folder}" if is_done(folder) else "not trained yet: it is trained first"
+    return Finding("reference", GOOD, text)
+
+
+def _folder(what: str, folder: Path, gib: float, least: float = 0.0) -> Finding:
+    """Space (below `least` GiB a run fails), and that files can be locked and renamed there."""
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(there).free / 2**30
+    text = f"{folder}: {free:.0f} GiB free"
+    try:
+        with tempfile.TemporaryDirectory(dir=there) as name:
+            path = Path(name) / "probe"
+            with path.open("w") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.fsync(file.fileno())
+            os.replace(path, path.with_name("renamed"))
+    except OSError as error:
+        return Finding(what, BAD, f"{text}; cannot write, lock or rename there: {error.strerror}")
+    if free < least:
+        return Finding(what, BAD, f"{folder}: {free:.3f} GiB free; checkpoints take {least:.3f}")
+    if free < gib:
+        return Finding(what, WARNING, f"{text}; a run and its data can take {gib:.0f} GiB")
+    return Finding(what, GOOD, text)
+
+
+def _data(run: Run, workspace: Workspace) -> Finding:
+    from jestcli.evaluation.benchmarks import list_benchmarks
+
+    root = workspace.data_root(run)
+    if not (root / "manifest.json").exists():
+        return Finding("embedded data", WARNING, "not built yet: the first run builds it")
+    return Finding("embedded data", GOOD, f"{len(list_benchmarks(root))} benchmarks in {root}")
+
+
+def _shards(run: Run, workspace: Workspace) -> Finding:
+    """The first pair of every source, the reference's too, can be read: one shard of each is
+    opened, or fetched. A shell command is not run: the configuration may be a stranger's."""
+    from jestcli.data.reading import Reader
+    from jestcli.data.shards import Skip
+    from jestcli.data.sources import ShardError, list_shards
+    from jestcli.data.stream import Stream
+    from jestcli.data.tarindex import read_index
+    from jestcli.runs.own import splits
+    from jestcli.utils.errors import DataError
+
+    read = [
+        (split, entry)
+        for each in (run, run.reference) if each is not None
+        for split in splits(each)
+        for entry in (each.data.train if split == "pool" else each.data.curated)
+    ]  # fmt: skip
+    said = []
+    for split, entry in dict.fromkeys(read):
+        try:
+            shards = list_shards(entry)
+            if shards[0].startswith("pipe:"):
+                said.append(f"{split}: {len(shards):,} shell commands, not tried")
+                continue
+            count = len(read_index(shards[0], workspace.loading))
+            if not count:
+                raise Skip("no image with a caption (.txt or .json)")
+            stream = Stream(split, ((shards[0],),), ((count,),))
+            image = Reader(stream, workspace.loading).pair(0, 0).image
+        except DataError as error:
+            return Finding("own shards", BAD, str(error))
+        except (ShardError, Skip) as reason:
+            return Finding("own shards", BAD, f"{split}, {shards[0]}: {reason}")
+        said.append(f"{split}: {len(shards):,} shards, the first holds {count:,} pairs, "
+                    f"{image.width} x {image.height} px")  # fmt: skip
+    return Finding("own shards", GOOD, "; ".join(said))
+
+
+def _benchmarks(run: Run) -> Finding:
+    from jestcli.evaluation.benchmarks import find_benchmarks
+    from jestcli.utils.errors import DataError
+
+    data = run.data
+    if data.benchmarks is None:
+        return Finding("benchmarks", WARNING, "no data.benchmarks: nothing will be evaluated")
+    try:
+        found = find_benchmarks(Path(data.benchmarks), data.image_size, data.shots)
+    except DataError as error:
+        return Finding("benchmarks", BAD, str(error))
+    return Finding("benchmarks", GOOD, ", ".join(each.name for each in found))
+
+
+def _commands(run: Run) -> Finding:
+    from jestcli.data.sources import shell_commands
+
+    found = shell_commands((*run.data.train, *run.data.curated))
+    if not found:
+        return Finding("shell commands", GOOD, "no source runs one")
+    text = f"the shards come out of {'; '.join(found)}"
+    return Finding("shell commands", WARNING, f"{text}: run in a shell, so read them first")
+
+
+def _wandb(mode: str) -> Finding:
+    if mode != "online":
+        return Finding("Weights & Biases", GOOD, mode)
+    import netrc
+
+    try:
+        known = bool(os.environ.get("WANDB_API_KEY") or netrc.netrc().hosts)
+    except (OSError, netrc.NetrcParseError):
+        known = False
+    text = "logged in" if known else "no login: run `wandb login`, or use --wandb offline"
+    return Finding("Weights & Biases", GOOD if known else BAD, text)
+
+
+def _sizes(run: Run) -> Finding:
+    """Batches over the ranks, as far as torchrun's environment says."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    b, B = run.optim.batch_size, run.super_batch_size
+    text = f"b = {b}, B = {B}, {size} process{'es' * (size > 1)}"
+    if b % size or B % size:
+        return Finding("batches", BAD, f"{text}: both must divide by the processes")
+    return Finding("batches", GOOD, text)
+
+
+def table(found: list[Finding]) -> Any:
+    """A rich Table."""
+    from rich.table import Table
+
+    out = Table(title="jest doctor", title_justify="left")
+    colours = {GOOD: "green", WARNING: "yellow", BAD: "red"}
+    for heading in ("what", "state", "found"):
+        out.add_column(heading, overflow="fold")
+    for each in found:
+        out.add_row(each.what, f"[{colours[each.state]}]{each.state}[/]", each.text)
+    return out

@@ -1,0 +1,243 @@
+"""Trained weights for open_clip: at any patch size of the run, with config and vocabulary."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
+from safetensors.torch import save
+from torch import Tensor
+
+from jestcli.config import ConfigError, Run, did_you_mean
+from jestcli.data.tokens import SmallTokenizer, small_tokenizer
+from jestcli.models.flexi import FlexiVisual, pi_resize_matrix, resize_matrix
+from jestcli.models.towers import Clip
+from jestcli.runs.own import tokenizer_of
+from jestcli.runs.trained import load_folder
+from jestcli.runs.workspace import StageError, Workspace, read_run
+from jestcli.training.checkpoint import write_atomic, write_json
+from jestcli.utils import catalogue
+
+FORMATS = ("open_clip", "hf")
+
+
+def export(folder: Path, out: Path, patch: int | None, form: str, workspace: Workspace) -> str:
+    """Write the model of the run in `folder` to `out`; returns Python that loads it.
+
+    patch: pixels; one of the run's patch sizes, its finest if None.
+    form: "open_clip", a model config NAME.json and a checkpoint NAME.safetensors; or "hf", the
+        files of a Hugging Face folder, which `local-dir:OUT` loads with its preprocessing.
+    Raises ConfigError for a patch size or format that is not there, StageError for the rest.
+    """
+    if form not in FORMATS:
+        raise ConfigError(f"--format {form}{did_you_mean(form, list(FORMATS))}")
+    _, run = read_run(folder)
+    model = load_folder(run, folder)
+    trained = sorted({model.full.patch, model.low.patch})
+    patch = patch or trained[0]
+    if patch not in trained:
+        known = ", ".join(map(str, trained))
+        raise ConfigError(f"--patch {patch}: this run was trained at {known}")
+    name = f"jest-{folder.name}-patch{patch}"
+    tensors = {k: v.contiguous() for k, v in open_clip_weights(model, patch).items()}
+    out.mkdir(parents=True, exist_ok=True)
+    config = open_clip_config(run, patch, _vocabulary(run, out))
+    _check_builds(config, tensors, patch)
+    weights = save(tensors)
+    mean, std = (_by_channel(model, name) for name in ("mean", "std"))
+    if form == "hf":
+        write_atomic(out / "open_clip_model.safetensors", weights)
+        preprocess = {"size": run.data.image_size, "mode": "RGB", "mean": mean, "std": std,
+                      "interpolation": "bicubic", "resize_mode": "shortest"}  # fmt: skip
+        write_json(
+            out / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": preprocess}
+        )
+        where = f"local-dir:{out.resolve()}"
+        return (f"model, _, preprocess = open_clip.create_model_and_transforms({where!r})\n"
+                f"tokenizer = open_clip.get_tokenizer({where!r})")  # fmt: skip
+    write_atomic(out / f"{name}.safetensors", weights)
+    write_json(out / f"{name}.json", config)
+    return (
+        f"open_clip.add_model_config({str(out.resolve())!r})\n"
+        f"model, _, preprocess = open_clip.create_model_and_transforms(\n    {name!r}, "
+        f"pretrained={str((out / f'{name}.safetensors').resolve())!r},\n"
+        f"    image_mean={tuple(mean)}, image_std={tuple(std)})\n"
+        f"tokenizer = open_clip.get_tokenizer({name!r})"
+    )
+
+
+def open_clip_weights(model: Clip, patch: int) -> dict[str, Tensor]:
+    """The weights under open_clip's names, as a plain tower of this patch size has them."""
+    visual, out = model.clip.visual, {}
+    convolution, position = _resized_names(visual)
+    for name, tensor in model.state_dict().items():
+        name = name.removeprefix("clip.").replace("visual.visual.", "visual.", 1)
+        if name == convolution:
+            tensor = resized_patch(tensor, patch)
+        if name == position:
+            grid = visual.full.side // patch
+            tensor = resized_positions(tensor, grid, visual.prefix_positions)
+        out[name] = tensor
+    return out
+
+
+def _resized_names(visual: FlexiVisual) -> tuple[str, str]:
+    """What open_clip calls the patch weights and the positions of this tower."""
+    if visual.is_timm:
+        return "visual.trunk.patch_embed.proj.weight", "visual.trunk.pos_embed"
+    return "visual.conv1.weight", "visual.positional_embedding"
+
+
+def _by_channel(model: Clip, name: str) -> list[float]:
+    """Mean or standard deviation of the pixels that the weights expect."""
+    return getattr(model, name).flatten().tolist() if model.expects else [0.5] * 3
+
+
+def _check_builds(config: dict[str, Any], weights: dict[str, Tensor], patch: int) -> None:
+    """Whether open_clip builds towers from `config` that these weights fit. Raises StageError."""
+    settings = {k: v for k, v in config.items() if k not in ("custom_text", "vision_cfg")}
+    text = {k: v for k, v in settings.pop("text_cfg").items() if "tokenizer" not in k}
+    kind = CustomTextCLIP if config.get("custom_text") else CLIP
+    try:
+        with torch.device("meta"):
+            plain = kind(
+                vision_cfg=CLIPVisionCfg(**config["vision_cfg"]), text_cfg=CLIPTextCfg(**text),
+                **settings,
+            )  # fmt: skip
+        shapes = {name: tensor.shape for name, tensor in plain.state_dict().items()}
+        fits = shapes == {name: tensor.shape for name, tensor in weights.items()}
+    except RuntimeError:  # timm knows no such model
+        fits = False
+    if not fits:
+        tower = config["vision_cfg"].get("timm_model_name", "of its own")
+        size = config["vision_cfg"]["image_size"]
+        raise StageError(f"open_clip has no image tower {tower} at patch {patch} and {size} pixels")
+
+
+def resized_patch(weight: Tensor, patch: int) -> Tensor:
+    """Patch weights [w, 3, p, p] PI-resized to [w, 3, patch, patch]."""
+    old = weight.shape[-1]
+    if old == patch:
+        return weight
+    flat = weight.flatten(2) @ pi_resize_matrix(old, patch).float().T
+    return flat.unflatten(2, (patch, patch))
+
+
+def resized_positions(position: Tensor, grid: int, prefix: int) -> Tensor:
+    """Positions [prefix + g * g, w] interpolated to [prefix + grid * grid, w]; timm's have a
+    leading 1. prefix: those of class or register tokens."""
+    flat = position.flatten(0, -2)
+    old = round((len(flat) - prefix) ** 0.5)
+    if old == grid:
+        return position
+    resized = torch.cat([flat[:prefix], resize_matrix(old, grid).float() @ flat[prefix:]])
+    return resized.reshape(*position.shape[:-2], *resized.shape)
+
+
+def open_clip_config(run: Run, patch: int, vocabulary: Path) -> dict[str, Any]:
+    """What open_clip builds the same towers from."""
+    sigmoid = run.optim.loss == "sigmoid"
+    bias = {"init_logit_bias": run.model.init_logit_bias} if sigmoid else {}
+    if run.model.name is not None:
+        return _named_config(run, patch, vocabulary) | bias
+    vision = CLIPVisionCfg(
+        image_size=run.data.image_size, patch_size=patch, width=run.model.width,
+        layers=run.model.layers, head_width=run.model.head_width, pool_type="avg",
+        block_type="custom",
+    )  # fmt: skip
+    text = CLIPTextCfg(
+        context_length=run.data.context_length, vocab_size=run.data.vocab_size,
+        width=run.model.text_width, heads=run.model.text_width // run.model.head_width,
+        layers=run.model.text_layers, block_type="custom",
+        tokenizer_kwargs={"bpe_path": str(vocabulary.resolve())},
+    )  # fmt: skip
+    return {
+        "embed_dim": run.model.embed_dim,
+        **bias,
+        "vision_cfg": _changed(vision, CLIPVisionCfg()),
+        "text_cfg": _changed(text, CLIPTextCfg()),
+    }
+
+
+def _named_config(run: Run, patch: int, vocabulary: Path) -> dict[str, Any]:
+    """The named config, as the run changed it: sizes, patch and vocabulary."""
+    assert run.model.name is not None
+    config = catalogue.at_patch(catalogue.read(run.model.name), patch)
+    for key in ("preprocess_cfg", "init_logit_bias"):
+        config.pop(key, None)
+    text = dict(config["text_cfg"])
+    text |= {"context_length": run.data.context_length, "vocab_size": run.data.vocab_size}
+    if vocabulary.is_file():
+        text.pop("hf_tokenizer_name", None)
+        text["tokenizer_kwargs"] = {"bpe_path": str(vocabulary.resolve())}
+    vision = config["vision_cfg"] | {"image_size": run.data.image_size}
+    return config | {"vision_cfg": vision, "text_cfg": text}
+
+
+def _changed(settings: Any, default: Any) -> dict[str, Any]:
+    usual = asdict(default)
+    return {k: v for k, v in asdict(settings).items() if v != usual[k]}
+
+
+def _vocabulary(run: Run, out: Path) -> Path:
+    """The run's byte-pair table, beside the weights; `out` itself if it used another tokenizer."""
+    if run.data.own and not isinstance(tokenizer_of(run.model, run.data), SmallTokenizer):
+        return out
+    small_tokenizer(run.data.vocab_size, run.data.context_length, out)
+    found = next(out.glob(f"bpe-{run.data.vocab_size}-*.txt.gz"), None)
+    if found is None:  # made before in this process, for another folder
+        small_tokenizer.__wrapped__(run.data.vocab_size, run.data.context_length, out)
+        found = next(out.glob(f"bpe-{run.data.vocab_size}-*.txt.gz"))
+    return found
+
+
+def init_from(path: Path, model: Clip) -> None:
+    """Start `model` from an open_clip checkpoint of the same towers, at any patch size.
+
+    Tensors only: a .pt or .bin is read with weights_only, a .safetensors as it is. Raises
+    StageError in one line for anything that does not fit.
+    """
+    weights = read_weights(path)
+    own = {name for name in weights if name.startswith("model.clip.")}
+    if own:  # a file of this suite
+        weights = {name.removeprefix("model.clip."): weights[name] for name in own}
+        weights = {n.replace("visual.visual.", "visual.", 1): v for n, v in weights.items()}
+    visual = model.clip.visual
+    conv, position = _resized_names(visual)
+    if conv in weights and position in weights:
+        weights[conv] = resized_patch(weights[conv], visual.stored_patch)
+        weights[position] = resized_positions(
+            weights[position], visual.stored_grid, visual.prefix_positions
+        )
+    renamed = {
+        "clip." + (f"visual.{name}" if name.startswith("visual.") else name): tensor
+        for name, tensor in weights.items()
+    }
+    try:
+        model.load_state_dict(renamed)
+    except RuntimeError as error:
+        why = " ".join(str(error).split())[:200]
+        raise StageError(f"{path} does not fit the model: {why}") from None
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A checkpoint's tensors by name, "module." and "state_dict" unwrapped. Raises StageError."""
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            found = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+            found = found.get("state_dict", found)
+        return {
+            name.removeprefix("module."): tensor
+            for name, tensor in found.items()
+            if isinstance(tensor, Tensor)
+        }
+    except Exception as error:  # zip, pickle and safetensors each raise their own
+        why = " ".join(str(error).split())[:160]
+        raise StageError(f"cannot read the checkpoint {path}: {why}") from None

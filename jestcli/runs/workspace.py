@@ -1,0 +1,220 @@
+"""Where things are: the data root, the run directories and what a run reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from jestcli.config import Evaluation, Run
+from jestcli.data.joined import Joined, join
+from jestcli.data.sources import Loading
+from jestcli.data.store import Store, build_store
+from jestcli.data.tokens import SmallTokenizer, small_tokenizer
+from jestcli.evaluation.benchmarks import Benchmark, list_benchmarks
+from jestcli.icons.build import build_key, default_root, shard_urls
+from jestcli.icons.spec import WORLD
+from jestcli.runs.own import OwnInputs, data_identity
+from jestcli.training.checkpoint import write_json
+from jestcli.training.energy import EnergyMeter
+from jestcli.utils.lock import Held, hold
+from jestcli.utils.parallel import Progress, silent
+
+
+class StageError(Exception):
+    """A stage that cannot run; the message is one line for the user."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folders a command works in."""
+
+    data: Path | None = None
+    runs: Path = field(default_factory=lambda: Path(os.environ.get("JEST_RUNS", "runs")))
+    loading: Loading = field(default_factory=Loading)
+
+    def data_root(self, run: Run) -> Path:
+        return self.data or default_root(run.data.image_size)
+
+    def folder(self, run: Run) -> Path:
+        """The run directory: named by what determines the run, its data included."""
+        return self.runs / self._name(run)
+
+    def trunk(self, run: Run) -> Path | None:
+        """The folder that `run` shares with those that differ in length (or in when they are
+        evaluated) alone: training/trunk.py. None unless its schedule has a part they share."""
+        if run.optim.trunk_steps == 0:
+            return None
+        same = run.optim.model_copy(update={"steps": 1, "decay": 0.5})
+        return (
+            self.runs
+            / "trunks"
+            / self._name(run.model_copy(update={"optim": same, "evaluation": Evaluation()}))
+        )
+
+    def _name(self, run: Run) -> str:
+        text = f"{run.digest()} {self.data_key(run)}"
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def data_key(self, run: Run) -> str:
+        """Names the data that `run` reads."""
+        return data_identity(run) if run.data.own else build_key(WORLD, run.data.image_size)
+
+    def inputs(self, run: Run) -> Inputs | OwnInputs:
+        if run.data.own:
+            return OwnInputs(run.data, run.model, self.loading, self.folder(run))
+        return self.embedded(run)
+
+    def embedded(self, run: Run) -> Inputs:
+        """Raises StageError for a run on the user's shards."""
+        if run.data.own:
+            raise StageError("this works on the embedded data alone, not on a run on own shards")
+        return Inputs(self.data_root(run), run.data.image_size, run.data.vocab_size,
+                      run.data.context_length)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The decoded data that runs of one image size and vocabulary read."""
+
+    root: Path
+    image_size: int
+    vocab_size: int
+    context_length: int
+
+    @cached_property
+    def tokenizer(self) -> SmallTokenizer:
+        return small_tokenizer(self.vocab_size, self.context_length)
+
+    def store(self, split: str, workers: int | None = None, progress: Progress = silent) -> Store:
+        """ "pool" or "curated", decoded from its shards unless it is already."""
+        urls, folder = shard_urls(self.root, split), self.root / "store" / split
+        return build_store(
+            urls, folder, self.image_size, self.tokenizer, workers=workers, progress=progress
+        )
+
+    def benchmarks(self) -> list[Benchmark]:
+        return list_benchmarks(self.root)
+
+    @cached_property
+    def pool(self) -> Store:
+        return self.store("pool")
+
+    @cached_property
+    def curated(self) -> Store:
+        return self.store("curated")
+
+    @cached_property
+    def joined(self) -> Joined:
+        """The pool with the curated sources left in it, behind its own pairs."""
+        return join((self.pool, self.curated))
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold a run directory; raises StageError if another process holds it."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold(folder))
+        except Held:
+            raise StageError(f"another process is writing {folder}") from None
+        yield
+
+
+def start_folder(folder: Path, run: Run, label: str) -> None:
+    """Write the resolved config and the environment of a run, once."""
+    if not (folder / "config.json").exists():
+        write_json(folder / "config.json", {"label": label, **run.model_dump(mode="json")})
+    write_json(folder / "environment.json", environment())
+
+
+def is_done(folder: Path) -> bool:
+    return (folder / "done.json").exists()
+
+
+def read_run(folder: Path) -> tuple[str, Run]:
+    """Label and config of a run directory. Raises StageError."""
+    try:
+        settings = json.loads((folder / "config.json").read_text())
+        label = settings.pop("label")
+        return label, Run.model_validate(settings)
+    except (OSError, ValueError, KeyError, TypeError, ValidationError):
+        raise StageError(f"{folder} is not a run directory of this version") from None
+
+
+def read_done(folder: Path) -> dict[str, Any]:
+    done: dict[str, Any] = json.loads((folder / "done.json").read_text())
+    return done
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and git commit, for the record."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    def version_of(name: str) -> str | None:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return None
+
+    on_gpu, meter = torch.cuda.is_available(), EnergyMeter()
+    return {
+        "commit": git_commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "energy_counters": meter.devices,
+        "no_energy": meter.why_none(),
+        "packages": {
+            name: version_of(name)
+            for name in ("torch", "open_clip_torch", "clip-benchmark", "webdataset", "numpy")
+        },
+    } | ({"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda} if on_gpu else {})
+
+
+def git_commit(package: Path = Path(__file__).parents[1]) -> str | None:
+    """The commit of the sources in `package`, "+changes" where the work tree differs from it.
+
+    $JEST_COMMIT where that is set: git knows nothing of a copy of the sources. None for a copy
+    (or an installed package) inside another repository's work tree: that one's commit would pass
+    for this project's.
+    """
+    if given := os.environ.get("JEST_COMMIT"):
+        return given
+    try:
+        top = Path(_git(package, "rev-parse", "--show-toplevel"))
+        if top.resolve() != package.parent.resolve():
+            return None
+        _git(package, "ls-files", "--error-unmatch", "__init__.py")  # fails where not tracked
+        commit = _git(package, "rev-parse", "--short=12", "HEAD")
+        changed = _git(package, "status", "--porcelain", "--untracked-files=no", ".")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+changes" if changed else "")
+
+
+def _git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), "")

@@ -1,0 +1,1 @@
+"""What every part may use: files, locks, errors, hashes, randomness, processes."""

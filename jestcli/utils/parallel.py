@@ -1,0 +1,63 @@
+"""Work over processes: results as they come, errors as they are, and a count for a progress bar."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from jestcli.utils.errors import DataError
+
+Progress = Callable[[str, int, int], None]
+"""(what is being done, done so far, total)."""
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """A progress callback that shows nothing."""
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        return os.cpu_count() or 1
+
+
+def unordered(
+    work: Callable[[Task], Result], tasks: Sequence[Task], workers: int | None
+) -> Iterator[tuple[Task, Result]]:
+    """Yield (task, result) as they finish; in this process when one worker is asked for.
+
+    Processes are spawned, not forked: the caller may have threads running. A task's exception is
+    raised here, and what was not started yet is dropped.
+    """
+    workers = min(workers or usable_cores(), max(1, len(tasks)))
+    if workers == 1:
+        for task in tasks:
+            yield task, work(task)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        futures = {pool.submit(work, task): task for task in tasks}
+        try:
+            for future in as_completed(futures):
+                yield futures.pop(future), future.result()
+        except BrokenProcessPool:
+            raise DataError(
+                "a worker process died (often: out of memory); run the command again with fewer "
+                "workers, it goes on from where it stopped"
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def chunks(items: Sequence[Task], size: int) -> Iterable[Sequence[Task]]:
+    """Consecutive pieces of at most `size` items."""
+    return (items[start : start + size] for start in range(0, len(items), size))
