@@ -31,15 +31,11 @@ reproduce-headline: install ## every run, control and seed behind the committed 
 reproduce-all: install ## every experiment in experiments/, all seeds, in order of worth
 	$(BIN)/jest reproduce all --headline
 
-gpu: install ## one GPU: every part of a few minutes, then results/gpu (MINUTES=9 a part)
-	test -f .data/sources.tar || $(BIN)/jest gpu pack --out .data/sources.tar
-	for part in selection train figure1 figure3; do \
-	  code=75; while [ $$code -eq 75 ]; do \
-	    $(BIN)/jest gpu run $$part --sources .data/sources.tar --work .data/gpu \
-	      --out .data/gpu/$$part --minutes $(MINUTES); code=$$?; \
-	    [ $$code -eq 0 ] || [ $$code -eq 75 ] || exit $$code; \
-	  done; done
-	$(BIN)/jest gpu collect .data/gpu/*/results.tar.gz
+gpu: install ## one GPU: selection and training steps at the paper's size, to results/local/gpu
+	code=75; while [ $$code -eq 75 ]; do \
+	  $(BIN)/python -m tools.gpu_lab run selection train --out .data/gpu/out --minutes $(MINUTES); \
+	  code=$$?; done; exit $$code
+	$(BIN)/python -m tools.gpu_lab collect .data/gpu/out/results.tar.gz --out results/local/gpu
 
 test: install ## the test suite, on up to 4 cores
 	$(PYTEST)
@@ -48,8 +44,8 @@ test-kernels: install ## the numeric tests again, as another processor would com
 	$(KERNELS) $(PYTEST) -m numeric
 
 lint: install ## ruff and mypy
-	$(BIN)/ruff check jestcli tests
-	$(BIN)/mypy jestcli
+	$(BIN)/ruff check jestcli tests tools
+	$(BIN)/mypy jestcli tools
 
 clean: ## remove runs and decoded data (keeps the environment)
 	rm -rf runs .data results/local

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from jestcli.commands import bench, data, experiments, gpu, models, training
+from jestcli.commands import bench, data, experiments, models, training
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,12 +31,11 @@ for commands in (training, experiments, models):
     app.add_typer(commands.app)
 app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")
-app.add_typer(gpu.app, name="gpu")
 
 
-def main() -> None:
+def main(commands: typer.Typer = app) -> None:
     """Entry point: errors become one line; 2 for a wrong argument, 1 for what failed."""
-    command = typer.main.get_command(app)
+    command = typer.main.get_command(commands)
     try:
         code = command.main(standalone_mode=False)
     except KeyboardInterrupt:
@@ -69,6 +68,8 @@ def _with_near_word(error: Any) -> str:
     import difflib
 
     message = " ".join(error.format_message().split())
+    if "No such command 'gpu'" in message:
+        return f"{message} It is `python -m tools.gpu_lab` in a checkout: docs/gpu.md."
     group, word = getattr(error, "ctx", None), message.partition("No such command '")[2]
     if word and group and "Did you mean" not in message:
         known = list(getattr(group.command, "commands", {}))

@@ -48,14 +48,14 @@ def bench_selection(
     bound is the same matrix products in the same shapes, without anything else.
     """
     where = torch.device(device)
-    learner, reference = (_pairs(batch, dim, seed, where) for seed in (0, 1))
+    learner, reference = (random_pairs(batch, dim, seed, where) for seed in (0, 1))
 
     def ours() -> Tensor:
         return select(learner, reference, size=size, n_chunks=chunks)
 
-    picks, memory = _peak_memory(ours, where)
-    seconds, cpu_seconds = _median_seconds(ours, where)
-    bound, _ = _median_seconds(lambda: _products(learner, reference, size, chunks), where)
+    picks, memory = peak_memory(ours, where)
+    seconds, cpu_seconds = median_seconds(ours, where)
+    bound, _ = median_seconds(lambda: _products(learner, reference, size, chunks), where)
     row: dict[str, Any] = {
         "batch": batch,
         "size": size,
@@ -70,8 +70,8 @@ def bench_selection(
         "gemm_tflop": _flop(batch, size, dim, chunks) / 1e12,
     }
     if listing and where.type == "cpu":
-        scores, *matrices = _timed(lambda: _losses(learner) - _losses(reference), where)
-        theirs, *rest = _timed(lambda: _listing(scores, size, chunks), where)
+        scores, *matrices = timed(lambda: _losses(learner) - _losses(reference), where)
+        theirs, *rest = timed(lambda: _listing(scores, size, chunks), where)
         row["listing_seconds"] = matrices[0] + rest[0]
         row["listing_cpu_seconds"] = matrices[1] + rest[1]
         row["listing_matrices_seconds"] = matrices[0]
@@ -80,7 +80,7 @@ def bench_selection(
         row["overlap_with_listing"] = float(np.isin(picks.numpy(), theirs).mean())
         row["same_order_as_listing"] = bool(np.array_equal(picks.numpy(), theirs))
     elif listing:
-        double = [_as_double(pairs) for pairs in (learner, reference)]
+        double = [as_double(pairs) for pairs in (learner, reference)]
         exact = select(*double, size=size, n_chunks=chunks)
         row["overlap_with_float64"] = float(torch.isin(picks, exact).double().mean())
     result = {"selection": row, "machine": _machine(where)}
@@ -95,7 +95,8 @@ def bench_selection(
 run = bench_selection
 
 
-def _pairs(batch: int, dim: int, seed: int, device: torch.device) -> PairEmbeddings:
+def random_pairs(batch: int, dim: int, seed: int, device: torch.device) -> PairEmbeddings:
+    """Random unit embeddings [batch, dim] of pairs that resemble each other: bfloat16 on a GPU."""
     generator = torch.Generator().manual_seed(seed)
     image, text = (
         F.normalize(torch.randn(batch, dim, generator=generator), dim=1) for _ in range(2)
@@ -105,7 +106,7 @@ def _pairs(batch: int, dim: int, seed: int, device: torch.device) -> PairEmbeddi
     return PairEmbeddings(image.to(device, dtype), text.to(device, dtype), 10.0, -10.0)
 
 
-def _as_double(pairs: PairEmbeddings) -> PairEmbeddings:
+def as_double(pairs: PairEmbeddings) -> PairEmbeddings:
     """The rounded embeddings, exactly."""
     return PairEmbeddings(pairs.image.double(), pairs.text.double(), pairs.scale, pairs.bias)
 
@@ -160,34 +161,34 @@ def _products(learner: PairEmbeddings, reference: PairEmbeddings, size: int, chu
             torch.mm(pairs.text[:m], pairs.image.T, out=block)
 
 
-def _timed(call: Callable[[], Any], device: torch.device) -> tuple[Any, float, float]:
+def timed(call: Callable[[], Any], device: torch.device) -> tuple[Any, float, float]:
     """Result, wall-clock seconds and this process's CPU seconds of one call."""
-    _wait(device)
+    wait(device)
     wall, cpu = time.perf_counter(), time.process_time()
     result = call()
-    _wait(device)
+    wait(device)
     return result, time.perf_counter() - wall, time.process_time() - cpu
 
 
-def _median_seconds(call: Callable[[], Any], device: torch.device) -> tuple[float, float]:
+def median_seconds(call: Callable[[], Any], device: torch.device) -> tuple[float, float]:
     """Median wall-clock and CPU seconds of several calls after the first; slow calls: the first."""
-    first = _timed(call, device)[1:]
+    first = timed(call, device)[1:]
     if first[0] > 10:
         return first
-    runs = [_timed(call, device)[1:] for _ in range(10 if device.type == "cuda" else 3)]
+    runs = [timed(call, device)[1:] for _ in range(10 if device.type == "cuda" else 3)]
     wall, cpu = np.median(np.array(runs), axis=0)
     return float(wall), float(cpu)
 
 
-def _peak_memory(call: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, int]:
+def peak_memory(call: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, int]:
     """The result of `call` and the most bytes it held above what was there before."""
     if device.type == "cuda":
         call()
-        _wait(device)
+        wait(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         result = call()
-        _wait(device)
+        wait(device)
         return result, torch.cuda.max_memory_allocated(device) - before
     before, peak, done = _resident(), 0, threading.Event()
 
@@ -214,7 +215,8 @@ def _resident() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Until the device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

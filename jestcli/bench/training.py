@@ -28,8 +28,9 @@ from jestcli.models.towers import Clip, build_model
 from jestcli.runs.workspace import environment
 from jestcli.training.augment import normalise
 from jestcli.training.checkpoint import write_atomic, write_json
-from jestcli.training.clock import Stopwatch
+from jestcli.training.clock import Stopwatch, peak_flops
 from jestcli.training.distributed import World
+from jestcli.training.energy import EnergyMeter
 from jestcli.training.engine import make_trainee
 from jestcli.training.gradients import autocast
 from jestcli.training.optimiser import learning_rate, make_optimiser
@@ -37,33 +38,14 @@ from jestcli.training.step import choose, embed, update
 
 LIMITS = {"jest": 1.1, "flexi": 1.2}  # measured over counted cost, at most
 Step = Callable[[int], None]
+CONTENDERS = ("uniform", "jest", "flexi", "open_clip")
 
 
 def run(
     settings: dict[str, Any], rounds: int, device: torch.device, out: Path | None, console: Console
 ) -> dict[str, Any]:
     """Measure, print a table and write JSON (and the table, as Markdown) if `out` is given."""
-    contenders: dict[str, Step] = {}
-    counted: dict[str, float] = {}
-    for method in ("uniform", "jest", "flexi"):
-        case = _case(settings, method)
-        contenders[method], counted[method] = _ours(case, device)
-    contenders["open_clip"] = _open_clips(_case(settings, "uniform"), device)
-    counted["open_clip"] = counted["uniform"]
-    seconds = _take_turns(contenders, rounds, device)
-    case = _case(settings, "uniform")
-    result = {
-        "device": str(device),
-        "clock": "processor seconds" if device.type == "cpu" else "wall seconds",
-        "batch_size": case.optim.batch_size,
-        "super_batch_size": _case(settings, "jest").super_batch_size,
-        "model": case.model.model_dump(mode="json"),
-        "image_size": case.data.image_size,
-        "engine": case.engine.model_dump(mode="json"),
-        "rounds": rounds,
-        "environment": {k: v for k, v in environment().items() if k != "platform"},
-        "rows": [_row(name, seconds, counted, case.optim.batch_size) for name in contenders],
-    }
+    result = measure(settings, rounds, device)
     console.print(_table(result))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -71,6 +53,62 @@ def run(
         write_atomic(out.with_suffix(".md"), _markdown(result).encode())
         console.print(f"wrote {out} and {out.with_suffix('.md')}")
     return result
+
+
+def measure(
+    settings: dict[str, Any],
+    rounds: int,
+    device: torch.device,
+    names: tuple[str, ...] = CONTENDERS,
+    resident: bool = False,
+) -> dict[str, Any]:
+    """Each contender's row (see `_row`), and what it was measured on.
+
+    names: "uniform", the others are relative to it, comes first. resident: the candidates lie on
+    the device, as in a run whose data fit there. mfu is of the device's peak (`peak_flops`); joules
+    are those of every GPU of the machine, over ten steps of one contender alone.
+    """
+    contenders: dict[str, Step] = {}
+    counted: dict[str, float] = {}
+    for name in names:
+        if name == "open_clip":
+            contenders[name] = _open_clips(_case(settings, "uniform"), device)
+            counted[name] = counted["uniform"]
+        else:
+            contenders[name], counted[name] = _ours(_case(settings, name), device, resident)
+    seconds = _take_turns(contenders, rounds, device)
+    case, peak = _case(settings, "uniform"), peak_flops(device)
+    rows = []
+    for name, step in contenders.items():
+        row = _row(name, seconds, counted, case.optim.batch_size)
+        row |= {"flop_a_step": counted[name], "mfu": counted[name] / row["seconds"] / peak}
+        rows.append(row | ({"joules_a_step": _joules(step)} if device.type == "cuda" else {}))
+    return {
+        "device": str(device),
+        "clock": "processor seconds" if device.type == "cpu" else "wall seconds",
+        "batch_size": case.optim.batch_size,
+        "super_batch_size": _case(settings, "jest").super_batch_size,
+        "model": case.model.model_dump(mode="json"),
+        "image_size": case.data.image_size,
+        "context_length": case.data.context_length,
+        "engine": case.engine.model_dump(mode="json"),
+        "rounds": rounds,
+        "peak_flops": peak,
+        "memory_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+        "environment": {k: v for k, v in environment().items() if k != "platform"},
+        "rows": rows,
+    }
+
+
+def _joules(step: Step, count: int = 10) -> float | None:
+    """Of the machine's GPUs, a step; None where none counts them."""
+    meter = EnergyMeter()
+    for number in range(count):
+        step(number)
+    torch.cuda.synchronize()
+    read = meter.read() or {}
+    gpus = [joules for name, joules in read.items() if name.startswith("gpu:")]
+    return sum(gpus) / count if gpus else None
 
 
 def _case(settings: dict[str, Any], method: str) -> Run:
@@ -90,17 +128,9 @@ def _candidates(case: Run, seed: int) -> Candidates:
     )
 
 
-def _ours(
-    case: Run,
-    device: torch.device,
-    resident: bool = False,
-    draw: Callable[[int], Candidates] | None = None,
-) -> tuple[Step, float]:
-    """The suite's step, reference embeddings cached, and its counted FLOPs (what it executes).
-
-    resident: the candidates' pixels and tokens lie on the device. draw: step -> its candidates, in
-    place of the same random ones at every step.
-    """
+def _ours(case: Run, device: torch.device, resident: bool = False) -> tuple[Step, float]:
+    """The suite's step on the same random candidates every time, reference embeddings cached, and
+    its counted FLOPs (what it executes)."""
     flexible = case.selection.low_res_share > 0
     patches = case.model.patch_sizes if flexible else case.model.patch_sizes[:1]
     learner = build_model(case.model, case.data, patches, 0, loss=case.optim.loss)
@@ -120,9 +150,8 @@ def _ours(
         reference = lambda _: cached  # noqa: E731
 
     def step(number: int) -> None:
-        candidates = draw(number) if draw else drawn
-        choice = choose(learner, reference, candidates, case, number, world=world)
-        update(trainee, optimiser, candidates, choice.index, case, number, world)
+        choice = choose(learner, reference, drawn, case, number, world=world)
+        update(trainee, optimiser, drawn, choice.index, case, number, world)
 
     return step, step_cost(case, flops, None).cached
 
@@ -210,7 +239,7 @@ def _row(
 
 
 COLUMNS = ("step", "s", "examples/s", "time, of uniform", "quartiles", "FLOPs, of uniform",
-           "time / FLOPs", "at most")  # fmt: skip
+           "time / FLOPs", "at most", "of peak")  # fmt: skip
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -219,6 +248,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         row["name"], f"{row['seconds']:.4f}", f"{row['examples_per_second']:,.0f}",
         f"{row['ratio']:.2f}", f"{low:.2f} to {high:.2f}", f"{row['counted_ratio']:.2f}",
         f"{row['over_counted']:.2f}", f"{row['limit']:.1f}" if row["limit"] else "",
+        f"{100 * row['mfu']:.0f} %",
     ]  # fmt: skip
 
 

@@ -131,11 +131,9 @@ def draw_world(
     size: int,
     workers: int | None,
     progress: Progress,
-    unit: int = UNIT,
 ) -> tuple[dict[str, Collection], Rastered]:
     """Draw every icon that the world allows; what the cache holds already is not drawn again.
 
-    unit: icons that a worker draws at a time, the same for every call with this cache.
     Returns the collections by prefix and the drawn icons. Raises DataError.
     """
     name = hashlib.blake2b(
@@ -166,8 +164,8 @@ def draw_world(
         collection = describe(world, prefix, about[prefix], json.loads(source.read_text()))
         collections[prefix] = collection
         units += [
-            Unit(prefix, start, min(start + unit, len(collection.names)), source, rasters, size)
-            for start in range(0, len(collection.names), unit)
+            Unit(prefix, start, min(start + UNIT, len(collection.names)), source, rasters, size)
+            for start in range(0, len(collection.names), UNIT)
         ]
     _draw_units(units, workers, progress)
 

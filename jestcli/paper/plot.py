@@ -39,7 +39,7 @@ def plot(
     """
     folder = out / experiment.name
     if collect:
-        profile = profile_of(experiment)
+        profile = experiment.profile or "cpu"
         _collect(folder / RECORDS, jobs, workspace, profile, experiment.compact)
     header, here = _load(folder / RECORDS)
     committed_folder = COMMITTED / experiment.name
@@ -110,10 +110,6 @@ def _diversity(
     return [*draw_diversity(title, measured, names, note, stem), path]
 
 
-def profile_of(experiment: Experiment) -> str:
-    return f"{experiment.profile}: 32 px, 2 cores" if experiment.profile else PROFILE
-
-
 def outdated(records: list[Record], jobs: list[Job], workspace: Workspace) -> str:
     """Which records are of other settings, data or numerics than this version's runs of that name
     and seed, in one sentence; "" where none is."""
@@ -140,7 +136,14 @@ def _collect(
     taken = {(r["name"], r["seed"]) for r in newer}
     kept = [r for r in older if (r["name"], r["seed"]) not in taken]
     if newer:
-        save_records(path, kept + newer, DATA, profile, small)
+        run, records = jobs[0].run, kept + newer
+        data = f"{DATA}, a selection" if workspace.is_selection(run) else DATA
+        on = " and ".join(sorted({_machine(r["environment"]) for r in records}))
+        save_records(path, records, data, f"{profile}: {run.data.image_size} px, {on}", small)
+
+
+def _machine(environment: dict[str, Any]) -> str:
+    return str(environment.get("gpu") or f"{environment.get('cores')} cores")
 
 
 def _load(path: Path) -> tuple[Header, list[Record]]:

@@ -74,13 +74,21 @@ def build(
     from rich.console import Console
 
     from jestcli.icons.build import build as build_data
-    from jestcli.icons.build import default_root, is_built, read_manifest
+    from jestcli.icons.build import default_root, is_built, read_manifest, world_in
 
     console = console or Console(stderr=True)
     root = root or default_root(size)
-    if not is_built(root, size=size):
+    world = world_in(root)
+    if not is_built(root, world, size):
         with bars(console) as report:
-            build_data(root, size=size, workers=workers, progress=report, keep_cache=keep_cache)
+            build_data(
+                root,
+                size=size,
+                workers=workers,
+                world=world,
+                progress=report,
+                keep_cache=keep_cache,
+            )
     counts = read_manifest(root)["counts"]
     console.print(
         f"data in {root}: {counts['pool']:,} pool images ({counts['pool_pairs']:,} pairs), "

@@ -51,10 +51,12 @@ def cache(
         set_threads(THREADS)
     else:
         more["micro_batch"] = run.engine.scoring_batch
-    build_cache(
-        load_run(run, workspace).to(device), getattr(inputs, split), inputs.root / CACHES,
-        lambda done, total: report(done, total, label), view, **more,
-    )  # fmt: skip
+    model, store = load_run(run, workspace).to(device), getattr(inputs, split)
+
+    def shown(done: int, total: int) -> None:
+        report(done, total, label)
+
+    build_cache(model, store, inputs.root / CACHES, shown, view, **more)
 
 
 def cached(run: Run, workspace: Workspace, view: View | None = None, split: str = "pool") -> bool:

@@ -22,8 +22,7 @@ from jestcli.data.sources import Loading
 from jestcli.data.store import Store, build_store
 from jestcli.data.tokens import SmallTokenizer, small_tokenizer
 from jestcli.evaluation.benchmarks import Benchmark, list_benchmarks
-from jestcli.icons.build import build_key, default_root, shard_urls
-from jestcli.icons.spec import WORLD
+from jestcli.icons.build import build_key, default_root, is_selection, shard_urls, world_in
 from jestcli.runs.own import OwnInputs, data_identity
 from jestcli.training.checkpoint import write_json
 from jestcli.training.energy import EnergyMeter
@@ -68,7 +67,13 @@ class Workspace:
 
     def data_key(self, run: Run) -> str:
         """Names the data that `run` reads."""
-        return data_identity(run) if run.data.own else build_key(WORLD, run.data.image_size)
+        if run.data.own:
+            return data_identity(run)
+        return build_key(world_in(self.data_root(run)), run.data.image_size)
+
+    def is_selection(self, run: Run) -> bool:
+        """Whether `run` reads a selection of the embedded data (see `world_in`)."""
+        return not run.data.own and is_selection(world_in(self.data_root(run)))
 
     def inputs(self, run: Run) -> Inputs | OwnInputs:
         if run.data.own:

@@ -1,4 +1,4 @@
-"""Measure on one GPU: jest gpu."""
+"""`python -m tools.gpu_lab pack | run | collect`, from the top of a checkout."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from typing import Annotated
 
 import typer
 
-from jestcli.commands.options import Device, Workers
+from jestcli.commands.options import Device, Runs, Seeds, Workers
 from jestcli.commands.shared import make_console
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Measure on one GPU, in parts of a few minutes: speed, and the speed-up curve at 64 px.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Measure and run experiments on one GPU, lent for minutes and without a network.",
 )
 
 
 @app.command("pack")
-def gpu_pack(
+def pack_sources(
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("sources.tar"),
     megabytes: Annotated[float, typer.Option(help="At most so many (of 10^6 bytes).")] = 48.0,
     workers: Workers = None,
@@ -27,11 +29,11 @@ def gpu_pack(
     Collections are whole; those of benchmarks and curated sets are always in. The packages are
     fetched if they are not there.
     """
-    from jestcli.gpu.pack import pack
     from jestcli.icons.build import default_root
     from jestcli.icons.fetch import fetch
     from jestcli.icons.spec import WORLD
     from jestcli.runs.data import bars
+    from tools.gpu_lab.pack import pack
 
     folder, console = default_root() / ".cache" / "packages", make_console()
     with bars(console) as report:
@@ -47,64 +49,78 @@ def gpu_pack(
 
 
 @app.command("run")
-def gpu_run(
-    parts: Annotated[
-        str,
-        typer.Argument(help="selection, train, data, figure1, figure3; several with commas; all."),
-    ] = "all",
-    sources: Annotated[
-        Path | None, typer.Option(help="From `jest gpu pack` (data, figure1, figure3).")
+def run_parts(
+    words: Annotated[
+        list[str],
+        typer.Argument(help="selection, train, and experiments: names or YAML files."),
+    ],
+    pack: Annotated[
+        Path | None, typer.Option(help="Experiments' data, from `pack` (default: as `jest` does).")
     ] = None,
     given: Annotated[
         Path | None, typer.Option(help="results.tar.gz of the call before, on a fresh machine.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where results.tar.gz and summary.txt go.")] = Path(
-        "gpu-results"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Where results.tar.gz, summary.md and experiments' figures go.")
+    ] = Path("gpu-results"),
     work: Annotated[
-        Path, typer.Option(help="Decoded data and run directories, kept for the next call.")
+        Path, typer.Option(help="Data and run directories, kept for the next call.")
     ] = Path(".data/gpu"),
     minutes: Annotated[float, typer.Option(help="Stop, with all saved, before these end.")] = 9.0,
-    seed_minutes: Annotated[
-        float | None,
-        typer.Option(help="What one seed of an experiment may take (default: minutes - 2)."),
-    ] = None,
-    device: Device = "cuda",
     workers: Workers = None,
+    runs: Runs = None,
+    seeds: Seeds = None,
+    device: Device = "cuda",
     megabytes: Annotated[
-        float, typer.Option(help="Of weights in the archive, for unfinished runs.")
+        float, typer.Option(help="Of weights in the archive, unfinished runs' first.")
     ] = 15.0,
     tiny: Annotated[
-        bool, typer.Option("--tiny", help="The same in seconds on a CPU, to try it; no results.")
+        bool, typer.Option("--tiny", help="selection and train at a size for a CPU; no results.")
     ] = False,
 ) -> None:
-    """Measure, part by part. Ends with code 75 when the minutes were too few: call it again.
+    """Measure, and run experiments: --workers runs side by side on the card.
 
-    Every measurement stands alone: a failure is recorded and the rest goes on. What is finished is
-    in the archive at any moment.
+    Ends with code 75 when the minutes were too few: call it again. A failed measurement is recorded
+    and the rest goes on. What is finished is in the archive however the call ends.
     """
-    from jestcli.stages import gpu
     from jestcli.training.devices import pick_device
+    from tools.gpu_lab.run import Task, parse, run
 
     if minutes <= 0:
         raise typer.BadParameter("--minutes must be more than 0")
-    where = pick_device(device)
-    task = gpu.Task(
-        gpu.parts_of(parts), sources, given, out, work, minutes, seed_minutes, tiny, where.type,
-        workers, megabytes,
-    )  # fmt: skip
-    raise typer.Exit(gpu.run(task))
+    task = Task(
+        *parse(words),
+        out=out,
+        work=work,
+        minutes=minutes,
+        pack=pack,
+        given=given,
+        workers=workers,
+        runs=runs,
+        seeds=seeds,
+        device=pick_device(device).type,
+        tiny=tiny,
+        megabytes=megabytes,
+    )
+    raise typer.Exit(run(task))
 
 
 @app.command("collect")
-def gpu_collect(
-    archives: Annotated[list[Path], typer.Argument(help="results.tar.gz of the parts.")],
+def collect_archives(
+    archives: Annotated[list[Path], typer.Argument(help="results.tar.gz of the calls.")],
     out: Annotated[Path, typer.Option(help="Folder for tables, figures, records.")] = Path(
         "results/gpu"
     ),
 ) -> None:
-    """Draw figures and write tables from what the parts left."""
-    from jestcli.stages import gpu
+    """Draw figures and write tables from what the calls left."""
+    from tools.gpu_lab.collect import collect
+    from tools.gpu_lab.run import known_experiments
 
-    for path in gpu.collect(archives, out, make_console()):
+    for path in collect(archives, out, make_console(), known_experiments()):
         print(path)
+
+
+if __name__ == "__main__":
+    from jestcli.cli import main
+
+    main(app)
