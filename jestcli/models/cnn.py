@@ -116,9 +116,22 @@ class ConvTower(nn.Module):
         last = len(self.convolutions) - 1
         for k, (convolve, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
             x = convolve(x)
-            x = F.max_pool2d(x, 2) if k < last else x
+            x = _halved(x) if k < last else x
             x = F.relu(norm(x, side), inplace=True)
         return self.projection(x.mean((2, 3)))
+
+
+def _halved(x: Tensor) -> Tensor:
+    """Max-pool 2x2 of [n, c, h, w]. Without gradient by torch.maximum, which is three times faster
+    where channels lie last; its backward pass is much slower."""
+    even = x.shape[2] % 2 == 0 == x.shape[3] % 2
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    if torch.is_grad_enabled() or not even or not last:
+        return F.max_pool2d(x, 2)
+    n, c, h, w = x.shape
+    cells = x.permute(0, 2, 3, 1).view(n, h // 2, 2, w // 2, 2, c)
+    rows = torch.maximum(cells[:, :, 0], cells[:, :, 1])
+    return torch.maximum(rows[:, :, :, 0], rows[:, :, :, 1]).permute(0, 3, 1, 2)
 
 
 class BagOfTokens(nn.Module):

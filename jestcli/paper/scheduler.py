@@ -80,7 +80,17 @@ def plan(jobs: list[Job], workspace: Workspace) -> list[Stage]:
         for key in stages.keys() - there:
             stages[key].tier = job.tier
     _share_trunks(list(stages.values()), workspace)
+    for stage in list(stages.values()):
+        _lift(stage, stages)
     return list(stages.values())
+
+
+def _lift(stage: Stage, stages: dict[str, Stage]) -> None:
+    """What a stage waits for is worth as much as the stage."""
+    for needed in (stages[key] for key in stage.needs if key in stages):
+        if needed.tier > stage.tier:
+            needed.tier = stage.tier
+            _lift(needed, stages)
 
 
 def _share_trunks(stages: list[Stage], workspace: Workspace) -> None:

@@ -37,15 +37,23 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
+def _mixed(word: int) -> int:
+    """`_mix` of one number, as the 64 bits of the result; far cheaper than on a tensor of one."""
+    word %= _WORD
+    word = (word ^ word >> 30) * _MIX1 % _WORD
+    word = (word ^ word >> 27) * _MIX2 % _WORD
+    return word ^ word >> 31
+
+
 def uniform(seed: int, step: int, draw: int, index: Tensor) -> Tensor:
     """One number strictly inside (0, 1) for each index: float64, the shape and device of `index`.
 
     It has the form (n + 1/2) / 2**52, so neither 0 nor 1 can occur.
     """
-    key = torch.zeros((), dtype=torch.int64)
+    key = 0
     for part in (seed, step, draw):
-        key = _mix(key + _signed(part * _GOLDEN + _GOLDEN))
-    hashed = _mix(_mix(index * _signed(_GOLDEN) + int(key)) + int(key))
+        key = _mixed(key + part * _GOLDEN + _GOLDEN)
+    hashed = _mix(_mix(index * _signed(_GOLDEN) + _signed(key)) + _signed(key))
     return (_shift(hashed, 12).double() + 0.5) / (1 << 52)
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from jestcli.config import ConfigError, Run, make_run
-from jestcli.models.cnn import BagOfTokens, BatchNorm
+from jestcli.models.cnn import BagOfTokens, BatchNorm, _halved
 from jestcli.models.flexi import View
 from jestcli.runs.trained import new_learner
 
@@ -49,6 +49,18 @@ def test_scoring_does_not_depend_on_the_rest_of_the_batch() -> None:
     model = new_learner(cnn_run()).eval()
     images = torch.rand(6, 3, 32, 32) * 2 - 1
     assert torch.allclose(model.encode_image(images)[:2], model.encode_image(images[:2]), atol=1e-6)
+
+
+@pytest.mark.parametrize("side", [(8, 8), (6, 10), (7, 7)])
+@pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format])
+def test_pooling_without_gradient_is_torchs(
+    side: tuple[int, int], order: torch.memory_format
+) -> None:
+    x = torch.randn(3, 5, *side).contiguous(memory_format=order)
+    x[0, 0, 0, 0] = torch.nan
+    with torch.no_grad():
+        torch.testing.assert_close(_halved(x), F.max_pool2d(x, 2), rtol=0, atol=0, equal_nan=True)
+    assert _halved(x.requires_grad_()).requires_grad
 
 
 def test_padding_does_not_count_in_a_bag_of_tokens() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from jestcli.selection.noise import _mix, gumbel, uniform
+from jestcli.selection.noise import _mix, _mixed, _signed, gumbel, uniform
 
 INDEX = torch.arange(100_000)
 
@@ -15,6 +15,11 @@ def test_splitmix64_reference_values():
     signed = torch.tensor([s - 2**64 if s >= 2**63 else s for s in states])
     got = [x % 2**64 for x in _mix(signed).tolist()]
     assert got == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+
+
+@pytest.mark.parametrize("word", [0, 1, -1, 1234567, 2**63, 2**64 - 1, 2**70 + 5, -(2**65) - 3])
+def test_one_number_is_mixed_as_a_tensor_is(word: int):
+    assert _mixed(word) == int(_mix(torch.tensor(_signed(word)))) % 2**64
 
 
 def test_a_pure_function_of_its_counters():

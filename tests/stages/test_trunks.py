@@ -115,3 +115,11 @@ def test_lengths_that_run_at_once_are_the_runs_they_are_alone(
         ).read_bytes()
         for path in (alone.runs / "trunks").rglob("*.safetensors"):
             path.unlink()
+
+
+def test_a_shorter_length_that_a_longer_one_waits_for_is_worth_as_much(
+    workspace: Workspace,
+) -> None:
+    jobs = [Job(str(n), 0, wsd(n), tier=tier) for n, tier in ((8, 2), (16, 3), (32, 1), (64, 2))]
+    found = {s.run.optim.steps: s.tier for s in plan(jobs, workspace)}
+    assert found == {8: 1, 16: 1, 32: 1, 64: 2}

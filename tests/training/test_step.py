@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny import fake_pool, tiny_model, tiny_run
 from torch import Tensor
 
@@ -245,6 +246,16 @@ def test_weight_decay_is_on_matrices_only() -> None:
     for name, p in model.named_parameters():
         assert (id(p) in decayed) == (p.ndim >= 2), name
     assert groups[0]["betas"] == (0.9, 0.95)
+
+
+def test_augmentation_is_torchs_affine_map() -> None:
+    images, dice = torch.rand(4, 3, 12, 12) * 2 - 1, torch.rand(3, 4)
+    theta = torch.zeros(4, 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = 0.95 + 0.1 * dice[0]
+    theta[:, :, 2] = 0.1 * (dice[1:].T - 0.5)
+    grid = F.affine_grid(theta, [4, 3, 12, 12], align_corners=False)
+    expected = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    torch.testing.assert_close(augment(images, dice), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_augmentation_is_slight_random_and_leaves_its_input() -> None:
