@@ -6,6 +6,8 @@ user's, which may be all of ImageNet, a fixed random choice of so many images a 
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import re
 from contextlib import suppress
@@ -13,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -23,7 +26,9 @@ from jestcli.data.sources import ShardError
 from jestcli.data.store import fit
 from jestcli.data.tarindex import scan
 from jestcli.utils.errors import DataError
+from jestcli.utils.io import save_bytes
 
+KEPT = 1  # counts changes of what is kept of a decoded split
 _ABOUT = ("mirrors", "description", "n", "n_classes", "confirmation")
 
 
@@ -159,6 +164,33 @@ def _to_tensor(image: Any, size: int | None) -> Tensor:
 
 @cache
 def _read_split(folder: Path, name: str, size: int | None) -> Split:
+    """A split, decoded. The embedded ones (size None) are small: they are kept beside their shard
+    once decoded, since every run reads them."""
+    if size is not None:
+        return _decode_split(folder, name, size)
+    state = [(path.name, path.stat()) for path in sorted((folder / name).glob("*.tar"))]
+    seen = repr([(KEPT, name, s.st_size, s.st_mtime_ns) for name, s in state])
+    digest = hashlib.blake2b(seen.encode(), digest_size=6).hexdigest()
+    kept = folder / name / f"decoded-{digest}.npz"
+    with (
+        suppress(OSError, ValueError, KeyError, BadZipFile),
+        np.load(kept, allow_pickle=False) as found,
+    ):
+        labels = torch.from_numpy(found["labels"]) if "labels" in found else None
+        captions = json.loads(str(found["captions"])) if labels is None else None
+        return Split(torch.from_numpy(found["images"]), labels, captions)
+    split = _decode_split(folder, name, size)
+    content, images = io.BytesIO(), split.images.numpy()
+    if split.labels is not None:
+        np.savez(content, images=images, labels=split.labels.numpy())
+    else:
+        np.savez(content, images=images, captions=np.array(json.dumps(split.captions)))
+    with suppress(OSError):  # a folder that cannot be written to costs time alone
+        save_bytes(kept, content.getvalue())
+    return split
+
+
+def _decode_split(folder: Path, name: str, size: int | None) -> Split:
     from clip_benchmark.datasets.builder import build_wds_dataset
 
     dataset = build_wds_dataset(

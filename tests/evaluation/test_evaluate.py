@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import os
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from clip_benchmark.metrics.zeroshot_classification import zero_shot_classifier
+from clip_benchmark.metrics.zeroshot_classification import run_classification, zero_shot_classifier
 from tiny import tiny_model, tiny_run
 from torch import Tensor, nn
 
 from jestcli.data.tokens import small_tokenizer
-from jestcli.evaluation.benchmarks import Benchmark, Split, list_benchmarks
+from jestcli.evaluation.benchmarks import Benchmark, Split, _read_split, list_benchmarks
 from jestcli.evaluation.evaluate import (
     RIDGE,
+    _batches,
+    _logits,
     class_vectors,
     evaluate,
     first_best,
@@ -38,6 +42,44 @@ def test_class_vectors_are_clip_benchmarks() -> None:
     theirs = zero_shot_classifier(model, TOKENIZER, WORDS, templates, "cpu", amp=False)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
     assert ours.shape == (8, 5)
+
+
+def test_class_scores_are_clip_benchmarks(data_root: Path) -> None:
+    model = tiny_model(tiny_run()).eval()
+    objects = next(b for b in list_benchmarks(data_root) if b.kind == "zero-shot")
+    with torch.no_grad():
+        ours, scale = _logits(model, TOKENIZER, objects, objects.split())
+        classifier = class_vectors(model, TOKENIZER, objects.classes, objects.templates)
+        batches = _batches(objects.split())
+        theirs, labels = run_classification(model, classifier, batches, "cpu", amp=False)
+    torch.testing.assert_close(100 * ours, theirs, rtol=0, atol=1e-4)
+    assert torch.equal(labels, objects.split().labels) and scale == pytest.approx(10)
+
+
+def test_a_decoded_split_is_kept_beside_its_shard(data_root: Path, tmp_path: Path) -> None:
+    for benchmark in list_benchmarks(data_root):
+        folder = tmp_path / benchmark.folder.name
+        if not folder.exists():
+            shutil.copytree(benchmark.folder, folder, ignore=shutil.ignore_patterns("decoded-*"))
+        here = replace(benchmark, folder=folder)
+        first = here.split()
+        (kept,) = (folder / "test").glob("decoded-*.npz")
+        written = kept.stat().st_mtime_ns
+        _read_split.cache_clear()
+        again = here.split()
+        assert again is not first and torch.equal(again.images, first.images)
+        assert again.captions == first.captions
+        if first.labels is not None:
+            assert torch.equal(again.labels, first.labels)
+        assert kept.stat().st_mtime_ns == written, "read, not decoded a second time"
+    kept.write_bytes(b"PK torn")
+    _read_split.cache_clear()
+    assert torch.equal(here.split().images, first.images), "what is damaged is decoded again"
+    shard = folder / "test" / "0.tar"
+    os.utime(shard, ns=(1, 1))
+    _read_split.cache_clear()
+    here.split()
+    assert len(list((folder / "test").glob("decoded-*.npz"))) == 2, "another shard, another copy"
 
 
 def test_ridge_is_least_squares_with_the_penalty_as_extra_rows() -> None:
