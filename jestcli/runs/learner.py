@@ -12,31 +12,14 @@ from torch import Tensor
 
 from jestcli.config import Run, file_hash
 from jestcli.data.contact_sheet import contact_sheet
-from jestcli.data.loader import Candidates, Drawing, rows_of
-from jestcli.data.pools import unverified_rows
+from jestcli.data.loader import Candidates, Drawing
 from jestcli.evaluation.evaluate import evaluate, mean_score
-from jestcli.evaluation.matching import matching_auc
 from jestcli.models.flops import Cost, run_cost
 from jestcli.models.towers import Clip
-from jestcli.runs.cache import Cache
-from jestcli.runs.drawn_from import (
-    curated_trained_on,
-    noise_trained_on,
-    open_drawing,
-    pool_rows,
-)
 from jestcli.runs.export import init_from
-from jestcli.runs.own import OwnInputs
-from jestcli.runs.scored_with import (
-    live_reference,
-    open_reference,
-    own_reference,
-    reads_pool_cache,
-    scores_by_reference,
-)
+from jestcli.runs.inputs import open_inputs
 from jestcli.runs.trained import MODEL, THREADS, learner_flops, new_learner
 from jestcli.runs.workspace import (
-    Inputs,
     StageError,
     Workspace,
     is_done,
@@ -48,9 +31,7 @@ from jestcli.training.distributed import ALONE, World
 from jestcli.training.engine import FromCpu, unsharded
 from jestcli.training.loop import Report, last_scores, set_threads
 from jestcli.training.loop import train as train_loop
-from jestcli.training.step import EmbedReference
 from jestcli.training.tracking import Track, ignore, tracker
-from jestcli.utils.hashing import first_by_hash
 
 
 def train(
@@ -104,60 +85,43 @@ def _train(
     world: World,
     keep_last: int,
 ) -> None:
-    inputs = workspace.inputs(run)
-    benchmarks = inputs.benchmarks()
     learner = new_learner(run)
     flops = learner_flops(run, learner)
-    reference: EmbedReference | None
-    if isinstance(inputs, OwnInputs):
-        reference, reference_flops, spent = own_reference(run, workspace, inputs, world)
-    elif scores_by_reference(run) and not reads_pool_cache(run):
-        reference, reference_flops, spent = live_reference(run, workspace, world)
-    else:
-        reference, reference_flops, spent = open_reference(
-            run, workspace, inputs, label, report, world
-        )
-    drawing, pairs = open_drawing(run, inputs, reference, folder, world)
+    inputs = open_inputs(run, workspace, folder, world, label, report)
     if run.init_from_reference and run.reference is not None:
         load_model(workspace.folder(run.reference) / MODEL, learner)
     if run.init is not None:
         _start_from(Path(run.init), run.init_sha256, learner)
-    reads_reference: EmbedReference | None = reference
-    if isinstance(reference, Cache) and world.device.type == "cuda":
-        reads_reference = reference.on(world.device)
-    if not run.selection.scores:
-        reads_reference = None
 
     def score(final: bool) -> dict[str, dict[str, Any]]:
         model = unsharded(learner, lambda: new_learner(run))  # every rank: shards are put together
         if not world.main:
             return {}
         most = None if final else run.evaluation.max_images
-        return evaluate(_from_cpu(model), inputs.tokenizer, benchmarks, most, run.evaluation.part)
+        return evaluate(
+            _from_cpu(model), inputs.tokenizer, inputs.benchmarks, most, run.evaluation.part
+        )
 
     def show(step: int, candidates: Candidates, index: Tensor) -> None:
         if world.main and run.selection.sampler != "uniform":
             path = folder / "selected" / f"step-{step:08d}.png"
             track({"step": step, "selected": draw_selected(candidates, index, path)})
 
-    # An offline filter scores the whole pool, whatever it keeps.
-    candidates = pairs.get("pool", sum(pairs.values()))  # curated pairs of a batch are not scored
-    if run.source.kind == "filtered":
-        whole = inputs.pool if isinstance(inputs, OwnInputs) else pool_rows(run, inputs)
-        candidates = len(whole)
-
     def cost_after(steps: int) -> Cost:
-        return run_cost(run, steps, flops, reference_flops, spent, candidates)
+        return run_cost(
+            run, steps, flops, inputs.reference_flops, inputs.reference_training_flops,
+            inputs.candidates,
+        )  # fmt: skip
 
     started = time.perf_counter()
     try:
         train_loop(
-            run, folder, learner, drawing, reads_reference, score, cost_after,
-            lambda done, total, line: report(done, total, _line(label, line, drawing)), track,
+            run, folder, learner, inputs.loader, inputs.reference, score, cost_after,
+            lambda done, total, line: report(done, total, _line(label, line, inputs.loader)), track,
             world, show, keep_last, workspace.trunk(run),
         )  # fmt: skip
     finally:
-        drawing.close()
+        inputs.close()
     model = unsharded(learner, lambda: new_learner(run))
     if not world.main:
         return
@@ -176,26 +140,16 @@ def _train(
             "flops_per_example": {
                 "image_full": flops.image_full, "image_low": flops.image_low, "text": flops.text,
             },
-            "rows_drawn_from": pairs,
-            "auc": _pool_auc(run, inputs, model),
-            "noise_trained_on": noise_trained_on(run, folder, drawing),
-            "curated_trained_on": curated_trained_on(folder, drawing),
+            "rows_drawn_from": inputs.rows_drawn_from,
+            "auc": inputs.pool_auc(model),
+            "noise_trained_on": inputs.noise_trained_on(folder),
+            "curated_trained_on": inputs.curated_trained_on(folder),
             "wall_seconds_of_last_sitting": time.perf_counter() - started,
             "waiting_for_data_of_last_sitting": min(
-                1.0, drawing.waited / (time.perf_counter() - started)
+                1.0, inputs.loader.waited / (time.perf_counter() - started)
             ),
         },
     )  # fmt: skip
-
-
-def _pool_auc(run: Run, inputs: Inputs | OwnInputs, model: Clip) -> float | None:
-    """How well a model of the curated set tells right captions of the pool from others' (see
-    `matching_auc`), on 4,096 pairs that no curated set holds: its strength as a reference."""
-    if isinstance(inputs, OwnInputs) or run.source.kind != "curated":
-        return None
-    rows = unverified_rows(inputs.pool)
-    rows = rows[first_by_hash(inputs.pool.hashes[rows], 4096, "strength of a reference")]
-    return matching_auc(model, *rows_of(inputs.pool, rows))
 
 
 def _start_from(path: Path, sha256: str | None, learner: Clip) -> None:
