@@ -65,6 +65,23 @@ def make_shards(folder: Path, shards: int = 4, samples: int = 12, first: int = 0
     return folder
 
 
+def make_own(root: Path) -> Path:
+    """A pool of 48 pairs, a curated set of 16, and a zero-shot and a retrieval benchmark."""
+    make_shards(root / "pool")
+    make_shards(root / "curated", 1, 16, first=1000)
+    flowers, pairs = root / "benchmarks" / "wds_flowers", root / "benchmarks" / "wds_pairs"
+    write_tar(flowers / "test" / "0.tar", *[
+        {f"{n}.jpg": jpeg(n), f"{n}.cls": str(n % 3).encode()} for n in range(12)
+    ])  # fmt: skip
+    (flowers / "classnames.txt").write_text("rose\ntulip\naster\n")
+    (flowers / "zeroshot_classification_templates.txt").write_text("a {c}\n")
+    write_tar(pairs / "test" / "0.tar", *[sample(n, json=None) for n in range(10)])
+    (pairs / "dataset_type.txt").write_text("retrieval")
+    for each in (flowers, pairs):
+        (each / "test" / "nshards.txt").write_text("1")
+    return root
+
+
 class _Handler(http.server.SimpleHTTPRequestHandler):
     """Serves files; `faults` name -> what goes wrong, as often as the number says.
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from own_shards import jpeg, make_shards, sample, write_tar
+from own_shards import jpeg, make_own, make_shards, sample, write_tar
 from safetensors.numpy import load_file
 from tiny import TINY, tiny_run, without_seconds
 
@@ -45,20 +45,7 @@ from jestcli.utils.errors import DataError
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pool of 48 pairs, a curated set of 16, and a zero-shot and a retrieval benchmark."""
-    root = tmp_path_factory.mktemp("own")
-    make_shards(root / "pool")
-    make_shards(root / "curated", 1, 16, first=1000)
-    flowers, pairs = root / "benchmarks" / "wds_flowers", root / "benchmarks" / "wds_pairs"
-    write_tar(flowers / "test" / "0.tar", *[
-        {f"{n}.jpg": jpeg(n), f"{n}.cls": str(n % 3).encode()} for n in range(12)
-    ])  # fmt: skip
-    (flowers / "classnames.txt").write_text("rose\ntulip\naster\n")
-    (flowers / "zeroshot_classification_templates.txt").write_text("a {c}\n")
-    write_tar(pairs / "test" / "0.tar", *[sample(n, json=None) for n in range(10)])
-    (pairs / "dataset_type.txt").write_text("retrieval")
-    for each in (flowers, pairs):
-        (each / "test" / "nshards.txt").write_text("1")
-    return root
+    return make_own(tmp_path_factory.mktemp("own"))
 
 
 def settings(root: Path, **more: Any) -> dict[str, Any]:
