@@ -78,9 +78,10 @@ class Ranks:
         contributes count / world. Raises ValueError, on every rank, if a pick's score is not
         finite.
         """
-        each = count // self.world if self.balanced else min(count, len(scores))
-        best, order = scores.sort(descending=True, stable=True)
-        best, index = best[:each], self.indices(len(scores), scores.device)[order[:each]]
+        held = scores.shape[0]
+        each = count // self.world if self.balanced else min(count, held)
+        best, order = largest(scores, each)
+        index = order + self.rank * held
         if self.group is not None:
             best, index = self._gather(best), self._gather(index)
             best, order = best.sort(descending=True, stable=True)
@@ -126,6 +127,19 @@ class Ranks:
         if "nccl" in str(dist.get_backend(self.group)):
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("cpu")
+
+
+def largest(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest of x and where they are, as a stable descending sort has them."""
+    if not x.is_cuda and 8 * count <= x.shape[0]:  # on a CPU a sort of all of x is what costs
+        top = x.topk(count).values
+        if top[0] == top[0]:  # not a NaN, which is first and compares false
+            # topk keeps any of equal values: take all from its last value up, then sort those
+            (kept,) = (x >= top[-1]).nonzero(as_tuple=True)
+            best, order = x[kept].sort(descending=True, stable=True)
+            return best[:count], kept[order[:count]]
+    best, order = x.sort(descending=True, stable=True)
+    return best[:count], order[:count]
 
 
 ALONE = Ranks()

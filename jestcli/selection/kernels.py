@@ -32,9 +32,11 @@ def usable(x: Tensor) -> bool:
 
 
 def sum_softplus(
-    members: Tensor, candidates: Tensor, scale: float | Tensor, offset: Tensor
+    members: Tensor, candidates: Tensor, scale: float | Tensor, offset: float | Tensor
 ) -> Tensor:
     """As `blocks.sum_softplus`."""
+    if not isinstance(offset, Tensor):
+        offset = torch.full((len(members),), offset, device=members.device)
     return _launch(members, candidates, scale, offset.float(), softplus=True)
 
 

@@ -7,13 +7,14 @@ any number of ranks. Only the two logarithms that follow are a library's, in flo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 Noise = Callable[[int, Tensor], Tensor]  # (draw, global indices int64 [n]) -> noise [n]
 
+AHEAD, FEW = 16, 4096  # draws computed at once, of at most so many candidates
 _WORD = 1 << 64
 
 
@@ -28,13 +29,13 @@ _GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111
 
 def _shift(x: Tensor, bits: int) -> Tensor:
     """x >> bits with zeros shifted in (torch shifts the sign in)."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift(x, 30)) * _signed(_MIX1)
-    x = (x ^ _shift(x, 27)) * _signed(_MIX2)
-    return x ^ _shift(x, 31)
+    x = _shift(x, 30).bitwise_xor_(x).mul_(_signed(_MIX1))
+    x = _shift(x, 27).bitwise_xor_(x).mul_(_signed(_MIX2))
+    return _shift(x, 31).bitwise_xor_(x)
 
 
 def _mixed(word: int) -> int:
@@ -50,22 +51,40 @@ def uniform(seed: int, step: int, draw: int, index: Tensor) -> Tensor:
 
     It has the form (n + 1/2) / 2**52, so neither 0 nor 1 can occur.
     """
-    key = 0
-    for part in (seed, step, draw):
-        key = _mixed(key + part * _GOLDEN + _GOLDEN)
-    hashed = _mix(_mix(index * _signed(_GOLDEN) + _signed(key)) + _signed(key))
-    return (_shift(hashed, 12).double() + 0.5) / (1 << 52)
+    return _uniform(seed, step, [draw], index).view(index.shape)
+
+
+def _uniform(seed: int, step: int, draws: Iterable[int], index: Tensor) -> Tensor:
+    """`uniform` of several draws, one a row."""
+    words = []
+    for draw in draws:
+        word = 0
+        for part in (seed, step, draw):
+            word = _mixed(word + part * _GOLDEN + _GOLDEN)
+        words.append(_signed(word))
+    key = torch.tensor(words, dtype=torch.int64, device=index.device)[:, None]
+    hashed = _mix(_mix(index.flatten() * _signed(_GOLDEN) + key).add_(key))
+    return _shift(hashed, 12).double().add_(0.5).div_(1 << 52)
 
 
 def gumbel(seed: int, step: int) -> Noise:
     """The default noise of `select`: standard Gumbel, -log(-log u), in float64 (-3.6 to 36.7).
 
     Adding it to log-probabilities and keeping the m largest draws m without replacement.
-    Equal on CPU and GPU up to the last bit of the logarithm.
+    Equal on CPU and GPU up to the last bit of the logarithm. Of few candidates the numbers of the
+    next draws are computed along: some forty small operations cost as much for all as for one.
     """
+    at, rows = -1, torch.empty(0)  # the block of draws that is kept, and its noise
+    of: Tensor | None = None
 
     def noise(draw: int, index: Tensor) -> Tensor:
-        return -(-uniform(seed, step, draw, index).log()).log()
+        nonlocal at, rows, of
+        ahead = AHEAD if index.numel() <= FEW else 1
+        if draw // ahead != at or index is not of:
+            at, of = draw // ahead, index
+            rows = _uniform(seed, step, range(at * ahead, (at + 1) * ahead), index)
+            rows = rows.log_().neg_().log_().neg_()
+        return rows[draw % ahead].view(index.shape)
 
     return noise
 

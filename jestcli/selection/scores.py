@@ -65,7 +65,7 @@ class SigmoidGain:
     def add(self, new: Tensor) -> None:
         """Put the pairs with global indices `new` (int64 [m]) into C."""
         image, text = _shared(self.pairs, new, self.ranks)
-        bias = _constant(self.pairs.bias, image)
+        bias = float(self.pairs.bias)
         self.gain += sum_softplus(image, self.pairs.text, self.pairs.scale, bias)
         self.gain += sum_softplus(text, self.pairs.image, self.pairs.scale, bias)
 
@@ -143,11 +143,6 @@ class SoftmaxGain(SoftmaxNegativesGain):
             self.members_loss += sum_softplus(text, self.pairs.image, scale, offset[:, 1])
 
 
-def _constant(value: float | Tensor, like: Tensor) -> Tensor:
-    """`value` for each row of `like`, float64 [m]."""
-    return torch.full((len(like),), float(value), dtype=torch.float64, device=like.device)
-
-
 def _shared(pairs: PairEmbeddings, index: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor]:
     """Image and text embeddings of the global indices, on every rank."""
     return ranks.rows(pairs.image, index), ranks.rows(pairs.text, index)
@@ -170,7 +165,11 @@ class Score:
 
     def values(self) -> Tensor:
         """Score of every local candidate given C, float64 [B]."""
-        return torch.stack([weight * gain.values() for weight, gain in self.terms]).sum(0)
+        (weight, first), *others = self.terms
+        total = weight * first.values()
+        for weight, gain in others:
+            total += weight * gain.values()
+        return total
 
     def add(self, new: Tensor) -> None:
         """Put the pairs with global indices `new` into C."""
@@ -213,8 +212,8 @@ def pair_losses(pairs: PairEmbeddings, loss: str, ranks: Ranks = ALONE) -> Tenso
     positive = diagonal_logits(pairs)
     if loss == "sigmoid":
         total = -2 * positive  # softplus(-z) = softplus(z) - z: the sums below include z_kk
+        bias = float(pairs.bias)
         for image, text in ranks.shards(pairs):
-            bias = _constant(pairs.bias, image)
             total += sum_softplus(image, pairs.text, pairs.scale, bias)
             total += sum_softplus(text, pairs.image, pairs.scale, bias)
         return total / 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ class Task:
         """(weight, embeddings) of each model that the criterion counts."""
         return terms(self.learner, self.reference, self.criterion, self.learner_weight)
 
-    @property
+    @cached_property
     def index(self) -> Tensor:
         """Global indices of this rank's candidates, int64 [B]."""
         pairs = self.learner if self.learner is not None else self.reference
@@ -91,4 +92,7 @@ class Task:
 
     def free_of(self, free: Tensor, taken: Tensor) -> Tensor:
         """`free` (bool [B], this rank's candidates) without the global indices `taken`."""
-        return free & ~torch.isin(self.index, taken)
+        own = taken - self.ranks.rank * len(free)
+        if self.ranks.world > 1:
+            own = own[(own >= 0) & (own < len(free))]
+        return free.index_fill(0, own, False)

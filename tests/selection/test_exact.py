@@ -12,7 +12,7 @@ from selection_oracle import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from jestcli.selection import PairEmbeddings, blocks, select
+from jestcli.selection import PairEmbeddings, blocks, distributed, select
 from jestcli.selection.noise import gumbel, zero
 from jestcli.selection.scores import CRITERIA
 
@@ -49,6 +49,7 @@ def test_overlap_in_lower_precision(dtype, monkeypatch):
     """Against the listing on the same rounded embeddings; several tiles in both directions."""
     monkeypatch.setattr(blocks, "ROWS", 32)
     monkeypatch.setattr(blocks, "COLUMNS", 300)
+    monkeypatch.setattr(blocks, "TILE", 1)  # one slab of COLUMNS at a time
     learner = make_pairs(900, 64, seed=1, dtype=dtype)
     reference = make_pairs(900, 64, seed=2, dtype=dtype)
     got = select(learner, reference, size=450, seed=5)
@@ -175,7 +176,23 @@ class LargestTensor(TorchDispatchMode):
 def test_no_tensor_of_pairs_by_pairs(loss, sampler, monkeypatch):
     monkeypatch.setattr(blocks, "ROWS", 32)
     monkeypatch.setattr(blocks, "COLUMNS", 256)
+    monkeypatch.setattr(blocks, "TILE", 1)  # one slab of COLUMNS at a time
     pairs = make_pairs(700, 16, seed=0, dtype=torch.float32)
     with LargestTensor() as seen:
         select(pairs, pairs, size=300, n_chunks=4, loss=loss, sampler=sampler)
     assert seen.largest <= 700 * 16  # the embeddings themselves
+
+
+def test_the_largest_are_those_of_a_stable_sort():
+    """Where a partial sort would keep any of equal values, and where a NaN is among them."""
+    for seed in range(50):
+        dice = torch.Generator().manual_seed(seed)
+        x = torch.randint(0, 9, (200,), generator=dice).double()
+        x[torch.rand(200, generator=dice) < 0.3] = -torch.inf
+        for count in (1, 7, 24, 25, 190):
+            best, order = x.sort(descending=True, stable=True)
+            got = distributed.largest(x, count)
+            assert torch.equal(got[0], best[:count]) and torch.equal(got[1], order[:count])
+        x[3] = torch.nan
+        values, _ = distributed.largest(x, 7)
+        assert len(values) == 7 and bool(values.isnan().any())

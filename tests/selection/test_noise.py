@@ -44,6 +44,15 @@ def test_uniform_and_gumbel_moments():
     assert float(g.var()) == pytest.approx(1.6449, abs=0.04)
 
 
+def test_draws_computed_together_are_those_computed_alone():
+    few, many = torch.arange(5, 105), torch.arange(5000)
+    noise = gumbel(3, 4)
+    for draw in (0, 15, 16, 3):  # across the block of draws and back
+        for index in (few, many, few.flip(0)):
+            expected = -(-uniform(3, 4, draw, index).log()).log()
+            assert torch.equal(noise(draw, index), expected)
+
+
 def test_the_extreme_hashes_stay_inside():
     """All-zero and all-one hashes: the smallest and the largest number that can occur."""
     for bits in (0, (1 << 52) - 1):
