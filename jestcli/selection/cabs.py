@@ -38,11 +38,12 @@ def cabs(task: Task) -> Tensor:
     """Greedy, by the gain above; `task.labels` are the concepts. Reads no embedding."""
     assert task.labels is not None  # `select` checks
     # The candidates of all ranks in random order, alike on every rank: earlier ones win ties.
-    everyone = replace(task, size=len(task.labels) * task.ranks.world)
+    held = len(task.labels)
+    everyone = replace(task, size=held * task.ranks.world)
     order = uniform(everyone).tolist()
     rows = task.ranks.gathered(task.labels).tolist()
     concepts = [sorted({label for label in rows[i] if label >= 0}) for i in order]
-    picks = greedy(concepts, task.size, [task.rank_of(i) for i in order], task.shares())
+    picks = greedy(concepts, task.size, [i // held for i in order], task.shares())
     return torch.tensor([order[i] for i in picks], dtype=torch.int64, device=task.index.device)
 
 
@@ -56,7 +57,7 @@ def greedy(concepts: list[list[int]], size: int, owner: list[int], shares: list[
     frequency = Counter(concept for each in concepts for concept in each)
     cap = max(CAP, round(CAP_SHARE * size))
     target, left = targets(sorted(frequency), size, cap), list(shares)
-    chosen: Counter[int] = Counter()
+    chosen = dict.fromkeys(frequency, 0)
 
     def gain(each: list[int]) -> float:
         total = 0.0
@@ -80,7 +81,8 @@ def greedy(concepts: list[list[int]], size: int, owner: list[int], shares: list[
         else:  # the best; of those with no gain at all, the first
             heapq.heappop(heap)
             picks.append(k)
-            chosen.update(concepts[k])
+            for c in concepts[k]:
+                chosen[c] += 1
             left[owner[k]] -= 1
     return picks
 

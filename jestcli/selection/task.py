@@ -73,10 +73,6 @@ class Task:
         world = self.ranks.world
         return [self.size // world if self.ranks.balanced else self.size] * world
 
-    def rank_of(self, index: int) -> int:
-        """The rank that holds the candidate with this global index."""
-        return index // len(self.index)
-
     def draw(self, logits: Tensor, count: int, number: int) -> Tensor:
         """`count` distinct draws with p proportional to exp(logits): Gumbel-top-k.
 
