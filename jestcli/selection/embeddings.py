@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ NORM_TOLERANCE = {
     torch.float16: 1e-2,
     torch.bfloat16: 2e-2,
 }
+OPEN_CLIP_NAMES = ("image_features", "text_features", "logit_scale", "logit_bias")
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +38,26 @@ class PairEmbeddings:
     text: Tensor
     scale: float | Tensor
     bias: float | Tensor = 0.0
+
+    @classmethod
+    def from_open_clip(cls, out: Mapping[str, Any] | Sequence[Any]) -> PairEmbeddings:
+        """The pairs of what an open_clip model returns for images and texts.
+
+        out: model(images, texts): (image features, text features, exponentiated scale) and,
+            of SigLIP's kind, the bias; or the mapping that `output_dict=True` gives, whose other
+            entries (CoCa's logits, distillation's) are passed over. No bias counts as 0.
+        Features are normalised by open_clip already. No gradient flows through the result.
+        Raises ValueError where image or text features or the scale are missing.
+        """
+        if isinstance(out, Mapping):
+            found = [out.get(name) for name in OPEN_CLIP_NAMES]
+        else:
+            found = [*out, *[None] * len(OPEN_CLIP_NAMES)][: len(OPEN_CLIP_NAMES)]
+        for name, value in zip(OPEN_CLIP_NAMES[:3], found, strict=False):
+            if value is None:
+                raise ValueError(f"open_clip's output has no {name}: call model(images, texts)")
+        image, text, scale, bias = (x.detach() if isinstance(x, Tensor) else x for x in found)
+        return cls(image, text, scale, 0.0 if bias is None else bias)
 
     def __len__(self) -> int:
         return self.image.shape[0]
