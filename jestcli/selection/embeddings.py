@@ -56,7 +56,8 @@ class PairEmbeddings:
         for name, value in zip(OPEN_CLIP_NAMES[:3], found, strict=False):
             if value is None:
                 raise ValueError(f"open_clip's output has no {name}: call model(images, texts)")
-        image, text, scale, bias = (x.detach() if isinstance(x, Tensor) else x for x in found)
+        free: list[Any] = [x.detach() if isinstance(x, Tensor) else x for x in found]
+        image, text, scale, bias = free
         return cls(image, text, scale, 0.0 if bias is None else bias)
 
     def __len__(self) -> int:
