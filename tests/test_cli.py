@@ -66,6 +66,8 @@ def test_help_names_every_command(tmp_path: Path) -> None:
     (["train", "--set", "optim.stesp=3"], "unknown setting optim.stesp (did you mean steps?)"),
     (["train", "--set", "optim.steps=many"], "optim.steps: Input should be a valid integer"),
     (["train", "--set", "optim.steps"], "expected key=value"),
+    (["train", "--noise-share", "1"], "source.noise_share: Input should be less than 1"),
+    (["train", "--set", "optim.steps=50"], "optim: steps=50 is shorter than warmup=100"),
     (["train", "--config", "mien.yaml"], "cannot read mien.yaml: No such file or directory "
      "(did you mean mine.yaml?)"),
     (["train", "--wandb", "onlin"], "--wandb onlin (did you mean online?)"),

@@ -180,10 +180,13 @@ def run_and_draw(
     from jestcli.paper.experiment import find_experiment, read_experiment
     from jestcli.paper.scheduler import plan, run_stages
     from jestcli.paper.slurm import launcher, parse_options
+    from jestcli.runs.data import check_sizes
 
     workspace, console = make_workspace(), make_console()
     launch = launcher(parse_options(slurm), workspace.runs / "slurm") if slurm else None
     prepare(work[0].run, None if slurm else workers)
+    for run in {job.run.digest(): job.run for job in work if not job.run.data.own}.values():
+        check_sizes(run, workspace.data_root(run))
     run_stages(plan(work, workspace), workspace, workers, console, wandb, launch)
     experiment = read_experiment(find_experiment(word))
     for path in plots.plot(experiment, work, workspace, out, console, collect=True):

@@ -52,6 +52,14 @@ Init = Annotated[
         "file's content, not its place.",
     ),
 ]
+NoiseShare = Annotated[
+    float | None,
+    typer.Option(
+        "--noise-share",
+        help="Share of the pool's pairs that show another's caption, such as .8: a poor pool "
+        "(source.noise_share).",
+    ),
+]
 Runs = Annotated[str | None, typer.Option("--runs", help="Only these runs, such as jest,flexi.")]
 Seeds = Annotated[str | None, typer.Option("--seeds", help="Only these seeds, such as 0,1.")]
 Slurm = Annotated[

@@ -78,6 +78,7 @@ def prepare(run: Run, workers: int | None, workspace: Workspace | None = None) -
         data.index(run, inputs, console)
         return
     data.build(workspace.data_root(run), size=size, workers=workers, console=console)
+    data.check_sizes(run, workspace.data_root(run))
     data.decode(workspace.embedded(run), workers, console)
 
 

@@ -15,6 +15,7 @@ from jestcli.commands.options import (
     Init,
     KeepLast,
     MaxFaults,
+    NoiseShare,
     Profile,
     Reference,
     Seed,
@@ -78,6 +79,7 @@ def train(
     config: Config = None,
     set_: Set = [],  # noqa: B006
     reference: Reference = None,
+    noise_share: NoiseShare = None,
     seed: Seed = 0,
     wandb: Wandb = "off",
     device: Device = "auto",
@@ -96,6 +98,8 @@ def train(
     from jestcli.paper.experiment import Job, default_run
 
     base = read_settings(config, set_, profile, method)
+    if noise_share is not None:
+        base = merge(base, {"source": {"noise_share": noise_share}})
     settings = merge(with_reference(base, reference), init_settings(init))
     run = default_run(method, settings, seed)
     workspace = make_workspace(data_workers, max_faults, cache, cache_gb)

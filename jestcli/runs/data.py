@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jestcli.config import VERIFIED, ConfigError, did_you_mean
+from jestcli.data.pools import verified_size
 from jestcli.utils.errors import DataError
 
 if TYPE_CHECKING:
@@ -107,6 +109,31 @@ def index(run: Run, inputs: OwnInputs, console: Console) -> None:
             console.print(f"{split}: {len(stream):,} pairs in {len(stream.shards):,} shards")
 
 
+def check_sizes(run: Run, root: Path) -> None:
+    """Whether the embedded data in `root` hold what the run and its reference ask for.
+
+    Raises ConfigError in one line: an unknown level, or more pairs than there are.
+    """
+    from jestcli.icons.build import read_manifest
+
+    counts = read_manifest(root)["counts"]
+    set_aside = verified_size(counts["pool"])
+    levels = counts["levels"] | {VERIFIED: set_aside}
+    for each in (run, run.reference):
+        if each is None:
+            continue
+        level, wanted, source = each.data.level, each.data.curated_size or 0, each.source
+        if source.kind in ("curated", "mixed"):
+            if level not in levels:
+                raise ConfigError(f"no data.level={level}{did_you_mean(level, list(levels))}")
+            if wanted > levels[level]:
+                there = f"level {level} has {levels[level]:,} pairs"
+                raise ConfigError(f"data.curated_size={wanted}: {there}")
+        left = counts["pool"] - set_aside
+        if not source.curated_in_pool and (source.pool_size or 0) > left:
+            raise ConfigError(f"source.pool_size={source.pool_size}: the pool has {left:,} pairs")
+
+
 def decode(inputs: Inputs, workers: int | None, console: Console) -> None:
     """Decode pool and curated set into memory-mapped stores, with bars, unless that is done."""
     with bars(console) as report:
@@ -141,10 +168,12 @@ def list_sources(root: Path, console: Console | None = None) -> None:
         "strong++": "labels and tags, larger: holds strong",
         "moderate": "well-named sets, names only",
         "weak": "a random part of the pool without logos, names only",
+        VERIFIED: "a random part of the pool that no run's pool holds; never a wrong caption",
     }
+    counts["levels"] |= {VERIFIED: verified_size(counts["pool"])}
     for level, about in described.items():
         if level in counts["levels"]:
-            split = "pool" if level == "weak" else "curated"
+            split = "pool" if level in ("weak", VERIFIED) else "curated"
             training.add_row(split, level, f"{counts['levels'][level]:,}", about)
     console.print(training)
 

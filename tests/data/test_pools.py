@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny import fake_store, tiny_run
 
-from jestcli.config import VERIFIED_SIZE
+from jestcli.config import VERIFIED_SIZE, ConfigError
 from jestcli.data.pools import (
     relevant,
     thinned,
@@ -19,6 +19,7 @@ from jestcli.data.pools import (
 )
 from jestcli.data.store import Store, open_store
 from jestcli.runs import drawn_from
+from jestcli.runs.data import check_sizes
 from jestcli.runs.workspace import Workspace
 from jestcli.utils.errors import DataError
 from jestcli.utils.hashing import below, first_by_hash, hashes_of, salted
@@ -116,3 +117,23 @@ def test_hashes_and_relevance_are_kept_beside_the_store(workspace: Workspace) ->
     again.__dict__["captions"] = again.__dict__["keys"] = None  # neither is read a second time
     assert np.array_equal(again.hashes, expected) and np.array_equal(relevant(again, words), found)
     assert not [path for path in Path(pool.folder).iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"data": {"level": "strong", "curated_size": 13}}, "curated_size=13: level strong has 12"),
+        ({"data": {"level": "verified", "curated_size": 11}}, "level verified has 10 pairs"),
+        ({"data": {"level": "verfied"}}, r"no data.level=verfied \(did you mean verified\?\)"),
+        ({"source": {"kind": "pool", "pool_size": 75}}, "pool_size=75: the pool has 74 pairs"),
+    ],
+)
+def test_more_pairs_than_there_are_is_one_line_before_anything_runs(
+    changes: dict[str, Any], message: str, workspace: Workspace
+) -> None:
+    run = tiny_run("curated", **changes)
+    for asked in (run, tiny_run("finetune", reference=run.model_dump())):
+        with pytest.raises(ConfigError, match=message):
+            check_sizes(asked, workspace.data_root(asked))
+    fits = tiny_run("curated", data={"level": "verified", "curated_size": 10})
+    check_sizes(fits, workspace.data_root(fits))
