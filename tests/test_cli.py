@@ -237,11 +237,16 @@ def test_what_cannot_be_done_is_one_line_and_exit_1(home: Path, command: Command
         (("eval",), "no trained model in"),
         (("eval", "runs"), "runs is not a run directory of this version"),
         (("plot", "small.yaml"), "no finished run of small"),
-        (("train", "--method", "curated", "--config", "tiny.yaml", "--set", "data.level=storng"),
-         "curated (seed 0) failed: no level 'storng'"),
+        (("train", "--method", "uniform", "--config", "tiny.yaml", "--set",
+          "source.curated_in_pool=true", "--set", "source.pool_size=5000"),
+         "uniform (seed 0) failed: source.pool_size=5000: the pool has 99"),
     ):  # fmt: skip
         code, _, errors = command(*words)
         assert code == 1 and message in errors and errors.count("\n") == 1, (words, errors)
+    words = ("train", "--method", "curated", "--config", "tiny.yaml", "--set", "data.level=storng")
+    code, _, errors = command(*words)
+    message = "jest: no data.level=storng (did you mean strong?)\n"
+    assert (code, errors) == (2, message), "what the data say of the settings is a mistake, too"
 
 
 def test_ctrl_c_is_one_line_and_exit_130(
