@@ -38,8 +38,12 @@ def main(words: list[str]) -> int:
     with tempfile.TemporaryDirectory() as name:
         before, after = (bits(c, Path(name, f"{i}.json")) for i, c in enumerate(checkouts))
     lines = list(differences(before, after))
-    for line in lines[:50]:
-        print(line)
+    groups: dict[str, list[str]] = {}
+    for line in lines:  # by experiment, or by run and how it was made
+        parts = line.split(" > ")
+        groups.setdefault(" > ".join(parts[: 3 if parts[0] == "records" else 2]), []).append(line)
+    for name, each in groups.items():
+        print(f"{name}: {len(each)} differ, the first: {each[0]}")
     count = sum(len(each) for each in before["records"].values())
     print(f"{len(lines)} differences in {count} runs, every digest and the surface")
     return 1 if lines else 0
