@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+
+os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
 
 import forked
 import pytest

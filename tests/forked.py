@@ -20,7 +20,7 @@ from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["tiny", "jestcli.runs.learner", "clip_benchmark.datasets.builder",
+    ["tiny", "jestcli.train", "clip_benchmark.datasets.builder",
      "clip_benchmark.metrics.zeroshot_classification", "clip_benchmark.metrics.zeroshot_retrieval"]
 )  # fmt: skip
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import forked
 import pytest
@@ -19,6 +21,7 @@ from jestcli import cli
 from jestcli.config import merge
 from jestcli.paper import scheduler as reproduce
 from jestcli.runs.workspace import Workspace, is_done
+from jestcli.train import Trainer
 
 HEAVY = ("torch", "numpy", "open_clip", "yaml", "matplotlib", "wandb")
 
@@ -105,18 +108,17 @@ def test_config_prints_what_config_reads(tmp_path: Path) -> None:
 
 
 def test_a_reference_is_trained_by_the_real_command(data_root: Path, tmp_path: Path) -> None:
-    """No process is replaced here: an interpreter for the command, and one for its worker."""
+    """No process is replaced here: one interpreter, which trains itself."""
     env = {"JEST_DATA": str(data_root), "JEST_RUNS": str(tmp_path / "runs")}
     (tmp_path / "reference.yaml").write_text(yaml.safe_dump(merge(TINY, {"optim": {"steps": 2}})))
     words = ("train-reference", "--config", "reference.yaml")
     code, out, errors = jest(*words, cwd=tmp_path, **env)
     assert (code, errors) == (0, "")
-    assert "done  reference (seed 0)" in out and "mean of all" in out
+    assert "mean of all" in out
     assert "icons and emoji, not ImageNet" in out
     folder = Workspace(data_root, tmp_path / "runs").folder(tiny_reference())
     assert f"run directory: {folder}" in out and is_done(folder)
     assert {p.name for p in (tmp_path / "runs").iterdir()} == {folder.name}
-    assert (folder / "errors.log").read_text() == ""
 
 
 # --- the same commands in this process, their workers forked (see forked.py) ---------------------
@@ -179,12 +181,11 @@ def test_train_makes_what_is_missing_once(
     )
     assert set((home / "runs").iterdir()) == wanted and all(map(is_done, wanted))
     assert "mean of all" in out and f"run directory: {workspace.folder(run)}" in out
-    assert ("start" in out) and (f"done  {method} (seed 0): reference" in out) == (
-        run.reference is not None
-    )
+    steps = f"{TINY['optim']['steps']}/{TINY['optim']['steps']} {method} (seed 0)"
+    assert steps in out and ("(seed 0): reference" in out) == (run.reference is not None)
     before = {p: p.stat().st_mtime_ns for p in (home / "runs").rglob("*")}
     code, out, _ = command(*words)
-    assert code == 0 and "start" not in out and "mean of all" in out, "nothing is run again"
+    assert code == 0 and steps not in out and "mean of all" in out, "nothing is run again"
     assert before == {p: p.stat().st_mtime_ns for p in (home / "runs").rglob("*")}
 
 
@@ -196,8 +197,8 @@ def test_the_reference_of_train_reference_is_the_one_that_jest_uses(
     assert command("train-reference", "--config", "reference.yaml")[0] == 0
     (only,) = (home / "runs").iterdir()
     code, out, _ = command("train", "--method", "jest", "--config", "learner.yaml")
-    assert code == 0 and "start jest (seed 0)" in out
-    assert "reference\n" not in out.replace("reference embeddings", ""), "it is not trained again"
+    assert code == 0 and "4/4 jest (seed 0)" in out
+    assert "2/2" not in out, "the reference is not trained again"
     assert len(list((home / "runs").iterdir())) == 2 and only in (home / "runs").iterdir()
 
 
@@ -239,7 +240,7 @@ def test_what_cannot_be_done_is_one_line_and_exit_1(home: Path, command: Command
         (("plot", "small.yaml"), "no finished run of small"),
         (("train", "--method", "uniform", "--config", "tiny.yaml", "--set",
           "source.curated_in_pool=true", "--set", "source.pool_size=5000"),
-         "uniform (seed 0) failed: source.pool_size=5000: the pool has 99"),
+         "source.pool_size=5000: the pool has 99"),
     ):  # fmt: skip
         code, _, errors = command(*words)
         assert code == 1 and message in errors and errors.count("\n") == 1, (words, errors)
@@ -252,23 +253,16 @@ def test_what_cannot_be_done_is_one_line_and_exit_1(home: Path, command: Command
 def test_ctrl_c_is_one_line_and_exit_130(
     home: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The worker is told to save; the same command then goes on."""
-    stopped: list[forked.ForkedPopen] = []
+    """Everything is saved; the same command then goes on."""
+    real = Trainer.train_step
 
-    class Popen(forked.ForkedPopen):
-        def poll(self) -> int | None:
-            stopped.append(self)
-            raise KeyboardInterrupt
+    def interrupted(self: Trainer) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(self)
 
-    real = reproduce.subprocess
-    monkeypatch.setattr(reproduce, "subprocess", SimpleNamespace(Popen=Popen, PIPE=-1))
-    # `_stop` asks whether it still runs before it ends it.
-    monkeypatch.setattr(
-        reproduce, "_stop", lambda running: [s.process.terminate() for s in running]
-    )
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
     words = ("train", "--method", "uniform", "--config", "tiny.yaml")
     code, _, errors = command(*words)
-    assert (code, errors) == (130, "jest: interrupted; the same command goes on from there\n")
-    stopped[0].wait()
-    monkeypatch.setattr(reproduce, "subprocess", real)
+    assert (code, errors) == (130, "jest: stopped at step 1 of 4; all is saved\n")
+    monkeypatch.setattr(Trainer, "train_step", real)
     assert command(*words)[0] == 0

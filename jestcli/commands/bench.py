@@ -49,8 +49,7 @@ def bench_train(
     """Step times of uniform, JEST and Flexi-JEST against their FLOPs, and open_clip's own loop."""
     from jestcli.bench import training
     from jestcli.config import ConfigError
-    from jestcli.training.devices import pick_device
-    from jestcli.training.loop import set_threads
+    from jestcli.training.devices import pick_device, set_threads
 
     if rounds < 1:
         raise ConfigError("--rounds must be at least 1")

@@ -82,6 +82,14 @@ def prepare(run: Run, workers: int | None, workspace: Workspace | None = None) -
     data.decode(workspace.embedded(run), workers, console)
 
 
+def quiet_libraries() -> None:
+    """No bar or warning of a library's between the lines that are meant for the user."""
+    import warnings
+
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    warnings.simplefilter("ignore")
+
+
 def train_jobs(
     jobs: list[Job],
     wandb: str,
@@ -89,18 +97,19 @@ def train_jobs(
     keep_last: int = 1,
     workspace: Workspace | None = None,
 ) -> None:
-    """Train jobs one after another in worker processes, and print their scores.
+    """Train jobs one after another in this process, and print their scores.
 
-    Under torchrun this process is a rank, which trains itself.
+    Under torchrun it is one of the ranks that train together.
     """
-    from jestcli.paper.scheduler import plan, run_stages
+    quiet_libraries()
     from jestcli.runs.evaluate import scores_table
     from jestcli.runs.workspace import read_done
+    from jestcli.train import train
+    from jestcli.training.devices import pick_device
+    from jestcli.training.distributed import World
+    from jestcli.utils.progress import Bar
 
-    if device != "auto":
-        from jestcli.training.devices import pick_device
-
-        pick_device(device)  # before anything is built
+    pick_device(device)  # a wrong word is said before anything is built
     workspace, console = workspace or make_workspace(), make_console()
     for job in jobs:
         if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -114,8 +123,9 @@ def train_jobs(
                 continue
         else:
             prepare(job.run, None, workspace)
-            stages = plan([job], workspace)
-            run_stages(stages, workspace, None, console, wandb, device=device, keep_last=keep_last)
+            with Bar(console) as bar:
+                world = World(device=pick_device(device))
+                train(job.run, workspace, job.label, bar, wandb, world, keep_last)
         folder = workspace.folder(job.run)
         console.print(scores_table(job.label, read_done(folder)["scores"], job.run.data.own))
         console.print(f"run directory: {folder}")

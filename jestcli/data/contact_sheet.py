@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
+
+from jestcli.data.loader import Candidates
 
 CELL = 112  # pixels, width of a cell
 PICTURE = 72  # side of the shown image
@@ -55,3 +58,17 @@ def contact_sheet(
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
+
+
+def of_choice(super_batch: Candidates, index: torch.Tensor, path: Path, count: int = 30) -> Path:
+    """A contact sheet of the first pairs chosen, and as many that were left, under their keys.
+
+    index: int64 [b], global; with several ranks those that this one, rank 0, holds are drawn.
+    """
+    chosen = index[index < len(super_batch)]
+    left = torch.ones(len(super_batch), dtype=torch.bool).index_fill_(0, chosen, False)
+    rows = [*chosen[:count].tolist(), *torch.nonzero(left).flatten()[:count].tolist()]
+    pixels = super_batch.images.permute(0, 2, 3, 1)
+    names = [super_batch.name(i) for i in rows]
+    title = f"chosen ({min(count, len(chosen))}), then left"
+    return contact_sheet([pixels[i].cpu().numpy() for i in rows], names, path, title=title)

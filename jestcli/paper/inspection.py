@@ -24,11 +24,11 @@ from jestcli.data.contact_sheet import contact_sheet
 from jestcli.paper import choices
 from jestcli.runs.opened import CPU, Opened, open_run
 from jestcli.runs.trained import new_learner
-from jestcli.runs.workspace import Workspace
+from jestcli.runs.workspace import Report, Workspace
 from jestcli.selection import PairEmbeddings, select
 from jestcli.selection.scores import diagonal_logits
 from jestcli.training.checkpoint import write_atomic, write_json
-from jestcli.training.loop import Report, chosen_in_training
+from jestcli.training.metrics import chosen_in_training
 
 SHEET = 40  # pictures a contact sheet
 BLOCK = 4096

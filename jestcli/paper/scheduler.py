@@ -34,8 +34,7 @@ from jestcli.runs.scored_with import (
 from jestcli.runs.trained import learner_flops
 from jestcli.runs.workspace import StageError, Workspace, is_done
 from jestcli.training.checkpoint import CHECKPOINT, step_of
-from jestcli.training.loop import shared_steps
-from jestcli.training.trunk import steps_there
+from jestcli.training.trunk import shared_steps, steps_there
 from jestcli.utils.parallel import usable_cores
 
 JOBS = 64  # on a cluster at once, unless told
@@ -293,9 +292,6 @@ def _start(
         stage.process = launch(task, stage.folder)
         return
     quiet = {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    # Activations of tens of MB go back to the system after every step unless glibc is told to keep
-    # them: page faults were a fifth of a step of the convolutional tower.
-    quiet |= {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
     stage.process = process = subprocess.Popen(
         [sys.executable, "-m", "jestcli.paper.worker"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=_error_log(stage),

@@ -15,7 +15,7 @@ from jestcli.runs.evaluate import list_runs
 from jestcli.runs.trained import MODEL, THREADS, new_learner
 from jestcli.runs.workspace import Inputs, StageError, Workspace, read_run
 from jestcli.training.checkpoint import load_model
-from jestcli.training.loop import set_threads
+from jestcli.training.devices import set_threads
 from jestcli.training.step import embed
 
 

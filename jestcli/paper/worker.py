@@ -1,38 +1,31 @@
 """One stage in a process of its own: a JSON task on standard input, progress lines on output.
 
-The scheduler (stages/reproduce.py) starts these; a signal saves and ends one with 128 + signal.
+The scheduler (paper/scheduler.py) starts these; a signal saves and ends one with 128 + signal.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 
 
 def main() -> int:
     task = json.load(sys.stdin)
-    last = 0.0
-
-    def report(done: int, total: int, line: str) -> None:
-        nonlocal last
-        if done == total or time.monotonic() - last > 0.5:
-            last = time.monotonic()
-            print(json.dumps({"done": done, "total": total, "line": line}), flush=True)
-
     from jestcli.config import ConfigError, Run
     from jestcli.data.sources import Loading
     from jestcli.models.flexi import View
-    from jestcli.runs import learner, scored_with
+    from jestcli.runs import scored_with
     from jestcli.runs.workspace import StageError, Workspace
+    from jestcli.train import train
     from jestcli.training.checkpoint import CheckpointError
     from jestcli.training.devices import pick_device
     from jestcli.training.distributed import World
-    from jestcli.training.loop import Interrupted, TrainingError
+    from jestcli.training.signals import Interrupted, TrainingError
     from jestcli.utils.errors import DataError
+    from jestcli.utils.progress import JsonLines
 
-    run = Run.model_validate(task["run"])
+    run, progress = Run.model_validate(task["run"]), JsonLines()
     given = dict(task.get("loading", {}))
     loading = Loading(**given | {"cache": Path(given["cache"])}) if given else Loading()
     data = Path(task["data"]) if task["data"] else None
@@ -42,12 +35,10 @@ def main() -> int:
         if task["kind"] == "cache":
             view = View(**task["view"]) if task.get("view") else None
             split = task.get("split", "pool")
-            scored_with.cache(run, workspace, task["label"], report, view, split, device)
+            scored_with.cache(run, workspace, task["label"], progress.show, view, split, device)
         else:
-            learner.train(
-                run, workspace, task["label"], report, task.get("wandb", "off"),
-                World(device=device), task.get("keep_last", 1),
-            )  # fmt: skip
+            wandb, keep_last = task.get("wandb", "off"), task.get("keep_last", 1)
+            train(run, workspace, task["label"], progress, wandb, World(device=device), keep_last)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return 130

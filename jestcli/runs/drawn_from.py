@@ -21,7 +21,7 @@ from jestcli.runs.own import OwnInputs
 from jestcli.runs.references import ShardReference
 from jestcli.runs.workspace import Inputs
 from jestcli.training.distributed import ALONE, World
-from jestcli.training.loop import chosen_in_training
+from jestcli.training.metrics import chosen_in_training
 from jestcli.training.step import EmbedReference
 from jestcli.utils.errors import DataError
 from jestcli.utils.hashing import first_by_hash

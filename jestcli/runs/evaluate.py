@@ -8,7 +8,7 @@ from typing import Any
 from jestcli.evaluation.evaluate import evaluate
 from jestcli.runs.trained import THREADS, load_folder
 from jestcli.runs.workspace import Workspace, read_run
-from jestcli.training.loop import set_threads
+from jestcli.training.devices import set_threads
 
 
 def evaluate_folder(folder: Path, workspace: Workspace) -> tuple[str, dict[str, dict[str, Any]]]:

@@ -11,7 +11,7 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from safetensors.torch import save
 from torch import Tensor
 
-from jestcli.config import ConfigError, Run, did_you_mean
+from jestcli.config import ConfigError, Run, did_you_mean, file_hash
 from jestcli.data.tokens import SmallTokenizer, small_tokenizer
 from jestcli.models.flexi import FlexiVisual, pi_resize_matrix, resize_matrix
 from jestcli.models.towers import Clip
@@ -192,6 +192,17 @@ def _vocabulary(run: Run, out: Path) -> Path:
         small_tokenizer.__wrapped__(run.data.vocab_size, run.data.context_length, out)
         found = next(out.glob(f"bpe-{run.data.vocab_size}-*.txt.gz"))
     return found
+
+
+def start_from(path: Path, sha256: str | None, learner: Clip) -> None:
+    """Fill `learner` from an open_clip checkpoint. Raises StageError, also if the file changed."""
+    try:
+        changed = sha256 is not None and file_hash(path) != sha256
+    except OSError as error:
+        raise StageError(f"cannot read the checkpoint {path}: {error.strerror}") from None
+    if changed:
+        raise StageError(f"{path} is not the file this run started from")
+    init_from(path, learner)
 
 
 def init_from(path: Path, model: Clip) -> None:

@@ -29,12 +29,10 @@ from jestcli.runs.scored_with import (
     reads_pool_cache,
     scores_by_reference,
 )
-from jestcli.runs.workspace import Inputs, Workspace
+from jestcli.runs.workspace import Inputs, Report, Workspace
 from jestcli.training.distributed import ALONE, World
 from jestcli.training.step import EmbedReference
 from jestcli.utils.hashing import first_by_hash
-
-Report = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

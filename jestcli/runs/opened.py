@@ -28,10 +28,10 @@ from jestcli.runs.scored_with import (
     reads_pool_cache,
 )
 from jestcli.runs.trained import load_folder
-from jestcli.runs.workspace import Inputs, StageError, Workspace, read_run
+from jestcli.runs.workspace import Inputs, Report, StageError, Workspace, read_run
 from jestcli.selection import PairEmbeddings
+from jestcli.training.devices import set_threads
 from jestcli.training.distributed import World
-from jestcli.training.loop import Report, set_threads
 from jestcli.training.step import EmbedReference, embed
 
 ANEW = 1_000  # added to the seed: an order of the pool that was not trained in

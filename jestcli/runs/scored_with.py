@@ -23,10 +23,10 @@ from jestcli.runs.drawn_from import pool_of, shown_captions
 from jestcli.runs.own import OwnInputs
 from jestcli.runs.references import ShardReference, fill
 from jestcli.runs.trained import THREADS, learner_flops, load_run
-from jestcli.runs.workspace import Inputs, Workspace, read_done
+from jestcli.runs.workspace import Inputs, Report, Workspace, read_done
 from jestcli.selection import PairEmbeddings
+from jestcli.training.devices import set_threads
 from jestcli.training.distributed import ALONE, World
-from jestcli.training.loop import Report, set_threads
 from jestcli.training.step import EmbedReference, embed
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,6 +28,9 @@ from jestcli.training.checkpoint import write_json
 from jestcli.training.energy import EnergyMeter
 from jestcli.utils.lock import Held, hold
 from jestcli.utils.parallel import Progress, silent
+
+Report = Callable[[int, int, str], None]
+"""(done, total, what is being done) -> shown to the user."""
 
 
 class StageError(Exception):

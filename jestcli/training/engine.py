@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -131,6 +131,13 @@ def unsharded(learner: Clip, fresh: Callable[[], Clip]) -> Clip:
     copy = fresh().to(next(learner.parameters()))
     copy.load_state_dict({name: whole(value) for name, value in learner.state_dict().items()})
     return copy
+
+
+def on_cpu(model: Clip) -> Clip:
+    """`model` as evaluation wants it: itself, if it is on the CPU in float32."""
+    at = model.clip.logit_scale
+    plain = at.device.type == "cpu" and at.dtype == torch.float32
+    return model if plain else cast(Clip, FromCpu(model))
 
 
 class FromCpu:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +66,18 @@ class Choice:
     wrong: tuple[float, float] | None = None
     learnability_right: float | None = None
     learnability_wrong: float | None = None
+
+    @property
+    def why(self) -> dict[str, Any]:
+        """What is known of the pairs' captions, for the log: shares of wrong ones among all and
+        among the chosen, and the mean learnability of either kind."""
+        if self.wrong is None:
+            return {}
+        found: dict[str, Any] = {"wrong": list(self.wrong)}
+        if self.super_batch_learnability is not None:
+            found["learnability_right"] = self.learnability_right
+            found["learnability_wrong"] = self.learnability_wrong
+        return found
 
 
 def offered(run: Run, candidates: Candidates, world: World = ALONE) -> Candidates:

@@ -22,11 +22,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jestcli.config import Run
 from jestcli.training.checkpoint import CheckpointError, fill_training, pack, read, write_atomic
 from jestcli.training.distributed import World
+from jestcli.training.metrics import evaluation_steps
 
 METRICS = "metrics"
 logger = logging.getLogger(__name__)
+
+
+def shared_steps(run: Run) -> int:
+    """Up to which step `run` can go on from what another length has trained: its own decay, and
+    its first evaluation, have not begun."""
+    return max(0, min(run.optim.trunk_steps, min(evaluation_steps(run)) - 1))
 
 
 def path_of(folder: Path, step: int) -> Path:

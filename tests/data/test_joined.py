@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import fake_store, tiny_run
+from toy import train_run
 
 from jestcli.config import ConfigError, make_run, merge
 from jestcli.data.joined import Stacked, join
@@ -14,9 +15,9 @@ from jestcli.data.noise import caption_of, mismatched
 from jestcli.paper.experiment import Job
 from jestcli.paper.inspection import inspect
 from jestcli.paper.scheduler import plan
-from jestcli.runs import drawn_from, learner, scored_with, trained
+from jestcli.runs import drawn_from, scored_with, trained
 from jestcli.runs.workspace import Workspace, read_done
-from jestcli.training.loop import chosen_in_training
+from jestcli.training.metrics import chosen_in_training
 from jestcli.training.step import embed
 
 LEFT_IN = {"curated_in_pool": True}
@@ -70,7 +71,7 @@ def test_left_in_the_pool_curated_pairs_are_drawn_scored_and_counted(workspace: 
     run = tiny_run("jest", source=LEFT_IN, optim={"steps": 8})
     inputs = workspace.inputs(run)
     n_pool, n_curated = len(inputs.pool), len(inputs.curated)
-    folder = learner.train(run, workspace, "left", lambda *_: None)
+    folder = train_run(run, workspace, "left", lambda *_: None)
     done = read_done(folder)
     assert done["rows_drawn_from"] == {"pool": n_pool - n_pool // 8 + n_curated}, "but the verified"
     cache, _, _ = scored_with.open_reference(run, workspace, inputs, "", lambda *_: None)
@@ -98,7 +99,7 @@ def test_uniform_training_counts_what_lies_there_and_other_pools_nothing(
     inputs = workspace.inputs(left)
     share = len(inputs.curated) / (74 + len(inputs.curated))
     for run, expected in ((plain, None), (left, pytest.approx(share))):
-        folder = learner.train(run, workspace, "uniform", lambda *_: None)
+        folder = train_run(run, workspace, "uniform", lambda *_: None)
         assert read_done(folder)["curated_trained_on"] == expected
 
 
@@ -116,7 +117,7 @@ def test_the_scheduler_embeds_both_stores_before_the_learners_start(workspace: W
     caches = {s.split: s.key for s in stages if s.kind == "cache"}
     assert needs["left (seed 7)"] >= set(caches.values())
     assert caches["curated"] not in needs["removed (seed 7)"]
-    learner.train(run.reference, workspace, "reference", lambda *_: None)
+    train_run(run.reference, workspace, "reference", lambda *_: None)
     scored_with.cache(run.reference, workspace, "cache", lambda *_: None)
     assert [s.split for s in plan(work, workspace) if s.kind == "cache"] == ["curated"]
     scored_with.cache(run.reference, workspace, "cache", lambda *_: None, None, "curated")

@@ -8,12 +8,13 @@ import json
 import numpy as np
 import pytest
 from tiny import fake_store, tiny_run
+from toy import train_run
 
 from jestcli.data.loader import Part, draw
 from jestcli.data.noise import caption_of, mismatched
 from jestcli.data.pools import unverified_rows, verified_rows
 from jestcli.data.store import Store
-from jestcli.runs import drawn_from, learner, scored_with, trained
+from jestcli.runs import drawn_from, scored_with, trained
 from jestcli.runs.workspace import Workspace, read_done
 from jestcli.training.step import embed
 
@@ -97,7 +98,7 @@ def test_candidates_say_which_are_wrong() -> None:
 def test_learner_and_reference_see_the_same_moved_captions(workspace: Workspace) -> None:
     """A run on noise scores the moved caption, by the cache as by the reference itself."""
     run = tiny_run("jest", source={"noise_share": 0.5}, selection={"filter_ratio": 0.5})
-    folder = learner.train(run, workspace, "jest", lambda *_: None)
+    folder = train_run(run, workspace, "jest", lambda *_: None)
     done = read_done(folder)
     chosen = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["chosen"]
     inputs = workspace.embedded(run)
@@ -140,5 +141,5 @@ def test_a_clean_run_says_nothing_of_noise_and_a_plain_one_counts_the_pool(
     share = (given != np.arange(84))[rows].mean()
     assert share > 0
     for run, expected in ((clean, None), (noisy, share)):
-        folder = learner.train(run, workspace, "uniform", lambda *_: None)
+        folder = train_run(run, workspace, "uniform", lambda *_: None)
         assert read_done(folder)["noise_trained_on"] == expected

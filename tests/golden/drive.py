@@ -244,9 +244,9 @@ def _process(
     lines: list[list[str]], ports: list[int], env: dict[str, str], cwd: Path, said: Path, kill: int
 ) -> None:
     """Every line of words as a `jest` command; ends with the first exit code that is not 0."""
+    import jestcli.train as loop
     from jestcli import cli
     from jestcli.paper import scheduler
-    from jestcli.training import loop
 
     torch.set_num_threads(1)
     os.environ.update(env)

@@ -14,11 +14,11 @@ import pytest
 import torch
 from rich.console import Console
 from tiny import TINY
+from toy import train_run
 
 from jestcli.config import ConfigError
 from jestcli.icons.build import SELECTION, read_manifest
 from jestcli.paper.experiment import jobs, read_experiment
-from jestcli.runs import learner
 from jestcli.utils.errors import DataError
 from tools.gpu_lab import measure, run
 from tools.gpu_lab.archive import ARCHIVE, load_archive, read_measurements, save_archive
@@ -166,7 +166,7 @@ def test_finished_runs_on_a_selection_are_collected_and_drawn(
     file = write_experiment(tmp_path)
     work = jobs(read_experiment(file), {}, ["uniform"])
     for job in work:
-        learner.train(job.run, run.Workspace(root, state / "runs"), job.label, quiet)
+        train_run(job.run, run.Workspace(root, state / "runs"), job.label, quiet)
     run._note(state / "measurements" / "experiment.tiny.json", "done", sittings=[])
     (state / "data").mkdir()
     (state / "data" / "manifest.json").write_bytes((root / "manifest.json").read_bytes())

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from tiny import tiny_run
+from toy import train_run
 
 from jestcli.paper import diversity_of as diversity
 from jestcli.paper import theme
 from jestcli.paper.diversity import draw_diversity, to_markdown
 from jestcli.paper.experiment import Job
-from jestcli.runs import learner
 from jestcli.runs.workspace import Workspace
 
 
@@ -50,7 +50,7 @@ def test_it_measures_finished_runs_once_and_draws(
     jobs = [Job(name, 0, tiny_run(name)) for name in ("uniform", "jest")]
     jobs.append(Job("jest", 1, tiny_run("jest", seed=1)))  # not run
     for job in jobs[:2]:
-        learner.train(job.run, workspace, job.name, lambda *_: None)
+        train_run(job.run, workspace, job.name, lambda *_: None)
     found = diversity.measure_all(jobs, workspace, tmp_path)
     assert [(m["name"], m["seed"]) for m in found] == [("jest", 0), ("uniform", 0)]
     assert found[1]["chosen"] is None and found[0]["chosen"]["pairs"] == 16

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tiny import TINY, tiny_run
+from toy import train_run
 
 from jestcli.config import ConfigError
 from jestcli.paper import scheduler as reproduce
@@ -22,7 +23,7 @@ from jestcli.paper.experiment import (
 )
 from jestcli.paper.panels import line_of
 from jestcli.paper.scheduler import Stage, cost_table, overview, plan, seconds_per_flop
-from jestcli.runs import learner, scored_with
+from jestcli.runs import scored_with
 from jestcli.runs.workspace import Workspace
 
 
@@ -235,14 +236,14 @@ def test_nothing_is_planned_for_what_is_done(workspace: Workspace) -> None:
         ("train", "jest (seed 0): reference"), ("cache", "reference embeddings"),
         ("train", "jest (seed 0)"),
     ]  # fmt: skip
-    learner.train(run.reference, workspace, "reference", lambda *_: None)
+    train_run(run.reference, workspace, "reference", lambda *_: None)
     after = plan([job], workspace)
     # Weights, not the run directory, key the embeddings: another test may have made them.
     assert keys(after)[-1] == ("train", "jest (seed 0)")
     assert ("train", "jest (seed 0): reference") not in keys(after)
     scored_with.cache(run.reference, workspace, "cache", lambda *_: None)
     assert keys(plan([job], workspace)) == [("train", "jest (seed 0)")]
-    learner.train(run, workspace, "jest", lambda *_: None)
+    train_run(run, workspace, "jest", lambda *_: None)
     assert plan([job, job], workspace) == []
 
 

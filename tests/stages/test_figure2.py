@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tiny import tiny_run
+from toy import train_run
 
 from jestcli.paper import chunks as figure2
 from jestcli.paper import theme
 from jestcli.paper.figure2 import chunk_curves, draw_figure2, ratio_curve
-from jestcli.runs import learner
 from jestcli.runs.workspace import Workspace
 
 
@@ -27,7 +27,7 @@ def test_it_measures_each_finished_seed_once_and_draws(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, folder = tiny_run("jest"), tmp_path / "figure2"
-    learner.train(run, workspace, "jest", lambda *_: None)
+    train_run(run, workspace, "jest", lambda *_: None)
     (one,) = figure2.measure_all({0: run}, workspace, folder)
     assert one["b"] == 8 and one["run"] == workspace.folder(run).name
     assert {k: len(v) for k, v in one["chunks"].items()} == dict.fromkeys(

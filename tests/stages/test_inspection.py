@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tiny import tiny_run
+from toy import train_run
 
 from jestcli.paper import choices, inspection, theme
-from jestcli.runs import learner
 from jestcli.runs.drawn_from import open_drawing, pool_rows
 from jestcli.runs.opened import find_run, open_run
 from jestcli.runs.workspace import StageError, Workspace
@@ -22,7 +22,7 @@ from jestcli.runs.workspace import StageError, Workspace
 def finished(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     workspace = Workspace(data_root, tmp_path_factory.mktemp("inspected-runs"))
     for method in ("jest", "uniform"):
-        learner.train(tiny_run(method), workspace, method, lambda *_: None)
+        train_run(tiny_run(method), workspace, method, lambda *_: None)
     return workspace
 
 

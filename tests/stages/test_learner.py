@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from tiny import tiny_reference, tiny_run, without_seconds
+from toy import train_run
 
 from jestcli.config import Run
 from jestcli.data.loader import draw
-from jestcli.runs import drawn_from, learner, scored_with, trained
+from jestcli.runs import drawn_from, scored_with, trained
 from jestcli.runs.cache import Cache, build_cache
 from jestcli.runs.evaluate import evaluate_folder, list_runs
 from jestcli.runs.workspace import (
@@ -31,7 +32,8 @@ from jestcli.runs.workspace import (
     read_run,
 )
 from jestcli.training.checkpoint import CHECKPOINT, CheckpointError, read
-from jestcli.training.loop import Interrupted, evaluation_steps
+from jestcli.training.metrics import evaluation_steps
+from jestcli.training.signals import Interrupted
 
 pytestmark = pytest.mark.numeric
 QUIET = {"PYTHONWARNINGS": "ignore"}
@@ -45,7 +47,7 @@ def refuse(*_: Any) -> None:
 def finished(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A workspace with a JEST run and its reference."""
     workspace = Workspace(data_root, tmp_path_factory.mktemp("runs"))
-    learner.train(tiny_run("jest"), workspace, "jest", lambda *_: None)
+    train_run(tiny_run("jest"), workspace, "jest", lambda *_: None)
     return workspace
 
 
@@ -83,7 +85,7 @@ def test_what_a_reference_cost_is_charged(finished: Workspace) -> None:
 def test_a_finished_stage_is_not_run_again(finished: Workspace) -> None:
     folder = finished.folder(tiny_run("jest"))
     before = {p: p.stat().st_mtime_ns for p in finished.runs.rglob("*")}
-    assert learner.train(tiny_run("jest"), finished, "jest", refuse) == folder
+    assert train_run(tiny_run("jest"), finished, "jest", refuse) == folder
     assert before == {p: p.stat().st_mtime_ns for p in finished.runs.rglob("*")}
     assert scored_with.cached(tiny_reference(), finished)
 
@@ -114,7 +116,7 @@ def test_another_process_on_the_directory_is_refused(workspace: Workspace) -> No
     send.close()
     assert receive.recv() == "held"
     with pytest.raises(StageError, match=f"another process is writing {folder}"):
-        learner.train(run, workspace, "uniform", refuse)
+        train_run(run, workspace, "uniform", refuse)
     holder.kill()
     holder.join()
     with only_writer(folder):
@@ -131,7 +133,7 @@ def hold(folder: Path, send: Connection) -> None:
 
 
 def train_until_killed(run: Run, workspace: Workspace, send: Connection) -> None:
-    learner.train(run, workspace, "jest", lambda *at: send.send(at), keep_last=2)
+    train_run(run, workspace, "jest", lambda *at: send.send(at), keep_last=2)
     send.send("finished")
 
 
@@ -143,7 +145,7 @@ def train_until_step(run: Run, workspace: Workspace, step: int, number: int) -> 
             os.kill(os.getpid(), number)
 
     try:
-        learner.train(run, workspace, "jest", report, keep_last=2)
+        train_run(run, workspace, "jest", report, keep_last=2)
     except Interrupted:
         os._exit(130)
 
@@ -194,7 +196,7 @@ def test_killed_at_random_moments_and_restarted_is_the_same_run(
     """
     run = tiny_run(method, optim={"steps": 24}, evaluation={"points": 5})
     whole, killed = (Workspace(data_root, tmp_path / name) for name in ("whole", "killed"))
-    learner.train(run, whole, "jest", lambda *_: None)
+    train_run(run, whole, "jest", lambda *_: None)
     dice, folder = random.Random(method), killed.folder(run)
     step = dice.randint(2, 9)
     assert stopped_at(step, signal.SIGTERM, run, killed) == 130
@@ -210,7 +212,7 @@ def test_killed_at_random_moments_and_restarted_is_the_same_run(
         moments.append((dice.randint(1, 12), dice.random() * 0.05))
         if killed_after(moments[-1][0], run, killed, moments[-1][1]):
             break
-    learner.train(run, killed, "jest", lambda *_: None)
+    train_run(run, killed, "jest", lambda *_: None)
     assert run.reference is not None
     for each in (run.reference, run):
         a, b = whole.folder(each), killed.folder(each)
@@ -318,7 +320,7 @@ def test_pool_and_curated_sources(workspace: Workspace) -> None:
 def test_finetuning_starts_from_the_references_weights(finished: Workspace) -> None:
     """With a learning rate of nearly nothing, it ends where the reference ended."""
     run = tiny_run("finetune", optim={"lr": 1e-12, "steps": 1, "warmup": 1})
-    learner.train(run, finished, "finetune", lambda *_: None)
+    train_run(run, finished, "finetune", lambda *_: None)
     ours, reference = (load_file(finished.folder(r) / "model.safetensors")
                        for r in (run, tiny_reference()))  # fmt: skip
     for name, tensor in reference.items():
@@ -338,7 +340,7 @@ def test_a_live_reference_trains_what_a_cached_one_trains(finished: Workspace) -
     """Up to rounding: candidates are embedded in other micro-batches."""
     live = tiny_run("jest", engine={"reference_cache": False})
     assert not scored_with.reads_pool_cache(live)
-    learner.train(live, finished, "live", lambda *_: None)
+    train_run(live, finished, "live", lambda *_: None)
     folders = finished.folder(live), finished.folder(tiny_run("jest"))
     assert folders[0] != folders[1]
     one, other = ([json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()]

@@ -22,7 +22,9 @@ import yaml
 from own_shards import jpeg, make_own, make_shards, sample, write_tar
 from safetensors.numpy import load_file
 from tiny import TINY, tiny_run, without_seconds
+from toy import train_run
 
+import jestcli.train as loop
 from jestcli import cli
 from jestcli.config import METHODS, Run, make_run, merge
 from jestcli.data import drawing, reading
@@ -34,11 +36,10 @@ from jestcli.evaluation.evaluate import evaluate
 from jestcli.paper import scheduler as reproduce
 from jestcli.paper import theme
 from jestcli.paper.inspection import inspect, replay
-from jestcli.runs import learner, trained
+from jestcli.runs import trained
 from jestcli.runs.evaluate import evaluate_folder
 from jestcli.runs.opened import open_run
 from jestcli.runs.workspace import StageError, Workspace, read_done
-from jestcli.training import loop
 from jestcli.utils.errors import DataError
 
 
@@ -143,13 +144,13 @@ def test_a_run_starts_from_a_checkpoint_by_its_content(
     other = make_run({**given, "init": "start.pt", "init_sha256": None})
     assert other.digest() != make_run(given).digest(), "other content, another run"
     with pytest.raises(StageError, match="is not the file this run started from"):
-        learner.train(make_run({**given, "seed": 1}), Workspace(None, tmp_path / "b"), "x", quiet)
+        train_run(make_run({**given, "seed": 1}), Workspace(None, tmp_path / "b"), "x", quiet)
 
 
 @pytest.mark.parametrize("method", ["jest", "flexi", "mixed"])
 def test_methods_train_on_own_shards(method: str, shards: Path, place: Workspace) -> None:
     run = own_run(shards, method)
-    folder = learner.train(run, place, method, quiet)
+    folder = train_run(run, place, method, quiet)
     done = read_done(folder)
     assert done["scores"] == {} and done["mean"] is None, "no benchmark, so nothing is claimed"
     drawn = {"pool": 48, "curated": 16} if method == "mixed" else {"pool": 48}
@@ -166,11 +167,11 @@ def test_workers_and_restarts_do_not_change_a_run(shards: Path, tmp_path: Path) 
         Workspace(None, tmp_path / name, Loading(workers=n, cache=tmp_path / "cache"))
         for name, n in (("whole", 2), ("cut", 0))
     )  # fmt: skip
-    learner.train(run, whole, "jest", quiet)
+    train_run(run, whole, "jest", quiet)
     process = forked.start(_stop_after, run, cut, 3)
     process.join(60)
     assert process.exitcode == 130 and (cut.folder(run) / "checkpoint.safetensors").exists()
-    learner.train(run, Workspace(None, cut.runs, Loading(workers=1, cache=tmp_path / "cache")),
+    train_run(run, Workspace(None, cut.runs, Loading(workers=1, cache=tmp_path / "cache")),
                   "jest", quiet)  # fmt: skip
     a, b = whole.folder(run), cut.folder(run)
     assert without_seconds(a / "metrics.jsonl") == without_seconds(b / "metrics.jsonl")
@@ -184,14 +185,14 @@ def test_workers_and_restarts_do_not_change_a_run(shards: Path, tmp_path: Path) 
 def _stop_after(run: Run, place: Workspace, step: int) -> None:
     import signal
 
-    from jestcli.training.loop import Interrupted
+    from jestcli.training.signals import Interrupted
 
     def report(done: int, total: int, line: str) -> None:
         if total == run.optim.steps and done == step:
             os.kill(os.getpid(), signal.SIGTERM)
 
     try:
-        learner.train(run, place, "jest", report)
+        train_run(run, place, "jest", report)
     except Interrupted:
         os._exit(130)
 
@@ -225,13 +226,13 @@ def test_missing_data_is_one_line(
 ) -> None:
     run = make_run(merge(TINY, {"data": data}))
     with pytest.raises(DataError, match=words) as caught:
-        learner.train(run, place, "uniform", quiet)
+        train_run(run, place, "uniform", quiet)
     assert "\n" not in str(caught.value)
 
 
 def test_the_counts_of_a_run_are_kept(shards: Path, place: Workspace) -> None:
     run = own_run(shards, "uniform")
-    folder = learner.train(run, place, "uniform", quiet)
+    folder = train_run(run, place, "uniform", quiet)
     kept = json.loads((folder / "shards.json").read_text())
     assert list(kept) == ["pool"] and set(kept["pool"].values()) == {12}
 
@@ -248,7 +249,7 @@ def test_waiting_for_data_is_recorded(
     monkeypatch.setattr(reading, "decode", slowly)
     monkeypatch.setattr(drawing, "WATCHED", 0)
     monkeypatch.setattr(loop, "LOG_EVERY", 2)
-    folder = learner.train(own_run(shards, "hard-learner"), place, "hard-learner", quiet)
+    folder = train_run(own_run(shards, "hard-learner"), place, "hard-learner", quiet)
     records = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
     speeds = {r["step"]: r["speed"] for r in records if "speed" in r}
     assert speeds[1]["waiting_for_data"] == 0 and speeds[1]["bottleneck"] == ""
@@ -275,7 +276,7 @@ def test_own_benchmarks_with_a_train_split_have_a_few_shot_score(
     label_train_split(shards, tmp_path, range(100, 130))
     data = {"benchmarks": str(tmp_path), "shots": 4}
     run = own_run(shards, "uniform", data=data)
-    scores = read_done(learner.train(run, place, "uniform", quiet))["scores"]
+    scores = read_done(train_run(run, place, "uniform", quiet))["scores"]
     assert set(scores) == {"flowers", "flowers_4shot"}
     assert scores["flowers_4shot"]["n"] == 12
     assert scores["flowers_4shot"]["chance"] == pytest.approx(1 / 3)
@@ -353,7 +354,7 @@ def test_a_run_on_own_shards_is_inspected(
     both = [str(shards / "pool" / "{00..03}.tar"), str(other)]
     run = own_run(shards, data={"train": both, "weights": [1.0, 3.0]})
     loose = replace(place, loading=replace(place.loading, max_faults=0.5))
-    folder = learner.train(run, loose, "jest", quiet)
+    folder = train_run(run, loose, "jest", quiet)
     out = tmp_path / "out"
     written = inspect(folder, loose, out, super_batches=3)
     assert all(path.stat().st_size > 0 for path in written)
@@ -384,4 +385,4 @@ def test_remote_captions_are_not_fetched_to_look_at_a_whole_training(
     pool = str(shards / "pool" / "{00..03}.tar")
     for entry, most in ((pool, 2_000), (f"pipe:cat {pool}", 0)):
         run = own_run(shards, data={"train": entry})
-        assert open_run(learner.train(run, place, "x", quiet), place).pairs.most_captions == most
+        assert open_run(train_run(run, place, "x", quiet), place).pairs.most_captions == most

@@ -13,6 +13,7 @@ import pytest
 import torch
 from own_shards import caption, jpeg, make_shards, sample, write_tar
 from tiny import TINY, tiny_model, tiny_reference
+from toy import train_run
 
 from jestcli.config import METHODS, ConfigError, Run, make_run, merge
 from jestcli.data.drawing import Portion, StreamDrawing, View
@@ -23,7 +24,7 @@ from jestcli.data.sources import Loading
 from jestcli.data.stream import Stream, open_stream
 from jestcli.data.tokens import small_tokenizer
 from jestcli.paper.inspection import replay
-from jestcli.runs import drawn_from, learner, own, scored_with, trained
+from jestcli.runs import drawn_from, own, scored_with, trained
 from jestcli.runs.opened import open_run
 from jestcli.runs.references import (
     ForeignReference,
@@ -232,16 +233,16 @@ def test_training_with_a_cache_equals_training_without(
     ]
     for run in runs:
         live, cached = (Workspace(None, tmp_path / name, loading) for name in ("live", "cached"))
-        learner.train(run, live, "jest", nothing)
+        train_run(run, live, "jest", nothing)
         if run.reference is not None:
-            learner.train(run.reference, cached, "reference", nothing)
+            train_run(run.reference, cached, "reference", nothing)
         inputs = cached.inputs(run)
         assert isinstance(inputs, own.OwnInputs)
         inputs.folder.mkdir(parents=True)
         model: Any = run.reference_model or trained.load_run(run.reference or run, cached)
         assert fill(own.open_model(inputs, model), inputs.pool, loading, nothing) == 3
         assert own.open_reference(inputs, model).embeddings.complete
-        learner.train(run, cached, "jest", nothing)
+        train_run(run, cached, "jest", nothing)
         one, other = (losses(place.folder(run)) for place in (live, cached))
         np.testing.assert_allclose(one, other, rtol=1e-5)
         spent = [json.loads((p.folder(run) / "done.json").read_text())["flops"]
@@ -255,7 +256,7 @@ def test_a_hard_learner_run_is_inspected_with_the_reference_it_never_read(
     hard = METHODS["hard-learner"] | {"reference_model": checkpoint}
     run = make_run(merge(settings(pool), hard))
     place = Workspace(None, tmp_path / "runs", loading)
-    (one,) = replay(open_run(learner.train(run, place, "hard", nothing), place), 1)
+    (one,) = replay(open_run(train_run(run, place, "hard", nothing), place), 1)
     assert len(one.index) == run.optim.batch_size and np.isfinite(one.score).all()
 
 
@@ -270,11 +271,11 @@ def test_own_shards_are_filtered_once_by_the_reference(
     run = make_run(merge(settings(pool), merge(METHODS["filtered"], kind)))
     place = Workspace(None, tmp_path / "runs", loading)
     with pytest.raises(DataError, match="embed it with the reference first"):
-        learner.train(run, place, "filtered", nothing)
+        train_run(run, place, "filtered", nothing)
     inputs = place.inputs(run)
     assert isinstance(inputs, own.OwnInputs)
     fill(own.open_model(inputs, checkpoint), inputs.pool, loading, nothing)
-    folder = learner.train(run, place, "filtered", nothing)
+    folder = train_run(run, place, "filtered", nothing)
     done = json.loads((folder / "done.json").read_text())
     assert done["rows_drawn_from"] == {"pool": 12}, "half of 23 that can be read, rounded"
     assert done["flops"]["charged"] > done["flops"]["cached"], "all of the pool was scored"

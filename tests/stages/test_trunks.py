@@ -9,11 +9,11 @@ from typing import Any
 import forked
 import pytest
 from tiny import tiny_run, without_seconds
+from toy import train_run
 
 from jestcli.config import Run
 from jestcli.paper.experiment import Job
 from jestcli.paper.scheduler import Stage, _heard, plan, urgency
-from jestcli.runs import learner
 from jestcli.runs.workspace import Workspace
 from jestcli.training.trunk import steps_there
 
@@ -76,17 +76,17 @@ def test_work_that_is_done_is_not_counted_again(workspace: Workspace) -> None:
         return stage
 
     whole = left(wsd(40)).work
-    learner.train(wsd(16), workspace, "short", lambda *_: None)
+    train_run(wsd(16), workspace, "short", lambda *_: None)
     assert left(wsd(40)).before == 12 / 40
     assert left(wsd(40)).work == pytest.approx(whole * 28 / 40)
     begun = wsd(40)
-    folder = learner.train(begun, workspace, "long", lambda *_: None)
+    folder = train_run(begun, workspace, "long", lambda *_: None)
     (folder / "done.json").unlink()
     assert left(begun).before == 1 and left(begun).work == 0, "its own checkpoint goes before"
 
 
 def train_here(run: Run, workspace: Workspace) -> None:
-    learner.train(run, workspace, "run", lambda *_: None)
+    train_run(run, workspace, "run", lambda *_: None)
 
 
 @pytest.mark.parametrize("method", ["jest", "uniform"])
@@ -97,7 +97,7 @@ def test_lengths_that_run_at_once_are_the_runs_they_are_alone(
     runs = [wsd(n, method) for n in (20, 24, 24, 40)]
     runs[2] = wsd(24, method, points=2)  # leaves the same checkpoint as the one before
     if runs[0].reference is not None:
-        learner.train(runs[0].reference, together, "reference", lambda *_: None)
+        train_run(runs[0].reference, together, "reference", lambda *_: None)
         train_here(tiny_run(method), together)  # the pool's embeddings
     processes = [forked.start(train_here, run, together) for run in runs]
     for process in processes:
@@ -107,7 +107,7 @@ def test_lengths_that_run_at_once_are_the_runs_they_are_alone(
     assert trunk is not None and steps_there(trunk, 99) == [30, 18, 15]
     assert len(list(trunk.iterdir())) == 3, "no file is left half-written"
     for run in runs:
-        folder = learner.train(run, alone, "run", lambda *_: None)
+        folder = train_run(run, alone, "run", lambda *_: None)
         there = together.folder(run)
         assert without_seconds(folder / "metrics.jsonl") == without_seconds(there / "metrics.jsonl")
         assert (folder / "model.safetensors").read_bytes() == (

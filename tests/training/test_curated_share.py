@@ -14,16 +14,19 @@ import pytest
 import torch
 from test_ranks import finish, start
 from tiny import fake_pool, fake_store, tiny_model, tiny_run, without_seconds
+from toy import train as toy_train
+from toy import train_run
 
+import jestcli.train as loop
 from jestcli.config import Run, make_run
 from jestcli.data.loader import Candidates, Part, StoreDrawing
 from jestcli.models.flops import Cost, ForwardFlops, per_iteration, run_cost, step_cost
-from jestcli.runs import drawn_from, learner
+from jestcli.runs import drawn_from
 from jestcli.runs.workspace import StageError, Workspace, read_done
 from jestcli.selection import PairEmbeddings
-from jestcli.training import loop
 from jestcli.training.distributed import ALONE, World
-from jestcli.training.loop import METRICS, Interrupted
+from jestcli.training.metrics import METRICS
+from jestcli.training.signals import Interrupted
 from jestcli.training.step import choose, embed, offered
 
 
@@ -102,7 +105,7 @@ def train(run: Run, folder: Path, world: World, stop: int = 0) -> dict[str, torc
         if done == stop:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    loop.train(
+    toy_train(
         run,
         folder,
         model,
@@ -157,7 +160,7 @@ def test_two_ranks_killed_and_resumed_train_what_one_process_trains(
 
 def test_a_whole_run_killed_and_resumed(workspace: Workspace, tmp_path: Path) -> None:
     run = tiny_run("jest-curated", source={"noise_share": 0.5}, optim={"steps": 6})
-    folder = learner.train(run, workspace, "jest-curated", lambda *_: None)
+    folder = train_run(run, workspace, "jest-curated", lambda *_: None)
     done = read_done(folder)
     assert set(done["rows_drawn_from"]) == {"pool", "curated"}
     each = done["flops_per_example"]
@@ -172,8 +175,8 @@ def test_a_whole_run_killed_and_resumed(workspace: Workspace, tmp_path: Path) ->
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        learner.train(run, again, "jest-curated", stop)
-    there = learner.train(run, again, "jest-curated", lambda *_: None)
+        train_run(run, again, "jest-curated", stop)
+    there = train_run(run, again, "jest-curated", lambda *_: None)
     assert without_seconds(there / METRICS) == without_seconds(folder / METRICS)
     assert (there / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
@@ -188,4 +191,4 @@ def test_a_share_that_does_not_divide_by_the_ranks_is_one_line(workspace: Worksp
     with pytest.raises(
         StageError, match="the curated share of the batch of 3 does not divide by 2"
     ):
-        learner.train(run, workspace, "x", lambda *_: None, world=World(size=2))
+        train_run(run, workspace, "x", lambda *_: None, world=World(size=2))

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from tiny import fake_pool, tiny_model, tiny_run
+from toy import train
 
 from jestcli.data.loader import draw
 from jestcli.models.flops import Cost
 from jestcli.training.checkpoint import read
 from jestcli.training.energy import EnergyMeter
-from jestcli.training.loop import train
 
 
 def zone(root: Path, name: str, microjoules: int, most: int = 1_000_000_000) -> Path:
@@ -81,7 +81,7 @@ def test_a_run_writes_joules_beside_seconds_and_keeps_them_in_its_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a meter that counts a joule a read; without one there is no such field."""
-    monkeypatch.setattr("jestcli.training.loop.EnergyMeter", CountsReads)
+    monkeypatch.setattr("jestcli.train.EnergyMeter", CountsReads)
     run = tiny_run(optim={"steps": 2})
 
     def sitting() -> list[dict[str, Any]]:
@@ -97,7 +97,7 @@ def test_a_run_writes_joules_beside_seconds_and_keeps_them_in_its_checkpoint(
     saved = read(tmp_path / "checkpoint.safetensors")[1]["joules"]
     assert saved == {"gpu:0": spent[-1] + 1}
     monkeypatch.setattr(
-        "jestcli.training.loop.EnergyMeter", lambda: EnergyMeter(tmp_path, nvml([]))
+        "jestcli.train.EnergyMeter", lambda: EnergyMeter(tmp_path, nvml([]))
     )
     (tmp_path / "checkpoint.safetensors").unlink()
     assert all("joules" not in record for record in sitting())

@@ -13,21 +13,18 @@ from typing import Any
 import pytest
 import torch
 from tiny import fake_pool, tiny_model, tiny_run, without_seconds
+from toy import train
 
+import jestcli.train as loop
 from jestcli.config import Run
 from jestcli.data.loader import Candidates, draw
 from jestcli.models.flops import Cost
 from jestcli.models.towers import Clip
-from jestcli.training import gradients, loop
+from jestcli.training import gradients
 from jestcli.training import step as step_module
 from jestcli.training.checkpoint import BEST, CHECKPOINT, CheckpointError, read
-from jestcli.training.loop import (
-    METRICS,
-    Interrupted,
-    TrainingError,
-    evaluation_steps,
-    train,
-)
+from jestcli.training.metrics import METRICS, evaluation_steps
+from jestcli.training.signals import Interrupted, TrainingError
 from jestcli.training.step import embed
 
 # Losses of the run below, one a step. A change here means that every run computes something else:
@@ -264,7 +261,7 @@ def test_the_last_checkpoints_and_the_best_are_kept_and_a_corrupt_one_is_passed_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The temperature is the toy's score; it rises, so the best must be another than the last.
-    monkeypatch.setattr(loop, "_mean", lambda scores: -scores["toy"]["score"])
+    monkeypatch.setattr(loop, "mean_score", lambda scores: -scores["toy"]["score"])
     run = tiny_run("jest", optim={"steps": 12}, evaluation={"points": 5})
     whole, _ = tiny_train(run, tmp_path / "whole", keep_last=2)
     kept = [read(p)[1]["step"] for p in sorted((tmp_path / "whole" / "checkpoints").iterdir())]

@@ -19,8 +19,9 @@ from jestcli.evaluation.evaluate import evaluate
 from jestcli.models.flops import forward_flops
 from jestcli.models.towers import Clip
 from jestcli.training.engine import FromCpu, running_statistics
-from jestcli.training.loop import METRICS, Interrupted
+from jestcli.training.metrics import METRICS
 from jestcli.training.optimiser import make_optimiser
+from jestcli.training.signals import Interrupted
 from jestcli.training.step import choose, embed, update
 
 

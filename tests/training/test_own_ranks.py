@@ -17,13 +17,13 @@ from rich.console import Console
 from safetensors.torch import load_file
 from test_ranks import finish, start
 from tiny import TINY
+from toy import train_run
 
+import jestcli.train as loop
 from jestcli.config import METHODS, Run, make_run, merge
 from jestcli.data.sources import Loading
-from jestcli.runs import learner
 from jestcli.runs.scored_with import cache_reference
 from jestcli.runs.workspace import Workspace
-from jestcli.training import loop
 
 
 def own_run(root: Path, method: str, **more: Any) -> Run:
@@ -47,7 +47,7 @@ def as_ranks(world: Any, folder: Path, run: Run, stop: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     try:
-        learner.train(run, place(folder), "own", report, "off", world)
+        train_run(run, place(folder), "own", report, "off", world)
     except loop.Interrupted:
         assert stop
 
@@ -88,14 +88,14 @@ def test_ranks_read_their_slices_of_own_shards(
     run = own_run(tmp_path, method, **more)
     assert run.reference is not None
     alone, ranks = place(tmp_path / "alone"), place(tmp_path / "ranks")
-    learner.train(run.reference, alone, "reference", lambda *_: None)
+    train_run(run.reference, alone, "reference", lambda *_: None)
     if cached:
         alone.folder(run).mkdir()  # as the command does
         cache_reference(run, alone, Console(file=io.StringIO()))
     shutil.copytree(alone.runs, ranks.runs)  # one reference, to the last bit
     assert finish(start(2, as_ranks, tmp_path / "ranks", run, stop)) == [0, 0]
-    learner.train(run, alone, "own", lambda *_: None)
-    learner.train(run, ranks, "own", lambda *_: None)  # goes on where the ranks were stopped
+    train_run(run, alone, "own", lambda *_: None)
+    train_run(run, ranks, "own", lambda *_: None)  # goes on where the ranks were stopped
     a, b = alone.folder(run), ranks.folder(run)
     (ours, mine), (theirs, other) = records(a), records(b)
     assert mine == other and len(mine) == 4, "the same pairs of the pool, in the same order"

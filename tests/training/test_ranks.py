@@ -17,11 +17,12 @@ import torch
 from narrow import narrow_names
 from safetensors.torch import load_file, save_file
 from tiny import fake_pool, tiny_model, tiny_run
+from toy import train as toy_train
 
+import jestcli.train as loop
 from jestcli.config import Run
 from jestcli.data.loader import StoreDrawing
 from jestcli.models.flops import Cost
-from jestcli.training import loop
 from jestcli.training.checkpoint import CHECKPOINT, read
 from jestcli.training.distributed import ALONE, RanksError, World, join, owners
 from jestcli.training.engine import unsharded, whole
@@ -74,7 +75,7 @@ def train(
 
     loop.choose, loop.LOG_EVERY, records = spy, 1, []
     try:
-        loop.train(
+        toy_train(
             run, folder, learner,
             StoreDrawing([fake_pool()], [run.super_batch_size], run.seed, world.rank, world.size),
             (lambda c: embed(model, c.images, c.tokens, None)) if run.reference else None,
@@ -195,7 +196,7 @@ def lose_rank_one(world: World, folder: Path, how: str) -> None:
 
     run = RUNS["sigmoid"]
     learner, model = tiny_model(run), tiny_model(run, (8,)).double()
-    loop.train(
+    toy_train(
         run, folder, learner, draw, lambda c: embed(model, c.images, c.tokens, None),  # type: ignore[arg-type]
         lambda final: {"toy": {"score": 0.0}}, lambda steps: Cost(1, 1, 1, 1),
         lambda *_: None, lambda _: None, world,

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from own_shards import make_shards
 from tiny import fake_pool, tiny_run, without_seconds
+from toy import train_run
 
 from jestcli.config import ConfigError, Run, make_run, merge
 from jestcli.data.drawing import Portion, StreamDrawing, View
@@ -23,10 +24,11 @@ from jestcli.models.flops import ForwardFlops, run_cost, step_cost
 from jestcli.paper.experiment import FOLDER, Job, jobs, read_experiment
 from jestcli.paper.plan import make_plans
 from jestcli.paper.records import collect
-from jestcli.runs import drawn_from, learner
+from jestcli.runs import drawn_from
 from jestcli.runs.own import drawn_before
 from jestcli.runs.workspace import Workspace, read_done
-from jestcli.training.loop import METRICS, Interrupted
+from jestcli.training.metrics import METRICS
+from jestcli.training.signals import Interrupted
 from jestcli.utils.randomness import shuffled
 
 SHIPPED = {
@@ -140,7 +142,7 @@ def test_mixed_portions_add_up() -> None:
 
 def test_a_scheduled_run_is_trained_recorded_and_resumed(workspace: Workspace) -> None:
     run, other = rising(), Workspace(workspace.data, workspace.runs / "other")
-    folder = learner.train(run, workspace, "rising", lambda *_: None)
+    folder = train_run(run, workspace, "rising", lambda *_: None)
     record = collect(folder, "rising", 0)
     assert [p["seen"] for p in record["curve"]] == [
         run.candidates_before(p["step"]) for p in record["curve"]
@@ -156,8 +158,8 @@ def test_a_scheduled_run_is_trained_recorded_and_resumed(workspace: Workspace) -
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        learner.train(run, other, "rising", interrupt)
-    again = learner.train(run, other, "rising", lambda *_: None)
+        train_run(run, other, "rising", interrupt)
+    again = train_run(run, other, "rising", lambda *_: None)
     assert again != folder
     assert without_seconds(again / METRICS) == without_seconds(folder / METRICS)
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()

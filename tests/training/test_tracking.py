@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from tiny import tiny_run
+from toy import train_run
 
-from jestcli.runs import learner
 from jestcli.runs.workspace import Workspace
-from jestcli.training.loop import Interrupted
+from jestcli.training.signals import Interrupted
 from jestcli.training.tracking import ignore, tracker
 
 
@@ -57,7 +57,7 @@ def test_a_resumed_run_goes_on_in_the_same_one(
     """Stopped and started again: one id, every step once, pictures at the evaluations."""
     run = tiny_run("jest", evaluation={"points": 3})
     assert run.reference is not None
-    learner.train(run.reference, workspace, "reference", lambda *_: None)
+    train_run(run.reference, workspace, "reference", lambda *_: None)
     assert not wandb.begun
 
     def stop_at_two(done: int, total: int, line: str) -> None:
@@ -68,9 +68,9 @@ def test_a_resumed_run_goes_on_in_the_same_one(
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        learner.train(run, workspace, "jest", stop_at_two, "online")
+        train_run(run, workspace, "jest", stop_at_two, "online")
     assert wandb.finished == 1, "finished although it was stopped"
-    learner.train(run, workspace, "jest", lambda *_: None, "online")
+    train_run(run, workspace, "jest", lambda *_: None, "online")
     first, second = wandb.begun
     assert first == second and first["id"] == workspace.folder(run).name
     assert first["resume"] == "allow" and first["mode"] == "online"

@@ -14,12 +14,13 @@ from test_ranks import finish, start
 from test_ranks import train as rank_train
 from tiny import tiny_run, without_seconds
 
+import jestcli.train as loop
 from jestcli.config import ConfigError, Run
-from jestcli.training import loop
 from jestcli.training.checkpoint import read
-from jestcli.training.loop import METRICS, Interrupted, shared_steps
+from jestcli.training.metrics import METRICS
 from jestcli.training.optimiser import learning_rate
-from jestcli.training.trunk import path_of, steps_there
+from jestcli.training.signals import Interrupted
+from jestcli.training.trunk import path_of, shared_steps, steps_there
 
 
 def wsd(steps: int, method: str = "jest", **more: Any) -> Run:

@@ -13,13 +13,14 @@ import torch
 from test_loop import metrics, tiny_train
 from tiny import fake_pool, tiny_model, tiny_run, without_seconds
 
+import jestcli.train as loop
 from jestcli.data.loader import Candidates, draw
 from jestcli.paper.records import _training
 from jestcli.selection import learnability_of
 from jestcli.selection.scores import learnability_by_pair
-from jestcli.training import loop
 from jestcli.training.clock import PASSED
-from jestcli.training.loop import METRICS, Interrupted
+from jestcli.training.metrics import METRICS
+from jestcli.training.signals import Interrupted
 from jestcli.training.step import Choice, choose, embed
 from jestcli.training.tracking import _flat
 

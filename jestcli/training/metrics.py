@@ -1,0 +1,51 @@
+"""metrics.jsonl: the lines of a run, written by the trainer, read by whoever looks back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jestcli.config import Run
+from jestcli.training.signals import TrainingError
+
+METRICS = "metrics.jsonl"
+
+
+def evaluation_steps(run: Run) -> set[int]:
+    """Steps after which the run is evaluated: log-spaced from 5 % of the run, the end included."""
+    last, n = run.optim.steps, run.evaluation.points
+    points = np.geomspace(max(1, 0.05 * last), last, n) if n > 1 else [last]
+    return {round(p) for p in points} | {last}
+
+
+def last_scores(folder: Path) -> dict[str, dict[str, Any]]:
+    """Scores of the last evaluation in a run directory: the final one, once the run is over."""
+    lines = (folder / METRICS).read_text().splitlines()
+    records = (json.loads(line) for line in reversed(lines))
+    scores: dict[str, dict[str, Any]] = next(r["scores"] for r in records if "scores" in r)
+    return scores
+
+
+def chosen_in_training(folder: Path) -> list[tuple[int, np.ndarray]]:
+    """(step, rows int64 [b] of the pool) of every logged step that names its sub-batch."""
+    found = []
+    for line in (folder / METRICS).read_text().splitlines():
+        record = json.loads(line)
+        if record.get("chosen"):
+            found.append((record["step"], np.asarray(record["chosen"], np.int64)))
+    return found
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """A full or broken disk, in one line. Raises TrainingError."""
+    try:
+        yield
+    except OSError as error:
+        problem = f"cannot write {path}: {error.strerror}; the last checkpoint is intact"
+        raise TrainingError(problem) from None
