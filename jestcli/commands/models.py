@@ -84,7 +84,7 @@ def inspect(
 @app.command("config")
 def show_config(
     method: Annotated[str, typer.Option(help="As in `jest train`.")] = "jest",
-    profile: Profile = None,
+    profile: Profile = "cpu",
     config: Config = None,
     set_: Set = [],  # noqa: B006
     seed: Seed = 0,
@@ -98,7 +98,7 @@ def show_config(
     from jestcli.data.sources import shell_commands
     from jestcli.paper.experiment import default_run
 
-    run = default_run(method, read_settings(config, set_, profile, method), seed)
+    run = default_run(method, read_settings(config, set_), seed, profile)
     for command in shell_commands((*run.data.train, *run.data.curated)):
         print(f"# runs in a shell: {' '.join(command.splitlines())}")
     print(yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False), end="")

@@ -27,10 +27,10 @@ Config = Annotated[
     typer.Option("--config", help="YAML with settings of a run (see `jest config`)."),
 ]
 Profile = Annotated[
-    str | None,
+    str,
     typer.Option(
         "--profile",
-        help="Settings of a scale: smoke, cpu (the default), gpu, datacomp-small, "
+        help="Settings of a scale: smoke, cpu, gpu, datacomp-small, "
         "datacomp-medium, paper-b16 or paper-l16 (experiments/profiles, docs/scales.md); "
         "--config and --set go on top.",
     ),

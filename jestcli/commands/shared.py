@@ -14,15 +14,11 @@ if TYPE_CHECKING:
     from jestcli.runs.workspace import Workspace
 
 
-def read_settings(
-    config: Path | None, pairs: list[str], profile: str | None = None, method: str = "jest"
-) -> dict[str, Any]:
-    """A profile's settings for `method`, a file's on top and the command line's last."""
+def read_settings(config: Path | None, pairs: list[str]) -> dict[str, Any]:
+    """A file's settings and the command line's on top."""
     from jestcli.config import merge, parse_overrides, read_yaml
-    from jestcli.paper.experiment import read_profile
 
-    base = read_profile(profile, method) if profile else {}
-    return merge(merge(base, read_yaml(config) if config else {}), parse_overrides(pairs))
+    return merge(read_yaml(config) if config else {}, parse_overrides(pairs))
 
 
 def init_settings(path: Path | None) -> dict[str, Any]:

@@ -38,7 +38,7 @@ app = typer.Typer()
 @app.command("train-reference")
 def train_reference(
     level: Annotated[str | None, typer.Option(help="Curation level (see `jest data list`)")] = None,
-    profile: Profile = None,
+    profile: Profile = "cpu",
     config: Config = None,
     set_: Set = [],  # noqa: B006 (typer reads the default once)
     seed: Seed = 0,
@@ -53,14 +53,13 @@ def train_reference(
 ) -> None:
     """Train the reference model on the small curated set, and embed the pool with it."""
     from jestcli.config import merge
-    from jestcli.paper.experiment import Job, default_reference, profile_reference
+    from jestcli.paper.experiment import Job, default_reference
 
     workspace = make_workspace(data_workers, max_faults, cache, cache_gb)
-    base = profile_reference(profile) if profile else {}
-    settings = merge(merge(base, read_settings(config, set_)), init_settings(init))
+    settings = merge(read_settings(config, set_), init_settings(init))
     if level is not None:
         settings = merge(settings, {"data": {"level": level}})
-    job = Job("reference", seed, default_reference(settings, seed))
+    job = Job("reference", seed, default_reference(settings, seed, profile))
     train_jobs([job], wandb, device, keep_last, workspace)
 
 
@@ -75,7 +74,7 @@ def train(
             "finetune; or module:function."
         ),
     ] = "jest",
-    profile: Profile = None,
+    profile: Profile = "cpu",
     config: Config = None,
     set_: Set = [],  # noqa: B006
     reference: Reference = None,
@@ -97,11 +96,10 @@ def train(
     from jestcli.config import merge
     from jestcli.paper.experiment import Job, default_run
 
-    base = read_settings(config, set_, profile, method)
+    settings = with_reference(read_settings(config, set_), reference)
     if noise_share is not None:
-        base = merge(base, {"source": {"noise_share": noise_share}})
-    settings = merge(with_reference(base, reference), init_settings(init))
-    run = default_run(method, settings, seed)
+        settings = merge(settings, {"source": {"noise_share": noise_share}})
+    run = default_run(method, merge(settings, init_settings(init)), seed, profile)
     workspace = make_workspace(data_workers, max_faults, cache, cache_gb)
     train_jobs([Job(method, seed, run)], wandb, device, keep_last, workspace)
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from importlib.resources import files
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,19 @@ from jestcli.config import (
 )
 from jestcli.paper.panels import Figure
 
-FOLDER = Path(__file__).parents[2] / "experiments"
+
+def _shipped() -> Path:
+    """`experiments/`: inside the package in a wheel, beside it in a checkout."""
+    package = Path(str(files("jestcli")))
+    inside = package / "experiments"
+    return inside if inside.is_dir() else package.parent / "experiments"
+
+
+FOLDER = _shipped()
 WORTH = ("figure1", "table1", "figure3", "figure5", "figure4", "table2", "figure2")
 HEADLINE_REFERENCES = {"strong": "reference", "strong++": "reference++"}
-
-
 PROFILES = FOLDER / "profiles"
+DEFAULT_PROFILE = "cpu"  # what `jest train` takes without --profile
 
 
 class Quick(BaseModel):
@@ -113,9 +121,7 @@ def read_experiment(path: Path) -> Experiment:
         read = Experiment.model_validate({"name": path.stem, **read_yaml(path)})
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain(error, Experiment)}") from None
-    profile = read_yaml(find_profile(read.profile)) if read.profile else {}
-    scale = read_yaml(find_profile(read.scale)) if read.scale else {}
-    scale = {key: value for key, value in scale.items() if key not in ("about", "reference")}
+    profile, scale = _of_runs(read.profile), _of_runs(read.scale)
     return read.model_copy(update={
         "base": merge(scale, read.base),
         "references": _spread(read.references, {}, path),
@@ -199,26 +205,22 @@ def find_profile(word: str) -> Path:
     return known[word]
 
 
-def read_profile(word: str, method: str) -> dict[str, Any]:
-    """A scale profile's settings for a run by `method`: its file without `about`, and without
-    `reference` where the method reads none. Raises ConfigError."""
+def read_profile(word: str) -> dict[str, Any]:
+    """A scale profile's settings: its file without `about`. Raises ConfigError."""
     settings = read_yaml(find_profile(word))
-    left_out = {"about"}
-    if method in METHODS and not needs_reference(method):
-        left_out.add("reference")
-    return {key: value for key, value in settings.items() if key not in left_out}
+    return {key: value for key, value in settings.items() if key != "about"}
 
 
-def profile_reference(word: str) -> dict[str, Any]:
-    """The settings of a profile's reference run, as `default_run` gives them to it."""
-    settings = read_profile(word, "jest")
-    return merge(_for_reference(settings), settings.get("reference", {}))
+def _of_runs(word: str | None) -> dict[str, Any]:
+    """A profile's settings without its reference's: an experiment names its references."""
+    settings = read_profile(word) if word else {}
+    return {key: value for key, value in settings.items() if key != "reference"}
 
 
 def profile_jobs(word: str, overrides: dict[str, Any], seed: int = 0) -> list[Job]:
     """The reference, uniform, JEST and Flexi-JEST runs at a profile's scale."""
     runs = [
-        Job(method, seed, default_run(method, merge(read_profile(word, method), overrides), seed))
+        Job(method, seed, default_run(method, overrides, seed, word))
         for method in ("uniform", "jest", "flexi")
     ]
     reference = runs[-1].run.reference
@@ -366,16 +368,25 @@ def method_settings(method: str) -> dict[str, Any]:
     raise ConfigError(f"no method {method!r}{did_you_mean(method, list(METHODS))}")
 
 
-def default_run(method: str, overrides: dict[str, Any], seed: int) -> Run:
-    """What `jest train --method NAME` trains: the headline's settings of that method."""
-    settings: dict[str, Any] = {"method": method, "seed": seed}
+def default_run(
+    method: str, overrides: dict[str, Any], seed: int, profile: str = DEFAULT_PROFILE
+) -> Run:
+    """What `jest train --method NAME --profile NAME` trains, with its reference if it reads one.
+
+    Raises ConfigError.
+    """
+    settings = _of_runs(profile)
     reads = (method in METHODS and needs_reference(method)) or ":" in method
     if reads and not overrides.get("reference_model"):
-        settings["reference"] = default_reference(_for_reference(overrides), seed).model_dump()
-    return build_run(settings, read_experiment(FOLDER / "figure1.yaml").base, overrides)
+        reference = default_reference(_for_reference(overrides), seed, profile)
+        settings["reference"] = reference.model_dump()
+    return build_run({"method": method, "seed": seed}, settings, overrides)
 
 
-def default_reference(overrides: dict[str, Any], seed: int) -> Run:
-    """What `jest train-reference` trains: the headline's reference."""
-    headline = read_experiment(FOLDER / "figure1.yaml")
-    return make_run(merge(_reference(headline, "strong", seed, {}), _without_pool(overrides)))
+def default_reference(overrides: dict[str, Any], seed: int, profile: str = DEFAULT_PROFILE) -> Run:
+    """What `jest train-reference --profile NAME` trains: the profile's data and towers, and what it
+    says under `reference`. Raises ConfigError."""
+    settings = read_profile(profile)
+    own = merge(METHODS["curated"], settings.get("reference", {}))
+    base = merge(_for_reference(settings), own)
+    return make_run(merge(base | {"seed": seed}, _without_pool(overrides)))

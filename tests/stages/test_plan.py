@@ -7,21 +7,23 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from tiny import TINY, tiny_model, tiny_run
 
 from jestcli.config import ConfigError, merge
 from jestcli.models.flops import forward_flops
 from jestcli.models.memory import training_memory
-from jestcli.paper import plan
+from jestcli.paper import experiment, plan
 from jestcli.paper.experiment import (
     PROFILES,
     Job,
     default_reference,
     default_run,
+    find_experiment,
     find_profile,
     planned_jobs,
     profile_jobs,
-    profile_reference,
+    read_experiment,
     read_profile,
 )
 
@@ -97,22 +99,40 @@ def test_a_profile_resolves_builds_and_steps_with_a_tiny_stand_in(name: str) -> 
     assert {p.stem for p in PROFILES.glob("*.yaml")} == {*NAMES, "cpu-ablation"}
     jobs = {job.name: job.run for job in profile_jobs(name, {})}
     assert jobs["flexi"].reference == jobs["jest"].reference == jobs["reference"]
-    assert default_reference(profile_reference(name), 0) == jobs["reference"]
+    assert default_reference({}, 0, name) == jobs["reference"]
     assert jobs["uniform"].reference is None and jobs["flexi"].model == jobs["reference"].model
     assert next(plan.on_meta(jobs["flexi"]).parameters()).device.type == "meta"
     stand_in = {key: TINY[key] for key in ("data", "model", "evaluation")}
     stand_in["model"] = {**stand_in["model"], "name": None}
-    small = default_run("flexi", merge(read_profile(name, "flexi"), stand_in), 0)
+    small = default_run("flexi", stand_in, 0, name)
     model = tiny_model(small)
     image, text, *_ = model(torch.zeros(4, 3, 32, 32), torch.ones(4, 8, dtype=torch.long), 2)
     (image @ text.T).sum().backward()
     assert small.optim == jobs["flexi"].optim, "its own batch and schedule"
 
 
-def test_cpu_is_the_default() -> None:
+def test_cpu_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [job.run.digest() for job in profile_jobs("cpu", {})][1:] == [
         default_run(method, {}, 0).digest() for method in ("uniform", "jest", "flexi")
     ]
+    changed = merge(read_profile("cpu"), {
+        "data": {"level": "changed"}, "optim": {"steps": 701}, "reference": {"optim": {"lr": 0.5}},
+    })  # fmt: skip
+    (tmp_path / "cpu.yaml").write_text(yaml.safe_dump({"about": "another regime", **changed}))
+    monkeypatch.setattr(experiment, "PROFILES", tmp_path)
+    run, reference = default_run("jest", {}, 0), default_reference({}, 0)
+    assert run.data.level == "changed" and run.optim.steps == 701
+    assert reference == run.reference and reference.optim.lr == 0.5
+    assert reference.data.level == "changed", "the reference reads the profile's data"
+    assert reference.optim.steps == changed["reference"]["optim"]["steps"] != 701
+    assert default_run("uniform", {}, 0).reference is None
+
+
+def test_an_experiments_profile_reaches_its_runs_not_its_references() -> None:
+    ablation = read_experiment(find_experiment("batch-size"))
+    assert ablation.profile == "cpu-ablation" and read_profile("cpu-ablation")["reference"]
+    named = [run.get("reference") for run in ablation.runs.values() if isinstance(run, dict)]
+    assert set(named) == {None, "strong"}
 
 
 def test_wrong_words_name_the_nearest() -> None:
