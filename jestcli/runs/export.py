@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from jestcli.config import ConfigError, Run, did_you_mean, file_hash
 from jestcli.data.tokens import SmallTokenizer, small_tokenizer
+from jestcli.models import standalone
+from jestcli.models.cnn import SmallPair
 from jestcli.models.flexi import FlexiVisual, pi_resize_matrix, resize_matrix
 from jestcli.models.towers import Clip
 from jestcli.runs.own import tokenizer_of
@@ -28,6 +31,8 @@ def export(folder: Path, out: Path, patch: int | None, form: str, workspace: Wor
     """Write the model of the run in `folder` to `out`; returns Python that loads it.
 
     patch: pixels; one of the run's patch sizes, its finest if None.
+    A convolutional tower has no patches, and no form but its own: weights and a short module that
+    loads them with PyTorch alone.
     form: "open_clip", a model config NAME.json and a checkpoint NAME.safetensors; or "hf", the
         files of a Hugging Face folder, which `local-dir:OUT` loads with its preprocessing.
     Raises ConfigError for a patch size or format that is not there, StageError for the rest.
@@ -36,6 +41,8 @@ def export(folder: Path, out: Path, patch: int | None, form: str, workspace: Wor
         raise ConfigError(f"--format {form}{did_you_mean(form, list(FORMATS))}")
     _, run = read_run(folder)
     model = load_folder(run, folder)
+    if run.model.tower == "cnn":
+        return _export_small(run, model, out)
     trained = sorted({model.full.patch, model.low.patch})
     patch = patch or trained[0]
     if patch not in trained:
@@ -66,6 +73,52 @@ def export(folder: Path, out: Path, patch: int | None, form: str, workspace: Wor
         f"pretrained={str((out / f'{name}.safetensors').resolve())!r},\n"
         f"    image_mean={tuple(mean)}, image_std={tuple(std)})\n"
         f"tokenizer = open_clip.get_tokenizer({name!r})"
+    )
+
+
+def _export_small(run: Run, model: Clip, out: Path) -> str:
+    """Write the convolutional tower and the bag of tokens for PyTorch alone: weights.pt,
+    model.json, the vocabulary, and jest_model.py, which loads them."""
+    visual, text, side = model.clip.visual, model.clip.text, run.data.image_size
+    tensors = {
+        "image_projection_weight": visual.projection.weight,
+        "image_projection_bias": visual.projection.bias,
+        "text_embedding": text.embedding.weight,
+        "text_norm_weight": text.norm.weight,
+        "text_norm_bias": text.norm.bias,
+        "text_projection_weight": text.projection.weight,
+        "text_projection_bias": text.projection.bias,
+    }
+    for k, (convolve, norm) in enumerate(zip(visual.convolutions, visual.norms, strict=True)):
+        tensors |= {
+            f"image_{k}_convolution": convolve.weight,
+            f"image_{k}_weight": norm.weight,
+            f"image_{k}_bias": norm.bias,
+            f"image_{k}_mean": norm.get_buffer(f"mean_{side}"),
+            f"image_{k}_var": norm.get_buffer(f"var_{side}"),
+        }
+    out.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
+    torch.save({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, content)
+    write_atomic(out / "weights.pt", content.getvalue())
+    vocabulary = _vocabulary(run, out)
+    write_json(
+        out / "model.json",
+        {
+            "layers": len(run.model.channels),
+            "image_size": side,
+            "context_length": run.data.context_length,
+            "vocabulary": vocabulary.name,
+            "scale": float(model.scale),
+            "bias": float(model.bias),
+        },
+    )
+    source = Path(standalone.__file__).read_bytes()
+    write_atomic(out / "jest_model.py", source)
+    where = str(out.resolve())
+    return (
+        f"import sys; sys.path.insert(0, {where!r})\n"
+        f"import jest_model\nmodel = jest_model.load({where!r})"
     )
 
 
@@ -211,6 +264,11 @@ def init_from(path: Path, model: Clip) -> None:
     Tensors only: a .pt or .bin is read with weights_only, a .safetensors as it is. Raises
     StageError in one line for anything that does not fit.
     """
+    if isinstance(model.clip, SmallPair):
+        raise StageError(
+            f"{path}: --init is for towers of open_clip; a run with model.tower=cnn starts fresh, "
+            "or from its reference (--method finetune)"
+        )
     weights = read_weights(path)
     own = {name for name in weights if name.startswith("model.clip.")}
     if own:  # a file of this suite
