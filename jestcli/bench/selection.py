@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from jestcli.runs.workspace import git_commit
+from jestcli.runs.environment import git_commit
 from jestcli.selection import PairEmbeddings, select
 from jestcli.selection.noise import gumbel
 

@@ -25,7 +25,7 @@ from jestcli.config import METHODS, Run, make_run, merge
 from jestcli.data.loader import Candidates
 from jestcli.models.flops import forward_flops, step_cost
 from jestcli.models.towers import Clip, build_model
-from jestcli.runs.workspace import environment
+from jestcli.runs.environment import environment
 from jestcli.training.augment import normalise
 from jestcli.training.checkpoint import write_atomic, write_json
 from jestcli.training.clock import Stopwatch, peak_flops

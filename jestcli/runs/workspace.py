@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -23,9 +21,9 @@ from jestcli.data.store import Store, build_store
 from jestcli.data.tokens import SmallTokenizer, small_tokenizer
 from jestcli.evaluation.benchmarks import Benchmark, list_benchmarks
 from jestcli.icons.build import build_key, default_root, is_selection, shard_urls, world_in
+from jestcli.runs.environment import environment
 from jestcli.runs.own import OwnInputs, data_identity
 from jestcli.training.checkpoint import write_json
-from jestcli.training.energy import EnergyMeter
 from jestcli.utils.lock import Held, hold
 from jestcli.utils.parallel import Progress, silent
 
@@ -163,66 +161,3 @@ def read_run(folder: Path) -> tuple[str, Run]:
 def read_done(folder: Path) -> dict[str, Any]:
     done: dict[str, Any] = json.loads((folder / "done.json").read_text())
     return done
-
-
-def environment() -> dict[str, Any]:
-    """Versions, hardware and git commit, for the record."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    import torch
-
-    def version_of(name: str) -> str | None:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return None
-
-    on_gpu, meter = torch.cuda.is_available(), EnergyMeter()
-    return {
-        "commit": git_commit(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "energy_counters": meter.devices,
-        "no_energy": meter.why_none(),
-        "packages": {
-            name: version_of(name)
-            for name in ("torch", "open_clip_torch", "clip-benchmark", "webdataset", "numpy")
-        },
-    } | ({"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda} if on_gpu else {})
-
-
-def git_commit(package: Path = Path(__file__).parents[1]) -> str | None:
-    """The commit of the sources in `package`, "+changes" where the work tree differs from it.
-
-    $JEST_COMMIT where that is set: git knows nothing of a copy of the sources. None for a copy
-    (or an installed package) inside another repository's work tree: that one's commit would pass
-    for this project's.
-    """
-    if given := os.environ.get("JEST_COMMIT"):
-        return given
-    try:
-        top = Path(_git(package, "rev-parse", "--show-toplevel"))
-        if top.resolve() != package.parent.resolve():
-            return None
-        _git(package, "ls-files", "--error-unmatch", "__init__.py")  # fails where not tracked
-        commit = _git(package, "rev-parse", "--short=12", "HEAD")
-        changed = _git(package, "status", "--porcelain", "--untracked-files=no", ".")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit + ("+changes" if changed else "")
-
-
-def _git(folder: Path, *words: str) -> str:
-    command = ["git", "-C", str(folder), *words]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), "")

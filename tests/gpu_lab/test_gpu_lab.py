@@ -64,6 +64,7 @@ def test_what_crashes_or_hangs_fails_alone(tmp_path: Path, monkeypatch: pytest.M
         "if name.endswith('energy'): raise ValueError('no such counter')\n"
         "part, _, name = name.partition('.')\n"
         "found = {'part': part, 'name': name, 'state': 'done', 'seconds': 1.0, 'result': {}}\n"
+        "os.makedirs(os.path.dirname(path), exist_ok=True)\n"
         "open(path, 'w').write(json.dumps(found))\n"
     )
     (tmp_path / "interpreter").chmod(0o755)

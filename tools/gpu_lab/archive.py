@@ -17,8 +17,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jestcli.training.checkpoint import write_atomic
 from jestcli.utils.errors import DataError
+from jestcli.utils.io import save_bytes, save_text
 
 ARCHIVE = "results.tar.gz"
 RECORDS = ("config.json", "environment.json", "metrics.jsonl", "done.json")
@@ -29,6 +29,11 @@ _NAME = re.compile(
     rf"|runs/[0-9a-f]{{12}}/({'|'.join(RECORDS + WEIGHTS)})"
 )
 LARGEST = 1 << 30  # bytes of one file in an archive
+
+
+def save_json(path: Path, value: Any) -> None:
+    """Write a measurement, or all of them, atomically; the folder is made."""
+    save_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
 def read_measurements(state: Path) -> list[dict[str, Any]]:
@@ -60,8 +65,7 @@ def save_archive(state: Path, out: Path, megabytes: float = 0.0) -> list[str]:
             member = tarfile.TarInfo(str(path.relative_to(state)))
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / ARCHIVE, buffer.getvalue())
+    save_bytes(out / ARCHIVE, buffer.getvalue())
     return left_out
 
 
@@ -92,8 +96,7 @@ def load_archive(archive: Path, state: Path) -> int:
                 target, file = state / member.name, tar.extractfile(member)
                 if target.exists() or file is None:
                     continue
-                target.parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(target, file.read())
+                save_bytes(target, file.read())
                 count += 1
     except (OSError, EOFError, tarfile.TarError) as error:
         raise DataError(f"cannot read the archive {archive}: {error}") from None

@@ -12,9 +12,8 @@ from jestcli.paper.grid import frame
 from jestcli.paper.plot import plot
 from jestcli.paper.theme import Theme
 from jestcli.runs.workspace import StageError, Workspace
-from jestcli.training.checkpoint import write_json
 from jestcli.utils.errors import DataError
-from tools.gpu_lab.archive import load_archive, read_measurements
+from tools.gpu_lab.archive import load_archive, read_measurements, save_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,9 +36,8 @@ def collect(
         found = read_measurements(state)
         if not found:
             raise DataError("these archives hold no measurement")
-        out.mkdir(parents=True, exist_ok=True)
         written = [out / "measurements.json", out / "summary.md"]
-        write_json(written[0], found)
+        save_json(written[0], found)
         written[1].write_text(markdown(found))
         if "selection.paper" in _results(found) and "train.eager" in _results(found):
             written += look.both(lambda theme: make_speed(found, theme), out / "speed")

@@ -23,13 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jestcli.bench import selection as bench
-from jestcli.bench import training
 from jestcli.config import merge
-from jestcli.runs.workspace import environment
+from jestcli.runs.environment import environment
 from jestcli.selection import PairEmbeddings, blocks, kernels, select
 from jestcli.selection.noise import gumbel
-from jestcli.training.checkpoint import write_json
 from jestcli.training.energy import EnergyMeter
+from tools.gpu_lab.archive import save_json
 
 TARGETS = {"seconds": 0.150, "extra_memory_bytes": 3e9}
 ERRORS = {"bfloat16": 1e-2, "float16": 1e-2, "float32": 1e-4}  # above: wrong, not rounded
@@ -272,6 +271,8 @@ def steps(
     names: tuple[str, ...], device: torch.device, tiny: bool, **engine: Any
 ) -> dict[str, Any]:
     """`jest bench train` on a ViT-B/16, the data on the device; smaller batches if memory ends."""
+    from jestcli.bench import training  # seconds of imports, which selection does without
+
     settings = merge(merge(B16, SMALL) if tiny else B16, {"engine": engine})
     while True:
         try:
@@ -308,7 +309,7 @@ MEASUREMENTS: dict[str, tuple[Measure, float]] = {
     "selection.oracle": (oracle, 60),
     "selection.listing": (listing, 60),
     "selection.by-size": (by_size, 60),
-    "train.eager": (partial(steps, training.CONTENDERS), 60),
+    "train.eager": (partial(steps, ("uniform", "jest", "flexi", "open_clip")), 60),
     "train.compiled-uniform": (partial(steps, ("uniform", "open_clip"), compile=True), 90),
     "train.compiled-jest": (partial(steps, ("uniform", "jest"), compile=True), 90),
     "train.compiled-flexi": (partial(steps, ("uniform", "flexi"), compile=True), 120),
@@ -344,7 +345,7 @@ def main() -> None:
         "machine": machine,
         "result": result,
     }
-    write_json(told.file, found)
+    save_json(told.file, found)
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ from jestcli.icons.fetch import integrity, members
 from jestcli.icons.rasterize import collection_of
 from jestcli.icons.spec import WORLD, World
 from jestcli.icons.splits import hash_order
-from jestcli.training.checkpoint import write_atomic
 from jestcli.utils.errors import DataError, explain_os_error
+from jestcli.utils.io import save_bytes
 from jestcli.utils.parallel import Progress, silent, unordered
 
 FORMAT = 2
@@ -106,8 +106,7 @@ def pack(
     content |= {f"packages/{name}.tgz": packages[name] for name in sorted(packages)}
     content |= {f"collections/{prefix}.json.xz": squeezed[prefix] for prefix in sorted(kept)}
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(out, _tar(content))
+        save_bytes(out, _tar(content))
     except OSError as error:
         raise explain_os_error(error, f"writing {out}") from error
     return Packed({prefix: sizes[prefix] for prefix in kept}, left_out, out.stat().st_size)
@@ -205,9 +204,7 @@ def _unpack(path: Path, cache: Path, packages: set[str]) -> dict[str, Path]:
                 raise ValueError(f"format {about['format']}, not {FORMAT}")
             for member in tar:
                 if member.isfile() and _NAME.fullmatch(member.name):
-                    target = cache / member.name.removesuffix(".xz")
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    write_atomic(target, _read(tar, member))
+                    save_bytes(cache / member.name.removesuffix(".xz"), _read(tar, member))
     except OSError as error:
         raise explain_os_error(error, f"unpacking {path}") from error
     except (tarfile.TarError, lzma.LZMAError, KeyError, ValueError, TypeError) as error:

@@ -26,10 +26,9 @@ from jestcli.config import ConfigError, did_you_mean
 from jestcli.icons.build import default_root
 from jestcli.paper.experiment import FOLDER, Job, read_experiment
 from jestcli.runs.workspace import Workspace, is_done
-from jestcli.training.checkpoint import write_json
 from jestcli.training.energy import EnergyMeter
 from jestcli.utils.errors import DataError
-from tools.gpu_lab.archive import ARCHIVE, load_archive, read_measurements, save_archive
+from tools.gpu_lab.archive import ARCHIVE, load_archive, read_measurements, save_archive, save_json
 from tools.gpu_lab.collect import markdown
 from tools.gpu_lab.measure import MEASUREMENTS, is_right
 from tools.gpu_lab.pack import prepare
@@ -161,7 +160,6 @@ def _measure(name: str, task: Task, deadline: float, say: Callable[[str], None])
         )
     if deadline - time.monotonic() < need:
         raise OutOfTime
-    path.parent.mkdir(parents=True, exist_ok=True)
     say(f"{name} ...")
     command = [sys.executable, "-m", "tools.gpu_lab.measure", name, str(path)]
     command += ["--device", task.device, *(["--tiny"] if task.tiny else [])]
@@ -183,9 +181,8 @@ def _measure(name: str, task: Task, deadline: float, say: Callable[[str], None])
 
 def _note(path: Path, state: str, **more: Any) -> None:
     part, _, name = path.stem.partition(".")
-    path.parent.mkdir(parents=True, exist_ok=True)
     today = datetime.now(timezone.utc).date().isoformat()
-    write_json(path, {"part": part, "name": name, "state": state, "measured": today} | more)
+    save_json(path, {"part": part, "name": name, "state": state, "measured": today} | more)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jestcli.runs.workspace import git_commit
+from jestcli.runs.environment import git_commit
 
 
 def make_repository(folder: Path) -> str:
