@@ -238,6 +238,7 @@ STEP_TARGETS = {"uniform_mfu": 0.40, "jest_over_counted": 1.1, "flexi_over_count
 B16: dict[str, Any] = {
     "data": {"image_size": 256, "context_length": 16, "vocab_size": 32_000},
     "model": {
+        "tower": "vit",
         "embed_dim": 768,
         "width": 768,
         "layers": 12,
