@@ -375,7 +375,8 @@ def default_run(
 
     Raises ConfigError.
     """
-    settings = _of_runs(profile)
+    settings = _of_profile(profile, overrides)
+    settings.pop("reference", None)
     reads = (method in METHODS and needs_reference(method)) or ":" in method
     if reads and not overrides.get("reference_model"):
         reference = default_reference(_for_reference(overrides), seed, profile)
@@ -383,10 +384,18 @@ def default_run(
     return build_run({"method": method, "seed": seed}, settings, overrides)
 
 
+def _of_profile(word: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """A profile's settings; its towers only where the overrides do not name others."""
+    settings, model = read_profile(word), overrides.get("model")
+    if isinstance(model, dict) and not model.keys().isdisjoint(("name", "tower")):
+        settings.pop("model", None)  # one tower's width means nothing to another
+    return settings
+
+
 def default_reference(overrides: dict[str, Any], seed: int, profile: str = DEFAULT_PROFILE) -> Run:
     """What `jest train-reference --profile NAME` trains: the profile's data and towers, and what it
     says under `reference`. Raises ConfigError."""
-    settings = read_profile(profile)
+    settings = _of_profile(profile, overrides)
     own = merge(METHODS["curated"], settings.get("reference", {}))
     base = merge(_for_reference(settings), own)
     return make_run(merge(base | {"seed": seed}, _without_pool(overrides)))

@@ -7,7 +7,7 @@ from typing import Any
 
 from jestcli.paper.caption import caption
 from jestcli.paper.curves import draw_benchmarks, draw_learnability
-from jestcli.paper.experiment import Experiment, Job
+from jestcli.paper.experiment import FOLDER, Experiment, Job
 from jestcli.paper.figure1 import draw_figure1
 from jestcli.paper.finals import draw_finals
 from jestcli.paper.grid import draw_grid
@@ -16,7 +16,7 @@ from jestcli.paper.statistics import by_name, has_joules
 from jestcli.paper.table import HEADLINE, build, render, write
 from jestcli.runs.workspace import StageError, Workspace, is_done
 
-COMMITTED = Path(__file__).parents[2] / "results"
+COMMITTED = FOLDER.parent / "results"  # of a checkout; a wheel holds none
 RECORDS = "records.json"
 DATA = "icons and emoji from registry packages (not ImageNet or COCO)"
 PROFILE = "cpu: 32 px, 2 cores"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from tiny import TINY, tiny_model, tiny_run
 
-from jestcli.config import ConfigError, merge
+from jestcli.config import ConfigError, Model, merge
 from jestcli.models.flops import forward_flops
 from jestcli.models.memory import training_memory
 from jestcli.paper import experiment, plan
@@ -126,6 +127,16 @@ def test_cpu_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert reference.data.level == "changed", "the reference reads the profile's data"
     assert reference.optim.steps == changed["reference"]["optim"]["steps"] != 701
     assert default_run("uniform", {}, 0).reference is None
+
+
+@pytest.mark.parametrize("model", [{"name": "ViT-B-16"}, {"tower": "vit"}, {"tower": "cnn"}])
+def test_a_tower_of_ones_own_takes_nothing_of_the_profiles(model: dict[str, Any]) -> None:
+    data = {"image_size": 224, "context_length": 77, "vocab_size": 49408}
+    run = default_run("uniform", {"model": model, "data": data}, 0)
+    assert run.model == Model.model_validate(model) != default_run("uniform", {}, 0).model
+    jest = default_run("jest", {"model": model, "data": data}, 0)
+    assert jest.reference is not None and jest.reference.model == jest.model == run.model
+    assert default_reference({"model": model, "data": data}, 0) == jest.reference
 
 
 def test_an_experiments_profile_reaches_its_runs_not_its_references() -> None:

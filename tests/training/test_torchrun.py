@@ -73,8 +73,8 @@ def test_a_shell_command_trains_on_own_shards(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
     words = ["torchrun", "--nproc-per-node", "2", "--master-port", str(free_port()),
              "-m", "jestcli", "train", "--method", "jest", "--config", "tiny.yaml",
-             "--set", "reference.optim.steps=1", "--set", "reference.optim.warmup=1", "--data-workers", "1", "--cache", "cache",
-             "--device", "cpu"]  # fmt: skip
+             "--set", "reference.optim={steps: 1, warmup: 0}", "--data-workers", "1",
+             "--cache", "cache", "--device", "cpu"]  # fmt: skip
     # The module that `torchrun` names, in this interpreter.
     command = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
     env = os.environ | {"JEST_RUNS": str(tmp_path / "runs"), "COLUMNS": "300",
