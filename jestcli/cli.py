@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
-from typing import Any
+import tempfile
+import traceback
+from typing import Annotated, Any
 
 import typer
 
+from jestcli import __version__
 from jestcli.commands import bench, data, experiments, models, training
+from jestcli.utils.extras import how_to_install
+
+DEBUG = "--debug"
+UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="""Reproduce JEST (joint example selection, arXiv 2406.17711),
@@ -33,14 +41,40 @@ app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"jest {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def everywhere(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option(DEBUG, help="Show the traceback of an error (after a command, too).")
+    ] = False,
+) -> None:
+    """Options that stand before a command; `main` reads --debug itself."""
+
+
 def main(commands: typer.Typer = app) -> None:
-    """Entry point: errors become one line; 2 for a wrong argument, 1 for what failed."""
+    """Entry point: an error becomes one line. Exit codes: 2 for a wrong argument, 1 for what
+    failed, 70 for what nobody foresaw (its trace is kept in a file), 130 after Ctrl-C."""
     command = typer.main.get_command(commands)
+    words = [word for word in sys.argv[1:] if word != DEBUG]
+    debug = len(words) < len(sys.argv) - 1
     try:
-        code = command.main(standalone_mode=False)
+        code = command.main(words, standalone_mode=False)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on from there", 130)
     except Exception as error:
+        if debug:
+            traceback.print_exception(error)
         _fail(*_explain(error))
     if code == 130:  # how typer passes Ctrl-C on
         _fail("interrupted; the same command goes on from there", 130)
@@ -48,7 +82,7 @@ def main(commands: typer.Typer = app) -> None:
 
 
 def _explain(error: Exception) -> tuple[str, int]:
-    """One line and the exit code; an error that nobody foresaw keeps its traceback."""
+    """One line and the exit code."""
     name = type(error).__name__
     if hasattr(error, "format_message"):  # typer's own: unknown option, missing value, …
         return _with_near_word(error), getattr(error, "exit_code", 2)
@@ -60,7 +94,25 @@ def _explain(error: Exception) -> tuple[str, int]:
         return str(error), 1
     if name == "Interrupted":
         return str(error), 130
-    raise error
+    if isinstance(error, ModuleNotFoundError) and (advice := how_to_install(error.name or "")):
+        return advice, 1
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}", 1
+    return _keep_trace(error), UNFORESEEN
+
+
+def _keep_trace(error: Exception) -> str:
+    """Write the traceback to a file; the line that says what happened and where the file lies."""
+    text = "".join(traceback.format_exception(error))
+    what = " ".join(traceback.format_exception_only(error)[-1].split())
+    try:
+        kept, path = tempfile.mkstemp(prefix="jest-error-", suffix=".txt")
+        with os.fdopen(kept, "w") as file:
+            file.write(f"jest {__version__}\n{' '.join(sys.argv)}\n\n{text}")
+    except OSError:
+        return f"unforeseen: {what}; run it with {DEBUG} to see where"
+    return f"unforeseen: {what}; the full trace is in {path}"
 
 
 def _with_near_word(error: Any) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,13 +19,17 @@ import pytest
 import yaml
 from tiny import TINY, tiny_reference, tiny_run
 
+import jestcli
 from jestcli import cli
 from jestcli.config import merge
+from jestcli.paper import experiment
 from jestcli.paper import scheduler as reproduce
 from jestcli.runs.workspace import Workspace, is_done
 from jestcli.train import Trainer
+from jestcli.utils.extras import EXTRAS
 
-HEAVY = ("torch", "numpy", "open_clip", "yaml", "matplotlib", "wandb")
+Command = Callable[..., tuple[int, str, str]]
+HEAVY = ("torch", "numpy", "open_clip", "yaml", "scipy", "PIL", "matplotlib", "wandb")
 
 
 def jest(*words: str, cwd: Path, options: tuple[str, ...] = (), **env: str) -> tuple[int, str, str]:
@@ -35,10 +41,12 @@ def jest(*words: str, cwd: Path, options: tuple[str, ...] = (), **env: str) -> t
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["-h"], ["data", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["train", "--help"], ["-h"], ["data", "--help"], ["--version"]]
+)
 def test_help_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:
     code, out, errors = jest(*words, cwd=tmp_path, options=("-X", "importtime"))
-    assert code == 0 and "Usage" in out
+    assert code == 0 and ("Usage" in out or out == f"jest {jestcli.__version__}\n")
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in errors.splitlines()}
     assert "typer" in imported and not imported & set(HEAVY)
 
@@ -95,6 +103,60 @@ def test_a_mistake_is_one_line_and_exit_2(words: list[str], message: str, tmp_pa
     assert sorted(tmp_path.rglob("*")) == before, "and leaves nothing behind"
 
 
+@pytest.mark.parametrize("words", [["config"], ["--debug", "config"], ["config", "--debug"]])
+def test_an_unforeseen_error_is_one_line_that_names_its_trace(
+    words: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise KeyError("[red]two\nlines")
+
+    monkeypatch.setattr(experiment, "default_run", broken)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code, out, errors = command(*words)
+    (trace,) = tmp_path.glob("jest-error-*.txt")
+    assert (code, out) == (70, "")
+    line = f"jest: unforeseen: KeyError: '[red]two\\nlines'; the full trace is in {trace}\n"
+    shown, _, rest = errors.partition("jest: ")
+    assert "jest: " + rest == line and ("in broken" in shown) == ("--debug" in words)
+    assert "--debug" in words or shown == ""
+    text = trace.read_text()
+    assert "in broken" in text and text.startswith(f"jest {jestcli.__version__}\n")
+
+
+def test_what_the_machine_refuses_is_no_bug(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "results/figure1.png")
+
+    monkeypatch.setattr(experiment, "default_run", full)
+    assert command("config") == (1, "", "jest: No space left on device: results/figure1.png\n")
+    monkeypatch.setattr(tempfile, "mkstemp", full)  # no room for the trace either
+    monkeypatch.setattr(experiment, "default_run", lambda *_: 1 / 0)
+    said = "jest: unforeseen: ZeroDivisionError: division by zero; run it with --debug to see where"
+    assert command("config") == (70, "", said + "\n")
+
+
+def test_a_missing_extra_is_said_before_anything_is_trained(
+    home: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    said = "jest: this needs matplotlib: pip install 'jest-suite[plots]'\n"
+    assert command("run", "small.yaml") == (1, "", said)
+    assert not (home / "runs").exists()
+
+
+def test_every_extra_is_declared_and_all_has_each() -> None:
+    """A message that names an extra which does not exist would send people nowhere."""
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    core, _, optional = text.partition("[project.optional-dependencies]")
+    (every,) = re.findall(r'^all = \["jest-suite\[(.*)\]"\]$', optional, re.MULTILINE)
+    assert set(every.split(",")) == set(EXTRAS.values())
+    for extra in EXTRAS.values():
+        (package,) = re.findall(rf'^{extra} = \["([\w-]+)', optional, re.MULTILINE)
+        assert package not in core, "what is optional is not required"
+
+
 def test_config_prints_what_config_reads(tmp_path: Path) -> None:
     words = ("config", "--method", "flexi", "--seed", "3", "--set", "optim.steps=700")
     code, out, _ = jest(*words, cwd=tmp_path)
@@ -122,8 +184,6 @@ def test_a_reference_is_trained_by_the_real_command(data_root: Path, tmp_path: P
 
 
 # --- the same commands in this process, their workers forked (see forked.py) ---------------------
-
-Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture

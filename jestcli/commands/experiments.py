@@ -9,6 +9,7 @@ import typer
 
 from jestcli.commands.options import Runs, Seeds, Set, Slurm, Wandb, Workers
 from jestcli.commands.shared import make_console, make_workspace, prepare, read_settings
+from jestcli.utils.extras import need
 
 if TYPE_CHECKING:
     from jestcli.paper.experiment import Job
@@ -182,6 +183,7 @@ def run_and_draw(
     from jestcli.paper.slurm import launcher, parse_options
     from jestcli.runs.data import check_sizes
 
+    need("matplotlib")  # said before the training, not after it
     workspace, console = make_workspace(), make_console()
     launch = launcher(parse_options(slurm), workspace.runs / "slurm") if slurm else None
     prepare(work[0].run, None if slurm else workers)
