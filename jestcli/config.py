@@ -582,9 +582,8 @@ def _starts(b: int, first: float, last: float, schedule: str, steps: int) -> tup
 def _check_own(run: Run) -> None:
     """Whether the user's shards are what this run reads. Raises ValueError."""
     kind, data = run.source.kind, run.data
-    source = run.source
-    if source.noise_share or source.relevant_share or source.pool_size is not None:
-        raise ValueError("source.noise_share, .relevant_share, .pool_size: for the embedded data")
+    if run.source.relevant_share is not None:
+        raise ValueError("source.relevant_share is for the embedded data")
     if run.source.curated_in_pool:
         raise ValueError("source.curated_in_pool is for the embedded data: name the curated shards "
                          "in data.train, too")  # fmt: skip

@@ -18,7 +18,7 @@ import torch
 
 from jestcli.config import Run
 from jestcli.data.contact_sheet import of_choice
-from jestcli.data.loader import Candidates
+from jestcli.data.loader import SuperBatch
 from jestcli.evaluation.evaluate import evaluate, mean_score
 from jestcli.models.flops import Cost, run_cost
 from jestcli.runs.export import start_from
@@ -181,7 +181,7 @@ class Trainer:
             self.inputs.close()
         self.finish()
 
-    def train_step(self) -> tuple[Candidates, Choice | None]:
+    def train_step(self) -> tuple[SuperBatch, Choice | None]:
         """Load a super-batch, choose a sub-batch of it, take one gradient step: the paper's loop
         body. A step whose numbers are not finite changes nothing and is counted."""
         run, world, step, watch = self.run, self.world, self.step, self.watch
@@ -209,7 +209,7 @@ class Trainer:
             self.progress.show(done, run.optim.steps, " · ".join(p for p in parts if p))
         return super_batch, choice
 
-    def skip(self, problem: NotFinite, super_batch: Candidates) -> None:
+    def skip(self, problem: NotFinite, super_batch: SuperBatch) -> None:
         """Count a step that could not be taken. Raises TrainingError when there are too many."""
         self.bad_steps += 1
         self.log(
@@ -228,7 +228,7 @@ class Trainer:
 
     # --- what is written -------------------------------------------------------------------------
 
-    def log_step(self, super_batch: Candidates, choice: Choice, loss: float) -> None:
+    def log_step(self, super_batch: SuperBatch, choice: Choice, loss: float) -> None:
         """Log what the step did, what it cost, and why its pairs were chosen."""
         done, loader = self.step, self.inputs.loader
         step_flops = self.cost_after(done).cached - self.cost_after(done - 1).cached
@@ -256,7 +256,7 @@ class Trainer:
         self.log(record)
         self.line = log_line(record)
 
-    def evaluate_now(self, super_batch: Candidates, choice: Choice | None) -> None:
+    def evaluate_now(self, super_batch: SuperBatch, choice: Choice | None) -> None:
         """Score the benchmarks after this step, and draw what was chosen in it."""
         scores = self.scores(final=self.step == self.run.optim.steps)
         self.log(
@@ -273,7 +273,7 @@ class Trainer:
             self.draw_chosen(super_batch, choice)
         self.world.wait()
 
-    def draw_chosen(self, super_batch: Candidates, choice: Choice) -> None:
+    def draw_chosen(self, super_batch: SuperBatch, choice: Choice) -> None:
         """A contact sheet of what was chosen in this step beside what was left."""
         if self.world.main and self.run.selection.sampler != "uniform":
             path = self.folder / "selected" / f"step-{self.step:08d}.png"
@@ -393,7 +393,7 @@ class Trainer:
         spent = {name: self.joules_before.get(name, 0.0) + x for name, x in counted.items()}
         return {"joules": spent} if spent else {}
 
-    def chosen_rows(self, super_batch: Candidates, choice: Choice) -> list[int] | None:
+    def chosen_rows(self, super_batch: SuperBatch, choice: Choice) -> list[int] | None:
         """Rows of the pool that the sampler chose: what `jest inspect` looks back at."""
         run, world = self.run, self.world
         if not run.selects:
@@ -404,7 +404,7 @@ class Trainer:
         return chosen
 
 
-def _keys(super_batch: Candidates, index: torch.Tensor, world: World) -> list[str]:
+def _keys(super_batch: SuperBatch, index: torch.Tensor, world: World) -> list[str]:
     """What the first 64 of these candidates are called, by rank, to find them in the data."""
     mine = index[index // len(super_batch) == world.rank] - world.rank * len(super_batch)
     names = [super_batch.name(i) for i in mine[:64].tolist()]

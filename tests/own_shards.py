@@ -17,7 +17,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from jestcli.data.loader import Candidates
+from jestcli.data.dataset import Transform
+from jestcli.data.loader import Source, SuperBatch, SuperBatchLoader
+from jestcli.data.shard_dataset import ShardDataset
+from jestcli.data.tokens import small_tokenizer
 
 WORDS = ("red", "green", "blue", "small", "large", "cat", "dog", "house", "tree", "car")
 
@@ -144,7 +147,19 @@ def served(folder: Path, asked: list[str] | None = None, **faults: list[Any]) ->
         server.server_close()
 
 
-def same(a: list[Candidates], b: list[Candidates]) -> bool:
+def shard_loader(
+    dataset: ShardDataset, per_step: int = 10, captions: int = 1, **more: Any
+) -> SuperBatchLoader:
+    """A loader of these shards with seed 3. more: of the Transform (size, second, …) and of the
+    loader (log, rank, world)."""
+    looks = {key: more.pop(key) for key in ("size", "scoring_size", "second", "seldom")
+             if key in more}  # fmt: skip
+    transform = Transform(**{"size": 32, "tokenizer": small_tokenizer(600, 8), **looks})
+    source = Source(dataset, dataset.order(3, "pool"), per_step, captions)
+    return SuperBatchLoader([source], transform, 3, dataset.loading, **more)
+
+
+def same(a: list[SuperBatch], b: list[SuperBatch]) -> bool:
     """Whether both drew the same rows with the same pixels, step by step."""
     return all(
         x.row.tolist() == y.row.tolist() and torch.equal(x.images, y.images)

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
+import torch
 from miniature_world import Miniature
 
 from jestcli.config import METHODS, Run, make_run, merge
-from jestcli.data.loader import Part
-from jestcli.data.store import Store
+from jestcli.data.dataset import Transform
+from jestcli.data.decoded import DecodedDataset
+from jestcli.data.loader import Source, SuperBatch, SuperBatchLoader
+from jestcli.data.sources import Loading
 from jestcli.icons.build import build, build_key
 from jestcli.icons.spec import WORLD
 from jestcli.models.towers import Clip, build_model
 from jestcli.runs.workspace import Workspace
+from jestcli.training.reference import EmbeddingTable
 
 # Whatever a test's numbers rest on stands here: the defaults may be tuned.
 # With all that the profile cpu says: a file with these settings means the same as tiny_run().
@@ -62,26 +69,72 @@ def tiny_model(run: Run, patch_sizes: tuple[int, ...] | None = None, seed: int =
     return build_model(run.model, run.data, patch_sizes or run.model.patch_sizes, seed)
 
 
-def fake_store(n: int = 40, identity: str = "fake", seed: int = 0) -> Store:
+def fake_dataset(n: int = 40, identity: str = "fake", seed: int = 0) -> DecodedDataset:
     """Random pixels; each image has one to three random captions; no file is read."""
-    dice = np.random.default_rng(seed)
-    captions = dice.integers(1, 4, n)
+    rng = np.random.default_rng(seed)
+    captions = rng.integers(1, 4, n)
     starts = np.concatenate([[0], np.cumsum(captions)]).astype(np.int64)
     tokens = np.zeros((starts[-1], 8), np.int32)
-    tokens[:, 0], tokens[:, 1:4] = 598, dice.integers(1, 590, (len(tokens), 3))
+    tokens[:, 0], tokens[:, 1:4] = 598, rng.integers(1, 590, (len(tokens), 3))
     tokens[:, 4] = 599  # the end token is the highest id
-    images = dice.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
+    images = rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
     levels = (np.arange(n) % 2 + 1).astype(np.uint32)
-    store = Store(
+    dataset = DecodedDataset(
         Path("/nowhere"), images, tokens, starts, {}, {"levels": ("even", "odd")}, levels,
         {"identity": identity},
     )  # fmt: skip
-    store.__dict__["keys"] = [f"key-{i}" for i in range(n)]  # the cached property
-    return store
+    dataset.__dict__["keys"] = [f"key-{i}" for i in range(n)]  # the cached property
+    return dataset
 
 
-def fake_pool(n: int = 40) -> Part:
-    return Part(fake_store(n), np.arange(n), "pool", 1)  # the first caption only
+def fake_source(dataset: DecodedDataset, rows: np.ndarray, name: str, captions: int = 1) -> Source:
+    """Rows of a data set, to be given seed and size by `loader`."""
+    return Source(dataset, dataset.order(0, name, rows), 0, captions)
+
+
+def fake_pool(n: int = 40) -> Source:
+    return fake_source(fake_dataset(n), np.arange(n), "pool")  # the first caption only
+
+
+def loader(
+    sources: list[Source],
+    counts: list[int],
+    seed: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    before: list[Callable[[int], int]] | None = None,
+    apart: bool = False,
+) -> SuperBatchLoader:
+    """counts[i] pairs of sources[i] a step, or as many as `before` says."""
+    drawn = [
+        replace(
+            source,
+            order=source.dataset.order(seed, source.name, source.order.kept, i),
+            per_step=counts[i],
+            before=before[i] if before else None,
+        )
+        for i, source in enumerate(sources)
+    ]
+    transform = Transform(32, lambda texts: np.zeros((len(texts), 8)))  # nothing to be done
+    return SuperBatchLoader(drawn, transform, seed, Loading(workers=0), None, rank, world, apart)
+
+
+def draw(sources: list[Source], counts: list[int], seed: int = 0, step: int = 0) -> SuperBatch:
+    """One super-batch of these."""
+    return loader(sources, counts, seed)(step)
+
+
+def loader_of(*sources: Source) -> SuperBatchLoader:
+    """Of sources that have their seed and size."""
+    transform = Transform(32, lambda texts: np.zeros((len(texts), 8)))
+    return SuperBatchLoader(sources, transform, 0, Loading(workers=0))
+
+
+def table_of(image: np.ndarray, text: np.ndarray) -> EmbeddingTable:
+    """A table of embeddings, float32 [n, d], that lie in no file."""
+    file = SimpleNamespace(n=len(image), open=lambda: (image, text), check=lambda: None)
+    live = SimpleNamespace(scale=(torch.tensor(10.0), torch.tensor(-10.0)))
+    return EmbeddingTable([cast(Any, file)], cast(Any, live))
 
 
 def make_root(miniature: Miniature, root: Path) -> Path:
@@ -95,9 +148,9 @@ def make_root(miniature: Miniature, root: Path) -> Path:
     manifest = json.loads(path.read_text())
     manifest["key"] = build_key(WORLD, manifest["size"])
     path.write_text(json.dumps(manifest))
-    inputs = Workspace(root).inputs(tiny_run())
+    data = Workspace(root).inputs(tiny_run())
     for split in ("pool", "curated"):
-        inputs.store(split, workers=1)
+        data.dataset(split, workers=1)
     return root
 
 

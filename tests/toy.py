@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
 
 import jestcli.train
 from jestcli.config import Run
-from jestcli.data.loader import Candidates
+from jestcli.data.loader import SuperBatch
 from jestcli.models.flops import Cost
 from jestcli.models.towers import Clip
 from jestcli.runs.inputs import RunInputs
 from jestcli.runs.workspace import Workspace
 from jestcli.train import Trainer
 from jestcli.training.distributed import ALONE, World
-from jestcli.training.step import Choice, EmbedReference, offered
+from jestcli.training.reference import Reference
+from jestcli.training.step import Choice, offered
 
 Report = Callable[[int, int, str], None]
 
@@ -38,10 +40,10 @@ class Loader:
 
     waited, bottleneck = 0.0, ""
 
-    def __init__(self, draw: Callable[[int], Candidates]):
+    def __init__(self, draw: Callable[[int], SuperBatch]):
         self.draw = draw
 
-    def __call__(self, step: int) -> Candidates:
+    def __call__(self, step: int) -> SuperBatch:
         return self.draw(step)
 
     def close(self) -> None:
@@ -58,8 +60,8 @@ class ToyTrainer(Trainer):
     def open_inputs(self) -> RunInputs:
         draw = self.toys["draw"]
         loader = draw if hasattr(draw, "close") else Loader(draw)
-        reference = self.toys["reference"]
-        return RunInputs(self.run, loader, reference, None, 0.0, [], None, {}, 0, nothing)
+        data = SimpleNamespace(tokenizer=None)
+        return RunInputs(self.run, data, loader, self.toys["reference"], None, 0.0, [], {}, 0)
 
     def new_learner(self) -> Clip:
         return self.toys["learner"]
@@ -70,7 +72,7 @@ class ToyTrainer(Trainer):
     def cost_after(self, steps: int) -> Cost:
         return self.toys["cost_after"](steps)
 
-    def draw_chosen(self, super_batch: Candidates, choice: Choice) -> None:
+    def draw_chosen(self, super_batch: SuperBatch, choice: Choice) -> None:
         if self.toys["show"]:
             there = offered(self.run, super_batch, self.world)
             self.toys["show"](self.step, there, choice.index)
@@ -90,14 +92,14 @@ def train(
     run: Run,
     folder: Path,
     learner: Clip,
-    draw: Callable[[int], Candidates],
-    reference: EmbedReference | None,
+    draw: Callable[[int], SuperBatch],
+    reference: Reference | None,
     evaluate: Callable[[bool], dict[str, dict[str, Any]]],
     cost_after: Callable[[int], Cost],
     report: Report,
     track: Callable[[dict[str, Any]], None],
     world: World = ALONE,
-    show: Callable[[int, Candidates, Tensor], None] | None = None,
+    show: Callable[[int, SuperBatch, Tensor], None] | None = None,
     keep_last: int = 1,
     trunk: Path | None = None,
 ) -> None:

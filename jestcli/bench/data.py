@@ -23,9 +23,10 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from jestcli.data.drawing import Portion, StreamDrawing, View
+from jestcli.data.dataset import Transform
+from jestcli.data.loader import Source, SuperBatchLoader
+from jestcli.data.shard_dataset import open_shards
 from jestcli.data.sources import Loading
-from jestcli.data.stream import open_stream
 from jestcli.data.tokens import small_tokenizer
 
 SHARDS, SAMPLES, SIDE = 4, 64, (512, 384)  # of the drawn shards; pixels
@@ -52,25 +53,31 @@ def draw_shards(folder: Path) -> str:
 
 
 def rate(
-    shards: tuple[str, ...], view: View, batch: int, workers: int, seconds: float, cache: Path
+    shards: tuple[str, ...],
+    transform: Transform,
+    batch: int,
+    workers: int,
+    seconds: float,
+    cache: Path,
 ) -> tuple[float, float | None]:
     """Pairs a second that a loader of so many workers gives, its start apart.
 
     Without workers also pairs a processor second: what one core gives, whatever runs beside it.
     """
     loading = Loading(workers=workers, cache=cache, max_faults=1.0)
-    stream = open_stream("pool", shards, loading)
-    drawing = StreamDrawing([Portion(stream, batch)], view, 0, loading)
+    dataset = open_shards("pool", shards, loading)
+    source = Source(dataset, dataset.order(0, "pool"), batch)
+    loader = SuperBatchLoader([source], transform, 0, loading)
     try:
-        drawing(0)
+        loader(0)
         started, used, step = time.perf_counter(), time.process_time(), 0
         while time.perf_counter() - started < seconds:
             step += 1
-            drawing(step)
+            loader(step)
         pairs, used = step * batch, time.process_time() - used
         return pairs / (time.perf_counter() - started), None if workers else pairs / used
     finally:
-        drawing.close()
+        loader.close()
 
 
 def bench_data(
@@ -97,7 +104,10 @@ def bench_data(
     """
     console = console or Console()
     tokenizer = small_tokenizer(8192, 16)
-    views = {"full": View(size, tokenizer), "reduced": View(size, tokenizer, scoring_size)}
+    views = {
+        "full": Transform(size, tokenizer),
+        "reduced": Transform(size, tokenizer, scoring_size),
+    }
     rows = []
     with tempfile.TemporaryDirectory(prefix="jest-bench-") as name:
         sources = shards or (draw_shards(Path(name)),)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from scipy.stats import spearmanr
 
 from jestcli.config import Run
-from jestcli.data.loader import Candidates
+from jestcli.data.loader import SuperBatch
 from jestcli.models.flexi import View
 from jestcli.models.flops import forward_flops
 from jestcli.models.towers import Clip
@@ -67,7 +67,7 @@ def diagonal(learner: PairEmbeddings, reference: PairEmbeddings) -> torch.Tensor
 
 
 def measure(
-    run: Run, learner: Clip, batches: list[tuple[Candidates, PairEmbeddings]]
+    run: Run, learner: Clip, batches: list[tuple[SuperBatch, PairEmbeddings]]
 ) -> dict[str, Any]:
     """Score every batch in every way.
 

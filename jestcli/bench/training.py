@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jestcli.config import METHODS, Run, make_run, merge
-from jestcli.data.loader import Candidates
+from jestcli.data.loader import SuperBatch
 from jestcli.models.flops import forward_flops, step_cost
 from jestcli.models.towers import Clip, build_model
 from jestcli.runs.environment import environment
@@ -118,13 +118,14 @@ def _case(settings: dict[str, Any], method: str) -> Run:
     return make_run(base)
 
 
-def _candidates(case: Run, seed: int) -> Candidates:
+def _candidates(case: Run, seed: int) -> SuperBatch:
     dice, n = np.random.default_rng(seed), case.super_batch_size
     images = dice.integers(0, 256, (n, 3, case.data.image_size, case.data.image_size), np.uint8)
     tokens = dice.integers(1, case.data.vocab_size - 2, (n, case.data.context_length))
     tokens[:, -1] = case.data.vocab_size - 1
-    return Candidates(
-        np.zeros(n, np.int64), np.arange(n), torch.from_numpy(images), torch.from_numpy(tokens), str
+    rows = np.arange(n)
+    return SuperBatch(
+        np.zeros(n, np.int64), rows, rows, torch.from_numpy(images), torch.from_numpy(tokens), str
     )
 
 

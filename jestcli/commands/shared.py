@@ -36,7 +36,7 @@ def with_reference(settings: dict[str, Any], word: str | None) -> dict[str, Any]
     """Settings with an open_clip model as the reference, checked before anything else runs."""
     if word is None:
         return settings
-    from jestcli.runs.references import check_word
+    from jestcli.training.reference import check_word
 
     check_word(word)
     return {**settings, "reference_model": word}
@@ -64,18 +64,8 @@ def make_workspace(
 def prepare(run: Run, workers: int | None, workspace: Workspace | None = None) -> None:
     """Build the data of `run` and decode it (or count its own shards), unless that is done."""
     from jestcli.runs import data
-    from jestcli.runs.own import OwnInputs
 
-    workspace, console = workspace or make_workspace(), make_console()
-    size = run.data.image_size
-    inputs = workspace.inputs(run)
-    if isinstance(inputs, OwnInputs):
-        inputs.folder.mkdir(parents=True, exist_ok=True)
-        data.index(run, inputs, console)
-        return
-    data.build(workspace.data_root(run), size=size, workers=workers, console=console)
-    data.check_sizes(run, workspace.data_root(run))
-    data.decode(workspace.embedded(run), workers, console)
+    data.prepare(run, workers, workspace or make_workspace(), make_console())
 
 
 def quiet_libraries() -> None:

@@ -121,7 +121,7 @@ def cache_reference(
     remote; `jest train` with the same settings then reads them and embeds only what is missing.
     """
     from jestcli.paper.experiment import Job, default_run
-    from jestcli.runs.scored_with import cache_reference
+    from jestcli.runs.reference import cache_reference
     from jestcli.training.devices import pick_device
 
     where = pick_device(device)

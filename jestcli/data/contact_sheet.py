@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from jestcli.data.loader import Candidates
+from jestcli.data.loader import SuperBatch
 
 CELL = 112  # pixels, width of a cell
 PICTURE = 72  # side of the shown image
@@ -60,7 +60,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def of_choice(super_batch: Candidates, index: torch.Tensor, path: Path, count: int = 30) -> Path:
+def of_choice(super_batch: SuperBatch, index: torch.Tensor, path: Path, count: int = 30) -> Path:
     """A contact sheet of the first pairs chosen, and as many that were left, under their keys.
 
     index: int64 [b], global; with several ranks those that this one, rank 0, holds are drawn.

@@ -1,12 +1,15 @@
-"""Reference embeddings of shards: beside them, a memory-mapped file each.
+"""Files of reference embeddings: of a decoded data set one, of shards one beside each shard.
 
-    <folder of the shards>/jest-reference/<key>/<shard>.npy    float32 [n, 2, d]: image, text
-                                                <shard>.json   the shard's identity, for a check
+    <root>/reference-embeddings/<key>/     image.npy, text.npy    float32 [N, d]
+                                           cache.json             done, checksums
+    <shards>/jest-reference/<key>/         <shard>.npy            float32 [n, 2, d]: image, text
+                                           <shard>.json           the shard's identity, checksum
 
-The key is the hash of the reference (weights, pixels, preprocessing, tokenizer, precision): another
-model's embeddings lie in another folder. A file is used only when its shard still has the same
-samples. Rows of samples that could not be read are NaN: not there, like a file that is missing.
-Where shards are remote or their folder cannot be written, the data cache is used instead.
+The key is the hash of the reference (weights, pixels, preprocessing, tokenizer, precision) and of a
+decoded data set: another model's embeddings lie in another folder. A shard's file is used only when
+the shard still has the same samples. Rows of samples that could not be read are NaN: not there,
+like a file that is missing. Where shards are remote or their folder cannot be written, the data
+cache is used instead.
 """
 
 from __future__ import annotations
@@ -14,93 +17,197 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from jestcli.data.sources import Loading, ShardError, is_remote
-from jestcli.data.stream import Stream
-from jestcli.data.tarindex import read_index
+from jestcli.data.tar import read_index
 from jestcli.utils.errors import DataError, explain_os_error
 from jestcli.utils.io import save_array, save_text
 
 FOLDER = "jest-reference"
+FLUSHED = 32  # blocks after which a decoded data set's table is safe against a kill
+Block = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Rows of the file, int64 [k], and their image and text embeddings, float32 [k, d]."""
+Blocks = Callable[[int], Iterator[tuple[int, Block | None]]]
+"""The blocks of a file from this row on: (rows done, what is known of them)."""
 
 
-class ShardEmbeddings:
-    """The embeddings that one reference has of a stream, as far as they are there.
-
-    check: open what is there; DataError for a file that is stale or another model's.
-    """
-
-    def __init__(self, stream: Stream, key: str, loading: Loading, check: bool = True):
-        self.stream, self.key, self.loading = stream, key, loading
-        self.maps: dict[int, np.ndarray] = {}
-        for shard in range(len(stream.shards)) if check else ():
-            found = self._open(shard)
-            if found is not None:
-                self.maps[shard] = found
+class TableFile(Protocol):
+    """The embeddings of `n` consecutive rows of a data set."""
 
     @property
-    def complete(self) -> bool:
-        """Whether every shard has a file (samples that cannot be read have no embedding)."""
-        return len(self.maps) == len(self.stream.shards)
+    def n(self) -> int: ...
 
-    def lookup(self, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """image, text: float32 [n, d] of rows of the stream; there: bool [n], whether known."""
-        d = max((each.shape[2] for each in self.maps.values()), default=0)
-        out = np.full((len(rows), 2, d), np.nan, np.float32)
-        shards = np.searchsorted(self.stream.starts, rows, side="right") - 1
-        for shard in np.unique(shards):
-            found = self.maps.get(int(shard))
-            if found is not None and found.shape[2] == d:  # 1 where no sample could be read
-                mask = shards == shard
-                out[mask] = found[rows[mask] - self.stream.starts[shard]]
-        there = torch.from_numpy(~np.isnan(out[:, 0, :1]).any(1) & (d > 0))
-        return torch.from_numpy(out[:, 0]), torch.from_numpy(out[:, 1]), there
+    @property
+    def folder(self) -> Path: ...
 
-    def readable(self) -> np.ndarray:
-        """Rows of the stream that have an embedding, int64, ascending."""
-        found = [
-            self.stream.starts[shard] + np.flatnonzero(~np.isnan(self.maps[shard][:, 0, 0]))
-            for shard in sorted(self.maps)
-        ]
-        return np.concatenate([np.empty(0, np.int64), *found])
+    def open(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Memory maps float32 [n, d] of images and texts; None where there is no file. Raises
+        DataError for one that is stale, damaged or another model's."""
 
-    def write(self, shard: int, embeddings: np.ndarray) -> None:
-        """Keep a shard's embeddings, float32 [n, 2, d], atomically."""
-        path = self._path(shard, to_write=True)
+    def check(self) -> None:
+        """Compare the checksum, once. Raises DataError for a file with other bytes."""
+
+    def current(self) -> bool:
+        """Whether it is there and fits."""
+
+    def write(self, blocks: Blocks) -> None:
+        """Make it. Killed, it goes on from where it was, or the file is not there."""
+
+
+def checksum(path: Path) -> int:
+    """CRC-32 of a file: reads it once, at about 1 GB/s."""
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def _compare(path: Path, known: int | None, again: str) -> None:
+    """known: None for a file that was written before checksums were."""
+    if known is not None and checksum(path) != known:
+        raise DataError(f"{path} is damaged (its checksum differs): delete {again}")
+
+
+@dataclass(frozen=True)
+class DecodedTable:
+    """Of a whole decoded data set of n rows, in `folder`."""
+
+    folder: Path
+    n: int
+    identity: str  # of the data set
+    checked: list[bool] = field(default_factory=list)
+
+    def current(self) -> bool:
+        return (self.folder / "cache.json").exists()
+
+    def open(self) -> tuple[np.ndarray, np.ndarray] | None:
+        if not self.current():
+            return None
         try:
-            about = {"key": self.key, "shard": self.stream.shards[shard],
-                     "identity": self._identity(shard)}  # fmt: skip
+            image, text = (
+                np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+                for name in ("image", "text")
+            )
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"the reference embeddings {self.folder} are damaged ({error}): delete them"
+            ) from None
+        return image, text
+
+    def check(self) -> None:
+        if self.checked or not self.current():
+            return
+        self.checked.append(True)
+        sums = json.loads((self.folder / "cache.json").read_text()).get("crc32", {})
+        for name in ("image", "text"):
+            _compare(self.folder / f"{name}.npy", sums.get(name), f"the folder {self.folder}")
+
+    def write(self, blocks: Blocks) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        position = self.folder / "rows"
+        start = int(position.read_text()) if position.exists() else 0
+        paths = [self.folder / f"{name}.npy" for name in ("image", "text")]
+        arrays: list[np.ndarray] = []
+        for number, (done, block) in enumerate(blocks(start), 1):
+            assert block is not None  # every row of a decoded data set can be read
+            rows, *values = block
+            if not arrays:
+                mode: Any = "r+" if start else "w+"
+                arrays = [
+                    np.lib.format.open_memmap(path, mode, np.float32, (self.n, value.shape[1]))
+                    for path, value in zip(paths, values, strict=True)
+                ]
+            for array, value in zip(arrays, values, strict=True):
+                array[rows] = value
+            if number % FLUSHED == 0:
+                for array in arrays:
+                    array.flush()  # type: ignore[attr-defined]
+                save_text(position, str(done))
+        for array in arrays:
+            array.flush()  # type: ignore[attr-defined]
+        sums = {path.stem: checksum(path) for path in paths}
+        about = {"rows": self.n, "store": self.identity, "crc32": sums}
+        save_text(self.folder / "cache.json", json.dumps(about, indent=1) + "\n")
+        position.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class ShardTable:
+    """Of one shard of n samples."""
+
+    url: str
+    n: int
+    key: str
+    loading: Loading
+    checked: list[bool] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        return self._path(to_write=True).parent
+
+    def current(self) -> bool:
+        described = self._path().with_suffix(".json").exists()
+        return described and self._stale() is None
+
+    def open(self) -> tuple[np.ndarray, np.ndarray] | None:
+        path = self._path()
+        if not path.with_suffix(".json").exists():
+            return None
+        why = self._stale()
+        if why is not None:
+            raise DataError(
+                f"the reference embeddings of {self.url} {why}: delete "
+                f"{path.parent}, or make them again with `jest cache-reference`"
+            )
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        return array[:, 0], array[:, 1]
+
+    def check(self) -> None:
+        if self.checked:
+            return
+        self.checked.append(True)
+        path = self._path()
+        known = json.loads(path.with_suffix(".json").read_text()).get("crc32")
+        _compare(path, known, "it, then run `jest cache-reference` again")
+
+    def write(self, blocks: Blocks) -> None:
+        out: np.ndarray | None = None
+        for _, block in blocks(0):
+            if block is not None:
+                rows, image, text = block
+                if out is None:
+                    out = np.full((self.n, 2, image.shape[1]), np.nan, np.float32)
+                out[rows, 0], out[rows, 1] = image, text
+        out = out if out is not None else np.full((self.n, 2, 1), np.nan, np.float32)
+        path = self._path(to_write=True)
+        try:
             path.with_suffix(".json").unlink(missing_ok=True)
-            save_array(path, embeddings.astype(np.float32))
+            save_array(path, out)
+            about = {"key": self.key, "shard": self.url, "identity": self._identity(),
+                     "crc32": checksum(path)}  # fmt: skip
             save_text(path.with_suffix(".json"), json.dumps(about))
         except OSError as error:
             raise explain_os_error(error, f"writing reference embeddings to {path}") from error
-        self.maps[shard] = np.load(path, mmap_mode="r", allow_pickle=False)
 
-    def current(self, shard: int) -> bool:
-        """Whether a shard's embeddings are there and fit."""
-        described = self._path(shard).with_suffix(".json").exists()
-        return described and self.stale(shard) is None
-
-    def stale(self, shard: int) -> str | None:
-        """Why the file of a shard must not be used; None if it may, or if there is none."""
-        path = self._path(shard)
-        if not path.with_suffix(".json").exists():
-            return None
+    def _stale(self) -> str | None:
+        """Why the file must not be used; None if it may."""
+        path = self._path()
         try:
             about = json.loads(path.with_suffix(".json").read_text())
             array = np.load(path, mmap_mode="r", allow_pickle=False)
             if about["key"] != self.key:
                 return "are another model's"
-            if about["identity"] != self._identity(shard):
+            if about["identity"] != self._identity():
                 return "are of another version of it"
-            n = int(self.stream.starts[shard + 1] - self.stream.starts[shard])
-            if array.ndim != 3 or array.dtype != np.float32 or array.shape[:2] != (n, 2):
+            if array.ndim != 3 or array.dtype != np.float32 or array.shape[:2] != (self.n, 2):
                 return "have a wrong shape"
         except (OSError, ValueError, KeyError, TypeError):
             return "are damaged"
@@ -108,23 +215,11 @@ class ShardEmbeddings:
             return None  # without the shard none of its rows is asked for
         return None
 
-    def _open(self, shard: int) -> np.ndarray | None:
-        path = self._path(shard)
-        if not path.with_suffix(".json").exists():
-            return None
-        why = self.stale(shard)
-        if why is not None:
-            raise DataError(
-                f"the reference embeddings of {self.stream.shards[shard]} {why}: delete "
-                f"{path.parent}, or make them again with `jest cache-reference`"
-            )
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+    def _identity(self) -> str:
+        return read_index(self.url, self.loading).identity
 
-    def _identity(self, shard: int) -> str:
-        return read_index(self.stream.shards[shard], self.loading).identity
-
-    def _path(self, shard: int, to_write: bool = False) -> Path:
-        url = self.stream.shards[shard]
+    def _path(self, to_write: bool = False) -> Path:
+        url = self.url
         mark = hashlib.sha256(url.encode()).hexdigest()[:8]
         name = f"{Path(url).stem[:40] if not url.startswith('pipe:') else 'pipe'}-{mark}.npy"
         kept = self.loading.cache / FOLDER / self.key / name

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 
 from jestcli.config import VERIFIED, VERIFIED_SIZE
-from jestcli.data.store import Store
+from jestcli.data.dataset import Dataset
 from jestcli.utils.errors import DataError
 from jestcli.utils.hashing import below, first_by_hash, salted
 from jestcli.utils.io import save_array
@@ -23,7 +24,7 @@ def verified_size(pairs: int) -> int:
     return min(VERIFIED_SIZE, pairs // 8)
 
 
-def verified_rows(pool: Store, n: int | None = None) -> np.ndarray:
+def verified_rows(pool: Dataset, n: int | None = None) -> np.ndarray:
     """int64 [n], ascending: pairs of the pool whose captions are never moved, by a hash of their
     keys; smaller sets lie in larger ones. All that n=None gives are out of every run's pool.
 
@@ -35,7 +36,7 @@ def verified_rows(pool: Store, n: int | None = None) -> np.ndarray:
     return first_by_hash(pool.hashes, there if n is None else n, VERIFIED)
 
 
-def unverified_rows(pool: Store, total: int | None = None) -> np.ndarray:
+def unverified_rows(pool: Dataset, total: int | None = None) -> np.ndarray:
     """int64, ascending: what a run may draw from: all rows but the verified ones.
 
     total: rows of the store whose first len(pool) rows are the pool's; None: the pool itself.
@@ -45,25 +46,26 @@ def unverified_rows(pool: Store, total: int | None = None) -> np.ndarray:
     return np.flatnonzero(drawn)
 
 
-def relevant(store: Store, classes: Iterable[str]) -> np.ndarray:
+def relevant(dataset: Dataset, classes: Iterable[str], folder: Path | None = None) -> np.ndarray:
     """bool [N]: whether a pair's first caption holds one of these class names, word by word.
 
     Compared in lower case and singular (`words_of`), by the pair's own caption, moved or not. Kept
-    beside the store.
+    in `folder`.
     """
     names = sorted({words for words in map(words_of, classes) if words})
-    about = f"{store.identity} {names}"  # a joined store lies in the folder of its first
-    digest = hashlib.blake2b(about.encode(), digest_size=8).hexdigest()
-    path = store.folder / f"relevant-{digest}.npy"
-    with suppress(OSError, ValueError):
-        kept = np.load(path, allow_pickle=False)
-        if kept.shape == (len(store),) and kept.dtype == bool:
-            return kept
+    path = None
+    if folder is not None:
+        text = f"{dataset.identity} {names}"
+        digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        path = folder / f"relevant-{digest}.npy"
+        with suppress(OSError, ValueError):
+            kept = np.load(path, allow_pickle=False)
+            if kept.shape == (len(dataset),) and kept.dtype == bool:
+                return kept
     known, longest = set(names), max((len(name) for name in names), default=0)
-    texts = store.captions
-    firsts = (texts[at] for at in store.caption_start[:-1].tolist())
-    found = np.fromiter((_holds(text, known, longest) for text in firsts), bool, len(store))
-    if store.folder.is_dir():
+    texts = dataset.captions_of(np.arange(len(dataset)))
+    found = np.fromiter((_holds(text, known, longest) for text in texts), bool, len(dataset))
+    if path is not None and path.parent.is_dir():
         with suppress(OSError):  # a folder that cannot be written to costs time alone
             save_array(path, found)
     return found

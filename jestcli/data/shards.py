@@ -7,34 +7,30 @@ that cannot be read is skipped, counted by reason, and reported.
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
+import numpy as np
 from PIL import Image
 
+from jestcli.data.bad_samples import BadSample
+from jestcli.data.sources import Loading, ShardError, expand_urls, opened
+from jestcli.data.tar import IMAGES, LARGEST_TEXT, TEXTS, ShardIndex, read_members, scan
 from jestcli.utils.errors import DataError
 
-IMAGES = ("png", "jpg", "jpeg", "webp")
 FORMATS = ("PNG", "JPEG", "WEBP")
-TEXTS = ("txt", "json", "cls")
 LARGEST_IMAGE = 100_000_000  # pixels
-LARGEST_TEXT = 1_000_000  # bytes of .txt or .json
 LONGEST_CAPTION = 2_000  # characters; the rest is cut
 MOST_CAPTIONS = 64
 
 logger = logging.getLogger(__name__)
-
-
-class Skip(Exception):
-    """A sample cannot be used; the message is the reason it is counted under."""
 
 
 @dataclass
@@ -45,11 +41,11 @@ class Report:
     skipped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
-    def skip(self, reason: str, where: str) -> None:
+    def skip(self, reason: str, where: str, count: int = 1) -> None:
         if reason not in self.examples:
             self.examples[reason] = where
             logger.warning("skipped %s: %s (more of the same are counted only)", where, reason)
-        self.skipped[reason] += 1
+        self.skipped[reason] += count
 
     def merge(self, other: Report) -> None:
         self.read += other.read
@@ -75,102 +71,59 @@ class Pair:
     meta: dict[str, Any]  # the JSON object, {} where there is none; "cls": int of a .cls member
 
 
-def expand_urls(urls: str | Sequence[str]) -> list[str]:
-    """Brace patterns and `::` lists to single shards, as webdataset reads them; in order."""
-    import webdataset.shardlists as shardlists
-
-    given = [urls] if isinstance(urls, str) else list(urls)
-    return [each for url in given for each in _expand(url, shardlists.expand_urls)]
-
-
-def _expand(url: str, expand: Callable[[str], list[str]]) -> list[str]:
-    if url.startswith("pipe:") and "{" not in url:
-        return [url]  # a shell command may hold "::" and "$"
-    return list(expand(url))
-
-
-def read_samples(
-    urls: str | Sequence[str], report: Report | None = None
-) -> Iterator[dict[str, Any]]:
-    """Yield raw samples (member extension -> bytes, `__key__`, `__url__`), in the shards' order.
-
-    Paths, brace patterns, `pipe:` and http URLs work as webdataset opens them. Members of other
-    kinds are dropped unread. A shard that breaks off is counted as "unreadable shard"; what came
-    before is kept. Raises DataError when not one shard can be opened.
-    """
-    from webdataset import tariterators
-
-    report = report if report is not None else Report()
-    shards = expand_urls(urls)
-    if not shards:
-        raise DataError("no shards given: name a tar file, or a pattern like data-{000..099}.tar")
-    problems: list[str] = []
-    opened = 0
-    for url in shards:
-        current: list[BaseException] = []
-        handler = functools.partial(_note, current)
-        stream = tariterators.url_opener(iter([{"url": url}]), handler=handler)
-        files = tariterators.tar_file_expander(stream, handler=handler, select_files=_wanted)
-        count = 0
-        for sample in tariterators.group_by_keys(files, handler=handler):
-            count += 1
-            yield sample
-        for error in current:
-            problems.append(f"{url}: {_plain(error)}")
-        duplicates = sum("duplicate file name" in str(error) for error in current)
-        for _ in range(duplicates):
-            report.skip("duplicate member", url)
-        if len(current) > duplicates:  # one broken tar may be complained of twice
-            report.skip("unreadable shard", url)
-        opened += bool(count) or not current
-    if not opened:
-        raise DataError(f"no shard could be read; the first: {problems[0]}")
-
-
-def _note(into: list[BaseException], error: BaseException) -> bool:
-    into.append(error)
-    return True
-
-
-def _plain(error: BaseException) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    return (str(error.args[0]) if error.args else type(error).__name__).split(" @ ")[0][:200]
-
-
-def _wanted(member: str) -> bool:
-    extension = member.rsplit("/", 1)[-1].partition(".")[2].lower()
-    return extension in IMAGES or extension in TEXTS
-
-
 def read_shards(urls: str | Sequence[str], report: Report | None = None) -> Iterator[Pair]:
     """Yield decoded image-caption pairs, in the shards' order; broken ones are skipped, counted.
 
     A sample needs an image and a caption: the JSON's "captions" (a list), or its "caption", or the
-    lines of .txt; or a class number in .cls. Raises DataError when no shard can be read.
+    lines of .txt; or a class number in .cls. A shard that breaks off keeps what came before. Raises
+    DataError when no shard can be read.
     """
     report = report if report is not None else Report()
-    for sample in read_samples(urls, report):
+    shards = expand_urls(urls)
+    if not shards:
+        raise DataError("no shards given: name a tar file, or a pattern like data-{000..099}.tar")
+    problems = []
+    for url in shards:
         try:
-            pair = decode(sample)
-        except Skip as reason:
-            report.skip(str(reason), f"{sample.get('__url__')}:{sample.get('__key__')}")
-            continue
-        report.read += 1
-        yield pair
+            # Indexed anew, not from a kept index: what is read once needs no memory of it.
+            with opened(url.removeprefix("file:"), Loading()) as file:
+                index = scan(file, TEXTS)
+                for reason, count in index.faults.items():
+                    report.skip(reason, url, count)
+                for number in range(len(index)):
+                    pair = _decoded(file, index, number, url, report)
+                    if pair is not None:
+                        yield pair
+        except ShardError as error:
+            problems.append(f"{url}: {error}")
+            report.skip("unreadable shard", url)
+    if len(problems) == len(shards):
+        raise DataError(f"no shard could be read; the first: {problems[0]}")
+
+
+def _decoded(
+    file: IO[bytes], index: ShardIndex, number: int, url: str, report: Report
+) -> Pair | None:
+    try:
+        pair = decode(read_members(file.fileno(), index, number, url))
+    except BadSample as reason:
+        report.skip(str(reason), f"{url}:{index.keys[number]}")
+        return None
+    report.read += 1
+    return pair
 
 
 def decode(sample: dict[str, Any], least: int | None = None) -> Pair:
-    """Decode one raw sample. Raises Skip with the reason when it cannot be used.
+    """Decode one raw sample. Raises BadSample with the reason when it cannot be used.
 
     least: pixels of the shorter side that are enough (see `decode_image`).
     """
     key, captions, meta = words_of(sample)
     if not captions and "cls" not in meta:
-        raise Skip("no caption")
+        raise BadSample("no caption")
     extension = next((each for each in IMAGES if each in sample), None)
     if extension is None:
-        raise Skip("no image")
+        raise BadSample("no image")
     return Pair(
         key=key,
         url=str(sample.get("__url__", "")),
@@ -181,7 +134,7 @@ def decode(sample: dict[str, Any], least: int | None = None) -> Pair:
 
 
 def words_of(sample: dict[str, Any]) -> tuple[str, tuple[str, ...], dict[str, Any]]:
-    """Key, captions and JSON of a raw sample, its image unread. Raises Skip."""
+    """Key, captions and JSON of a raw sample, its image unread. Raises BadSample."""
     meta = _meta(sample)
     key = meta.get("key")
     key = key if isinstance(key, str) and key else str(sample.get("__key__", ""))
@@ -189,7 +142,7 @@ def words_of(sample: dict[str, Any]) -> tuple[str, tuple[str, ...], dict[str, An
 
 
 def decode_image(content: bytes, least: int | None = None) -> Image.Image:
-    """PNG, JPEG or WebP bytes to an RGB image, transparency on white. Raises Skip.
+    """PNG, JPEG or WebP bytes to an RGB image, transparency on white. Raises BadSample.
 
     least: a JPEG is decoded at a half, a quarter or an eighth of its size, as long as the shorter
     side keeps so many pixels: several times as fast, and nearly the image that was resized to it.
@@ -197,7 +150,7 @@ def decode_image(content: bytes, least: int | None = None) -> Image.Image:
     try:
         image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
         if image.width * image.height > LARGEST_IMAGE:
-            raise Skip("image too large")
+            raise BadSample("image too large")
         if least is not None and image.format == "JPEG":
             scale = least / min(image.size)
             image.draft("RGB", (math.ceil(image.width * scale), math.ceil(image.height * scale)))
@@ -209,12 +162,24 @@ def decode_image(content: bytes, least: int | None = None) -> Image.Image:
             canvas = Image.new("RGBA", image.size, "white")
             return Image.alpha_composite(canvas, image).convert("RGB")
         return image.convert("RGB")
-    except Skip:
+    except BadSample:
         raise
     except Image.DecompressionBombError:
-        raise Skip("image too large") from None
+        raise BadSample("image too large") from None
     except Exception:  # Pillow raises many kinds on broken files
-        raise Skip("broken image") from None
+        raise BadSample("broken image") from None
+
+
+def fit(image: Image.Image, size: int) -> np.ndarray:
+    """RGB image -> uint8 [size, size, 3]: shorter side to `size`, centre crop; as is if it fits."""
+    if image.size != (size, size):
+        scale = size / min(image.size)
+        width = max(size, round(image.width * scale))
+        height = max(size, round(image.height * scale))
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (width - size) // 2, (height - size) // 2
+        image = image.crop((left, top, left + size, top + size))
+    return np.asarray(image)
 
 
 def _meta(sample: dict[str, Any]) -> dict[str, Any]:
@@ -223,26 +188,26 @@ def _meta(sample: dict[str, Any]) -> dict[str, Any]:
         try:
             found = json.loads(_text(sample["json"]))
         except (ValueError, RecursionError):
-            raise Skip("broken json") from None
+            raise BadSample("broken json") from None
         if not isinstance(found, dict):
-            raise Skip("json is not an object")
+            raise BadSample("json is not an object")
         meta = found
     meta.pop("cls", None)
     if "cls" in sample:
         number = re.fullmatch(r"\s*(\d{1,9})\s*", _text(sample["cls"]))
         if number is None:
-            raise Skip("broken class number")
+            raise BadSample("broken class number")
         meta["cls"] = int(number.group(1))
     return meta
 
 
 def _text(content: bytes) -> str:
     if len(content) > LARGEST_TEXT:
-        raise Skip("text too large")
+        raise BadSample("text too large")
     try:
         return bytes(content).decode("utf-8")
     except UnicodeDecodeError:
-        raise Skip("text is not utf-8") from None
+        raise BadSample("text is not utf-8") from None
 
 
 def _captions(sample: dict[str, Any], meta: dict[str, Any]) -> tuple[str, ...]:

@@ -24,9 +24,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from jestcli.data.shards import expand_urls
 from jestcli.utils.errors import DataError, explain_os_error
 
 BLOCK = 1 << 20
@@ -87,6 +86,20 @@ def list_shards(entry: str) -> list[str]:
             raise DataError(f"no shard matches {name}")
         shards += matches
     return shards
+
+
+def expand_urls(urls: str | Sequence[str]) -> list[str]:
+    """Brace patterns and `::` lists to single shards, as webdataset reads them; in order."""
+    import webdataset.shardlists as shardlists
+
+    given = [urls] if isinstance(urls, str) else list(urls)
+    return [each for url in given for each in _expand(url, shardlists.expand_urls)]
+
+
+def _expand(url: str, expand: Any) -> list[str]:
+    if url.startswith("pipe:") and "{" not in url:
+        return [url]  # a shell command may hold "::" and "$"
+    return list(expand(url))
 
 
 def is_remote(url: str) -> bool:

@@ -12,19 +12,19 @@ import json
 import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from jestcli.data.shards import IMAGES, Skip, decode_image
+from jestcli.data.bad_samples import BadSample
+from jestcli.data.shards import decode_image, fit, read_shards
 from jestcli.data.sources import ShardError
-from jestcli.data.store import fit
-from jestcli.data.tarindex import scan
+from jestcli.data.tar import IMAGES, ShardIndex, read_members, scan
 from jestcli.utils.errors import DataError
 from jestcli.utils.io import save_bytes
 
@@ -125,9 +125,9 @@ def find_benchmarks(folder: Path, image_size: int, shots: int | None = None) -> 
     for each in [folder, *children]:
         if not (each / "test").is_dir():
             continue
-        name, kind = each.name.removeprefix("wds_"), each / "dataset_type.txt"
+        name = each.name.removeprefix("wds_")
         try:
-            if kind.exists() and kind.read_text().strip() == "retrieval":
+            if is_retrieval(each):
                 chance = 1 / len(_read_split(each, "test", image_size))
                 found += [
                     Benchmark(f"{name}_{way}", "retrieval", f"{metric}_retrieval_recall@1", chance,
@@ -191,15 +191,37 @@ def _read_split(folder: Path, name: str, size: int | None) -> Split:
 
 
 def _decode_split(folder: Path, name: str, size: int | None) -> Split:
-    from clip_benchmark.datasets.builder import build_wds_dataset
+    """All samples of clip-benchmark's layout that can be used: a class number each, or captions.
 
-    dataset = build_wds_dataset(
-        "wds", partial(_to_tensor, size=size), split=name, data_dir=str(folder)
-    )
-    images, targets = zip(*dataset, strict=True)
-    if isinstance(targets[0], int):
-        return Split(torch.stack(images), torch.tensor(targets), None)
-    return Split(torch.stack(images), None, [list(captions) for captions in targets])
+    nshards.txt says how many shards are read, where there is one, as clip-benchmark has it.
+    """
+    counted = folder / name / "nshards.txt"
+    if counted.exists():
+        shards = [folder / name / f"{i}.tar" for i in range(int(counted.read_text()))]
+    else:
+        shards = sorted((folder / name).glob("*.tar"))
+    retrieval = is_retrieval(folder)
+    images, labels, captions = [], [], []
+    for shard in shards:
+        for pair in read_shards(str(shard)):
+            if (retrieval and not pair.captions) or (not retrieval and "cls" not in pair.meta):
+                raise DataError(
+                    f"{shard}: {pair.key} has no {'caption' if retrieval else 'class number'}"
+                )
+            images.append(_to_tensor(pair.image, size))
+            captions.append(list(pair.captions))
+            labels.append(pair.meta.get("cls"))
+    if not images:
+        raise DataError(f"{folder / name} holds no image that can be read")
+    if retrieval:
+        return Split(torch.stack(images), None, captions)
+    return Split(torch.stack(images), torch.tensor(labels), None)
+
+
+def is_retrieval(folder: Path) -> bool:
+    """Whether a benchmark's folder says that it is for retrieval."""
+    kind = folder / "dataset_type.txt"
+    return kind.exists() and kind.read_text().strip().lower() == "retrieval"
 
 
 @cache
@@ -212,15 +234,16 @@ def _read_shots(folder: Path, size: int | None, shots: int, n_classes: int) -> S
     shards = sorted((folder / "train").glob("*.tar"))
     if not shards:
         raise DataError(f"{folder / 'train'} holds no shard: expected 0.tar")
-    of_class: dict[int, list[tuple[Path, dict[str, tuple[int, int]]]]] = {}
+    of_class: dict[int, list[tuple[Path, ShardIndex, int]]] = {}
     for shard in shards:
         try:
-            members = scan(shard, ("cls",)).members
+            index = scan(shard, ("cls",))
             with shard.open("rb") as file:
-                for own in members:
-                    label = _label(_bytes(file, own["cls"]), shard)
-                    of_class.setdefault(label, []).append((shard, own))
-        except ShardError as reason:
+                for number in range(len(index)):
+                    words = read_members(file.fileno(), index, number, str(shard), images=False)
+                    label = _label(words["cls"], shard)
+                    of_class.setdefault(label, []).append((shard, index, number))
+        except (ShardError, BadSample) as reason:
             raise DataError(f"{shard}: {reason}") from None
     missing = next((c for c in range(n_classes) if c not in of_class), None)
     if missing is not None or max(of_class) >= n_classes:
@@ -232,10 +255,11 @@ def _read_shots(folder: Path, size: int | None, shots: int, n_classes: int) -> S
         dice = torch.Generator().manual_seed(label)
         taken = 0
         for i in torch.randperm(len(every), generator=dice).tolist():
-            shard, own = every[i]
-            kind = next(each for each in IMAGES if each in own)
-            with shard.open("rb") as file, suppress(Skip):
-                images.append(_to_tensor(decode_image(_bytes(file, own[kind])), size))
+            shard, index, number = every[i]
+            with shard.open("rb") as file, suppress(BadSample):
+                members = read_members(file.fileno(), index, number, str(shard))
+                kind = next(each for each in IMAGES if each in members)
+                images.append(_to_tensor(decode_image(members[kind]), size))
                 taken += 1
             if taken == shots:
                 break
@@ -243,12 +267,6 @@ def _read_shots(folder: Path, size: int | None, shots: int, n_classes: int) -> S
             raise DataError(f"{folder / 'train'}: no image of class {label} can be read")
         labels += [label] * taken
     return Split(torch.stack(images), torch.tensor(labels), None)
-
-
-def _bytes(file: IO[bytes], place: tuple[int, int]) -> bytes:
-    """A member's content; place: its offset and size."""
-    file.seek(place[0])
-    return file.read(place[1])
 
 
 def _label(content: bytes, shard: Path) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from jestcli.data.described import Described
+from jestcli.data.dataset import Dataset
 from jestcli.paper import theme as look
 from jestcli.paper.grid import frame
 from jestcli.paper.methods import BLUE, VERMILLION
@@ -41,7 +41,7 @@ class Chosen(Protocol):
 
 
 def describe(
-    pairs: Described,
+    pairs: Dataset,
     replays: Sequence[Chosen],
     in_training: list[tuple[int, np.ndarray]],
     overlaps: dict[str, dict[str, float]],
@@ -77,10 +77,10 @@ def describe(
     }
 
 
-def labelled(pairs: Described, group: str) -> Any:
+def labelled(pairs: Dataset, group: str) -> Any:
     """rows int64 [n] -> each one's label, by one of the pairs' groups or words in the caption."""
     if group == WORDS:
-        return lambda rows: [_length(caption) for caption in pairs.captions(rows)]
+        return lambda rows: [_length(caption) for caption in pairs.captions_of(rows)]
     return partial(pairs.labels, group)
 
 
@@ -117,7 +117,7 @@ def over_time(
     return {"step": [in_training[int(p[-1])][0] for p in parts], "share": share}
 
 
-def diversity(pairs: Described, rows: np.ndarray) -> dict[str, float]:
+def diversity(pairs: Dataset, rows: np.ndarray) -> dict[str, float]:
     """How varied these pairs are. effective_*: exp of the entropy, the number of equally common
     sets, categories or captions that would be as varied; distinct_captions: share of captions
     that no other of these pairs has."""
@@ -125,7 +125,7 @@ def diversity(pairs: Described, rows: np.ndarray) -> dict[str, float]:
     for group in pairs.groups:
         counts = Counter(pairs.labels(group, rows))
         found |= {PLURAL[group]: len(counts), f"effective_{PLURAL[group]}": effective(counts)}
-    captions = Counter(pairs.captions(rows))
+    captions = Counter(pairs.captions_of(rows))
     return found | {
         "effective_captions": effective(captions),
         "distinct_captions": len(captions) / len(rows),

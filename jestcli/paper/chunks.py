@@ -14,11 +14,8 @@ import numpy as np
 import torch
 
 from jestcli.config import Run
-from jestcli.data.loader import Candidates, draw
 from jestcli.paper.figure2 import MATRIX, MEASURED
-from jestcli.runs.drawn_from import sources
-from jestcli.runs.scored_with import open_reference
-from jestcli.runs.trained import load_run
+from jestcli.runs.opened import open_run
 from jestcli.runs.workspace import Workspace
 from jestcli.selection import PairEmbeddings, learnability_of, pairwise_learnability, select
 from jestcli.training.checkpoint import write_json
@@ -29,7 +26,6 @@ RATIOS = (0.0, 0.5, 0.8, 0.9)
 GIBBS = (0, 125, 250, 500, 1000, 2000)  # iterations of the brute-force sampler
 PICTURE = 256  # side of the matrix
 DRAWS = 8  # super-batches that the curves are averaged over
-ANEW = 1_000  # added to the seed: an order of the pool that was not trained in
 
 
 def measure(run: Run, workspace: Workspace, picture: Path | None = None) -> dict[str, Any]:
@@ -41,23 +37,19 @@ def measure(run: Run, workspace: Workspace, picture: Path | None = None) -> dict
     Returns: b, and by name of the setting a list over DRAWS: "uniform" and "chunks" at f = .5,
         "gibbs" by iterations at f = .5, "ratios" (joint, N = 16) with b fixed.
     """
-    inputs = workspace.embedded(run)
-    learner = load_run(run, workspace).eval()
-    reference, _, _ = open_reference(run, workspace, inputs, "figure 2", lambda *_: None)
-    if reference is None or run.reference is None:
-        raise ValueError("Figure 2 needs a run that selects with a reference")
-    parts, _ = sources(run, inputs, reference)
+    opened = open_run(workspace.folder(run), workspace)
     b, most = run.optim.batch_size, round(run.optim.batch_size / (1 - max(RATIOS)))
     found: dict[str, Any] = {"b": b, "chunks": {}, "gibbs": {}, "ratios": {}, "uniform": []}
-    for step in range(DRAWS):
-        drawn: Candidates = draw(parts, [most], run.seed + ANEW, step)
-        ours = embed(learner, drawn.images, drawn.tokens, None)
-        theirs = reference(drawn)
-        if step == 0 and picture is not None:
-            n = min(PICTURE, most)
-            matrix = pairwise_learnability(_rows(ours, n), _rows(theirs, n), run.optim.loss)
-            np.save(picture, matrix.numpy().astype(np.float16))
-        _one(found, ours, theirs, run, step)
+    with opened.drawing(most) as loader:
+        for step in range(DRAWS):
+            drawn = loader(step)
+            ours = embed(opened.learner, *drawn.full(torch.arange(most)), None)
+            theirs = opened.reference(drawn)
+            if step == 0 and picture is not None:
+                n = min(PICTURE, most)
+                matrix = pairwise_learnability(_rows(ours, n), _rows(theirs, n), run.optim.loss)
+                np.save(picture, matrix.numpy().astype(np.float16))
+            _one(found, ours, theirs, run, step)
     return found
 
 

@@ -15,14 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from jestcli.evaluation.benchmarks import Benchmark, list_benchmarks
+from jestcli.data.dataset import Dataset
+from jestcli.evaluation.benchmarks import Benchmark
 from jestcli.paper.choices import diversity
 from jestcli.paper.diversity import MEASURED
 from jestcli.paper.experiment import Job
 from jestcli.paper.inspection import near_duplicates, replay
 from jestcli.paper.statistics import hits_of
 from jestcli.runs.opened import open_run
-from jestcli.runs.workspace import Inputs, Workspace, is_done, read_done
+from jestcli.runs.workspace import Workspace, is_done, read_done
 from jestcli.training.checkpoint import write_json
 
 SUPER_BATCHES = 16
@@ -40,13 +41,12 @@ def measure_all(jobs: list[Job], workspace: Workspace, folder: Path) -> list[dic
         where, key = workspace.folder(job.run), f"{job.name} {job.seed}"
         if not is_done(where) or known.get(key, {}).get("run") == where.name:
             continue
-        inputs = workspace.embedded(job.run)
-        counts = counts if counts is not None else phrases(first_captions(inputs))
+        data = workspace.inputs(job.run)
+        counts = counts if counts is not None else phrases(first_captions(data.pool))
         known[key] = {
             "run": where.name, "name": job.name, "seed": job.seed,
             **choices_of(job, workspace),
-            "accuracy": by_frequency(read_done(where)["scores"], list_benchmarks(inputs.root),
-                                     counts),
+            "accuracy": by_frequency(read_done(where)["scores"], data.benchmarks(), counts),
         }  # fmt: skip
         write_json(path, known)
     return [known[key] for key in sorted(known)]
@@ -55,7 +55,8 @@ def measure_all(jobs: list[Job], workspace: Workspace, folder: Path) -> list[dic
 def choices_of(job: Job, workspace: Workspace) -> dict[str, Any]:
     """Diversity of chosen and random sub-batches; neither where there is no reference to score
     with (plain uniform training: its sub-batches are the random ones)."""
-    if job.run.reference is None or job.run.source.kind in ("curated", "mixed"):
+    run = job.run
+    if not (run.reference or run.reference_model) or run.source.kind in ("curated", "mixed"):
         return {"chosen": None, "random": None, "near_duplicates": None}
     opened = open_run(workspace.folder(job.run), workspace)
     replays = replay(opened, SUPER_BATCHES)
@@ -67,10 +68,11 @@ def choices_of(job: Job, workspace: Workspace) -> dict[str, Any]:
     }
 
 
-def first_captions(inputs: Inputs) -> Iterable[str]:
-    """The caption that training shows of every pool pair."""
-    texts, start = inputs.pool.captions, inputs.pool.caption_start
-    return (texts[int(i)] for i in start[:-1])
+def first_captions(pool: Dataset, most: int = 500_000) -> Iterable[str]:
+    """The caption of every pair of the pool; of shards that hold more, of so many spread evenly:
+    enough to order class names by how often they are named."""
+    n = len(pool) if pool.in_memory else min(len(pool), most)
+    return pool.captions_of(np.linspace(0, len(pool) - 1, n).astype(np.int64))
 
 
 def phrases(captions: Iterable[str]) -> Counter[str]:

@@ -20,7 +20,10 @@ import numpy as np
 import torch
 
 from jestcli.config import Run
+from jestcli.data.bad_samples import BadSample
 from jestcli.data.contact_sheet import contact_sheet
+from jestcli.data.dataset import Dataset
+from jestcli.data.shards import fit
 from jestcli.paper import choices
 from jestcli.runs.opened import CPU, Opened, open_run
 from jestcli.runs.trained import new_learner
@@ -31,6 +34,7 @@ from jestcli.training.checkpoint import write_atomic, write_json
 from jestcli.training.metrics import chosen_in_training
 
 SHEET = 40  # pictures a contact sheet
+PICTURE = 72  # pixels at which a shard's image is shown
 BLOCK = 4096
 OTHERS = {
     "joint": ("joint", "learnability"),
@@ -212,9 +216,9 @@ def _sheets(opened: Opened, replays: list[Replay], path: Path) -> list[Path]:
     }  # fmt: skip
     written = []
     for name, (shown, values, title) in sheets.items():
-        captions = opened.pairs.captions(shown)
+        captions = opened.pairs.captions_of(shown)
         texts = [f"{v:+.1f} {c}" for v, c in zip(values, captions, strict=True)]
-        images = opened.pairs.pictures(shown)
+        images = [picture(opened.pairs, row) for row in shown.tolist()]
         title = f"{opened.label}: {title} (nats, learner minus reference)"
         written.append(contact_sheet(images, texts, path / f"{name}.png", 10, title))
     return written
@@ -241,7 +245,7 @@ def _export(opened: Opened, replays: list[Replay], path: Path, report: Report | 
         drawn = np.bincount(inverse)
         kept = np.bincount(inverse, np.concatenate(flags)).astype(np.int64)
         score = np.bincount(inverse, np.concatenate([r.score for r in replays])) / drawn
-    keys, places = opened.pairs.keys(rows), opened.pairs.places(rows)
+    keys, places = opened.pairs.keys_of(rows), opened.pairs.places(rows)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["key", "source", "learnability", "drawn", "chosen"])
@@ -252,6 +256,16 @@ def _export(opened: Opened, replays: list[Replay], path: Path, report: Report | 
     uids.sort()
     np.save(path / "uids.npy", uids)
     return [path / "scores.csv", path / "uids.npy"]
+
+
+def picture(pairs: Dataset, row: int) -> np.ndarray:
+    """uint8 [H, W, 3], at most PICTURE pixels high; white where it cannot be read."""
+    try:
+        image = pairs.image(row, PICTURE)
+    except BadSample:
+        return np.full((PICTURE, PICTURE, 3), 255, np.uint8)
+    small = image.width == image.height <= PICTURE and pairs.in_memory
+    return np.asarray(image) if small else fit(image, PICTURE)
 
 
 def score_all(opened: Opened, report: Report = lambda *_: None) -> tuple[np.ndarray, np.ndarray]:

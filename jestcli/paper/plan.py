@@ -22,7 +22,7 @@ from jestcli.models.flops import (
 from jestcli.models.memory import Memory, training_memory
 from jestcli.models.towers import Clip
 from jestcli.paper.experiment import Job
-from jestcli.runs.scored_with import reference_view
+from jestcli.runs.reference import reference_view
 from jestcli.runs.trained import new_learner
 
 CONVENTIONS = {

@@ -25,7 +25,7 @@ from jestcli.models.flops import ForwardFlops, run_cost, step_cost
 from jestcli.paper.experiment import Experiment, Job, jobs
 from jestcli.paper.plan import on_meta
 from jestcli.paper.slurm import OnCluster
-from jestcli.runs.scored_with import (
+from jestcli.runs.reference import (
     cached,
     reads_pool_cache,
     reference_view,

@@ -7,13 +7,14 @@ from typing import Any
 
 from jestcli.bench.scoring import machine, measure
 from jestcli.config import Run
-from jestcli.data.loader import draw
+from jestcli.data.loader import SuperBatchLoader
 from jestcli.models.towers import Clip
 from jestcli.paper.experiment import default_run
-from jestcli.runs.drawn_from import pool_part, pool_rows
 from jestcli.runs.evaluate import list_runs
+from jestcli.runs.inputs import sources, transform_of
+from jestcli.runs.reference import OpenedReference
 from jestcli.runs.trained import MODEL, THREADS, new_learner
-from jestcli.runs.workspace import Inputs, StageError, Workspace, read_run
+from jestcli.runs.workspace import StageError, Workspace, read_run
 from jestcli.training.checkpoint import load_model
 from jestcli.training.devices import set_threads
 from jestcli.training.step import embed
@@ -39,17 +40,22 @@ def bench_scoring(
         learner, reference = new_learner(run), new_learner(_reseeded(run.reference))
     else:
         label, run, learner, reference = _trained(workspace, folder)
-    inputs = workspace.inputs(run)
-    if not isinstance(inputs, Inputs):
-        raise StageError("`jest bench scoring` reads the embedded data, not shards of your own")
-    part = pool_part(run, inputs, pool_rows(run, inputs))
-    drawn = [
-        draw([part], [run.super_batch_size], run.seed, run.optim.steps + step)
-        for step in range(batches)
-    ]
+    data = workspace.inputs(run)
+    # The whole of the run's pool, whatever it takes of it, at full resolution.
+    whole = run.model_copy(update={"source": run.source.model_copy(update={"kind": "pool"})})
+    whole = whole.model_copy(
+        update={"selection": run.selection.model_copy(update={"low_res_scoring": False})}
+    )
+    (source,) = sources(whole, data, OpenedReference())
+    loader = SuperBatchLoader(
+        [source], transform_of(whole, data, OpenedReference()), run.seed, data.loading
+    )
+    drawn = [loader(run.optim.steps + step) for step in range(batches)]
+    loader.close()
+    what = "pairs from own shards" if run.data.own else "icons and emoji, not photographs"
     about = (
-        f"Learner and reference: {label}, {run.optim.steps:,} steps. Pool of {len(part):,} icons "
-        f"and emoji, not photographs; {batches} super-batches of B = {run.super_batch_size}, "
+        f"Learner and reference: {label}, {run.optim.steps:,} steps. Pool of "
+        f"{len(source.order):,} {what}; {batches} super-batches of B = {run.super_batch_size}, "
         f"b = {run.optim.batch_size}, N = {run.selection.n_chunks} chunks. {machine()}; CPU "
         "seconds, measured beside whatever else the machine did."
     )

@@ -15,7 +15,7 @@ def main() -> int:
     from jestcli.config import ConfigError, Run
     from jestcli.data.sources import Loading
     from jestcli.models.flexi import View
-    from jestcli.runs import scored_with
+    from jestcli.runs import reference
     from jestcli.runs.workspace import StageError, Workspace
     from jestcli.train import train
     from jestcli.training.checkpoint import CheckpointError
@@ -35,7 +35,7 @@ def main() -> int:
         if task["kind"] == "cache":
             view = View(**task["view"]) if task.get("view") else None
             split = task.get("split", "pool")
-            scored_with.cache(run, workspace, task["label"], progress.show, view, split, device)
+            reference.cache(run, workspace, task["label"], progress.show, view, split, device)
         else:
             wandb, keep_last = task.get("wandb", "off"), task.get("keep_last", 1)
             train(run, workspace, task["label"], progress, wandb, World(device=device), keep_last)

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from jestcli.config import Run
-    from jestcli.runs.own import OwnInputs
-    from jestcli.runs.workspace import Inputs
+    from jestcli.runs.workspace import Workspace
 
 DOING = {
     "fetch": "fetching packages",
@@ -99,14 +98,26 @@ def build(
     return root
 
 
-def index(run: Run, inputs: OwnInputs, console: Console) -> None:
-    """Find and count the user's shards, with bars, and say what there is."""
-    from jestcli.runs.own import splits
+def prepare(run: Run, workers: int | None, workspace: Workspace, console: Console) -> None:
+    """Have the data of `run` ready, with bars: the embedded ones built and decoded, a user's shards
+    found and counted, unless that is done."""
+    from jestcli.runs.inputs import splits
 
+    if not run.data.own:
+        root = workspace.data_root(run)
+        build(root, run.data.image_size, workers, console)
+        check_sizes(run, root)
+    data = workspace.inputs(run)
     with bars(console) as report:
-        for split in splits(run):
-            stream = inputs.stream(split, report)
-            console.print(f"{split}: {len(stream):,} pairs in {len(stream.shards):,} shards")
+        for split in ("pool", "curated") if data.embeds_first else splits(run):
+
+            def named(stage: str, done: int, total: int, split: str = split) -> None:
+                report(f"{DOING.get(stage, stage)} ({split})", done, total)
+
+            dataset = data.dataset(split, workers, named)
+            if run.data.own:
+                shards = f"{len(dataset):,} pairs in {dataset.n_files:,} shards"
+                console.print(f"{split}: {shards}")
 
 
 def check_sizes(run: Run, root: Path) -> None:
@@ -132,17 +143,6 @@ def check_sizes(run: Run, root: Path) -> None:
         left = counts["pool"] - set_aside
         if not source.curated_in_pool and (source.pool_size or 0) > left:
             raise ConfigError(f"source.pool_size={source.pool_size}: the pool has {left:,} pairs")
-
-
-def decode(inputs: Inputs, workers: int | None, console: Console) -> None:
-    """Decode pool and curated set into memory-mapped stores, with bars, unless that is done."""
-    with bars(console) as report:
-        for split in ("pool", "curated"):
-
-            def named(stage: str, done: int, total: int, split: str = split) -> None:
-                report(f"decoding the {split} once", done, total)
-
-            inputs.store(split, workers, named)
 
 
 def list_sources(root: Path, console: Console | None = None) -> None:

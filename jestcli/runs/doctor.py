@@ -180,8 +180,8 @@ def _runs(run: Run, workspace: Workspace) -> Finding:
 def _reference(run: Run, workspace: Workspace) -> Finding:
     """Whether the reference, and weights to start from, are there or can be made."""
     from jestcli.config import ConfigError
-    from jestcli.runs.references import check_word
     from jestcli.runs.workspace import is_done
+    from jestcli.training.reference import check_word
     from jestcli.utils.errors import DataError
 
     for name, path in (("init", run.init), ("model.pretrained", run.model.pretrained)):
@@ -239,12 +239,11 @@ def _data(run: Run, workspace: Workspace) -> Finding:
 def _shards(run: Run, workspace: Workspace) -> Finding:
     """The first pair of every source, the reference's too, can be read: one shard of each is
     opened, or fetched. A shell command is not run: the configuration may be a stranger's."""
-    from jestcli.data.reading import Reader
-    from jestcli.data.shards import Skip
+    from jestcli.data.bad_samples import BadSample
+    from jestcli.data.shard_dataset import ShardDataset
     from jestcli.data.sources import ShardError, list_shards
-    from jestcli.data.stream import Stream
-    from jestcli.data.tarindex import read_index
-    from jestcli.runs.own import splits
+    from jestcli.data.tar import read_index
+    from jestcli.runs.inputs import splits
     from jestcli.utils.errors import DataError
 
     read = [
@@ -262,12 +261,13 @@ def _shards(run: Run, workspace: Workspace) -> Finding:
                 continue
             count = len(read_index(shards[0], workspace.loading))
             if not count:
-                raise Skip("no image with a caption (.txt or .json)")
-            stream = Stream(split, ((shards[0],),), ((count,),))
-            image = Reader(stream, workspace.loading).pair(0, 0).image
+                raise BadSample("no image with a caption (.txt or .json)")
+            first = ShardDataset(((shards[0],),), ((count,),), workspace.loading)
+            image = first.pair(0).image
+            first.close()
         except DataError as error:
             return Finding("own shards", BAD, str(error))
-        except (ShardError, Skip) as reason:
+        except (ShardError, BadSample) as reason:
             return Finding("own shards", BAD, f"{split}, {shards[0]}: {reason}")
         said.append(f"{split}: {len(shards):,} shards, the first holds {count:,} pairs, "
                     f"{image.width} x {image.height} px")  # fmt: skip

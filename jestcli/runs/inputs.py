@@ -2,37 +2,378 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from jestcli.config import Run
-from jestcli.data.loader import Drawing, rows_of
-from jestcli.data.pools import unverified_rows
-from jestcli.evaluation.benchmarks import Benchmark
+import numpy as np
+import torch
+
+from jestcli.config import VERIFIED, Data, Model, Run
+from jestcli.data.bad_samples import BadSampleLog
+from jestcli.data.dataset import CaptionNoise, ConcatDataset, Dataset, Transform
+from jestcli.data.decoded import DecodedDataset, build_decoded, fingerprint
+from jestcli.data.loader import Source, SuperBatchLoader, on_device
+from jestcli.data.pools import relevant, thinned, unverified_rows, verified_rows
+from jestcli.data.shard_dataset import RECORD, ShardDataset, open_shards
+from jestcli.data.sources import Loading, identity, list_shards
+from jestcli.data.tokens import SmallTokenizer, small_tokenizer
+from jestcli.evaluation.benchmarks import Benchmark, find_benchmarks, list_benchmarks
 from jestcli.evaluation.matching import matching_auc
+from jestcli.icons.build import build_key, shard_urls, world_in
 from jestcli.models.flops import ForwardFlops
-from jestcli.models.towers import Clip
-from jestcli.runs.cache import Cache
-from jestcli.runs.drawn_from import (
-    curated_trained_on,
-    noise_trained_on,
-    open_drawing,
-    pool_rows,
-)
-from jestcli.runs.own import OwnInputs
-from jestcli.runs.scored_with import (
-    live_reference,
-    open_reference,
-    own_reference,
-    reads_pool_cache,
-    scores_by_reference,
-)
-from jestcli.runs.workspace import Inputs, Report, Workspace
+from jestcli.models.towers import Clip, low_view
+from jestcli.runs.filters import FILTERS
+from jestcli.runs.reference import OpenedReference, open_reference
+from jestcli.runs.workspace import Report, Workspace
 from jestcli.training.distributed import ALONE, World
-from jestcli.training.step import EmbedReference
+from jestcli.training.metrics import chosen_in_training
+from jestcli.training.reference import Reference
+from jestcli.utils.errors import DataError
 from jestcli.utils.hashing import first_by_hash
+from jestcli.utils.io import save_array
+from jestcli.utils.parallel import Progress, silent
+
+KEPT = "kept.npy"
+
+
+# --- where data come from -----------------------------------------------------------------------
+
+
+class RunData(Protocol):
+    """The data that a run names, opened when they are asked for.
+
+    embeds_first: the pool is small enough to be embedded by the reference before training.
+    """
+
+    embeds_first: bool
+
+    @property
+    def loading(self) -> Loading: ...
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def tables(self) -> Path:
+        """Under it lie the reference's embeddings of what is decoded."""
+
+    @property
+    def pool(self) -> Dataset: ...
+
+    @property
+    def curated(self) -> Dataset: ...
+
+    def dataset(
+        self, split: str, workers: int | None = None, progress: Progress = silent
+    ) -> Dataset:
+        """ "pool" or "curated", decoded or counted unless it is already. Raises DataError."""
+
+    def benchmarks(self) -> list[Benchmark]: ...
+
+    def pool_of(self, run: Run) -> Dataset:
+        """What the run's pool is a part of, under right captions."""
+
+    def drawable(self, run: Run) -> np.ndarray | None:
+        """Rows of `pool_of` that the run may draw from, int64 ascending; None: all."""
+
+    def may_be_wrong(self, run: Run) -> np.ndarray | None:
+        """Rows of `pool_of` whose captions source.noise_share may move; None: all."""
+
+    def curated_of(self, run: Run) -> tuple[Dataset, np.ndarray | None, int]:
+        """The run's curated set: a data set, the rows of it (None: all), and how many of a pair's
+        captions are shown."""
+
+    def outside_curated(self) -> np.ndarray | None:
+        """Rows of the pool that surely lie in no curated set; None where that is not known."""
+
+
+@dataclass(frozen=True)
+class IconsData:
+    """The embedded data of one image size and vocabulary, decoded under `root`."""
+
+    root: Path
+    image_size: int
+    vocab_size: int
+    context_length: int
+    loading: Loading
+    embeds_first = True
+
+    @cached_property
+    def tokenizer(self) -> SmallTokenizer:
+        return small_tokenizer(self.vocab_size, self.context_length)
+
+    @property
+    def tables(self) -> Path:
+        return self.root
+
+    def dataset(
+        self, split: str, workers: int | None = None, progress: Progress = silent
+    ) -> DecodedDataset:
+        urls, folder = shard_urls(self.root, split), self.root / "store" / split
+        return build_decoded(
+            urls, folder, self.image_size, self.tokenizer, workers=workers, progress=progress
+        )
+
+    def benchmarks(self) -> list[Benchmark]:
+        return list_benchmarks(self.root)
+
+    @cached_property
+    def pool(self) -> DecodedDataset:
+        return self.dataset("pool")
+
+    @cached_property
+    def curated(self) -> DecodedDataset:
+        return self.dataset("curated")
+
+    @cached_property
+    def both(self) -> ConcatDataset:
+        """The pool with the curated sources left in it, behind its own pairs."""
+        return ConcatDataset((self.pool, self.curated))
+
+    def pool_of(self, run: Run) -> Dataset:
+        if run.source.curated_in_pool:
+            return self.both
+        return self.pool
+
+    def drawable(self, run: Run) -> np.ndarray:
+        dataset, share = self.pool_of(run), run.source.relevant_share
+        rows = self.may_be_wrong(run)  # never the verified ones
+        if share is not None:
+            shows = relevant(dataset, self._asked_for(), self.pool.folder)[rows]
+            rows = rows[thinned(dataset.hashes[rows], shows, share)]
+        return rows
+
+    def may_be_wrong(self, run: Run) -> np.ndarray:
+        return unverified_rows(self.pool, len(self.pool_of(run)))
+
+    def curated_of(self, run: Run) -> tuple[Dataset, np.ndarray | None, int]:
+        level, size = run.data.level, run.data.curated_size
+        if level == VERIFIED:  # pairs as the pool has them: with one caption each
+            return self.pool, verified_rows(self.pool, size), 1
+        # The weakest level is a list of pool pairs, too, but of such as stay in the pool.
+        inside = level in self.pool.level_names["levels"]
+        dataset = self.pool if inside else self.curated
+        return dataset, dataset.choose(level, size), 2
+
+    def outside_curated(self) -> np.ndarray:
+        return unverified_rows(self.pool)
+
+    def _asked_for(self) -> list[str]:
+        """The class names of all benchmarks."""
+        found = [each for each in self.benchmarks() if each.kind != "retrieval"]
+        return [name for each in found for name in each.classes]
+
+
+@dataclass(frozen=True)
+class ShardsData:
+    """A user's shards. folder: the run directory, which keeps the counts."""
+
+    data: Data
+    model: Model
+    loading: Loading
+    folder: Path
+    embeds_first = False
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return tokenizer_of(self.model, self.data)
+
+    @property
+    def tables(self) -> Path:
+        return self.loading.cache
+
+    @cached_property
+    def pool(self) -> ShardDataset:
+        return self.dataset("pool")
+
+    @cached_property
+    def curated(self) -> ShardDataset:
+        return self.dataset("curated")
+
+    def dataset(
+        self, split: str, workers: int | None = None, progress: Progress = silent
+    ) -> ShardDataset:
+        data, pool = self.data, split == "pool"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return open_shards(
+            split,
+            data.train if pool else data.curated,
+            self.loading,
+            weights=data.weights if pool else (),
+            window=data.window,
+            record=self.folder / RECORD,
+            progress=progress,
+        )
+
+    def benchmarks(self) -> list[Benchmark]:
+        """Those of data.benchmarks; none without."""
+        if self.data.benchmarks is None:
+            return []
+        return find_benchmarks(Path(self.data.benchmarks), self.data.image_size, self.data.shots)
+
+    def pool_of(self, run: Run) -> Dataset:
+        return self.pool
+
+    def drawable(self, run: Run) -> None:
+        return None
+
+    def may_be_wrong(self, run: Run) -> None:
+        return None
+
+    def curated_of(self, run: Run) -> tuple[Dataset, np.ndarray | None, int]:
+        return self.curated, None, 2
+
+    def outside_curated(self) -> None:
+        return None  # the user's curated pairs may lie in the pool, too
+
+
+def data_of(run: Run, workspace: Workspace, folder: Path | None = None) -> RunData:
+    """What `run` reads. folder: of the run, where it is not the workspace's own."""
+    if run.data.own:
+        return ShardsData(run.data, run.model, workspace.loading, folder or workspace.folder(run))
+    data = run.data
+    return IconsData(
+        workspace.data_root(run), data.image_size, data.vocab_size, data.context_length,
+        workspace.loading,
+    )  # fmt: skip
+
+
+def data_key(run: Run, root: Path) -> str:
+    """Names the data and the weights that a run reads: part of its directory's name. root: of the
+    embedded data."""
+    if not run.data.own:
+        return build_key(world_in(root), run.data.image_size)
+    data, weights = run.data, (run.reference_model or "").partition(":")[2]
+    shards = [shard for entry in (*data.train, *data.curated) for shard in list_shards(entry)]
+    return identity(shards) + (fingerprint(weights) if weights else "")
+
+
+def tokenizer_of(model: Model, data: Data) -> Any:
+    """CLIP's byte pairs, cut to data.vocab_size (49,408 is CLIP's own tokenizer); for pretrained
+    weights of a model with another tokenizer, that one."""
+    if model.name is not None and model.pretrained is not None:
+        import open_clip
+
+        text = (open_clip.get_model_config(model.name) or {}).get("text_cfg", {})
+        if text.get("hf_tokenizer_name"):
+            return open_clip.get_tokenizer(model.name, context_length=data.context_length)
+    return small_tokenizer(data.vocab_size, data.context_length)
+
+
+# --- what is drawn from it ----------------------------------------------------------------------
+
+
+def splits(run: Run) -> dict[str, int]:
+    """Pairs of the pool and of the curated set in every super-batch (with a schedule, in the
+    largest), those that are read."""
+    total, kind = run.super_batch_size, run.source.kind
+    if kind != "mixed":
+        return {"curated" if kind == "curated" else "pool": total}
+    return {"pool": total - run.curated_pairs, "curated": run.curated_pairs}
+
+
+def drawn_before(run: Run, split: str, step: int) -> int:
+    """Pairs of a split that the steps before `step` draw, where f has a schedule."""
+    total = run.candidates_before(step)
+    if run.source.kind != "mixed":
+        return total
+    curated = step * run.curated_pairs
+    return curated if split == "curated" else total - curated
+
+
+def pool_rows(run: Run, data: RunData) -> np.ndarray | None:
+    """int64, ascending: the pairs of `pool_of` that the run's pool holds, before any filter; None:
+    all. Raises DataError for a pool_size of more than there are."""
+    rows, size = data.drawable(run), run.source.pool_size
+    if size is None:
+        return rows
+    dataset = data.pool_of(run)
+    rows = np.arange(len(dataset)) if rows is None else rows
+    if size > len(rows):
+        raise DataError(f"source.pool_size={size}: the pool has {len(rows):,}")
+    return rows[first_by_hash(dataset.hashes[rows], size, "pool size")]
+
+
+def sources(
+    run: Run, data: RunData, reference: OpenedReference, folder: Path | None = None
+) -> list[Source]:
+    """What the run draws from, and how many candidates of each a step takes (with a schedule, its
+    largest step). folder: of the run, where what a filter keeps is written."""
+    found = []
+    for number, (split, count) in enumerate(splits(run).items()):
+        if split == "curated":
+            dataset, rows, captions = data.curated_of(run)
+        else:
+            dataset, rows, captions = data.pool_of(run), pool_rows(run, data), 1
+            if run.source.noise_share:
+                # Which captions are wrong does not depend on what else the run leaves out.
+                dataset = CaptionNoise(
+                    dataset, run.source.noise_share, data.tokenizer, data.may_be_wrong(run)
+                )
+            if run.source.kind == "filtered":
+                rows = kept_rows(run, dataset, rows, reference, folder)
+        before = partial(drawn_before, run, split) if run.scheduled else None
+        order = dataset.order(run.seed, split, rows, number)
+        found.append(Source(dataset, order, count, captions, before))
+    return found
+
+
+def kept_rows(
+    run: Run,
+    dataset: Dataset,
+    rows: np.ndarray | None,
+    reference: OpenedReference,
+    folder: Path | None,
+) -> np.ndarray:
+    """Rows of the pool that an offline filter keeps, int64, ascending: the best by the reference of
+    those that can be read. Kept in `folder`, so that a resumed run has the same.
+
+    Raises DataError unless the whole pool has been embedded.
+    """
+    path = folder / KEPT if folder else None
+    if path is not None and path.exists():
+        kept: np.ndarray = np.load(path, allow_pickle=False)
+        return kept
+    table = reference.table
+    if table is None or not table.complete:
+        raise DataError(
+            "a filter scores the whole pool: embed it with the reference first (`jest "
+            "cache-reference`, with the same settings)"
+        )
+    there = table.readable()
+    if rows is not None:
+        there = np.intersect1d(there, rows, assume_unique=True)
+    captions = dataset.caption_rows(there)
+    score = FILTERS[run.source.score](lambda i: table.pairs(there[i], captions[i]), len(there))
+    keep = max(1, round(run.source.keep * len(there)))
+    best = there[np.sort(np.argpartition(-score, keep - 1)[:keep])]
+    if path is not None and path.parent.is_dir():
+        save_array(path, best)
+    return best
+
+
+def transform_of(run: Run, data: RunData, reference: OpenedReference) -> Transform:
+    """What the run's candidates are turned into.
+
+    A run that scores at low resolution decodes reduced, unless its reference must see every pixel.
+    """
+    cached = reference.call is None or (reference.table is not None and reference.table.complete)
+    second = reference.live.second if reference.live is not None else None
+    size = scoring_size(run) if cached else None
+    return Transform(run.data.image_size, data.tokenizer, size, second, seldom=cached)
+
+
+def scoring_size(run: Run) -> int | None:
+    """Pixels at which the learner scores candidates, where that is a smaller image."""
+    if not (run.selection.low_res_scoring and run.selection.scores):
+        return None
+    side = low_view(run.model, run.data, run.selection).side
+    return side if side < run.data.image_size else None
+
+
+# --- all of it, opened --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -47,32 +388,52 @@ class RunInputs:
     """
 
     run: Run
-    loader: Drawing
-    reference: EmbedReference | None
+    data: RunData
+    loader: SuperBatchLoader
+    reference: Reference | None
     reference_flops: ForwardFlops | None
     reference_training_flops: float
     benchmarks: list[Benchmark]
-    tokenizer: Any
     rows_drawn_from: dict[str, int]
     candidates: int
-    pool_rows_of: Callable[[], Any]
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.data.tokenizer
 
     def noise_trained_on(self, folder: Path) -> float | None:
         """Share of wrong captions among the pairs trained on, of the run directory `folder`; None
         where no caption was moved."""
-        return noise_trained_on(self.run, folder, self.loader)
+        dataset = self.loader.sources[0].dataset
+        if not self.run.source.noise_share or self.run.source.kind == "curated":
+            return None
+        return float(dataset.wrong(self._trained_on(folder)).mean())
 
     def curated_trained_on(self, folder: Path) -> float | None:
         """The same share of pairs from curated sources; None where those are not in the pool."""
-        return curated_trained_on(folder, self.loader)
+        if not self.run.source.curated_in_pool:
+            return None
+        return float((self._trained_on(folder) >= len(self.data.pool)).mean())
 
     def pool_auc(self, model: Clip) -> float | None:
         """How well a model of the curated set tells right captions of the pool from others' (see
-        `matching_auc`): its strength as a reference. None where that cannot be told."""
+        `matching_auc`), on 4,096 pairs that no curated set holds: its strength as a reference."""
         if self.run.source.kind != "curated":
             return None
-        pairs = self.pool_rows_of()
-        return None if pairs is None else matching_auc(model, *pairs)
+        rows = self.data.outside_curated()
+        if rows is None:
+            return None
+        pool = self.data.pool
+        rows = rows[first_by_hash(pool.hashes[rows], 4096, "strength of a reference")]
+        samples = pool.read(rows, self.loader.transform, None)
+        return matching_auc(model, samples.images, samples.tokens)
+
+    def _trained_on(self, folder: Path) -> np.ndarray:
+        """Rows of the logged sub-batches, int64; of all drawn from where none is chosen."""
+        chosen = chosen_in_training(folder)
+        if chosen:
+            return np.concatenate([rows for _, rows in chosen])
+        return self.loader.sources[0].rows
 
     def close(self) -> None:
         """Closing twice is fine."""
@@ -93,41 +454,34 @@ def open_inputs(
     complete. folder: the run directory, which keeps counts and what could not be read. report:
     (done, total, what) of that. Raises DataError, StageError.
     """
-    inputs = workspace.inputs(run)
-    benchmarks = inputs.benchmarks()  # first: without them nothing needs to be prepared
-    reference: EmbedReference | None
-    if isinstance(inputs, OwnInputs):
-        reference, flops, spent = own_reference(run, workspace, inputs, world)
-    elif scores_by_reference(run) and not reads_pool_cache(run):
-        reference, flops, spent = live_reference(run, workspace, world)
-    else:
-        reference, flops, spent = open_reference(run, workspace, inputs, label, report, world)
-    loader, drawn = open_drawing(run, inputs, reference, folder, world)
-    if isinstance(reference, Cache) and world.device.type == "cuda":
-        reference = reference.on(world.device)
-    candidates = drawn.get("pool", sum(drawn.values()))  # curated pairs of a batch are not scored
+    data = data_of(run, workspace, folder)
+    benchmarks = data.benchmarks()  # first: without them nothing needs to be prepared
+    with world.first():  # of all ranks one counts the shards and scores the pool
+        data.pool_of(run) if "pool" in splits(run) else data.curated
+    reference = open_reference(run, workspace, data, world, label, report)
+    with world.first():
+        drawn = sources(run, data, reference, folder)
+    counts = {source.name: len(source.order) for source in drawn}
+    candidates = counts.get("pool", sum(counts.values()))  # curated pairs are not scored
     if run.source.kind == "filtered":  # which scores the whole pool, whatever it keeps
-        whole = inputs.pool if isinstance(inputs, OwnInputs) else pool_rows(run, inputs)
-        candidates = len(whole)
+        rows = pool_rows(run, data)
+        candidates = len(data.pool_of(run) if rows is None else rows)
+    if world.device.type == "cuda":
+        # A quarter of what is free: other runs may share the card, and models come on top.
+        drawn = on_device(drawn, world.device, torch.cuda.mem_get_info(world.device)[0] / 4)
+    log = BadSampleLog(folder, world.rank, data.loading.max_faults)
+    loader = SuperBatchLoader(
+        drawn, transform_of(run, data, reference), run.seed, data.loading, log, world.rank,
+        world.size, run.selects,
+    )  # fmt: skip
     return RunInputs(
         run=run,
+        data=data,
         loader=loader,
-        reference=reference if run.selection.scores else None,
-        reference_flops=flops,
-        reference_training_flops=spent,
+        reference=reference.call if run.selection.scores else None,
+        reference_flops=reference.flops,
+        reference_training_flops=reference.training_flops,
         benchmarks=benchmarks,
-        tokenizer=inputs.tokenizer,
-        rows_drawn_from=drawn,
+        rows_drawn_from=counts,
         candidates=candidates,
-        pool_rows_of=lambda: _pairs_outside_curated(inputs),
     )
-
-
-def _pairs_outside_curated(inputs: Inputs | OwnInputs) -> Any:
-    """Images and tokens of 4,096 pairs of the pool that no curated set holds; None where a user's
-    curated set may lie in the pool."""
-    if isinstance(inputs, OwnInputs):
-        return None
-    rows = unverified_rows(inputs.pool)
-    rows = rows[first_by_hash(inputs.pool.hashes[rows], 4096, "strength of a reference")]
-    return rows_of(inputs.pool, rows)

@@ -7,32 +7,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from jestcli.config import Run
-from jestcli.data.described import Described, ShardPairs, StorePairs
-from jestcli.data.drawing import Portion, StreamDrawing
-from jestcli.data.faults import FaultLog
-from jestcli.data.loader import Candidates, Drawing, StoreDrawing
+from jestcli.data.dataset import Dataset
+from jestcli.data.loader import SuperBatch, SuperBatchLoader
 from jestcli.models.towers import Clip
-from jestcli.runs import own
-from jestcli.runs.cache import Cache
-from jestcli.runs.drawn_from import sources
 from jestcli.runs.evaluate import list_runs
-from jestcli.runs.own import OwnInputs
-from jestcli.runs.scored_with import (
-    live_reference,
-    open_reference,
-    own_reference,
-    reads_pool_cache,
-)
+from jestcli.runs.inputs import RunData, data_of, sources, transform_of
+from jestcli.runs.reference import open_reference
 from jestcli.runs.trained import load_folder
-from jestcli.runs.workspace import Inputs, Report, StageError, Workspace, read_run
+from jestcli.runs.workspace import Report, StageError, Workspace, read_run
 from jestcli.selection import PairEmbeddings
 from jestcli.training.devices import set_threads
 from jestcli.training.distributed import World
-from jestcli.training.step import EmbedReference, embed
+from jestcli.training.reference import Reference
+from jestcli.training.step import embed
 
 ANEW = 1_000  # added to the seed: an order of the pool that was not trained in
 CPU = torch.device("cpu")
@@ -42,7 +32,7 @@ CPU = torch.device("cpu")
 class Opened:
     """A finished run. Pairs are named by their row in the pool that it draws from.
 
-    size: how many different pairs that is. of_size: B -> the drawing of super-batches of B, each
+    size: how many different pairs that is. of_size: B -> the loader of super-batches of B, each
     pair once an epoch, in an order that was not trained in; the caller closes it.
     """
 
@@ -50,12 +40,13 @@ class Opened:
     label: str
     run: Run
     learner: Clip
-    reference: EmbedReference
-    pairs: Described
+    reference: Reference
+    data: RunData
+    pairs: Dataset
     size: int
-    of_size: Callable[[int], Drawing]
+    of_size: Callable[[int], SuperBatchLoader]
 
-    def embed(self, candidates: Candidates) -> PairEmbeddings:
+    def embed(self, candidates: SuperBatch) -> PairEmbeddings:
         """The learner's embeddings of candidates, at the resolution at which it scores."""
         low = self.run.selection.low_res_scoring
         return embed(
@@ -64,7 +55,7 @@ class Opened:
         )  # fmt: skip
 
     @contextmanager
-    def drawing(self, size: int) -> Iterator[Drawing]:
+    def drawing(self, size: int) -> Iterator[SuperBatchLoader]:
         drawing = self.of_size(size)
         try:
             yield drawing
@@ -115,51 +106,19 @@ def open_run(
     # A run that reads no embeddings (fine-tuning, say) is scored with its reference all the same.
     chosen = {"sampler": "joint", "criterion": "learnability"}
     scoring = run.model_copy(update={"selection": run.selection.model_copy(update=chosen)})
-    make = _own_pairs if run.data.own else _embedded_pairs
-    reference, pairs, size, of_size = make(
-        scoring, here, folder, World(device=device), report or (lambda *_: None)
+    data = data_of(run, here, folder)
+    reference = open_reference(
+        scoring, here, data, World(device=device), "inspecting", report or (lambda *_: None)
     )
-    return Opened(folder, label, run, learner, reference, pairs, size, of_size)
+    assert reference.call is not None
+    (source,) = sources(scoring, data, reference, folder)
+    dataset, transform = source.dataset, transform_of(scoring, data, reference)
+    # Each pair once an epoch, whatever the weights of several sources.
+    order = dataset.order(run.seed + ANEW, "pool", source.order.kept, weighted=False)
 
+    def of_size(size: int) -> SuperBatchLoader:
+        again = replace(source, order=order, per_step=size, before=None)
+        return SuperBatchLoader([again], transform, run.seed + ANEW, data.loading)
 
-Parts = tuple[EmbedReference, Described, int, Callable[[int], Drawing]]
-
-
-def _embedded_pairs(
-    run: Run, workspace: Workspace, folder: Path, world: World, report: Report
-) -> Parts:
-    inputs: Inputs = workspace.embedded(run)
-    cache: Cache | None = None
-    reference: EmbedReference
-    if reads_pool_cache(run):
-        cache, _, _ = open_reference(run, workspace, inputs, "inspecting", report, world)
-        assert cache is not None
-        reference = cache.on(world.device) if world.device.type == "cuda" else cache
-    else:
-        reference, _, _ = live_reference(run, workspace, world)
-    (part,), _ = sources(run, inputs, cache)
-
-    def of_size(size: int) -> Drawing:
-        return StoreDrawing([part], [size], run.seed + ANEW)
-
-    return reference, StorePairs(part.store), len(part.rows), of_size
-
-
-def _own_pairs(run: Run, workspace: Workspace, folder: Path, world: World, report: Report) -> Parts:
-    inputs = OwnInputs(run.data, run.model, workspace.loading, folder)
-    reference, _, _ = own_reference(run, workspace, inputs, world)
-    assert reference is not None
-    stream = inputs.pool
-    # As one source, whatever the weights of several: each pair comes once an epoch.
-    counts = tuple(np.diff(stream.starts).tolist())
-    plain = replace(stream, sources=(tuple(stream.shards),), counts=(counts,), weights=())
-    rows = own.kept_rows(run, reference, folder) if run.source.kind == "filtered" else None
-    view = own.view_of(run, inputs, reference)
-
-    def of_size(size: int) -> Drawing:
-        log = FaultLog(limit=inputs.loading.max_faults)
-        portion = Portion(plain, size, rows=rows)
-        return StreamDrawing([portion], view, run.seed + ANEW, inputs.loading, log)
-
-    pairs = ShardPairs(plain, run.data.train, inputs.loading)
-    return reference, pairs, len(plain if rows is None else rows), of_size
+    learned = (learner, reference.call, data, dataset)
+    return Opened(folder, label, run, *learned, len(source.order), of_size)

@@ -8,24 +8,20 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from jestcli.config import Evaluation, Run
-from jestcli.data.joined import Joined, join
 from jestcli.data.sources import Loading
-from jestcli.data.store import Store, build_store
-from jestcli.data.tokens import SmallTokenizer, small_tokenizer
-from jestcli.evaluation.benchmarks import Benchmark, list_benchmarks
-from jestcli.icons.build import build_key, default_root, is_selection, shard_urls, world_in
+from jestcli.icons.build import default_root, is_selection, world_in
 from jestcli.runs.environment import environment
-from jestcli.runs.own import OwnInputs, data_identity
 from jestcli.training.checkpoint import write_json
 from jestcli.utils.lock import Held, hold
-from jestcli.utils.parallel import Progress, silent
+
+if TYPE_CHECKING:
+    from jestcli.runs.inputs import RunData
 
 Report = Callable[[int, int, str], None]
 """(done, total, what is being done) -> shown to the user."""
@@ -68,62 +64,19 @@ class Workspace:
 
     def data_key(self, run: Run) -> str:
         """Names the data that `run` reads."""
-        if run.data.own:
-            return data_identity(run)
-        return build_key(world_in(self.data_root(run)), run.data.image_size)
+        from jestcli.runs.inputs import data_key
+
+        return data_key(run, self.data_root(run))
 
     def is_selection(self, run: Run) -> bool:
         """Whether `run` reads a selection of the embedded data (see `world_in`)."""
         return not run.data.own and is_selection(world_in(self.data_root(run)))
 
-    def inputs(self, run: Run) -> Inputs | OwnInputs:
-        if run.data.own:
-            return OwnInputs(run.data, run.model, self.loading, self.folder(run))
-        return self.embedded(run)
+    def inputs(self, run: Run) -> RunData:
+        """The data that `run` reads."""
+        from jestcli.runs.inputs import data_of
 
-    def embedded(self, run: Run) -> Inputs:
-        """Raises StageError for a run on the user's shards."""
-        if run.data.own:
-            raise StageError("this works on the embedded data alone, not on a run on own shards")
-        return Inputs(self.data_root(run), run.data.image_size, run.data.vocab_size,
-                      run.data.context_length)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The decoded data that runs of one image size and vocabulary read."""
-
-    root: Path
-    image_size: int
-    vocab_size: int
-    context_length: int
-
-    @cached_property
-    def tokenizer(self) -> SmallTokenizer:
-        return small_tokenizer(self.vocab_size, self.context_length)
-
-    def store(self, split: str, workers: int | None = None, progress: Progress = silent) -> Store:
-        """ "pool" or "curated", decoded from its shards unless it is already."""
-        urls, folder = shard_urls(self.root, split), self.root / "store" / split
-        return build_store(
-            urls, folder, self.image_size, self.tokenizer, workers=workers, progress=progress
-        )
-
-    def benchmarks(self) -> list[Benchmark]:
-        return list_benchmarks(self.root)
-
-    @cached_property
-    def pool(self) -> Store:
-        return self.store("pool")
-
-    @cached_property
-    def curated(self) -> Store:
-        return self.store("curated")
-
-    @cached_property
-    def joined(self) -> Joined:
-        """The pool with the curated sources left in it, behind its own pairs."""
-        return join((self.pool, self.curated))
+        return data_of(run, self)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jestcli.data.loader import Candidates
+from jestcli.data.loader import SuperBatch
 from jestcli.selection import PairEmbeddings
 
 PATIENCE = timedelta(hours=24)  # for waits on what one rank does alone: data, evaluation
@@ -181,7 +181,7 @@ def owners(home: Tensor, n_low: int, world: int) -> Tensor:
 
 
 def share(
-    candidates: Candidates, index: Tensor, n_low: int, world: World, balanced: bool
+    candidates: SuperBatch, index: Tensor, n_low: int, world: World, balanced: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What this rank trains of the sub-batch: pixels, tokens and their places in `index`.
 

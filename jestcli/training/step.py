@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from jestcli.config import Run
-from jestcli.data.loader import Candidates
+from jestcli.data.loader import SuperBatch
 from jestcli.models.flexi import View
 from jestcli.models.towers import Clip
 from jestcli.selection import PairEmbeddings, select
@@ -26,7 +26,7 @@ from jestcli.training.optimiser import learning_rate
 from jestcli.utils.randomness import torch_generator
 from jestcli.utils.words import word_ids
 
-EmbedReference = Callable[[Candidates], PairEmbeddings]
+EmbedReference = Callable[[SuperBatch], PairEmbeddings]
 
 
 @torch.no_grad()
@@ -80,7 +80,7 @@ class Choice:
         return found
 
 
-def offered(run: Run, candidates: Candidates, world: World = ALONE) -> Candidates:
+def offered(run: Run, candidates: SuperBatch, world: World = ALONE) -> SuperBatch:
     """Those of this rank's candidates that a sampler chooses from: the curated pairs of the batch
     stand behind them."""
     curated = run.curated_pairs // world.size if run.selects else 0
@@ -90,7 +90,7 @@ def offered(run: Run, candidates: Candidates, world: World = ALONE) -> Candidate
 def choose(
     learner: Clip,
     reference: EmbedReference | None,
-    candidates: Candidates,
+    candidates: SuperBatch,
     run: Run,
     step: int,
     measure: bool = False,
@@ -154,7 +154,7 @@ def _with_curated(index: Tensor, offered: int, held: int, world: World) -> Tenso
 
 def _measured(
     index: Tensor,
-    candidates: Candidates,
+    candidates: SuperBatch,
     learner: PairEmbeddings | None,
     reference: PairEmbeddings | None,
     run: Run,
@@ -183,7 +183,7 @@ def _measured(
 def update(
     learner: nn.Module,
     optimiser: torch.optim.Optimizer,
-    candidates: Candidates,
+    candidates: SuperBatch,
     index: Tensor,
     run: Run,
     step: int,

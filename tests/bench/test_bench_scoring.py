@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import fake_pool, tiny_model, tiny_run
+from tiny import draw, fake_pool, tiny_model, tiny_run
 
 from jestcli.bench import scoring
-from jestcli.data.loader import draw
 from jestcli.paper.scoring import bench_scoring
 from jestcli.runs.workspace import StageError, Workspace
 from jestcli.training.step import embed

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import fake_store, tiny_run
+from tiny import fake_dataset, tiny_run
 
 from jestcli.config import VERIFIED_SIZE, ConfigError
+from jestcli.data.decoded import DecodedDataset, open_decoded
 from jestcli.data.pools import (
     relevant,
     thinned,
@@ -17,23 +18,29 @@ from jestcli.data.pools import (
     verified_rows,
     verified_size,
 )
-from jestcli.data.store import Store, open_store
-from jestcli.runs import drawn_from
 from jestcli.runs.data import check_sizes
+from jestcli.runs.inputs import IconsData, data_of, sources
+from jestcli.runs.reference import OpenedReference
 from jestcli.runs.workspace import Workspace
 from jestcli.utils.errors import DataError
 from jestcli.utils.hashing import below, first_by_hash, hashes_of, salted
 from jestcli.utils.spelling import words_of
 
 
-def captioned(texts: list[str]) -> Store:
+def captioned(texts: list[str]) -> DecodedDataset:
     """A store whose row i has the first caption texts[i]."""
-    store = fake_store(len(texts))
+    store = fake_dataset(len(texts))
     captions = ["" for _ in store.tokens]
     for row, text in enumerate(texts):
         captions[int(store.caption_start[row])] = text
     store.__dict__["captions"] = captions
     return store
+
+
+def icons(workspace: Workspace) -> IconsData:
+    data = data_of(tiny_run(), workspace)
+    assert isinstance(data, IconsData)
+    return data
 
 
 def test_salted_hashes_are_even_and_independent() -> None:
@@ -54,7 +61,7 @@ def test_salted_hashes_are_even_and_independent() -> None:
 
 def test_verified_sets_are_nested_and_out_of_the_pool() -> None:
     assert verified_size(350_434) == VERIFIED_SIZE and verified_size(84) == 10
-    pool = fake_store(400)
+    pool = fake_dataset(400)
     sizes = [set(verified_rows(pool, n).tolist()) for n in (5, 20, 50, None)]
     assert [len(s) for s in sizes] == [5, 20, 50, 50] and sizes[0] < sizes[1] < sizes[2]
     rest = unverified_rows(pool)
@@ -65,13 +72,13 @@ def test_verified_sets_are_nested_and_out_of_the_pool() -> None:
 
 
 def test_verified_is_a_curated_set_and_in_no_pool_of_any_run(workspace: Workspace) -> None:
-    inputs = workspace.embedded(tiny_run())
+    inputs, none = icons(workspace), OpenedReference()
     kept_out = set(verified_rows(inputs.pool).tolist())
     assert len(kept_out) == 10
     run = tiny_run("curated", data={"level": "verified", "curated_size": 4})
-    (part,), _ = drawn_from.sources(run, inputs, None)
-    assert set(part.rows.tolist()) < kept_out and len(part) == 4
-    assert part.store is inputs.pool and part.captions == 1
+    (part,) = sources(run, inputs, none)
+    assert set(part.rows.tolist()) < kept_out and len(part.order) == 4
+    assert part.dataset is inputs.pool and part.captions == 1
     plain: list[dict[str, Any]] = [
         {},
         {"noise_share": 0.5},
@@ -80,10 +87,10 @@ def test_verified_is_a_curated_set_and_in_no_pool_of_any_run(workspace: Workspac
         {"relevant_share": 1},
     ]
     for method, source in [("mixed", {}), *(("uniform", source) for source in plain)]:
-        parts, _ = drawn_from.sources(tiny_run(method, source=source), inputs, None)
+        parts = sources(tiny_run(method, source=source), inputs, none)
         assert not kept_out & set(parts[0].rows.tolist()), (method, source)
     with pytest.raises(DataError, match="75: the pool has 74"):
-        drawn_from.sources(tiny_run(source={"pool_size": 75}), inputs, None)
+        sources(tiny_run(source={"pool_size": 75}), inputs, none)
 
 
 def test_words_are_compared_singular_and_in_lower_case() -> None:
@@ -108,14 +115,16 @@ def test_thinned_pools_have_one_size_and_differ_in_composition_alone() -> None:
 
 
 def test_hashes_and_relevance_are_kept_beside_the_store(workspace: Workspace) -> None:
-    pool = workspace.embedded(tiny_run()).pool
+    pool = icons(workspace).pool
     expected, words = hashes_of(pool.keys), ["cat", "bell"]
     assert np.array_equal(pool.hashes, expected)
-    found = relevant(pool, words)
+    found = relevant(pool, words, pool.folder)
     assert 0 < found.sum() < len(pool)
-    again = open_store(pool.folder)
+    again = open_decoded(pool.folder)
     again.__dict__["captions"] = again.__dict__["keys"] = None  # neither is read a second time
-    assert np.array_equal(again.hashes, expected) and np.array_equal(relevant(again, words), found)
+    assert np.array_equal(again.hashes, expected) and np.array_equal(
+        relevant(again, words, pool.folder), found
+    )
     assert not [path for path in Path(pool.folder).iterdir() if path.name.startswith(".")]
 
 

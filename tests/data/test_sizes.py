@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from own_shards import make_shards, same, sample, served, write_tar
+from own_shards import make_shards, same, sample, served, shard_loader, write_tar
 
-from jestcli.data.drawing import Portion, StreamDrawing, View
-from jestcli.data.faults import FaultLog
-from jestcli.data.loader import Candidates
+from jestcli.data.bad_samples import BadSampleLog
+from jestcli.data.loader import SuperBatch
+from jestcli.data.shard_dataset import ShardDataset, open_shards
 from jestcli.data.sizes import MOST, stated_counts
 from jestcli.data.sources import Loading
-from jestcli.data.stream import Stream, open_stream
-from jestcli.data.tokens import small_tokenizer
 from jestcli.utils.errors import DataError
 
 B, SHARDS, EACH = 10, 12, 6
@@ -37,20 +35,17 @@ def state(pool: Path, **counts: int) -> None:
     (pool / "sizes.json").write_text(json.dumps(sizes))
 
 
-def opened(address: str, loading: Loading, record: Path | None = None) -> Stream:
+def opened(address: str, loading: Loading, record: Path | None = None) -> ShardDataset:
     pattern = f"{address}/{{00..{SHARDS - 1:02d}}}.tar"
-    return open_stream("pool", (pattern,), loading, window=2, record=record)
+    return open_shards("pool", (pattern,), loading, window=2, record=record)
 
 
-def draw(
-    stream: Stream, loading: Loading, steps: Any, log: FaultLog | None = None
-) -> list[Candidates]:
-    view = View(32, small_tokenizer(600, 8))
-    drawing = StreamDrawing([Portion(stream, B)], view, 3, loading, log)
+def draw(dataset: ShardDataset, steps: Any, log: BadSampleLog | None = None) -> list[SuperBatch]:
+    loader = shard_loader(dataset, B, log=log)
     try:
-        return [drawing(step) for step in steps]
+        return [loader(step) for step in steps]
     finally:
-        drawing.close()
+        loader.close()
 
 
 def tars(asked: list[str]) -> set[str]:
@@ -61,13 +56,13 @@ def test_only_what_is_drawn_from_is_fetched(pool: Path, loading: Loading, tmp_pa
     asked: list[str] = []
     with served(pool, asked) as address:
         every = Loading(workers=0, cache=tmp_path / "every")
-        expected = draw(opened(address, every), every, [0])
+        expected = draw(opened(address, every), [0])
         assert len(tars(asked)) == SHARDS, "nothing states a count, so each is fetched"
         state(pool)
         asked.clear()
         stream = opened(address, loading)
         assert asked == ["sizes.json"] and len(stream) == SHARDS * EACH
-        found = draw(stream, loading, [0])
+        found = draw(stream, [0])
         # 10 of the 12 samples of the first window, two shards; fetched ahead: the next three.
         first = {stream.shards[stream.locate(int(row))[0]] for row in found[0].row}
         assert len(first) == 2 and {f"{address}/{name}" for name in tars(asked)} >= first
@@ -127,8 +122,8 @@ def test_fewer_samples_than_stated_are_replaced_and_named(
     with served(pool) as address:
         stream = opened(address, lenient, folder / "shards.json")
         epoch = range(-(-len(stream) // B))
-        found = draw(stream, lenient, epoch, FaultLog(folder, limit=0.5))
-        again = draw(stream, lenient, epoch, FaultLog(folder, limit=0.5))
+        found = draw(stream, epoch, BadSampleLog(folder, limit=0.5))
+        again = draw(stream, epoch, BadSampleLog(folder, limit=0.5))
     faults = [json.loads(line) for line in (folder / "faults.jsonl").read_text().splitlines()]
     assert {(f["shard"], f["reason"]) for f in faults} == {
         (f"{address}/03.tar", "the shard holds only 6 samples, fewer than were counted")
@@ -144,7 +139,7 @@ def test_more_samples_than_stated_are_not_used(
     state(pool, _03=2)
     with served(pool) as address:
         stream = opened(address, loading)
-        found = draw(stream, loading, range(14))  # two epochs
+        found = draw(stream, range(14))  # two epochs
     keys = {key for candidates in found for key in candidates.keys}
     assert len(keys) == len(stream) == SHARDS * EACH - 4
     assert sum("03.tar" in key for key in keys) == 2
@@ -159,16 +154,16 @@ def test_a_shard_that_is_not_there_costs_itself_alone(
     (pool / "07.tar").unlink()
     with served(pool) as address:
         stream = opened(address, loading)
-        found = draw(stream, loading, range(30), FaultLog(limit=0.1))
+        found = draw(stream, range(30), BadSampleLog(limit=0.1))
         assert {k.rpartition("/")[2][:2] for c in found for k in c.keys} == {
             f"{i:02d}" for i in range(SHARDS) if i != 7
         }
         with pytest.raises(DataError, match=r"more than the 5 %.*the server answers 404 \(http"):
-            draw(stream, loading, range(30), FaultLog(limit=0.05))
+            draw(stream, range(30), BadSampleLog(limit=0.05))
 
 
 def test_local_shards_are_counted_themselves(pool: Path, loading: Loading) -> None:
     state(pool, _00=99)
-    assert len(open_stream("pool", (str(pool),), loading)) == SHARDS * EACH
+    assert len(open_shards("pool", (str(pool),), loading)) == SHARDS * EACH
     write_tar(pool / "00.tar", sample(1))
-    assert len(open_stream("pool", (str(pool),), loading)) == SHARDS * EACH - EACH + 1
+    assert len(open_shards("pool", (str(pool),), loading)) == SHARDS * EACH - EACH + 1

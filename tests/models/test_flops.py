@@ -6,12 +6,11 @@ import dataclasses
 
 import pytest
 import torch
-from tiny import fake_pool, tiny_model, tiny_run
+from tiny import draw, fake_pool, tiny_model, tiny_run
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from jestcli.config import Run, make_run
-from jestcli.data.loader import draw
 from jestcli.models.flops import ForwardFlops, forward_flops, per_iteration, run_cost, step_cost
 from jestcli.models.towers import build_model
 from jestcli.training.optimiser import make_optimiser

@@ -23,7 +23,7 @@ from jestcli.paper.experiment import (
 )
 from jestcli.paper.panels import line_of
 from jestcli.paper.scheduler import Stage, cost_table, overview, plan, seconds_per_flop
-from jestcli.runs import scored_with
+from jestcli.runs import reference
 from jestcli.runs.workspace import Workspace
 
 
@@ -241,7 +241,7 @@ def test_nothing_is_planned_for_what_is_done(workspace: Workspace) -> None:
     # Weights, not the run directory, key the embeddings: another test may have made them.
     assert keys(after)[-1] == ("train", "jest (seed 0)")
     assert ("train", "jest (seed 0): reference") not in keys(after)
-    scored_with.cache(run.reference, workspace, "cache", lambda *_: None)
+    reference.cache(run.reference, workspace, "cache", lambda *_: None)
     assert keys(plan([job], workspace)) == [("train", "jest (seed 0)")]
     train_run(run, workspace, "jest", lambda *_: None)
     assert plan([job, job], workspace) == []

@@ -6,14 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import fake_store, tiny_model, tiny_run
+from tiny import fake_dataset, tiny_model, tiny_run
 
 from jestcli.config import ConfigError, Run, merge
-from jestcli.data.loader import rows_of
 from jestcli.data.tokens import small_tokenizer
 from jestcli.models.flexi import View
 from jestcli.models.towers import Clip
@@ -60,7 +60,7 @@ def test_open_clip_computes_the_same_features(
     theirs, tokenizer = space["model"].eval(), space["tokenizer"]
     tokens = small_tokenizer(600, 8)(TEXTS)
     assert torch.equal(tokenizer(TEXTS), tokens)
-    images, _ = rows_of(fake_store(), range(4))  # type: ignore[arg-type]
+    images = fake_dataset().read(np.arange(4)).images
     images = normalise(images)
     expected = model.encode_image(images, View(patch, 32) if patch else None)
     mine = theirs.encode_image(images, normalize=True)
@@ -120,7 +120,7 @@ def test_a_named_tower_is_exported_at_either_patch(named: Run, patch: int, tmp_p
     theirs = space["model"].eval()
     tokens = small_tokenizer(600, 8)(TEXTS)
     assert torch.equal(space["tokenizer"](TEXTS), tokens)
-    images = normalise(rows_of(fake_store(), range(4))[0])  # type: ignore[arg-type]
+    images = normalise(fake_dataset().read(np.arange(4)).images)
     for mine, expected in (
         (theirs.encode_image(images, normalize=True), model.encode_image(images, View(patch, 32))),
         (theirs.encode_text(tokens, normalize=True), model.encode_text(tokens)),

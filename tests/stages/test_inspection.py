@@ -13,7 +13,7 @@ from tiny import tiny_run
 from toy import train_run
 
 from jestcli.paper import choices, inspection, theme
-from jestcli.runs.drawn_from import open_drawing, pool_rows
+from jestcli.runs.inputs import open_inputs, pool_rows
 from jestcli.runs.opened import find_run, open_run
 from jestcli.runs.workspace import StageError, Workspace
 
@@ -31,8 +31,8 @@ def test_training_names_the_rows_that_it_chose(finished: Workspace) -> None:
     ((step, rows),) = inspection.chosen_in_training(jest)
     assert step == 1 and len(rows) == len(set(rows.tolist())) == 8
     run = tiny_run("jest")
-    first, _ = open_drawing(run, finished.embedded(run), None, jest)
-    assert set(rows.tolist()) <= set(first(0).row.tolist()), "of the first super-batch"
+    first = open_inputs(run, finished, jest).loader(0)
+    assert set(rows.tolist()) <= set(first.row.tolist()), "of the first super-batch"
     assert inspection.chosen_in_training(finished.folder(tiny_run())) == []
 
 
@@ -48,8 +48,8 @@ def test_a_replay_chooses_as_the_run_would(finished: Workspace) -> None:
     assert all(table[name][name] == 1.0 for name in table), "each strategy agrees with itself"
     assert all(0 <= v <= 1 for row in table.values() for v in row.values())
     rows, every = inspection.score_all(opened)
-    opened_rows = pool_rows(opened.run, finished.embedded(opened.run))
-    assert rows.tolist() == opened_rows.tolist(), "the whole pool, once each"
+    expected = pool_rows(opened.run, opened.data)
+    assert expected is not None and rows.tolist() == expected.tolist(), "the whole pool, once each"
     again = every[np.searchsorted(rows, one.rows)]
     assert again == pytest.approx(one.score, abs=1e-5), "scored alone or in a batch"
 

@@ -15,14 +15,16 @@ import forked
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tiny import tiny_reference, tiny_run, without_seconds
+from tiny import loader_of, table_of, tiny_reference, tiny_run, without_seconds
 from toy import train_run
 
 from jestcli.config import Run
-from jestcli.data.loader import draw
-from jestcli.runs import drawn_from, scored_with, trained
-from jestcli.runs.cache import Cache, build_cache
+from jestcli.data.loader import Source
+from jestcli.runs import trained
 from jestcli.runs.evaluate import evaluate_folder, list_runs
+from jestcli.runs.inputs import data_of, pool_rows
+from jestcli.runs.inputs import sources as run_sources
+from jestcli.runs.reference import OpenedReference, cache, cached, reads_pool_cache
 from jestcli.runs.workspace import (
     StageError,
     Workspace,
@@ -87,7 +89,7 @@ def test_a_finished_stage_is_not_run_again(finished: Workspace) -> None:
     before = {p: p.stat().st_mtime_ns for p in finished.runs.rglob("*")}
     assert train_run(tiny_run("jest"), finished, "jest", refuse) == folder
     assert before == {p: p.stat().st_mtime_ns for p in finished.runs.rglob("*")}
-    assert scored_with.cached(tiny_reference(), finished)
+    assert cached(tiny_reference(), finished)
 
 
 def test_evaluating_again_gives_the_recorded_scores(finished: Workspace) -> None:
@@ -268,53 +270,58 @@ def test_a_worker_that_cannot_run_says_why_in_one_line(
 # --- where candidates come from ------------------------------------------------------------------
 
 
-def embeddings(n: int, seed: int = 0) -> Cache:
+def embeddings(n: int, seed: int = 0) -> OpenedReference:
     rows = np.random.default_rng(seed).normal(size=(2, n, 4)).astype(np.float32)
-    image, text = rows / np.linalg.norm(rows, axis=2, keepdims=True)
-    return Cache(image, text, 10.0, -10.0)
+    return OpenedReference(table=table_of(*(rows / np.linalg.norm(rows, axis=2, keepdims=True))))
+
+
+def sources(run: Run, workspace: Workspace, n: int = 0) -> list[Source]:
+    """What the run draws from; n: pairs of a pool that a filter's reference has embedded."""
+    reference = embeddings(n) if n else OpenedReference()
+    return run_sources(run, data_of(run, workspace), reference)
 
 
 def test_the_offline_filter_keeps_the_best_pairs_by_reference_cosine(workspace: Workspace) -> None:
-    run, cache = tiny_run("filtered", source={"keep": 0.25}), embeddings(84)
-    (part,), counts = drawn_from.sources(run, workspace.inputs(run), cache)
-    rows = drawn_from.pool_rows(run, workspace.embedded(run))
-    cosine = (cache.image * cache.text).sum(1)[rows]
+    run, table = tiny_run("filtered", source={"keep": 0.25}), embeddings(84).table
+    (part,) = sources(run, workspace, 84)
+    rows = pool_rows(run, data_of(run, workspace))
+    assert rows is not None and table is not None
+    pairs = table.pairs(rows)
+    cosine = (pairs.image * pairs.text).sum(1).numpy()
     assert part.rows.tolist() == sorted(rows[np.argsort(-cosine)[:18]].tolist())
-    assert counts == [8] and len(part.store) == 84
-    drawn = draw([part], counts, 0, 0)
-    assert set(drawn.row) <= set(part.rows)
+    assert part.per_step == 8 and len(part.dataset) == 84
+    assert set(loader_of(part)(0).row) <= set(part.rows)
 
 
 def test_mixed_draws_the_share_it_is_told(workspace: Workspace) -> None:
     for share, expected in ((0.5, [4, 4]), (0.25, [6, 2]), (1.0, [0, 8])):
         run = tiny_run("mixed", source={"curated_share": share})
-        inputs = workspace.inputs(run)
-        parts, counts = drawn_from.sources(run, inputs, None)
-        assert counts == expected
-        assert [p.stream for p in parts] == ["pool", "curated"]
+        parts = sources(run, workspace)
+        assert [part.per_step for part in parts] == expected
+        assert [part.name for part in parts] == ["pool", "curated"]
         assert len(parts[0].rows) == 74 and len(parts[1].rows) == 12
-        drawn = draw(parts, counts, 0, 1)
+        drawn = loader_of(*parts)(1)
         assert np.bincount(drawn.part, minlength=2).tolist() == expected
 
 
 def test_pool_and_curated_sources(workspace: Workspace) -> None:
     jest, curated = tiny_run("jest"), tiny_run("curated", data={"level": "strong++"})
-    (pool,), counts = drawn_from.sources(jest, workspace.inputs(jest), None)
-    assert len(pool.rows) == 74 and counts == [16], "a super-batch of B = b / (1 - f)"
-    (part,), counts = drawn_from.sources(curated, workspace.inputs(curated), None)
-    assert len(part.rows) == 23 and counts == [8]
+    (pool,) = sources(jest, workspace)
+    assert len(pool.rows) == 74 and pool.per_step == 16, "a super-batch of B = b / (1 - f)"
+    (part,) = sources(curated, workspace)
+    assert len(part.rows) == 23 and part.per_step == 8
     small = tiny_run("uniform", source={"pool_size": 30})
-    (some,), _ = drawn_from.sources(small, workspace.inputs(small), None)
+    (some,) = sources(small, workspace)
     assert len(some.rows) == 30 == len(set(some.rows)) and max(some.rows) < 84
     best = tiny_run("filtered", source={"pool_size": 30, "keep": 0.5})
-    (kept,), _ = drawn_from.sources(best, workspace.inputs(best), embeddings(84))
+    (kept,) = sources(best, workspace, 84)
     assert len(kept.rows) == 15 and set(kept.rows) <= set(some.rows), "filtered among those"
     weak = tiny_run("curated", data={"level": "weak"})
-    (listed,), _ = drawn_from.sources(weak, workspace.inputs(weak), None)
-    assert len(listed.store) == 84, "the weakest level is a part of the pool"
+    (listed,) = sources(weak, workspace)
+    assert len(listed.dataset) == 84, "the weakest level is a part of the pool"
     assert 0 < len(listed.rows) < 84
     few = tiny_run("curated", data={"curated_size": 5})
-    assert len(drawn_from.sources(few, workspace.inputs(few), None)[0][0].rows) == 5
+    assert len(sources(few, workspace)[0].rows) == 5
 
 
 def test_finetuning_starts_from_the_references_weights(finished: Workspace) -> None:
@@ -332,14 +339,14 @@ def test_finetuning_starts_from_the_references_weights(finished: Workspace) -> N
 def test_only_runs_that_score_with_the_reference_read_its_embeddings() -> None:
     reads = {m for m in ("uniform", "jest", "flexi", "finetune", "filtered", "independent",
                          "easy-reference", "hard-learner", "curated", "mixed")
-             if scored_with.reads_pool_cache(tiny_run(m))}  # fmt: skip
+             if reads_pool_cache(tiny_run(m))}  # fmt: skip
     assert reads == {"jest", "flexi", "filtered", "independent", "easy-reference"}
 
 
 def test_a_live_reference_trains_what_a_cached_one_trains(finished: Workspace) -> None:
     """Up to rounding: candidates are embedded in other micro-batches."""
     live = tiny_run("jest", engine={"reference_cache": False})
-    assert not scored_with.reads_pool_cache(live)
+    assert not reads_pool_cache(live)
     train_run(live, finished, "live", lambda *_: None)
     folders = finished.folder(live), finished.folder(tiny_run("jest"))
     assert folders[0] != folders[1]
@@ -351,7 +358,4 @@ def test_a_live_reference_trains_what_a_cached_one_trains(finished: Workspace) -
 
 
 def test_the_cache_of_a_reference_is_built_once(finished: Workspace) -> None:
-    inputs = finished.inputs(tiny_run())
-    model = trained.load_run(tiny_reference(), finished)
-    build_cache(model, inputs.pool, inputs.root / scored_with.CACHES, refuse)
-    scored_with.cache(tiny_reference(), finished, "again", refuse)
+    cache(tiny_reference(), finished, "again", refuse)

@@ -27,10 +27,9 @@ from toy import train_run
 import jestcli.train as loop
 from jestcli import cli
 from jestcli.config import METHODS, Run, make_run, merge
-from jestcli.data import drawing, reading
-from jestcli.data.shards import decode, decode_image
+from jestcli.data import loader, shard_dataset
+from jestcli.data.shards import decode, decode_image, fit
 from jestcli.data.sources import Loading
-from jestcli.data.store import fit
 from jestcli.evaluation.benchmarks import find_benchmarks
 from jestcli.evaluation.evaluate import evaluate
 from jestcli.paper import scheduler as reproduce
@@ -246,8 +245,8 @@ def test_waiting_for_data_is_recorded(
         time.sleep(0.015)
         return decode(*given)
 
-    monkeypatch.setattr(reading, "decode", slowly)
-    monkeypatch.setattr(drawing, "WATCHED", 0)
+    monkeypatch.setattr(shard_dataset, "decode", slowly)
+    monkeypatch.setattr(loader, "WATCHED", 0)
     monkeypatch.setattr(loop, "LOG_EVERY", 2)
     folder = train_run(own_run(shards, "hard-learner"), place, "hard-learner", quiet)
     records = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -298,7 +297,7 @@ def test_a_few_shot_score_is_that_of_what_was_learned(shards: Path, tmp_path: Pa
 
     class Wide:  # random features of the pixels, enough to tell 12 pictures apart
         scale = model.scale
-        eval = train = lambda _: None
+        training, eval, train = False, lambda _: None, lambda *_: None
 
         def encode_image(self, images: torch.Tensor) -> torch.Tensor:
             dice = torch.Generator().manual_seed(0)
@@ -373,7 +372,7 @@ def test_a_run_on_own_shards_is_inspected(
     again = {
         key: float(score)
         for one in replay(opened, 1)
-        for key, score in zip(opened.pairs.keys(one.rows), one.score, strict=True)
+        for key, score in zip(opened.pairs.keys_of(one.rows), one.score, strict=True)
     }
     assert again == pytest.approx({key: scores[key] for key in again}, rel=1e-3)
     assert not (folder / "faults.jsonl").exists() or "600" in (folder / "faults.jsonl").read_text()

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import fake_pool, tiny_model, tiny_run
+from tiny import draw, fake_pool, tiny_model, tiny_run
 
 from jestcli.config import Run
-from jestcli.data.loader import draw
 from jestcli.models.towers import Clip
 from jestcli.training.checkpoint import (
     CheckpointError,

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 from test_ranks import finish, start
-from tiny import fake_pool, fake_store, tiny_model, tiny_run, without_seconds
+from tiny import fake_dataset, fake_pool, fake_source, loader, tiny_model, tiny_run, without_seconds
 from toy import train as toy_train
 from toy import train_run
 
 import jestcli.train as loop
 from jestcli.config import Run, make_run
-from jestcli.data.loader import Candidates, Part, StoreDrawing
+from jestcli.data.loader import SuperBatch, SuperBatchLoader
 from jestcli.models.flops import Cost, ForwardFlops, per_iteration, run_cost, step_cost
-from jestcli.runs import drawn_from
+from jestcli.runs.inputs import drawn_before, splits
 from jestcli.runs.workspace import StageError, Workspace, read_done
 from jestcli.selection import PairEmbeddings
 from jestcli.training.distributed import ALONE, World
@@ -34,10 +34,10 @@ def curated_run(share: float = 0.25, **more: Any) -> Run:
     return tiny_run("jest-curated", source={"curated_share": share}, **more)
 
 
-def drawing(run: Run, rank: int = 0, world: int = 1) -> StoreDrawing:
-    parts = [fake_pool(), Part(fake_store(12, seed=5), np.arange(12), "curated", 2)]
+def drawing(run: Run, rank: int = 0, world: int = 1) -> SuperBatchLoader:
+    parts = [fake_pool(), fake_source(fake_dataset(12, seed=5), np.arange(12), "curated", 2)]
     counts = [run.super_batch_size - run.curated_pairs, run.curated_pairs]
-    return StoreDrawing(parts, counts, run.seed, rank, world, apart=True)
+    return loader(parts, counts, run.seed, rank, world, apart=True)
 
 
 def test_the_super_batch_is_drawn_for_what_the_sampler_chooses() -> None:
@@ -47,7 +47,7 @@ def test_the_super_batch_is_drawn_for_what_the_sampler_chooses() -> None:
     assert tiny_run("mixed").curated_pairs == 4 and tiny_run("mixed").scored_before(3) == 0
     rising = curated_run(selection={"filter_ratio": 0.5, "filter_ratio_end": 0.75})
     for step in range(6):
-        pool, curated = drawn_from.before_step(rising, step)
+        pool, curated = (drawn_before(rising, split, step) for split in splits(rising))
         assert curated == 2 * step and pool == rising.scored_before(step)
     assert rising.scored_before(4) == 12 + 16 + 20 + 24
 
@@ -69,7 +69,7 @@ def test_curated_pairs_are_in_the_batch_whatever_is_chosen() -> None:
     model, other = tiny_model(run), tiny_model(run, seed=9)
     asked: list[int] = []
 
-    def reference(candidates: Candidates) -> PairEmbeddings:
+    def reference(candidates: SuperBatch) -> PairEmbeddings:
         asked.append(len(candidates))
         assert set(candidates.part) == {0}
         return embed(other, candidates.images, candidates.tokens, None)

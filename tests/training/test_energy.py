@@ -8,10 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tiny import fake_pool, tiny_model, tiny_run
+from tiny import draw, fake_pool, tiny_model, tiny_run
 from toy import train
 
-from jestcli.data.loader import draw
 from jestcli.models.flops import Cost
 from jestcli.training.checkpoint import read
 from jestcli.training.energy import EnergyMeter

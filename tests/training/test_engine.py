@@ -9,11 +9,10 @@ import pytest
 import torch
 from narrow import narrow_names
 from open_clip.loss import SigLipLoss
-from tiny import fake_pool, tiny_model, tiny_run
+from tiny import draw, fake_pool, tiny_model, tiny_run
 from torch import Tensor
 
 from jestcli.config import ConfigError, make_run
-from jestcli.data.loader import draw
 from jestcli.training import gradients
 from jestcli.training.clock import Stopwatch, duration, peak_flops
 from jestcli.training.distributed import ALONE

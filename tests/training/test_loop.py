@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import fake_pool, tiny_model, tiny_run, without_seconds
+from tiny import draw, fake_pool, tiny_model, tiny_run, without_seconds
 from toy import train
 
 import jestcli.train as loop
 from jestcli.config import Run
-from jestcli.data.loader import Candidates, draw
+from jestcli.data.loader import SuperBatch
 from jestcli.models.flops import Cost
 from jestcli.models.towers import Clip
 from jestcli.training import gradients
@@ -44,7 +44,7 @@ def tiny_train(
     learner, model = tiny_model(run, seed=run.seed), tiny_model(run, (8,), seed=99)
     pool, records = fake_pool(), []
 
-    def reference(candidates: Candidates) -> Any:
+    def reference(candidates: SuperBatch) -> Any:
         return embed(model, candidates.images, candidates.tokens, None)
 
     train(

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 import torch
 from test_loop import metrics, same_weights, tiny_train
-from tiny import fake_pool, tiny_model, tiny_run, without_seconds
+from tiny import draw, fake_pool, tiny_model, tiny_run, without_seconds
 from torch import Tensor, nn
 
 from jestcli.config import Run
-from jestcli.data.loader import draw
 from jestcli.evaluation.evaluate import evaluate
 from jestcli.models.flops import forward_flops
 from jestcli.models.towers import Clip

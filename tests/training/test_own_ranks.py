@@ -22,7 +22,7 @@ from toy import train_run
 import jestcli.train as loop
 from jestcli.config import METHODS, Run, make_run, merge
 from jestcli.data.sources import Loading
-from jestcli.runs.scored_with import cache_reference
+from jestcli.runs.reference import cache_reference
 from jestcli.runs.workspace import Workspace
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import fake_pool, fake_store
+from tiny import draw, fake_dataset, fake_pool, fake_source, loader
 
-from jestcli.data.loader import Candidates, Part, StoreDrawing, draw, on_device, rows_of
+from jestcli.data.loader import SuperBatch, on_device
 from jestcli.utils.randomness import generator, shuffled, torch_generator
 
 SEEDS = st.integers(0, 2**31)
@@ -61,14 +61,14 @@ def test_generators_are_pure(seed: int, stream: str, counters: list[int]) -> Non
     assert not np.array_equal(first, other)
 
 
-def same(a: Candidates, b: Candidates) -> bool:
+def same(a: SuperBatch, b: SuperBatch) -> bool:
     pixels = torch.equal(a.images, b.images) and torch.equal(a.tokens, b.tokens)
     return pixels and np.array_equal(a.row, b.row) and np.array_equal(a.part, b.part)
 
 
 def test_a_draw_does_not_depend_on_history() -> None:
-    store = fake_store()
-    parts = [fake_pool(), Part(store, store.choose("odd"), "curated", 3)]
+    store = fake_dataset()
+    parts = [fake_pool(), fake_source(store, store.choose("odd"), "curated", 3)]
     straight = [draw(parts, [6, 2], 3, step) for step in range(25)]
     for step in (24, 0, 13, 13, 7):
         assert same(draw(parts, [6, 2], 3, step), straight[step])
@@ -81,17 +81,18 @@ def test_draws_read_the_pool_epoch_by_epoch() -> None:
 
 
 def test_a_draw_takes_the_right_share_and_pairs_images_with_their_captions() -> None:
-    pool, store = fake_pool(40), fake_store(30, seed=1)
+    pool, store = fake_pool(40), fake_dataset(30, seed=1)
     rows = store.choose("odd")
-    curated = Part(store, rows, "curated", 3)
+    curated = fake_source(store, rows, "curated", 3)
     captions = set()
     for step in range(20):
         drawn = draw([pool, curated], [5, 3], 0, step)
         assert drawn.part.tolist() == [0] * 5 + [1] * 3 and len(drawn) == 8
         assert drawn.images.shape == (8, 3, 32, 32) and drawn.images.dtype == torch.uint8
         assert set(drawn.row[5:]) <= set(rows)
-        images, tokens = rows_of(pool.store, drawn.row[:5])
-        assert torch.equal(images, drawn.images[:5]) and torch.equal(tokens, drawn.tokens[:5])
+        read = pool.dataset.read(drawn.row[:5], None, None)  # type: ignore[arg-type]
+        assert torch.equal(read.images, drawn.images[:5])
+        assert torch.equal(read.tokens, drawn.tokens[:5])
         for row, image, token in zip(
             drawn.row[5:], drawn.images[5:], drawn.tokens[5:], strict=True
         ):
@@ -108,10 +109,10 @@ def test_a_part_of_which_nothing_is_taken_is_left_out() -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_ranks_draw_slices_of_the_same_super_batch(world: int) -> None:
-    store = fake_store()
-    parts = [fake_pool(), Part(store, store.choose("odd"), "curated", 3)]
+    store = fake_dataset()
+    parts = [fake_pool(), fake_source(store, store.choose("odd"), "curated", 3)]
     whole = draw(parts, [6, 3], 3, 5)
-    ranks = [StoreDrawing(parts, [6, 3], 3, rank, world)(5) for rank in range(world)]
+    ranks = [loader(parts, [6, 3], 3, rank, world)(5) for rank in range(world)]
     assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
     assert np.array_equal(np.concatenate([r.row for r in ranks]), whole.row)
     assert torch.equal(torch.cat([r.images for r in ranks]), whole.images)
@@ -120,7 +121,7 @@ def test_ranks_draw_slices_of_the_same_super_batch(world: int) -> None:
 
 def test_candidates_know_their_keys_and_their_full_pixels() -> None:
     pool = fake_pool()
-    pool.store.__dict__["keys"] = [f"icon-{row}" for row in range(40)]
+    pool.dataset.__dict__["keys"] = [f"icon-{row}" for row in range(40)]
     drawn = draw([pool], [8], 0, 0)
     assert drawn.keys == [f"icon-{row}" for row in drawn.row]
     index = torch.tensor([5, 0])
@@ -129,10 +130,10 @@ def test_candidates_know_their_keys_and_their_full_pixels() -> None:
 
 
 def test_parts_on_a_device_give_the_same_candidates_where_they_fit() -> None:
-    store = fake_store(30, "curated", 1)
-    parts = [fake_pool(), Part(store, store.choose("odd"), "curated", 3)]
+    store = fake_dataset(30, "curated", 1)
+    parts = [fake_pool(), fake_source(store, store.choose("odd"), "curated", 3)]
     there = on_device(parts, torch.device("cpu"), 1e6)
-    assert all(part.resident is not None for part in there)
+    assert all(part.dataset.resident is not None for part in there)  # type: ignore[attr-defined]
     one, two = (draw(each, [6, 3], seed=1, step=3) for each in (parts, there))
     assert torch.equal(one.images, two.images) and torch.equal(one.tokens, two.tokens)
     assert one.tokens.dtype == two.tokens.dtype and one.keys == two.keys

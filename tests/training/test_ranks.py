@@ -16,12 +16,11 @@ import pytest
 import torch
 from narrow import narrow_names
 from safetensors.torch import load_file, save_file
-from tiny import fake_pool, tiny_model, tiny_run
+from tiny import fake_pool, loader, tiny_model, tiny_run
 from toy import train as toy_train
 
 import jestcli.train as loop
 from jestcli.config import Run
-from jestcli.data.loader import StoreDrawing
 from jestcli.models.flops import Cost
 from jestcli.training.checkpoint import CHECKPOINT, read
 from jestcli.training.distributed import ALONE, RanksError, World, join, owners
@@ -45,7 +44,9 @@ RUNS: dict[str, Run] = {
     ),
     "fsdp": tiny_run("flexi", engine=DOUBLE | {"shard": "fsdp"}),
     "batch norm": tiny_run(
-        "flexi", engine=DOUBLE, selection={"low_res_share": 0.375},
+        "flexi",
+        engine=DOUBLE,
+        selection={"low_res_share": 0.375},
         model={"tower": "cnn", "channels": [4, 8]},
     ),
     "native": tiny_run("flexi", engine=DOUBLE, model={"name": "ViT-B-32"}),
@@ -77,7 +78,7 @@ def train(
     try:
         toy_train(
             run, folder, learner,
-            StoreDrawing([fake_pool()], [run.super_batch_size], run.seed, world.rank, world.size),
+            loader([fake_pool()], [run.super_batch_size], run.seed, world.rank, world.size),
             (lambda c: embed(model, c.images, c.tokens, None)) if run.reference else None,
             lambda final: {} if not world.main else {"toy": {"score": float(learner.scale)}},
             lambda steps: Cost(steps, steps, steps, steps),
@@ -192,7 +193,7 @@ def lose_rank_one(world: World, folder: Path, how: str) -> None:
             if how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             os._exit(3)
-        return StoreDrawing([fake_pool()], [16], 0, world.rank, 2)(step)
+        return loader([fake_pool()], [16], 0, world.rank, 2)(step)
 
     run = RUNS["sigmoid"]
     learner, model = tiny_model(run), tiny_model(run, (8,)).double()

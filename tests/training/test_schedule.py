@@ -11,21 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from own_shards import make_shards
-from tiny import fake_pool, tiny_run, without_seconds
+from tiny import fake_pool, loader, tiny_run, without_seconds
 from toy import train_run
 
 from jestcli.config import ConfigError, Run, make_run, merge
-from jestcli.data.drawing import Portion, StreamDrawing, View
-from jestcli.data.loader import StoreDrawing
+from jestcli.data.dataset import Transform
+from jestcli.data.loader import Source, SuperBatchLoader
+from jestcli.data.shard_dataset import open_shards
 from jestcli.data.sources import Loading
-from jestcli.data.stream import open_stream
 from jestcli.data.tokens import small_tokenizer
 from jestcli.models.flops import ForwardFlops, run_cost, step_cost
 from jestcli.paper.experiment import FOLDER, Job, jobs, read_experiment
 from jestcli.paper.plan import make_plans
 from jestcli.paper.records import collect
-from jestcli.runs import drawn_from
-from jestcli.runs.own import drawn_before
+from jestcli.runs.inputs import drawn_before, splits
 from jestcli.runs.workspace import Workspace, read_done
 from jestcli.training.metrics import METRICS
 from jestcli.training.signals import Interrupted
@@ -93,9 +92,9 @@ def test_the_cost_is_the_sum_over_the_steps() -> None:
     assert ratio == pytest.approx(1 + sum(sizes(run)) / 6 / 8 / 3)
 
 
-def drawing(run: Run, rank: int = 0, world: int = 1) -> StoreDrawing:
-    before = partial(drawn_from.before_step, run)
-    return StoreDrawing([fake_pool()], [run.super_batch_size], run.seed, rank, world, before)
+def drawing(run: Run, rank: int = 0, world: int = 1) -> SuperBatchLoader:
+    before = [partial(drawn_before, run, "pool")]
+    return loader([fake_pool()], [run.super_batch_size], run.seed, rank, world, before)
 
 
 def test_every_step_goes_on_where_the_one_before_stopped_reading() -> None:
@@ -112,18 +111,19 @@ def test_every_step_goes_on_where_the_one_before_stopped_reading() -> None:
 
 def test_shards_are_read_on_in_the_same_way(tmp_path: Path) -> None:
     loading = Loading(workers=0, cache=tmp_path / "cache")
-    stream = open_stream("pool", (str(make_shards(tmp_path / "own")),), loading, window=2)
-    run, view = rising(), View(32, small_tokenizer(600, 8))
+    shards = open_shards("pool", (str(make_shards(tmp_path / "own")),), loading, window=2)
+    run, transform = rising(), Transform(32, small_tokenizer(600, 8))
 
-    def drawn(portion: Portion, steps: list[int], **more: int) -> list[np.ndarray]:
-        source = StreamDrawing([portion], view, 3, loading, **more)
+    def drawn(source: Source, steps: list[int], **more: int) -> list[np.ndarray]:
+        read = SuperBatchLoader([source], transform, 3, loading, **more)
         try:
-            return [source(step).row for step in steps]
+            return [read(step).row for step in steps]
         finally:
-            source.close()
+            read.close()
 
-    plain = np.concatenate(drawn(Portion(stream, 8), list(range(21))))
-    scheduled = Portion(stream, 40, partial(drawn_before, run, "pool"))
+    order = shards.order(3, "pool")
+    plain = np.concatenate(drawn(Source(shards, order, 8), list(range(21))))
+    scheduled = Source(shards, order, 40, before=partial(drawn_before, run, "pool"))
     rows = drawn(scheduled, list(range(6)))
     assert [len(each) for each in rows] == sizes(run)
     assert np.array_equal(np.concatenate(rows), plain[: sum(sizes(run))])
@@ -132,12 +132,12 @@ def test_shards_are_read_on_in_the_same_way(tmp_path: Path) -> None:
     assert np.array_equal(np.concatenate(halves), rows[4])
 
 
-def test_mixed_portions_add_up() -> None:
+def test_mixed_sources_add_up() -> None:
     selection = {"criterion": "hard_learner", "sampler": "joint", "filter_ratio_end": 0.8}
     run = tiny_run("mixed", selection=selection, source={"curated_share": 0.3})
     for step in range(5):
-        assert sum(drawn_from.before_step(run, step)) == run.candidates_before(step)
-    assert drawn_from.before_step(run, 0) == [0, 0]
+        before = [drawn_before(run, split, step) for split in splits(run)]
+        assert sum(before) == run.candidates_before(step) and (step or before == [0, 0])
 
 
 def test_a_scheduled_run_is_trained_recorded_and_resumed(workspace: Workspace) -> None:

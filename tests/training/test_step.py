@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import fake_pool, tiny_model, tiny_run
+from tiny import draw, fake_pool, tiny_model, tiny_run
 from torch import Tensor
 
 from jestcli.config import Run
-from jestcli.data.loader import Candidates, draw
+from jestcli.data.loader import SuperBatch
 from jestcli.models.flexi import View
 from jestcli.models.towers import Clip
 from jestcli.selection import PairEmbeddings, learnability_of, select
@@ -72,11 +72,11 @@ def test_loss_and_gradients_are_the_papers(
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-10, atol=1e-12)
 
 
-def candidates(run: Run, step: int = 0) -> Candidates:
+def candidates(run: Run, step: int = 0) -> SuperBatch:
     return draw([fake_pool()], [run.super_batch_size], run.seed, step)
 
 
-def reference_of(model: Clip) -> Callable[[Candidates], PairEmbeddings]:
+def reference_of(model: Clip) -> Callable[[SuperBatch], PairEmbeddings]:
     return lambda drawn: embed(model, drawn.images, drawn.tokens, None)
 
 

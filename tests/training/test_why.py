@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from test_loop import metrics, tiny_train
-from tiny import fake_pool, tiny_model, tiny_run, without_seconds
+from tiny import draw, fake_pool, tiny_model, tiny_run, without_seconds
 
 import jestcli.train as loop
-from jestcli.data.loader import Candidates, draw
+from jestcli.data.loader import SuperBatch
 from jestcli.paper.records import _training
 from jestcli.selection import learnability_of
 from jestcli.selection.scores import learnability_by_pair
@@ -27,7 +27,7 @@ from jestcli.training.tracking import _flat
 RUN = tiny_run("jest")
 
 
-def drawn() -> Candidates:
+def drawn() -> SuperBatch:
     found = draw([fake_pool()], [16], 0, 0)
     return replace(found, wrong=found.row % 3 == 0)
 
@@ -66,7 +66,7 @@ def test_they_are_logged_tracked_and_recorded(
 ) -> None:
     monkeypatch.setattr(loop, "LOG_EVERY", 1)
 
-    def known(*args: Any, **more: Any) -> Candidates:
+    def known(*args: Any, **more: Any) -> SuperBatch:
         found = draw(*args, **more)
         return replace(found, wrong=found.row % 3 == 0)
 

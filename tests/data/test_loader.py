@@ -1,4 +1,5 @@
-"""Shards as a stream: one order whatever reads it, every source alike, reduced decoding close."""
+"""Super-batches from shards: one order whatever reads it, every source alike, reduced decoding
+close."""
 
 from __future__ import annotations
 
@@ -8,17 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from own_shards import caption, jpeg, make_shards, sample, served, write_tar
+from own_shards import caption, jpeg, make_shards, sample, served, shard_loader, write_tar
 
 from jestcli.data import sources
-from jestcli.data.drawing import Portion, StreamDrawing, View
-from jestcli.data.loader import Candidates
-from jestcli.data.order import Order, shares, weighted
-from jestcli.data.reading import Reader, Reading
-from jestcli.data.shards import decode_image
+from jestcli.data.loader import SuperBatch
+from jestcli.data.order import ShardOrder, shares, weighted
+from jestcli.data.shard_dataset import ShardDataset, open_shards
+from jestcli.data.shards import decode_image, fit
 from jestcli.data.sources import Loading, ShardError, list_shards, local
-from jestcli.data.store import fit
-from jestcli.data.stream import Stream, open_stream
+from jestcli.data.tar import TarFiles
 from jestcli.data.tokens import small_tokenizer
 from jestcli.utils.errors import DataError
 
@@ -35,36 +34,25 @@ def loading(tmp_path: Path) -> Loading:
     return Loading(workers=0, cache=tmp_path / "cache", timeout=0.5, retries=1, pause=0.01)
 
 
-def view(**changes: Any) -> View:
-    return View(**{"size": 32, "tokenizer": small_tokenizer(600, 8), **changes})
-
-
-def opened(source: Any, loading: Loading, **more: Any) -> Stream:
+def opened(source: Any, loading: Loading, **more: Any) -> ShardDataset:
     entries = source if isinstance(source, tuple) else (str(source),)
-    return open_stream("pool", entries, loading, **{"window": 2, **more})
+    return open_shards("pool", entries, loading, **{"window": 2, **more})
 
 
-def drawing(stream: Stream, loading: Loading, **more: Any) -> StreamDrawing:
-    look = more.pop("view", view())
-    return StreamDrawing([Portion(stream, B)], look, 3, loading, **more)
-
-
-def drawn(
-    stream: Stream, loading: Loading, steps: Any = range(12), **more: Any
-) -> list[Candidates]:
-    source = drawing(stream, loading, **more)
+def drawn(dataset: ShardDataset, steps: Any = range(12), **more: Any) -> list[SuperBatch]:
+    loader = shard_loader(dataset, B, **more)
     try:
-        return [source(step) for step in steps]
+        return [loader(step) for step in steps]
     finally:
-        source.close()
+        loader.close()
 
 
-def same(a: Candidates, b: Candidates) -> bool:
+def same(a: SuperBatch, b: SuperBatch) -> bool:
     pixels = torch.equal(a.images, b.images) and torch.equal(a.tokens, b.tokens)
     return pixels and np.array_equal(a.row, b.row)
 
 
-def numbers(candidates: Candidates) -> list[int]:
+def numbers(candidates: SuperBatch) -> list[int]:
     return [int(key.rpartition(":")[2]) for key in candidates.keys]
 
 
@@ -72,7 +60,7 @@ def numbers(candidates: Candidates) -> list[int]:
 
 
 def test_an_epoch_reads_every_sample_once_window_by_window() -> None:
-    order = Order(1, "pool", (3, 0, 5, 4, 2, 6), 2)
+    order = ShardOrder(1, "pool", (3, 0, 5, 4, 2, 6), 2)
     epochs = [[order.place(epoch * 20 + i) for i in range(20)] for epoch in range(3)]
     for places in epochs:
         assert sorted(places) == [(s, i) for s, n in enumerate(order.counts) for i in range(n)]
@@ -83,13 +71,13 @@ def test_an_epoch_reads_every_sample_once_window_by_window() -> None:
             assert len(open_now) <= 2, "no more shards at once than a window has"
     assert epochs[0] != epochs[1]
     assert [order.place(i) for i in (7, 55, 7)] == [epochs[0][7], epochs[2][15], epochs[0][7]]
-    assert Order(2, "pool", order.counts, 2).place(7) != order.place(7) or (
-        Order(2, "pool", order.counts, 2).place(8) != order.place(8)
+    assert ShardOrder(2, "pool", order.counts, 2).place(7) != order.place(7) or (
+        ShardOrder(2, "pool", order.counts, 2).place(8) != order.place(8)
     )
 
 
 def test_a_substitute_is_another_sample_of_the_window() -> None:
-    order = Order(1, "pool", (5, 5, 5, 5), 2)
+    order = ShardOrder(1, "pool", (5, 5, 5, 5), 2)
     for position in (0, 13, 27):
         begin = position // 10 * 10
         window = {order.place(begin + i)[0] for i in range(10)}
@@ -115,13 +103,13 @@ def test_weights_mix_sources_and_each_is_read_in_its_own_order(weights: tuple[fl
 
 
 @pytest.fixture(scope="module")
-def straight(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Candidates]:
+def straight(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[SuperBatch]:
     """Twelve steps: two and a half epochs of 48 samples."""
     loading = Loading(workers=0, cache=tmp_path_factory.mktemp("cache"))
-    return drawn(opened(shards, loading), loading)
+    return drawn(opened(shards, loading))
 
 
-def test_candidates_are_the_decoded_samples(straight: list[Candidates], shards: Path) -> None:
+def test_candidates_are_the_decoded_samples(straight: list[SuperBatch], shards: Path) -> None:
     for candidates in straight:
         assert candidates.images.shape == (B, 3, 32, 32) and candidates.images.dtype == torch.uint8
         for i, number in enumerate(numbers(candidates)):
@@ -136,20 +124,20 @@ def test_candidates_are_the_decoded_samples(straight: list[Candidates], shards: 
 
 @pytest.mark.parametrize("workers", [1, 3, 9])
 def test_workers_change_nothing(
-    workers: int, shards: Path, straight: list[Candidates], loading: Loading
+    workers: int, shards: Path, straight: list[SuperBatch], loading: Loading
 ) -> None:
     """Nine workers are more than there are shards, and nearly as many as candidates."""
     more = Loading(workers=workers, cache=loading.cache)
-    found = drawn(opened(shards, more), more, range(5))
+    found = drawn(opened(shards, more), range(5))
     assert all(map(same, found, straight))
 
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_take_slices(
-    world: int, shards: Path, straight: list[Candidates], loading: Loading
+    world: int, shards: Path, straight: list[SuperBatch], loading: Loading
 ) -> None:
-    stream = opened(shards, loading)
-    ranks = [drawn(stream, loading, range(3), rank=r, world=world) for r in range(world)]
+    dataset = opened(shards, loading)
+    ranks = [drawn(dataset, range(3), rank=r, world=world) for r in range(world)]
     for step in range(3):
         parts = [rank[step] for rank in ranks]
         assert [n for p in parts for n in numbers(p)] == numbers(straight[step])
@@ -157,36 +145,36 @@ def test_ranks_take_slices(
 
 
 def test_any_step_can_be_the_next_with_any_workers(
-    shards: Path, straight: list[Candidates], tmp_path: Path
+    shards: Path, straight: list[SuperBatch], tmp_path: Path
 ) -> None:
     for workers, steps in ((2, [7, 8]), (0, [11, 3, 4])):
         loading = Loading(workers=workers, cache=tmp_path)
-        for step, found in zip(steps, drawn(opened(shards, loading), loading, steps), strict=True):
+        for step, found in zip(steps, drawn(opened(shards, loading), steps), strict=True):
             assert same(found, straight[step])
 
 
 def test_folder_braces_pipe_and_http_give_the_same(
-    shards: Path, straight: list[Candidates], loading: Loading
+    shards: Path, straight: list[SuperBatch], loading: Loading
 ) -> None:
     with served(shards) as address:
         for source in (
             f"{shards}/{{00..03}}.tar", f"{shards}/*.tar", f"file:{shards}/{{00..03}}.tar",
             f"pipe:cat {shards}/{{00..03}}.tar", address + "/{00..03}.tar",
         ):  # fmt: skip
-            stream = opened(source, loading)
-            found = drawn(stream, loading, range(2))
+            dataset = opened(source, loading)
+            found = drawn(dataset, range(2))
             assert all(map(same, found, straight)), source
     fetched = list((loading.cache / "shards").glob("*.tar"))
     assert len(fetched) == 8, "each was fetched once"
-    assert all(map(same, drawn(stream, loading, range(2)), straight)), "the server is not needed"
+    assert all(map(same, drawn(dataset, range(2)), straight)), "the server is not needed"
 
 
 def test_several_sources_are_joined_or_weighted(shards: Path, loading: Loading) -> None:
     one, two = f"{shards}/00.tar", f"{shards}/{{01..02}}.tar"
-    joined = drawn(opened((one, two), loading), loading, range(4))
+    joined = drawn(opened((one, two), loading), range(4))
     assert sorted(n for c in joined for n in numbers(c))[:36] != []
     assert len({n for c in joined for n in numbers(c)}) == 36
-    mixed = drawn(opened((one, two), loading, weights=(3.0, 1.0)), loading, range(40))
+    mixed = drawn(opened((one, two), loading, weights=(3.0, 1.0)), range(40))
     from_one = [n < 12 for c in mixed for n in numbers(c)]
     assert 0.7 < np.mean(from_one) < 0.8
 
@@ -194,11 +182,11 @@ def test_several_sources_are_joined_or_weighted(shards: Path, loading: Loading) 
 def test_captions_are_drawn_by_position(tmp_path: Path, loading: Loading) -> None:
     many = [sample(n, txt=b"one\ntwo\nthree", json=None) for n in range(20)]
     write_tar(tmp_path / "a.tar", *many)
-    first = drawn(opened(tmp_path / "a.tar", loading), loading, range(4))
+    dataset = opened(tmp_path / "a.tar", loading)
+    first = drawn(dataset, range(4))
     one = small_tokenizer(600, 8)("one")
     assert all((c.tokens == one).all() for c in first)
-    two = opened(tmp_path / "a.tar", loading, captions=2)
-    found, again = (drawn(two, loading, range(4)) for _ in range(2))
+    found, again = (drawn(dataset, range(4), captions=2) for _ in range(2))
     assert all(map(same, found, again))
     assert len({tuple(row.tolist()) for c in found for row in c.tokens}) == 2
 
@@ -210,10 +198,10 @@ def test_reduced_decoding_is_close_and_training_sees_every_pixel(
     tmp_path: Path, loading: Loading
 ) -> None:
     write_tar(tmp_path / "a.tar", *[sample(n, jpg=jpeg(n, (300, 260))) for n in range(20)])
-    stream = opened(tmp_path / "a.tar", loading)
-    (full,) = drawn(stream, loading, [0], view=view(size=64))
-    source = drawing(stream, loading, view=view(size=64, scoring_size=32))
-    low = source(0)
+    dataset = opened(tmp_path / "a.tar", loading)
+    (full,) = drawn(dataset, [0], size=64)
+    loader = shard_loader(dataset, B, size=64, scoring_size=32)
+    low = loader(0)
     assert low.images.shape == (B, 3, 32, 32) and torch.equal(low.tokens, full.tokens)
     index = torch.tensor([7, 0, 3])
     images, tokens = low.full(index)
@@ -222,7 +210,7 @@ def test_reduced_decoding_is_close_and_training_sees_every_pixel(
         exact = fit(decode_image(jpeg(number, (300, 260))), 32).astype(float)
         reduced = low.images[i].permute(1, 2, 0).numpy()
         assert np.corrcoef(exact.ravel(), reduced.ravel())[0, 1] > 0.99
-    source.close()
+    loader.close()
 
 
 def test_reduced_decoding_is_reduced() -> None:
@@ -238,8 +226,7 @@ def test_the_cache_of_remote_shards_is_bounded(shards: Path, loading: Loading) -
     size = (shards / "00.tar").stat().st_size
     small = Loading(workers=0, cache=loading.cache, gigabytes=2.5 * size / 1e9)
     with served(shards) as address:
-        stream = opened(address + "/{00..03}.tar", small)
-        found = drawn(stream, small, range(6))
+        found = drawn(opened(address + "/{00..03}.tar", small), range(6))
     kept = list((loading.cache / "shards").glob("*.tar"))
     assert len(kept) <= 2 and len(found) == 6
     assert not list((loading.cache / "shards").glob("*.part*"))
@@ -288,11 +275,14 @@ def test_what_is_not_there_is_one_line(tmp_path: Path, loading: Loading) -> None
     assert list_shards("pipe:cat a::b") == ["pipe:cat a::b"]
 
 
-def test_a_reader_finds_any_sample(shards: Path, loading: Loading) -> None:
-    stream = opened(shards, loading)
-    reader, reading = Reader(stream, loading, keep=2), Reading(stream, 0)
+def test_any_sample_is_one_read_away(shards: Path, loading: Loading) -> None:
+    dataset = opened(shards, loading)
+    dataset.files = TarFiles(loading, keep=2)
     for row in (47, 0, 23, 12, 36):
-        assert int(reader.pair(*stream.locate(row)).key) == row
-    assert len(reader.open) == 2 and len(stream) == 48
-    assert sorted(reading.near(0)) == [0, 1, 2, 3]
-    reader.close()
+        assert int(dataset.pair(row).key) == row and dataset.captions_of(np.array([row]))
+    assert len(dataset.files.open) == 2 and len(dataset) == 48
+    assert sorted(dataset.order(0, "pool").near(0)) == [0, 1, 2, 3]
+    assert dataset.keys_of(np.array([5])) == ["uid-5"] and dataset.name(5).endswith(
+        "00.tar:000000005"
+    )
+    dataset.close()

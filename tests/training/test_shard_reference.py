@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,31 +10,33 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from own_shards import caption, jpeg, make_shards, sample, write_tar
+from own_shards import caption, jpeg, make_shards, sample, shard_loader, write_tar
 from tiny import TINY, tiny_model, tiny_reference
 from toy import train_run
 
 from jestcli.config import METHODS, ConfigError, Run, make_run, merge
-from jestcli.data.drawing import Portion, StreamDrawing, View
-from jestcli.data.embeddings import FOLDER, ShardEmbeddings
-from jestcli.data.reading import Reading
+from jestcli.data.embeddings import FOLDER
+from jestcli.data.loader import SuperBatchLoader
+from jestcli.data.shard_dataset import ShardDataset, open_shards
 from jestcli.data.shards import decode_image
 from jestcli.data.sources import Loading
-from jestcli.data.stream import Stream, open_stream
 from jestcli.data.tokens import small_tokenizer
 from jestcli.paper.inspection import replay
-from jestcli.runs import drawn_from, own, scored_with, trained
+from jestcli.runs import reference as run_references
+from jestcli.runs import trained
+from jestcli.runs.inputs import data_of, open_inputs
 from jestcli.runs.opened import open_run
-from jestcli.runs.references import (
-    ForeignReference,
-    OwnReference,
-    ShardReference,
+from jestcli.runs.reference import embed_all, open_reference
+from jestcli.runs.workspace import Workspace
+from jestcli.training.distributed import World
+from jestcli.training.reference import (
+    EmbeddingTable,
+    OpenClipReference,
+    RunReference,
     check_word,
     fill,
     open_clip_reference,
 )
-from jestcli.runs.workspace import Workspace
-from jestcli.training.distributed import World
 from jestcli.utils.errors import DataError
 
 pytestmark = pytest.mark.numeric
@@ -64,17 +65,25 @@ def loading(tmp_path: Path) -> Loading:
     return Loading(workers=0, max_faults=0.5, cache=tmp_path / "cache")
 
 
-def opened(pool: Path, loading: Loading) -> Stream:
-    return open_stream("pool", (str(pool),), loading, window=2)
+def opened(pool: Path, loading: Loading) -> ShardDataset:
+    return open_shards("pool", (str(pool),), loading, window=2)
 
 
-def own_reference(seed: int = 5) -> OwnReference:
-    return OwnReference(tiny_model(tiny_reference(), (8,), seed), small_tokenizer(600, 8), 32)
+def own_reference(seed: int = 5) -> RunReference:
+    return RunReference(tiny_model(tiny_reference(), (8,), seed), small_tokenizer(600, 8), 32)
 
 
-def drawing(stream: Stream, loading: Loading, second: Any = None, **more: Any) -> StreamDrawing:
-    view = View(32, small_tokenizer(600, 8), second=second, **more)
-    return StreamDrawing([Portion(stream, B)], view, 3, loading)
+def table(shards: ShardDataset, reference: Any) -> EmbeddingTable:
+    return EmbeddingTable(shards.table_files(reference, Path("/nowhere")), reference)
+
+
+def make(reference: Any, shards: ShardDataset) -> int:
+    """Fill what is missing; returns how many shards that was."""
+    return fill(reference, shards, shards.table_files(reference, Path("/nowhere")), nothing)
+
+
+def loader(shards: ShardDataset, second: Any = None, **more: Any) -> SuperBatchLoader:
+    return shard_loader(shards, B, second=second, **more)
 
 
 @pytest.fixture(scope="module")
@@ -90,66 +99,70 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_cached_equals_live_and_what_is_missing_is_live(pool: Path, loading: Loading) -> None:
-    stream, reference = opened(pool, loading), own_reference()
-    live = ShardReference(reference, ShardEmbeddings(stream, reference.key, loading))
-    assert not live.embeddings.complete
-    drawn = drawing(stream, loading)
+    shards, reference = opened(pool, loading), own_reference()
+    live = table(shards, reference)
+    assert not live.complete
+    drawn = loader(shards)
     batches = [drawn(step) for step in range(4)]
     expected = [live(candidates) for candidates in batches]
-    assert fill(reference, stream, loading, nothing) == 3
+    assert make(reference, shards) == 3
     for name in ("02.json", "02.npy"):  # as if one shard had not been embedded
         (pool / FOLDER / reference.key / name).unlink()
     for there in (2, 3):
-        cached = ShardReference(reference, ShardEmbeddings(stream, reference.key, loading))
-        assert len(cached.embeddings.maps) == there and cached.embeddings.complete == (there == 3)
+        cached = table(shards, reference)
+        assert sum(each is not None for each in cached.maps) == there
+        assert cached.complete == (there == 3)
         for candidates, want in zip(batches, expected, strict=True):
             found = cached(candidates)
             torch.testing.assert_close(found.image, want.image, rtol=0, atol=1e-6)
             torch.testing.assert_close(found.text, want.text, rtol=0, atol=1e-6)
             assert (float(found.scale), float(found.bias)) == (float(want.scale), float(want.bias))
-        assert fill(reference, stream, loading, nothing) == (1 if there == 2 else 0)
-    _, _, known = cached.embeddings.lookup(np.arange(24))
+        assert make(reference, shards) == (1 if there == 2 else 0)
+    _, _, known = cached.lookup(np.arange(24))
     assert known.tolist() == [row != 5 for row in range(24)]
 
 
 def test_a_cache_is_memory_mapped_and_beside_the_shards(pool: Path, loading: Loading) -> None:
-    stream, reference = opened(pool, loading), own_reference()
-    fill(reference, stream, loading, nothing)
+    shards, reference = opened(pool, loading), own_reference()
+    make(reference, shards)
     folder = pool / FOLDER / reference.key
     assert sorted(p.name for p in folder.iterdir()) == [
         f"0{i}.{kind}" for i in range(3) for kind in ("json", "npy")
     ]
-    kept = ShardEmbeddings(stream, reference.key, loading)
-    assert all(isinstance(each, np.memmap) for each in kept.maps.values())
-    assert sorted(opened(pool, loading).shards) == sorted(stream.shards), "no shard by its look"
+    maps = table(shards, reference).maps
+    assert all(isinstance(each[0], np.memmap) for each in maps if each is not None) and maps
+    assert sorted(opened(pool, loading).shards) == sorted(shards.shards), "no shard by its look"
 
 
 def test_a_stale_or_foreign_cache_is_refused(pool: Path, loading: Loading) -> None:
-    stream, reference = opened(pool, loading), own_reference()
-    fill(reference, stream, loading, nothing)
+    shards, reference = opened(pool, loading), own_reference()
+    make(reference, shards)
     other = own_reference(6)
     assert other.key != reference.key
-    assert not ShardEmbeddings(stream, other.key, loading).maps, "another model reads nothing of it"
+    assert not any(table(shards, other).maps), "another model reads nothing of it"
     (pool / FOLDER / reference.key).rename(pool / FOLDER / other.key)
     with pytest.raises(DataError, match="are another model's: delete"):
-        ShardEmbeddings(stream, other.key, loading)
+        table(shards, other)
     (pool / FOLDER / other.key).rename(pool / FOLDER / reference.key)
     write_tar(pool / "01.tar", *[sample(n) for n in range(50, 58)])
     with pytest.raises(DataError, match=r"01\.tar are of another version of it: delete"):
-        ShardEmbeddings(opened(pool, loading), reference.key, loading)
-    assert fill(reference, opened(pool, loading), loading, nothing) == 1, "that shard alone again"
-    kept = ShardEmbeddings(opened(pool, loading), reference.key, loading)
+        table(opened(pool, loading), reference)
+    assert make(reference, opened(pool, loading)) == 1, "that shard alone again"
     path = pool / FOLDER / reference.key / "00.npy"
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"00\.npy is damaged"):
+        table(opened(pool, loading), reference).pairs(np.array([1]))
     np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(DataError, match="are damaged"):
-        ShardEmbeddings(opened(pool, loading), reference.key, loading)
-    assert kept.complete
+        table(opened(pool, loading), reference)
 
 
 def test_the_key_names_all_that_an_embedding_depends_on() -> None:
     base = own_reference()
-    longer = OwnReference(base.model, small_tokenizer(600, 9), 32)
-    larger = OwnReference(base.model, base.tokenizer, 64)
+    longer = RunReference(base.model, small_tokenizer(600, 9), 32)
+    larger = RunReference(base.model, base.tokenizer, 64)
     assert len({x.key for x in (base, longer, larger, own_reference(6))}) == 4
     assert own_reference().key == base.key
 
@@ -163,11 +176,9 @@ def test_an_open_clip_reference_sees_its_own_preprocessing(
     name, _, path = checkpoint.partition(":")
     model, _, preprocess = open_clip.create_model_and_transforms(name, path)
     tokenizer = open_clip.get_tokenizer(name)
-    stream, reference = opened(pool, loading), open_clip_reference(checkpoint)
-    assert isinstance(reference, ForeignReference) and reference.key
-    candidates = drawing(stream, loading, reference)(0)
-    live = ShardReference(reference, ShardEmbeddings(stream, reference.key, loading))
-    found = live(candidates)
+    shards, reference = opened(pool, loading), open_clip_reference(checkpoint)
+    candidates = loader(shards, reference)(0)
+    found = table(shards, reference)(candidates)
     numbers = [int(key.rpartition(":")[2]) for key in candidates.keys]
     with torch.no_grad():
         pixels = torch.stack([preprocess(decode_image(jpeg(n))) for n in numbers])
@@ -176,10 +187,9 @@ def test_an_open_clip_reference_sees_its_own_preprocessing(
     torch.testing.assert_close(found.image, image, rtol=0, atol=1e-5)
     torch.testing.assert_close(found.text, text, rtol=0, atol=1e-5)
     assert float(found.scale) == pytest.approx(float(model.logit_scale.exp()))
-    fill(reference, stream, loading, nothing)
-    cached = ShardReference(reference, ShardEmbeddings(stream, reference.key, loading))
-    later = drawing(stream, loading, reference, seldom=True)(0)
-    torch.testing.assert_close(cached(later).image, image, rtol=0, atol=1e-5)
+    make(reference, shards)
+    later = loader(shards, reference, seldom=True)(0)
+    torch.testing.assert_close(table(shards, reference)(later).image, image, rtol=0, atol=1e-5)
     assert torch.equal(later.second(np.arange(3)), candidates.second(np.arange(3)))
 
 
@@ -236,12 +246,11 @@ def test_training_with_a_cache_equals_training_without(
         train_run(run, live, "jest", nothing)
         if run.reference is not None:
             train_run(run.reference, cached, "reference", nothing)
-        inputs = cached.inputs(run)
-        assert isinstance(inputs, own.OwnInputs)
-        inputs.folder.mkdir(parents=True)
-        model: Any = run.reference_model or trained.load_run(run.reference or run, cached)
-        assert fill(own.open_model(inputs, model), inputs.pool, loading, nothing) == 3
-        assert own.open_reference(inputs, model).embeddings.complete
+        data = data_of(run, cached)
+        found = open_reference(run, cached, data)
+        assert found.live is not None and embed_all(found.live, data.pool, data, nothing) == 3
+        again = open_reference(run, cached, data).table
+        assert again is not None and again.complete
         train_run(run, cached, "jest", nothing)
         one, other = (losses(place.folder(run)) for place in (live, cached))
         np.testing.assert_allclose(one, other, rtol=1e-5)
@@ -272,33 +281,34 @@ def test_own_shards_are_filtered_once_by_the_reference(
     place = Workspace(None, tmp_path / "runs", loading)
     with pytest.raises(DataError, match="embed it with the reference first"):
         train_run(run, place, "filtered", nothing)
-    inputs = place.inputs(run)
-    assert isinstance(inputs, own.OwnInputs)
-    fill(own.open_model(inputs, checkpoint), inputs.pool, loading, nothing)
+    data = data_of(run, place)
+    embed_all(open_clip_reference(checkpoint), data.pool, data, nothing)
     folder = train_run(run, place, "filtered", nothing)
     done = json.loads((folder / "done.json").read_text())
     assert done["rows_drawn_from"] == {"pool": 12}, "half of 23 that can be read, rounded"
     assert done["flops"]["charged"] > done["flops"]["cached"], "all of the pool was scored"
-    reference, readable = own.open_reference(inputs, checkpoint), [*range(5), *range(6, 24)]
-    pairs = reference.cached(np.array(readable))
+    kept, readable = open_reference(run, place, data).table, [*range(5), *range(6, 24)]
+    assert kept is not None
+    pairs = kept.pairs(np.array(readable))
     if score == "cosine":
         worth = (pairs.image * pairs.text).sum(1)
     else:
         z = pairs.scale * pairs.image @ pairs.text.T
         worth = z.diag() - (z.logsumexp(0) + z.logsumexp(1)) / 2
     best = np.array(readable)[worth.argsort(descending=True)[:12].numpy()]
-    drawn = own.open_drawing(run, inputs, reference, folder)
+    drawn = open_inputs(run, place, folder).loader
     epochs = [drawn(step).row for step in range(3)]
     assert len(epochs[0]) == 8 and set(np.concatenate(epochs)) == set(best)
     assert sorted(np.concatenate(epochs)[:12]) == sorted(best), "each once an epoch"
 
 
 def test_a_source_of_which_nothing_is_kept_is_named(pool: Path, loading: Loading) -> None:
-    stream = opened(pool, loading)
-    split = replace(stream, sources=tuple((shard,) for shard in stream.shards), weights=(1, 1, 1),
-                    counts=tuple((n,) for n in stream.counts[0]))  # fmt: skip
+    shards = opened(pool, loading)
+    several = ShardDataset(
+        [(shard,) for shard in shards.shards], [(8,)] * 3, loading, weights=(1, 1, 1)
+    )
     with pytest.raises(DataError, match=r"nothing is kept of .*02.tar"):
-        Reading(split, 0, np.array([3, 9]))
+        several.order(0, "pool", np.array([3, 9]))
 
 
 # --- where it computes ---------------------------------------------------------------------------
@@ -314,26 +324,23 @@ def test_a_live_reference_computes_where_the_learner_does(
     Torch refuses an operation between the two devices, so weights, pixels, tokens, mean and
     scale must all have moved.
     """
-    for each in (OwnReference, ForeignReference):
+    for each in (RunReference, OpenClipReference):
         monkeypatch.setattr(each, "key", "no weights to hash on meta")
     if kind == "own":
         reference = merge(settings(pool), merge(METHODS["curated"], {"optim": {"steps": 2}}))
         run = make_run(settings(pool, reference=reference))
-        monkeypatch.setattr(scored_with, "load_run", lambda run, _: trained.new_learner(run))
-        monkeypatch.setattr(scored_with, "read_done", lambda _: {"flops": {"charged": 0.0}})
+        monkeypatch.setattr(run_references, "load_run", lambda run, _: trained.new_learner(run))
+        monkeypatch.setattr(run_references, "read_done", lambda _: {"flops": {"charged": 0.0}})
     else:
         run = make_run(settings(pool, reference_model=checkpoint))
     place = Workspace(None, tmp_path / "runs", loading)
-    inputs = place.inputs(run)
-    assert isinstance(inputs, own.OwnInputs)
-    inputs.folder.mkdir(parents=True)
-    world = World(device=torch.device("meta"))
-    reference_, flops, _ = scored_with.own_reference(run, place, inputs, world)
-    assert reference_ is not None and flops is not None and flops.full > 0
-    drawn = drawn_from.open_drawing(run, inputs, reference_, inputs.folder)[0]
-    found = reference_(drawn(0))
-    assert {t.device.type for t in (found.image, found.text, found.scale, found.bias)} == {"meta"}
-    assert found.image.shape[0] == run.super_batch_size
-    alone, _, _ = scored_with.own_reference(run, place, inputs)
+    data, world = data_of(run, place), World(device=torch.device("meta"))
+    found = open_reference(run, place, data, world)
+    assert found.call is not None and found.flops is not None and found.flops.full > 0
+    drawn = shard_loader(data.pool, run.super_batch_size, second=found.live.second)  # type: ignore
+    pairs = found.call(drawn(0))
+    assert {t.device.type for t in (pairs.image, pairs.text, pairs.scale, pairs.bias)} == {"meta"}
+    assert pairs.image.shape[0] == run.super_batch_size
+    alone = open_reference(run, place, data).call
     assert alone is not None and alone(drawn(0)).image.device.type == "cpu"
     drawn.close()

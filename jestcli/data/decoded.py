@@ -1,6 +1,6 @@
-"""Decode once: a memory-mapped store of pixels and tokens, made from any webdataset shards.
+"""A decoded data set: pixels and tokens in memory maps, made once from any webdataset shards.
 
-Files in a store's folder, plain .npy and JSON only:
+Files in its folder, plain .npy and JSON only:
 
     images.npy         uint8 [N, S, S, 3]
     tokens.npy         int32 [M, L]; captions of image i are rows caption_start[i] up to [i + 1]
@@ -17,37 +17,42 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
-from jestcli.data.shards import Report, expand_urls, read_shards
-from jestcli.icons.write import write_json
+from jestcli.data.shards import Report, fit, read_shards
+from jestcli.data.sources import expand_urls
 from jestcli.utils.errors import DataError, explain_os_error
 from jestcli.utils.hashing import first_by_hash, hashes_of
-from jestcli.utils.io import save_array
+from jestcli.utils.io import save_array, save_text
 from jestcli.utils.parallel import Progress, silent, unordered
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+    from jestcli.data.dataset import Samples, TableKeys, Transform
+    from jestcli.data.embeddings import TableFile
+    from jestcli.data.order import GlobalShuffle, Pick
 
 FORMAT = 1
 COLUMNS = ("source", "category", "family")
+UNKNOWN = "unknown"
 Tokenizer = Callable[[list[str]], Any]
-"""n texts -> integers [n, L] (a tensor or an array)."""
 
 
 @dataclass(frozen=True)
-class Store:
-    """A decoded set of image-caption pairs. Arrays are memory-mapped, read-only.
+class DecodedDataset:
+    """Decoded image-caption pairs (`dataset.Dataset`); arrays are memory-mapped, read-only.
 
-    Rows keep the shards' order. The key order is the store's order: row i is image i.
+    Rows keep the shards' order: row i is image i.
     """
 
     folder: Path
@@ -55,17 +60,29 @@ class Store:
     tokens: np.ndarray  # int32 [M, L]
     caption_start: np.ndarray  # int64 [N + 1]
     codes: dict[str, np.ndarray]  # column -> int32 [N], -1 where not known
-    names: dict[str, tuple[str, ...]]  # column -> name of each code; "levels" -> name of each bit
-    levels: np.ndarray  # uint32 [N], bit k set: in level names["levels"][k]
-    about: dict[str, Any]  # store.json: hash, counts, skipped
+    level_names: dict[str, tuple[str, ...]]  # column -> name of each code; "levels" -> of each bit
+    levels: np.ndarray  # uint32 [N], bit k set: in level level_names["levels"][k]
+    meta: dict[str, Any]  # store.json: hash, counts, skipped
+    resident: tuple[Tensor, Tensor] | None = None  # images [N, 3, S, S] and tokens on a device
+
+    in_memory: ClassVar[bool] = True
+    mismatched: ClassVar[bool] = False
+    n_files: ClassVar[int] = 0
+    notes: ClassVar[dict[str, str]] = {}
+    groups: ClassVar[tuple[str, ...]] = ("source", "category")
+    most_captions: ClassVar[int | None] = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
     def identity(self) -> str:
-        """Hash of shards, size and tokenizer: what a cache of its embeddings is keyed by."""
-        return str(self.about["identity"])
+        """Hash of shards, size and tokenizer: what a table of its embeddings is keyed by."""
+        return str(self.meta["identity"])
+
+    @property
+    def nbytes(self) -> float:
+        return len(self) * int(np.prod(self.images[0].shape)) + 4 * int(np.prod(self.tokens.shape))
 
     @cached_property
     def keys(self) -> list[str]:
@@ -75,7 +92,7 @@ class Store:
 
     @cached_property
     def hashes(self) -> np.ndarray:
-        """uint64 [N]: a hash of each key. Kept beside the store, so that a run need not read and
+        """uint64 [N]: a hash of each key. Kept beside the set, so that a run need not read and
         hash all keys before it starts."""
         path = self.folder / "hashes.npy"
         with suppress(OSError, ValueError):
@@ -88,32 +105,112 @@ class Store:
                 save_array(path, found)
         return found
 
-    @property
-    def moved(self) -> np.ndarray | None:
-        """bool [N]: whose caption is known to be another's (data/noise.py); None: of none."""
-        return None
-
     @cached_property
     def captions(self) -> list[str]:
         """Text of each token row."""
         found: list[str] = json.loads((self.folder / "captions.json").read_text())
         return found
 
-    def captions_of(self, row: int) -> list[str]:
+    def all_captions(self, row: int) -> list[str]:
         """All captions of image `row`."""
         return self.captions[int(self.caption_start[row]) : int(self.caption_start[row + 1])]
 
-    def pixels(self, rows: np.ndarray) -> Tensor:
-        """Images of int64 [n] rows: uint8 [n, 3, S, S]."""
-        import torch  # not for the processes that only decode
-
-        return torch.from_numpy(self.images[rows]).permute(0, 3, 1, 2)
-
-    def token_rows(self, rows: np.ndarray) -> Tensor:
-        """Captions of int64 [n] token rows: int64 [n, L]."""
+    def read(
+        self, rows: np.ndarray, transform: Transform | None = None, pick: Pick | None = None
+    ) -> Samples:
+        """Pixels and tokens as they were decoded: `transform` has nothing left to do."""
         import torch
 
-        return torch.from_numpy(self.tokens[rows].astype(np.int64))
+        from jestcli.data.dataset import Samples
+
+        at = self.caption_start[rows]
+        if pick is not None:
+            counts = (self.caption_start[rows + 1] - at).tolist()
+            at = at + np.array([pick(i, n) for i, n in enumerate(counts)], np.int64)
+        if self.resident is None:
+            images = torch.from_numpy(self.images[rows]).permute(0, 3, 1, 2)
+            tokens = torch.from_numpy(self.tokens[at].astype(np.int64))
+        else:
+            images, tokens = self.resident
+            there, token_at = (torch.from_numpy(x).to(images.device) for x in (rows, at))
+            images, tokens = images[there], tokens[token_at].long()
+        texts = []
+        if transform is not None and transform.second is not None:  # it reads words, not tokens
+            texts = [self.captions[i] for i in at.tolist()]
+        return Samples(np.arange(len(rows)), rows, rows, images, tokens, texts)
+
+    def image(self, row: int, least: int | None = None) -> Image.Image:
+        return Image.fromarray(self.images[row])
+
+    def tokens_of(self, rows: np.ndarray, tokenizer: Tokenizer | None = None) -> Tensor:
+        import torch
+
+        return torch.from_numpy(self.tokens[self.caption_start[rows]].astype(np.int64))
+
+    def captions_of(self, rows: np.ndarray) -> list[str]:
+        return [self.captions[at] for at in self.caption_start[rows].tolist()]
+
+    def caption_counts(self, rows: np.ndarray) -> np.ndarray:
+        return self.caption_start[rows + 1] - self.caption_start[rows]
+
+    def keys_of(self, rows: np.ndarray) -> list[str]:
+        return [self.keys[row] for row in rows.tolist()]
+
+    def name(self, row: int) -> str:
+        return self.keys[row]
+
+    def places(self, rows: np.ndarray) -> list[str]:
+        return self.labels("source", rows)
+
+    def labels(self, group: str, rows: np.ndarray) -> list[str]:
+        names, codes = self.level_names.get(group, ()), self.codes.get(group)
+        if codes is None:
+            return [UNKNOWN] * len(rows)
+        return [names[c] if c >= 0 else UNKNOWN for c in codes[rows].tolist()]
+
+    def caption_rows(self, rows: np.ndarray) -> np.ndarray:
+        return rows
+
+    def wrong(self, rows: np.ndarray) -> np.ndarray:
+        return np.zeros(len(rows), bool)
+
+    def order(
+        self,
+        seed: int,
+        name: str,
+        rows: np.ndarray | None = None,
+        number: int = 0,
+        weighted: bool = True,
+    ) -> GlobalShuffle:
+        from jestcli.data.order import GlobalShuffle
+
+        return GlobalShuffle(seed, name, np.arange(len(self)) if rows is None else rows, number)
+
+    def prefetch(self, shards: Sequence[int]) -> dict[str, Callable[[], Any]]:
+        return {}
+
+    def table_files(self, reference: TableKeys, root: Path) -> list[TableFile]:
+        from jestcli.data.embeddings import DecodedTable
+
+        folder = root / "reference-embeddings" / reference.key_over(self.identity)
+        return [DecodedTable(folder, len(self), self.identity)]
+
+    def on_device(self, device: torch.device, block: int = 16_384) -> DecodedDataset:
+        """Block by block: the host holds a memory map, not the images."""
+        import torch
+
+        images = torch.empty(self.images.shape, dtype=torch.uint8, device=device)
+        for start in range(0, len(self), block):
+            images[start : start + block] = torch.from_numpy(self.images[start : start + block]).to(
+                device
+            )
+        tokens = torch.from_numpy(np.array(self.tokens)).to(device)
+        out = replace(self, resident=(images.permute(0, 3, 1, 2), tokens))
+        out.__dict__.update(self.__dict__ | {"resident": out.resident})  # what was read stays read
+        return out
+
+    def close(self) -> None:
+        """Nothing to close."""
 
     def choose(self, level: str | None = None, n: int | None = None, seed: int = 0) -> np.ndarray:
         """Rows of a level (None: all), or `n` of them by a seeded hash of their keys.
@@ -123,10 +220,10 @@ class Store:
         """
         rows = np.arange(len(self))
         if level is not None:
-            if level not in self.names["levels"]:
-                known = ", ".join(self.names["levels"]) or "none"
+            if level not in self.level_names["levels"]:
+                known = ", ".join(self.level_names["levels"]) or "none"
                 raise DataError(f"no level {level!r} in {self.folder}: there are {known}")
-            bit = np.uint32(1 << self.names["levels"].index(level))
+            bit = np.uint32(1 << self.level_names["levels"].index(level))
             rows = np.nonzero((self.levels & bit) != 0)[0]
         if n is None:
             return rows.astype(np.int64)
@@ -135,7 +232,7 @@ class Store:
         return rows[first_by_hash(self.hashes[rows], n, f"chosen {seed}")]
 
 
-def build_store(
+def build_decoded(
     urls: str | Sequence[str],
     folder: Path,
     image_size: int,
@@ -144,8 +241,8 @@ def build_store(
     tokenizer_id: str | None = None,
     workers: int | None = None,
     progress: Progress = silent,
-) -> Store:
-    """The store of these shards under `folder`, built unless it is there already.
+) -> DecodedDataset:
+    """The decoded set of these shards under `folder`, built unless it is there already.
 
     The store's folder is `folder / <hash of shards, size, tokenizer>`. tokenizer_id names the
     vocabulary and length (default: the tokenizer's `identity`). Images of another size are resized
@@ -159,7 +256,7 @@ def build_store(
     identity = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
     final = folder / identity
     if (final / "store.json").exists():
-        return open_store(final)
+        return open_decoded(final)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".store-", dir=folder) as name_:
@@ -169,32 +266,32 @@ def build_store(
             shutil.rmtree(final, ignore_errors=True)
             os.replace(staged, final)
     except OSError as error:
-        raise explain_os_error(error, f"building the decoded store in {folder}") from error
-    return open_store(final)
+        raise explain_os_error(error, f"building the decoded data set in {folder}") from error
+    return open_decoded(final)
 
 
-def open_store(folder: Path) -> Store:
+def open_decoded(folder: Path) -> DecodedDataset:
     """Open a built store. Raises DataError when there is none or a file is damaged."""
     try:
-        about = json.loads((folder / "store.json").read_text())
+        meta = json.loads((folder / "store.json").read_text())
 
         def array(name: str) -> np.ndarray:
             return np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
 
-        return Store(
+        return DecodedDataset(
             folder=folder,
             images=array("images"),
             tokens=array("tokens"),
             caption_start=np.asarray(array("caption_start")),
             codes={column: np.asarray(array(column)) for column in COLUMNS},
-            names={column: tuple(names) for column, names in about["names"].items()},
+            level_names={column: tuple(names) for column, names in meta["names"].items()},
             levels=np.asarray(array("levels")),
-            about=about,
+            meta=meta,
         )
     except FileNotFoundError:
-        raise DataError(f"no decoded store in {folder}: build it with build_store") from None
+        raise DataError(f"no decoded data set in {folder}: build it with build_decoded") from None
     except (ValueError, KeyError) as error:
-        raise DataError(f"the decoded store {folder} is damaged ({error}): delete it") from error
+        raise DataError(f"the decoded data set {folder} is damaged ({error}): delete it") from error
 
 
 def fingerprints(urls: Sequence[str], folder: Path) -> list[str]:
@@ -213,7 +310,7 @@ def fingerprints(urls: Sequence[str], folder: Path) -> list[str]:
         found[url] = [seen, own if seen and seen == old else fingerprint(url)]
     if found != known and folder.is_dir():
         with suppress(OSError):  # a folder that cannot be written to costs time alone
-            write_json(memory, found)
+            save_text(memory, json.dumps(found, indent=1) + "\n")
     return [found[url][1] for url in urls]
 
 
@@ -278,18 +375,6 @@ def _decode_part(part: _Part) -> _Read:
     return read
 
 
-def fit(image: Image.Image, size: int) -> np.ndarray:
-    """RGB image -> uint8 [size, size, 3]: shorter side to `size`, centre crop; as is if it fits."""
-    if image.size != (size, size):
-        scale = size / min(image.size)
-        width = max(size, round(image.width * scale))
-        height = max(size, round(image.height * scale))
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = (width - size) // 2, (height - size) // 2
-        image = image.crop((left, top, left + size, top + size))
-    return np.asarray(image)
-
-
 def _fill(
     staged: Path,
     shards: list[str],
@@ -317,68 +402,45 @@ def _fill(
     if not total:
         raise DataError(f"no image-caption pair could be read: {report.line()}")
 
-    filled = [tokens[number] for number in range(len(parts)) if len(tokens[number])]
-    write_store(
-        staged, size,
-        blocks=_blocks(parts_folder, len(parts)),
-        keys=[key for result in ordered for key in result.keys],
-        captions=[row for result in ordered for row in result.captions],
-        columns={c: [v for result in ordered for v in result.columns[c]] for c in COLUMNS},
-        levels=[row for result in ordered for row in result.levels],
-        tokens=np.concatenate(filled),
-        about={"identity": identity, "shards": shards, "skipped": dict(report.skipped),
-               "examples": report.examples},
-    )  # fmt: skip
-
-
-def _blocks(folder: Path, count: int) -> Iterator[np.ndarray]:
-    for number in range(count):
-        path = folder / f"{number}.npy"
-        yield np.load(path, mmap_mode="r", allow_pickle=False)
-        path.unlink()
-
-
-def write_store(
-    staged: Path,
-    size: int,
-    *,
-    blocks: Iterable[np.ndarray],
-    keys: list[str],
-    captions: Sequence[tuple[str, ...]],
-    columns: dict[str, list[str]],
-    levels: Sequence[tuple[str, ...]],
-    tokens: np.ndarray,
-    about: dict[str, Any],
-) -> None:
-    """Write a store's files into the folder `staged`, store.json last.
-
-    blocks: uint8 [n, size, size, 3] each, all rows in order; tokens: integers [M, L], a row a
-    caption. about: identity, and what else store.json should say.
-    """
     images = np.lib.format.open_memmap(
-        staged / "images.npy", "w+", np.uint8, (len(keys), size, size, 3)
+        staged / "images.npy", "w+", np.uint8, (total, size, size, 3)
     )
     at = 0
-    for block in blocks:
+    for number in range(len(parts)):
+        path = parts_folder / f"{number}.npy"
+        block = np.load(path, mmap_mode="r", allow_pickle=False)
         images[at : at + len(block)] = block
         at += len(block)
+        path.unlink()  # a set and its parts together might not fit on the disk
     images.flush()
     del images
-    _save(staged, "tokens", tokens.astype(np.int32, copy=False))
+    captions = [row for result in ordered for row in result.captions]
+    rows = np.concatenate([tokens[number] for number in range(len(parts)) if len(tokens[number])])
     counts = [len(row) for row in captions]
+    _save(staged, "tokens", rows)
     _save(staged, "caption_start", np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
     names: dict[str, list[str]] = {}
     for column in COLUMNS:
-        names[column], codes = _codes(columns[column])
+        values = [value for result in ordered for value in result.columns[column]]
+        names[column], codes = _codes(values)
         _save(staged, column, codes)
-    names["levels"], mask = _mask(list(levels))
+    names["levels"], mask = _mask([row for result in ordered for row in result.levels])
     _save(staged, "levels", mask)
-    _dump(staged, "keys", _unique(keys))
+    _dump(staged, "keys", unique([key for result in ordered for key in result.keys]))
     _dump(staged, "captions", [c for row in captions for c in row])
-    _dump(staged, "store", {
-        "format": FORMAT, "images": len(keys), "captions": sum(counts), "size": size,
-        "context_length": int(tokens.shape[1]), "names": names, **about,
-    })  # fmt: skip
+    meta = {
+        "format": FORMAT,
+        "images": total,
+        "captions": sum(counts),
+        "size": size,
+        "context_length": int(rows.shape[1]),
+        "names": names,
+        "identity": identity,
+        "shards": shards,
+        "skipped": dict(report.skipped),
+        "examples": report.examples,
+    }
+    _dump(staged, "store", meta)  # last: without it there is no set
 
 
 def _tokenize(captions: list[str], tokenizer: Tokenizer) -> np.ndarray:
@@ -402,7 +464,7 @@ def _mask(rows: list[tuple[str, ...]]) -> tuple[list[str], np.ndarray]:
     return names, np.array([sum(bit.get(n, 0) for n in set(row)) for row in rows], np.uint32)
 
 
-def _unique(keys: list[str]) -> list[str]:
+def unique(keys: list[str]) -> list[str]:
     """Keys with repeats told apart as `key#2`, `key#3`."""
     seen: dict[str, int] = {}
     out = []

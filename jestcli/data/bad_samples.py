@@ -21,7 +21,18 @@ FULL = -1  # the attempt of a sample that was scored, but broke when decoded at 
 logger = logging.getLogger(__name__)
 
 
-class Fault(NamedTuple):
+class BadSample(Exception):
+    """A sample cannot be used; the message is the reason it is counted under.
+
+    whole: the shard cannot be had, not only this sample.
+    """
+
+    def __init__(self, reason: str, whole: bool = False):
+        super().__init__(reason)
+        self.whole = whole
+
+
+class BadSampleRecord(NamedTuple):
     """One sample that could not be used, at one place of the order."""
 
     stream: str
@@ -33,12 +44,12 @@ class Fault(NamedTuple):
     whole: bool = False  # the shard cannot be had, not only this sample
 
 
-class FaultLog:
+class BadSampleLog:
     """Faults in a JSON-lines file a rank; all ranks' files are read, each writes its own."""
 
     def __init__(self, folder: Path | None = None, rank: int = 0, limit: float = 0.05):
         self.limit = limit
-        self.known: dict[tuple[str, int, int], Fault] = {}
+        self.known: dict[tuple[str, int, int], BadSampleRecord] = {}
         self.met: Counter[tuple[str, str]] = Counter()
         self.lost: set[str] = set()  # shards that could not be had
         self.path = (
@@ -48,7 +59,7 @@ class FaultLog:
             for fault in _read(path):
                 self.known[fault[:3]] = fault
 
-    def add(self, faults: Iterable[Fault]) -> None:
+    def add(self, faults: Iterable[BadSampleRecord]) -> None:
         """Count these and write down the new ones."""
         new = []
         for fault in faults:
@@ -88,11 +99,11 @@ class FaultLog:
             )
 
 
-def _read(path: Path) -> Iterable[Fault]:
+def _read(path: Path) -> Iterable[BadSampleRecord]:
     """The faults of a file; a line that a killed process left unfinished is cut off."""
     content = path.read_bytes()
     whole = content.rpartition(b"\n")[0]
     if len(whole) + 1 < len(content):
         path.write_bytes(whole + b"\n" if whole else b"")
     for line in whole.splitlines():
-        yield Fault(**json.loads(line))
+        yield BadSampleRecord(**json.loads(line))

@@ -1,6 +1,7 @@
-"""What a shard holds and where: read once from the tar's headers, then any sample is one read away.
+"""The one reader of tar files: an index from the headers, then any sample is one read away.
 
-Only offsets are taken. No member is opened here, and a member's name is a key, never a path.
+Only images, texts, JSON and class numbers are read, nothing is unpickled, and a member's name is a
+key, never a path.
 """
 
 from __future__ import annotations
@@ -9,18 +10,23 @@ import hashlib
 import json
 import os
 import tarfile
-from collections import Counter
+import threading
+from collections import Counter, OrderedDict
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from jestcli.data.shards import IMAGES, TEXTS
+from jestcli.data.bad_samples import BadSample
 from jestcli.data.sources import Loading, ShardError, is_remote, opened
 from jestcli.utils.errors import explain_os_error
 from jestcli.utils.io import save_text
 
 FORMAT = 1
+IMAGES = ("png", "jpg", "jpeg", "webp")
+TEXTS = ("txt", "json", "cls")
+LARGEST_FILE = 100_000_000  # bytes of one image file
+LARGEST_TEXT = 1_000_000  # bytes of .txt, .json or .cls
 
 
 @dataclass(frozen=True)
@@ -161,3 +167,79 @@ def split_name(name: str) -> tuple[str, str]:
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
     return folder + slash + stem, extension.lower()
+
+
+def read_members(
+    file: int, index: ShardIndex, number: int, url: str, images: bool = True
+) -> dict[str, Any]:
+    """Sample `number` of a shard that is open as descriptor `file`: extension -> bytes, with
+    webdataset's `__key__` and `__url__`; without `images` the words alone. Raises BadSample."""
+    found: dict[str, Any] = {"__key__": index.keys[number], "__url__": url}
+    for extension, (offset, size) in index.members[number].items():
+        image = extension in IMAGES
+        if image and not images:
+            continue
+        if size > (LARGEST_FILE if image else LARGEST_TEXT):
+            raise BadSample("image file too large" if image else "text too large")
+        try:
+            # pread: processes and threads that share a descriptor do not share a position
+            found[extension] = os.pread(file, size, offset)
+        except OSError as error:
+            raise BadSample(f"cannot be read ({error.strerror})") from None
+        if len(found[extension]) != size:
+            raise BadSample("shard breaks off")
+    return found
+
+
+class TarFiles:
+    """Samples by (shard, number), from open files and indexes that are kept for a while."""
+
+    def __init__(self, loading: Loading, keep: int = 32):
+        self.loading, self.keep = loading, keep
+        self.open: OrderedDict[str, tuple[ShardIndex, int]] = OrderedDict()
+        self.lock = threading.Lock()  # another thread's read must not close this one's descriptor
+
+    def index(self, url: str) -> ShardIndex:
+        """What the shard holds. Raises ShardError."""
+        with self.lock:
+            return self._opened(url)[0]
+
+    def sample(self, url: str, number: int, images: bool = True) -> dict[str, Any]:
+        """See `read_members`. Raises BadSample, `whole` where the shard cannot be had."""
+        with self.lock:
+            try:
+                index, file = self._opened(url)
+            except ShardError as error:
+                raise BadSample(str(error), whole=True) from None
+            if number >= len(index):
+                raise BadSample(
+                    f"the shard holds only {len(index):,} samples, fewer than were counted"
+                )
+            return read_members(file, index, number, url, images)
+
+    def key(self, url: str, number: int) -> str:
+        """The sample's name in logs, without the shard."""
+        try:
+            return self.index(url).keys[number]
+        except (ShardError, IndexError):
+            return f"sample {number}"
+
+    def _opened(self, url: str) -> tuple[ShardIndex, int]:
+        if url in self.open:
+            self.open.move_to_end(url)
+            return self.open[url]
+        index = read_index(url, self.loading)
+        with opened(url, self.loading) as held:
+            file = os.dup(held.fileno())
+        if os.fstat(file).st_size != index.size:
+            os.close(file)
+            raise ShardError("the shard has changed")
+        self.open[url] = index, file
+        if len(self.open) > self.keep:
+            os.close(self.open.popitem(last=False)[1][1])
+        return self.open[url]
+
+    def close(self) -> None:
+        for _, file in self.open.values():
+            os.close(file)
+        self.open.clear()

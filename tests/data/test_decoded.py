@@ -1,4 +1,4 @@
-"""The reader on good, broken and hostile shards; the store against direct decoding."""
+"""The reader on good, broken and hostile shards; the decoded set against direct decoding."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jestcli.data import store
-from jestcli.data.shards import Report, read_shards
-from jestcli.data.store import build_store, fingerprint, fingerprints, fit, open_store
+from jestcli.data import decoded
+from jestcli.data.decoded import build_decoded, fingerprint, fingerprints, open_decoded
+from jestcli.data.shards import Report, fit, read_shards
 from jestcli.data.tokens import small_tokenizer
 from jestcli.utils.errors import DataError
 
@@ -106,7 +106,7 @@ def test_a_hostile_shard_executes_and_writes_nothing(tmp_path: Path) -> None:
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
     before = sorted(tmp_path.rglob("*"))
-    store = build_store(url, tmp_path / "store", 32, small_tokenizer(), workers=1)
+    store = build_decoded(url, tmp_path / "store", 32, small_tokenizer(), workers=1)
     after = [path for path in sorted(tmp_path.rglob("*")) if "store" not in path.parts[-3:]]
     assert not mark.exists() and [p for p in after if "store" not in str(p)] == before
     assert store.keys == ["1", "../escape"], "an odd name is a key, never a path"
@@ -143,7 +143,7 @@ def test_a_cut_off_shard_keeps_what_came_before(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 + 700])
     report = Report()
     found = list(read_shards(str(path), report))
-    assert 5 < len(found) < 15 and report.skipped["unreadable shard"] == 1
+    assert 5 < len(found) < 15 and report.skipped["shard breaks off"] == 1
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -160,7 +160,7 @@ def test_store_equals_direct_decoding(tmp_path: Path, workers: int) -> None:
         members |= {f"{number}9.png": b"broken", f"{number}9.txt": "x"}
         urls.append(shard(tmp_path / f"{number}.tar", members))
     tokenizer = small_tokenizer()
-    store = build_store(urls, tmp_path / "store", 32, tokenizer, workers=workers)
+    store = build_decoded(urls, tmp_path / "store", 32, tokenizer, workers=workers)
     direct = list(read_shards(urls))
     assert len(store) == len(direct) == 12 and store.keys == [pair.key for pair in direct]
     assert store.images.dtype == np.uint8 and store.tokens.dtype == np.int32
@@ -170,10 +170,10 @@ def test_store_equals_direct_decoding(tmp_path: Path, workers: int) -> None:
         np.testing.assert_array_equal(
             store.tokens[first:last], tokenizer(list(pair.captions)).numpy()
         )
-        assert store.captions_of(row) == list(pair.captions)
-        assert store.names["source"][store.codes["source"][row]] == pair.meta["source"]
+        assert store.all_captions(row) == list(pair.captions)
+        assert store.level_names["source"][store.codes["source"][row]] == pair.meta["source"]
         assert store.codes["category"][row] == -1
-    assert store.about["skipped"] == {"broken image": 3}
+    assert store.meta["skipped"] == {"broken image": 3}
     assert store.choose("strong").tolist() == [0, 1, 4, 5, 8, 9]
     small, large = store.choose("strong", 2), store.choose("strong", 4)
     assert set(small) < set(large) <= set(store.choose("strong"))
@@ -186,16 +186,16 @@ def test_store_equals_direct_decoding(tmp_path: Path, workers: int) -> None:
 def test_store_is_built_once_and_keyed_by_content(tmp_path: Path) -> None:
     url = shard(tmp_path / "a.tar", {"1.png": png(1), "1.txt": "x"})
     folder = tmp_path / "store"
-    first = build_store(url, folder, 32, small_tokenizer(), workers=1)
+    first = build_decoded(url, folder, 32, small_tokenizer(), workers=1)
     stamp = (first.folder / "images.npy").stat().st_mtime_ns
-    again = build_store(url, folder, 32, small_tokenizer(), workers=1)
+    again = build_decoded(url, folder, 32, small_tokenizer(), workers=1)
     assert again.identity == first.identity
     assert (again.folder / "images.npy").stat().st_mtime_ns == stamp
-    assert build_store(url, folder, 16, small_tokenizer(), workers=1).identity != first.identity
+    assert build_decoded(url, folder, 16, small_tokenizer(), workers=1).identity != first.identity
     longer = small_tokenizer(context_length=24)
-    assert build_store(url, folder, 32, longer, workers=1).identity != first.identity
+    assert build_decoded(url, folder, 32, longer, workers=1).identity != first.identity
     shard(tmp_path / "a.tar", {"1.png": png(2), "1.txt": "x"})
-    assert build_store(url, folder, 32, small_tokenizer(), workers=1).identity != first.identity
+    assert build_decoded(url, folder, 32, small_tokenizer(), workers=1).identity != first.identity
     assert not list(folder.glob(".store-*"))
 
 
@@ -204,7 +204,7 @@ def test_unchanged_shards_are_not_read_again_and_changed_ones_are(
 ) -> None:
     urls = [shard(tmp_path / f"{n}.tar", {"1.png": png(1), "1.txt": n}) for n in "ab"]
     expected, read = [fingerprint(url) for url in urls], []
-    monkeypatch.setattr(store, "fingerprint", lambda url: read.append(url) or fingerprint(url))
+    monkeypatch.setattr(decoded, "fingerprint", lambda url: read.append(url) or fingerprint(url))
     assert fingerprints(urls, tmp_path) == expected and fingerprints(urls, tmp_path) == expected
     assert read == urls
     shard(tmp_path / "a.tar", {"1.png": png(2), "1.txt": "a"})
@@ -216,20 +216,20 @@ def test_unchanged_shards_are_not_read_again_and_changed_ones_are(
 
 
 def test_store_refuses_what_it_cannot_open(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no decoded store"):
-        open_store(tmp_path)
+    with pytest.raises(DataError, match="no decoded data set"):
+        open_decoded(tmp_path)
     url = shard(tmp_path / "a.tar", {"1.png": b"broken", "1.txt": "x"})
     with pytest.raises(DataError, match="no image-caption pair"):
-        build_store(url, tmp_path / "store", 32, small_tokenizer(), workers=1)
+        build_decoded(url, tmp_path / "store", 32, small_tokenizer(), workers=1)
     assert not [p for p in (tmp_path / "store").iterdir()]
     with pytest.raises(DataError, match="tokenizer_id"):
-        build_store(url, tmp_path / "store", 32, lambda texts: np.zeros((len(texts), 4)))
+        build_decoded(url, tmp_path / "store", 32, lambda texts: np.zeros((len(texts), 4)))
     good = shard(tmp_path / "b.tar", {"1.png": png(1), "1.txt": "x"})
-    store = build_store(good, tmp_path / "store", 32, small_tokenizer(), workers=1)
+    store = build_decoded(good, tmp_path / "store", 32, small_tokenizer(), workers=1)
     array = np.array([{"a": 1}], dtype=object)
     np.save(store.folder / "levels.npy", array, allow_pickle=True)
     with pytest.raises(DataError, match="damaged"):
-        open_store(store.folder)
+        open_decoded(store.folder)
 
 
 def test_images_keep_their_shape_and_are_cropped() -> None:

@@ -13,15 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from own_shards import jpeg, make_shards, same, sample, served, write_tar
+from own_shards import jpeg, make_shards, same, sample, served, shard_loader, write_tar
 
-from jestcli.data.drawing import Portion, StreamDrawing, View, bottleneck
-from jestcli.data.faults import Fault, FaultLog
-from jestcli.data.loader import Candidates
+from jestcli.data.bad_samples import BadSampleLog, BadSampleRecord
+from jestcli.data.loader import SuperBatch, bottleneck
+from jestcli.data.shard_dataset import open_shards
 from jestcli.data.sources import Loading, local
-from jestcli.data.stream import open_stream
-from jestcli.data.tarindex import scan
-from jestcli.data.tokens import small_tokenizer
+from jestcli.data.tar import scan
 from jestcli.utils.errors import DataError
 
 B = 10
@@ -34,18 +32,17 @@ def loading(tmp_path: Path) -> Loading:
 
 
 def read(
-    source: Any, loading: Loading, steps: Any = range(8), folder: Path | None = None, **view: Any
-) -> tuple[list[Candidates], FaultLog]:
+    source: Any, loading: Loading, steps: Any = range(8), folder: Path | None = None
+) -> tuple[list[SuperBatch], BadSampleLog]:
     """Candidates of some steps and what was met on the way."""
     record = folder / "shards.json" if folder else None
-    stream = open_stream("pool", (str(source),), loading, window=2, record=record)
-    log = FaultLog(folder, limit=loading.max_faults)
-    look = View(**{"size": 32, "tokenizer": small_tokenizer(600, 8), **view})
-    drawing = StreamDrawing([Portion(stream, B)], look, 3, loading, log)
+    dataset = open_shards("pool", (str(source),), loading, window=2, record=record)
+    log = BadSampleLog(folder, limit=loading.max_faults)
+    loader = shard_loader(dataset, B, log=log)
     try:
-        return [drawing(step) for step in steps], log
+        return [loader(step) for step in steps], log
     finally:
-        drawing.close()
+        loader.close()
 
 
 def png_bomb(side: int = 30_000) -> bytes:
@@ -186,28 +183,27 @@ def test_a_fault_that_passes_is_replayed(tmp_path: Path, loading: Loading) -> No
 
 
 def test_every_rank_writes_its_own_log_and_reads_all(tmp_path: Path) -> None:
-    faults = [Fault("pool", i, 0, "a.tar", str(i), "broken image") for i in range(3)]
+    faults = [BadSampleRecord("pool", i, 0, "a.tar", str(i), "broken image") for i in range(3)]
     for rank, fault in enumerate(faults):
-        log = FaultLog(tmp_path, rank)
+        log = BadSampleLog(tmp_path, rank)
         log.add([fault, fault])
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "faults-rank1.jsonl", "faults-rank2.jsonl", "faults.jsonl",
     ]  # fmt: skip
-    assert sorted(FaultLog(tmp_path).known.values()) == faults
+    assert sorted(BadSampleLog(tmp_path).known.values()) == faults
 
 
 def test_what_breaks_between_scoring_and_training_is_enlarged(
     tmp_path: Path, loading: Loading
 ) -> None:
     write_tar(tmp_path / "a.tar", *[sample(n, jpg=jpeg(n, (200, 200))) for n in range(20)])
-    stream = open_stream("pool", (str(tmp_path / "a.tar"),), loading)
-    log = FaultLog(tmp_path, limit=1.0)
-    look = View(size=64, tokenizer=small_tokenizer(600, 8), scoring_size=32)
+    dataset = open_shards("pool", (str(tmp_path / "a.tar"),), loading)
+    log = BadSampleLog(tmp_path, limit=1.0)
 
     def chosen() -> tuple[torch.Tensor, torch.Tensor]:
-        drawing = StreamDrawing([Portion(stream, B)], look, 3, loading, log)
-        candidates = drawing(0)
-        drawing.data.readers[0].close()
+        loader = shard_loader(dataset, B, size=64, scoring_size=32, log=log)
+        candidates = loader(0)
+        dataset.close()
         index = torch.tensor([4, 1])
         if broken:
             (tmp_path / "a.tar").rename(tmp_path / "away")
@@ -216,7 +212,7 @@ def test_what_breaks_between_scoring_and_training_is_enlarged(
         finally:
             if broken:
                 (tmp_path / "away").rename(tmp_path / "a.tar")
-            drawing.close()
+            loader.close()
 
     broken = False
     exact, _ = chosen()

@@ -1,0 +1,307 @@
+"""A user's own shards as one data set: where they are, how many samples each holds, any of them."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from jestcli.data.bad_samples import BadSample, BadSampleLog, BadSampleRecord
+from jestcli.data.dataset import Samples, TableKeys, Tokenizer, Transform
+from jestcli.data.decoded import unique
+from jestcli.data.embeddings import ShardTable, TableFile
+from jestcli.data.order import Pick, WindowShuffle
+from jestcli.data.shards import Pair, decode, fit, words_of
+from jestcli.data.sizes import stated_counts
+from jestcli.data.sources import Loading, ShardError, is_remote, list_shards, local
+from jestcli.data.tar import ShardIndex, TarFiles, read_index
+from jestcli.utils.errors import DataError
+from jestcli.utils.hashing import hashes_of
+from jestcli.utils.io import save_text
+from jestcli.utils.parallel import Progress, silent, usable_cores
+
+RECORD = "shards.json"
+FEW = 2_000  # captions of local shards that are read to look at a whole training
+
+
+class ShardDataset:
+    """Image-text shards, read in place (`dataset.Dataset`).
+
+    sources: the shards of each source. counts: samples of every shard, in the same order.
+    weights: how often each source is read; without, all shards are one source. entries: what the
+    user called each source. window: shards that are shuffled together.
+    """
+
+    in_memory = False
+    mismatched = False
+    nbytes = float("inf")
+
+    def __init__(
+        self, sources: Sequence[Sequence[str]], counts: Sequence[Sequence[int]], loading: Loading,
+        weights: tuple[float, ...] = (), window: int = 8, entries: tuple[str, ...] = (),
+    ):  # fmt: skip
+        self.sources = tuple(map(tuple, sources))
+        self.counts = tuple(map(tuple, counts))
+        self.weights, self.window, self.loading, self.entries = weights, window, loading, entries
+        self.shards = [shard for source in self.sources for shard in source]
+        flat = [count for source in self.counts for count in source]
+        self.starts = np.concatenate([[0], np.cumsum(flat)]).astype(np.int64)
+        self.files = TarFiles(loading)
+        self.notes: dict[str, str] = {}  # shards that hold more than was counted, in words
+        self.n_files = len(self.shards)
+        # Of one entry there is nothing to tell apart, and nothing else is known of a user's pairs.
+        self.groups: tuple[str, ...] = ("source",) if len(entries) > 1 else ()
+        # One caption of each of many remote shards would fetch them all.
+        self.most_captions: int | None = 0 if any(map(is_remote, self.shards)) else FEW
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    @cached_property
+    def identity(self) -> str:
+        return hashlib.sha256(json.dumps([self.shards, self.counts]).encode()).hexdigest()[:16]
+
+    @cached_property
+    def hashes(self) -> np.ndarray:
+        """By the keys in every shard's index: a remote shard is fetched for it."""
+        keys: list[str] = []
+        for shard, count in enumerate(np.diff(self.starts).tolist()):
+            url = self.shards[shard]
+            found: list[str] = []
+            with suppress(ShardError):  # it is skipped and named where it is read
+                found = read_index(url, self.loading).keys[:count]
+            keys += found + [f"{url} {i}" for i in range(len(found), count)]
+        return hashes_of(unique(keys))
+
+    def locate(self, row: int) -> tuple[int, int]:
+        """Shard and sample of a row."""
+        shard = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return shard, int(row - self.starts[shard])
+
+    def raw(self, row: int, images: bool = True) -> dict[str, Any]:
+        """Extension -> bytes; without `images` the words alone. Raises BadSample."""
+        shard, sample = self.locate(row)
+        url, count = self.shards[shard], int(self.starts[shard + 1] - self.starts[shard])
+        found = self.files.sample(url, sample, images)
+        held = len(self.files.index(url))
+        if held > count:
+            self.notes[url] = (
+                f"{url} holds {held:,} samples, more than the {count:,} that were counted "
+                "or stated: the rest is not used"
+            )
+        return found
+
+    def pair(self, row: int, least: int | None = None) -> Pair:
+        """The decoded pair; least: pixels that are enough. Raises BadSample."""
+        pair = decode(self.raw(row), least)
+        if not pair.captions:
+            raise BadSample("no caption")
+        return pair
+
+    def read(self, rows: np.ndarray, transform: Transform, pick: Pick | None) -> Samples:
+        size = transform.scoring_size or transform.size
+        # A second view needs every pixel.
+        least = None if transform.ahead else transform.scoring_size
+        places, images, texts, seconds, bad = [], [], [], [], {}
+        for place, row in enumerate(rows.tolist()):
+            try:
+                pair = self.pair(row, least)
+            except BadSample as reason:
+                bad[place] = reason
+                continue
+            places.append(place)
+            images.append(fit(pair.image, size))
+            texts.append(pair.captions[pick(place, len(pair.captions)) if pick else 0])
+            if transform.ahead:
+                seconds.append(transform.second.image(pair.image))
+        read = rows[places]
+        return Samples(
+            place=np.array(places, np.int64),
+            row=read,
+            caption_row=read,
+            images=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+            if images
+            else torch.empty(0),
+            tokens=torch.as_tensor(transform.tokenizer(texts)).long() if texts else torch.empty(0),
+            texts=texts,
+            second=torch.stack(seconds) if seconds else None,
+            bad=bad,
+        )
+
+    def image(self, row: int, least: int | None = None) -> Image.Image:
+        return decode(self.raw(row), least).image
+
+    def words(self, row: int) -> tuple[str, tuple[str, ...]]:
+        """Key and captions, the image unread; none where they cannot be read."""
+        try:
+            key, captions, meta = words_of(self.raw(row, images=False))
+        except BadSample:
+            shard, sample = self.locate(row)
+            return self.files.key(self.shards[shard], sample), ()
+        uid = meta.get("uid")  # DataComp's name of a pair
+        return uid if isinstance(uid, str) and uid else key, captions
+
+    def captions_of(self, rows: np.ndarray) -> list[str]:
+        return [next(iter(self.words(row)[1]), "") for row in rows.tolist()]
+
+    def tokens_of(self, rows: np.ndarray, tokenizer: Tokenizer) -> Tensor:
+        texts = self.captions_of(rows)
+        tokens = torch.as_tensor(tokenizer(texts)).long()
+        tokens[torch.tensor([not text for text in texts], dtype=torch.bool)] = -1
+        return tokens
+
+    def caption_counts(self, rows: np.ndarray) -> np.ndarray:
+        return np.array([len(self.words(row)[1]) for row in rows.tolist()], np.int64)
+
+    def keys_of(self, rows: np.ndarray) -> list[str]:
+        return [self.words(row)[0] for row in rows.tolist()]
+
+    def name(self, row: int) -> str:
+        shard, sample = self.locate(row)
+        return f"{self.shards[shard]}:{self.files.key(self.shards[shard], sample)}"
+
+    def places(self, rows: np.ndarray) -> list[str]:
+        shards = np.searchsorted(self.starts, rows, side="right") - 1
+        return [self.shards[shard] for shard in shards.tolist()]
+
+    def labels(self, group: str, rows: np.ndarray) -> list[str]:
+        return [self._entry[shard] for shard in self.places(rows)]
+
+    @cached_property
+    def _entry(self) -> dict[str, str]:
+        return {shard: entry for entry in self.entries for shard in list_shards(entry)}
+
+    def caption_rows(self, rows: np.ndarray) -> np.ndarray:
+        return rows
+
+    def wrong(self, rows: np.ndarray) -> np.ndarray:
+        return np.zeros(len(rows), bool)
+
+    def order(
+        self,
+        seed: int,
+        name: str,
+        rows: np.ndarray | None = None,
+        number: int = 0,
+        weighted: bool = True,
+    ) -> WindowShuffle:
+        first = tuple(source[0] for source in self.sources)
+        counts, weights = self.counts, self.weights
+        if not weighted:
+            counts, weights = (tuple(np.diff(self.starts).tolist()),), ()
+        return WindowShuffle(seed, name, counts, weights, self.window, rows, first)
+
+    def prefetch(self, shards: Sequence[int]) -> dict[str, Callable[[], Any]]:
+        urls = {self.shards[i] for i in shards if is_remote(self.shards[i])}
+        return {url: partial(local, url, self.loading) for url in urls}
+
+    def table_files(self, reference: TableKeys, root: Path) -> list[TableFile]:
+        counts = np.diff(self.starts).tolist()
+        return [
+            ShardTable(url, n, reference.key, self.loading)
+            for url, n in zip(self.shards, counts, strict=True)
+        ]
+
+    def on_device(self, device: torch.device) -> ShardDataset:
+        return self
+
+    def close(self) -> None:
+        self.files.close()
+
+
+def open_shards(
+    name: str,
+    entries: tuple[str, ...],
+    loading: Loading,
+    weights: tuple[float, ...] = (),
+    window: int = 8,
+    record: Path | None = None,
+    progress: Progress = silent,
+) -> ShardDataset:
+    """Find the shards of `entries` and count their samples.
+
+    record: a file that keeps the counts of a run, so that a resumed one has the same order
+    whatever its servers answer now. A shard that cannot be read counts as empty and is reported;
+    DataError when there are more of them than `loading.max_faults`, or none that can be read.
+    """
+    listed = [list_shards(entry) for entry in entries]
+    sources = listed if weights else [[shard for source in listed for shard in source]]
+    shards = [shard for source in sources for shard in source]
+    counts = iter(_recorded_counts(name, shards, loading, record, progress))
+    grouped = [[next(counts) for _ in source] for source in sources]
+    for source, own in zip(sources, grouped, strict=True):
+        if not sum(own):
+            raise DataError(f"no image-text pair in {source[0]} and the shards with it")
+    return ShardDataset(sources, grouped, loading, weights, window, entries)
+
+
+def _recorded_counts(
+    name: str, shards: list[str], loading: Loading, record: Path | None, progress: Progress
+) -> list[int]:
+    if record is None:
+        return _count(name, shards, loading, progress)
+    with _locked(record):
+        known = json.loads(record.read_text()) if record.exists() else {}
+        own = known.get(name, {})
+        if set(own) != set(shards):
+            own = dict(zip(shards, _count(name, shards, loading, progress), strict=True))
+            save_text(record, json.dumps(known | {name: own}, indent=1))
+    return [own[shard] for shard in shards]
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """All ranks of a run take the counts of the one that was first."""
+    with path.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _count(name: str, shards: list[str], loading: Loading, progress: Progress) -> list[int]:
+    """Samples of each shard, as stated beside a remote one or from its index; 0 for one that
+    cannot be read.
+
+    What is stated comes before an index that an earlier visit left: the order of a new run does
+    not depend on who was here before.
+    """
+    counts = dict.fromkeys(shards, 0)
+    broken: dict[str, str] = {}
+    log = BadSampleLog(limit=1.0)
+    stated = stated_counts(shards, loading)
+
+    def count(shard: str) -> tuple[str, int | ShardIndex | str]:
+        try:
+            return shard, stated(shard) or read_index(shard, loading)
+        except ShardError as error:
+            return shard, str(error)
+
+    with ThreadPoolExecutor(min(8, usable_cores() + 2)) as pool:
+        for done, (shard, found) in enumerate(pool.map(count, counts), 1):
+            if isinstance(found, int):
+                counts[shard] = found
+            elif isinstance(found, str):
+                broken[shard] = found
+                log.add([BadSampleRecord(name, -1, 0, shard, "the whole shard", found, whole=True)])
+            else:
+                counts[shard] = len(found)
+                log.add(BadSampleRecord(name, -1, 0, shard, f"{n} samples", reason)
+                        for reason, n in found.faults.items())  # fmt: skip
+            progress(f"indexing the {name}", done, len(counts))
+    if len(broken) == len(counts) or len(broken) > loading.max_faults * len(counts):
+        shard, reason = next(iter(broken.items()))
+        raise DataError(
+            f"{len(broken):,} of {len(counts):,} shards cannot be read, more than the "
+            f"{100 * loading.max_faults:g} % that --max-faults allows; the first: {shard}: {reason}"
+        )
+    return [counts[shard] for shard in shards]

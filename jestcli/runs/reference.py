@@ -1,0 +1,196 @@
+"""What scores a run's candidates: its reference, live or from tables, and the tables' making."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from jestcli.config import Run
+from jestcli.data.dataset import Dataset
+from jestcli.models.flexi import View
+from jestcli.models.flops import ForwardFlops
+from jestcli.models.towers import low_view
+from jestcli.runs.data import bars
+from jestcli.runs.trained import THREADS, learner_flops, load_run
+from jestcli.runs.workspace import Report, Workspace, only_writer, read_done
+from jestcli.training.devices import set_threads
+from jestcli.training.distributed import ALONE, World
+from jestcli.training.reference import (
+    MICRO_BATCH,
+    EmbeddingTable,
+    LiveReference,
+    Reference,
+    RunReference,
+    fill,
+    open_clip_reference,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from jestcli.runs.inputs import RunData
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class OpenedReference:
+    """call: a super-batch -> embeddings, by `live` or from `table`; None where nothing is scored.
+    flops: of one pair; training_flops: what training the reference took."""
+
+    call: Reference | None = None
+    live: LiveReference | None = None
+    table: EmbeddingTable | None = None
+    flops: ForwardFlops | None = None
+    training_flops: float = 0.0
+
+
+def scores_by_reference(run: Run) -> bool:
+    """Whether the run scores pairs with a reference."""
+    scored = run.selection.reads_reference or run.source.kind == "filtered"
+    return scored and (run.reference is not None or run.reference_model is not None)
+
+
+def reads_pool_cache(run: Run) -> bool:
+    """Whether it does so with the reference's embeddings of the pool, computed before."""
+    kept = run.engine.reference_cache or run.source.kind == "filtered"  # which scores all of it
+    return scores_by_reference(run) and kept
+
+
+def reference_view(run: Run) -> View | None:
+    """How the reference of `run` sees the candidates; None: at its own full resolution."""
+    if run.reference is None or run.selection.reference_resolution == "full":
+        return None
+    return low_view(run.reference.model, run.reference.data, run.selection)
+
+
+def run_reference(
+    reference: Run,
+    workspace: Workspace,
+    tokenizer: object,
+    view: View | None = None,
+    device: torch.device = CPU,
+    micro_batch: int = MICRO_BATCH,
+) -> RunReference:
+    """The trained model of `reference`. view: how it sees candidates. Raises StageError."""
+    model = load_run(reference, workspace)
+    if view is not None:
+        model.set_low(view)
+    size = reference.data.image_size
+    return RunReference(model.to(device).eval(), tokenizer, size, view, micro_batch)
+
+
+def open_reference(
+    run: Run,
+    workspace: Workspace,
+    data: RunData,
+    world: World = ALONE,
+    label: str = "",
+    report: Report = lambda *_: None,
+) -> OpenedReference:
+    """The run's reference over its pool. Each rank embeds its own candidates, on its own device.
+
+    What `jest cache-reference` has made is read, the rest computed when needed; a small pool is
+    embedded now. Raises ConfigError for a model that cannot be used, DataError for a table that
+    does not fit.
+    """
+    live: LiveReference
+    if run.reference_model is not None:
+        other = open_clip_reference(run.reference_model, world.device, run.engine.scoring_batch)
+        live, flops, spent = other, other.flops(), 0.0
+    elif run.reference is not None:
+        view = reference_view(run)
+        mine = run_reference(
+            run.reference, workspace, data.tokenizer, view, world.device, run.engine.scoring_batch
+        )
+        flops = learner_flops(run.reference, mine.model)
+        spent = read_done(workspace.folder(run.reference))["flops"]["charged"]
+        if not scores_by_reference(run):
+            return OpenedReference(flops=flops, training_flops=spent)
+        live = mine
+    else:
+        return OpenedReference()
+    if data.embeds_first and not reads_pool_cache(run):
+        return OpenedReference(live, live, None, flops, spent)
+    pool = data.pool_of(run)
+    if data.embeds_first:
+        with world.first():
+            embed_all(
+                live, pool, data,
+                lambda done, total: report(done, total, f"{label} · reference embeddings"),
+            )  # fmt: skip
+    table = EmbeddingTable(pool.table_files(live, data.tables), live)
+    if pool.in_memory and world.device.type == "cuda":
+        table = table.on_device(world.device)
+    return OpenedReference(table, live, table, flops, spent)
+
+
+def embed_all(
+    live: LiveReference, dataset: Dataset, data: RunData, progress: Callable[[int, int], None]
+) -> int:
+    """Make what is missing of the tables of `dataset`; returns how many files that was. Raises
+    StageError where another process makes one."""
+    files = dataset.table_files(live, data.tables)
+    with ExitStack() as stack:
+        for folder in sorted({file.folder for file in files if not file.current()}):
+            stack.enter_context(only_writer(folder))
+        return fill(live, dataset, files, progress)
+
+
+def cache(
+    run: Run,
+    workspace: Workspace,
+    label: str,
+    report: Report,
+    view: View | None = None,
+    split: str = "pool",
+    device: torch.device = CPU,
+) -> None:
+    """Compute the embeddings of the pool, or of the "curated" set, by the finished reference `run`,
+    on this device, unless they are there."""
+    data = workspace.inputs(run)
+    micro_batch = run.engine.scoring_batch
+    if device.type == "cpu":
+        set_threads(THREADS)
+        micro_batch = MICRO_BATCH
+    live = run_reference(run, workspace, data.tokenizer, view, device, micro_batch)
+    embed_all(
+        live, data.pool if split == "pool" else data.curated, data,
+        lambda done, total: report(done, total, label),
+    )  # fmt: skip
+
+
+def cached(run: Run, workspace: Workspace, view: View | None = None, split: str = "pool") -> bool:
+    """Whether what `cache` computes is complete."""
+    data = workspace.inputs(run)
+    live = run_reference(run, workspace, data.tokenizer, view)
+    dataset = data.pool if split == "pool" else data.curated
+    return all(file.current() for file in dataset.table_files(live, data.tables))
+
+
+def cache_reference(
+    run: Run, workspace: Workspace, console: Console, device: torch.device = CPU
+) -> list[str]:
+    """Embed the pool with the run's reference, on this device, with a bar; returns what to tell the
+    user."""
+    data, micro_batch = workspace.inputs(run), run.engine.scoring_batch
+    if device.type == "cpu":
+        set_threads(THREADS)
+    live: LiveReference
+    if run.reference is not None:
+        view = reference_view(run)
+        live = run_reference(run.reference, workspace, data.tokenizer, view, device, micro_batch)
+    else:
+        live = open_clip_reference(run.reference_model or "", device, micro_batch)
+    pool = data.pool_of(run)
+    with bars(console) as report:
+        made = embed_all(
+            live, pool, data, lambda done, total: report("embedding the pool", done, total)
+        )
+    files = pool.table_files(live, data.tables)
+    what = f"{made:,} of {len(files):,} tables made now, {len(pool):,} pairs in all"
+    return [f"reference embeddings {live.key}: {what}"]

@@ -1,0 +1,371 @@
+"""What scores candidates beside the learner: a model that embeds them live, or from tables.
+
+`Reference` is a call: a super-batch -> its embeddings. A `LiveReference` computes them, a run's own
+model (`RunReference`) or any open_clip model (`OpenClipReference`). An `EmbeddingTable` looks them
+up, and asks the live one for what it has not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from jestcli.config import ConfigError, did_you_mean
+from jestcli.data.dataset import Dataset, Samples, Transform
+from jestcli.data.embeddings import Block, Blocks, TableFile
+from jestcli.data.loader import SuperBatch
+from jestcli.models.flexi import View
+from jestcli.models.flops import ForwardFlops
+from jestcli.models.towers import Clip
+from jestcli.selection import PairEmbeddings
+from jestcli.training.step import embed
+
+PRECISION = "float32"
+VERSION = 1  # of how images and captions are prepared
+BLOCK = 1024  # pairs that are embedded between two looks at the progress
+MICRO_BATCH = 64
+Reference = Callable[[SuperBatch], PairEmbeddings]
+Progress = Callable[[int, int], None]
+
+
+class LiveReference(Protocol):
+    """A model that embeds candidates when they are asked for."""
+
+    @property
+    def model(self) -> Any: ...
+
+    @property
+    def key(self) -> str:
+        """16 hex digits of the weights and of everything else that an embedding depends on."""
+
+    @property
+    def scale(self) -> tuple[Tensor, Tensor]:
+        """The temperature scale and the bias."""
+
+    @property
+    def transform(self) -> Transform:
+        """How it wants to see pairs that it embeds ahead."""
+
+    @property
+    def second(self) -> Any:
+        """Itself where it needs a view of its own of every image; None otherwise."""
+
+    def key_over(self, identity: str) -> str:
+        """The same with a decoded data set, whose pixels and tokens are given."""
+
+    def embed(self, samples: Samples) -> PairEmbeddings:
+        """Pairs as `transform` reads them."""
+
+    def __call__(self, batch: SuperBatch, index: Tensor | None = None) -> PairEmbeddings:
+        """Candidates `index`, int64 [n]; None: all."""
+
+
+@dataclass(frozen=True)
+class RunReference:
+    """A run's model: it sees the learner's pixels and tokens, and computes where its weights are.
+
+    view: how its image tower sees them; None is full resolution. micro_batch: pairs at a time.
+    """
+
+    model: Clip
+    tokenizer: Any
+    image_size: int
+    view: View | None = None
+    micro_batch: int = MICRO_BATCH
+    second: None = None
+
+    @cached_property
+    def key(self) -> str:
+        name = getattr(self.tokenizer, "identity", type(self.tokenizer).__name__)
+        return _key(self.model, repr([VERSION, PRECISION, name, self.image_size, self.view]))
+
+    def key_over(self, identity: str) -> str:
+        return _key(self.model, identity + ("" if self.view is None else repr(self.view)))
+
+    @property
+    def scale(self) -> tuple[Tensor, Tensor]:
+        return self.model.scale.detach(), self.model.bias.detach()
+
+    @property
+    def transform(self) -> Transform:
+        return Transform(self.image_size, self.tokenizer)
+
+    def embed(self, samples: Samples) -> PairEmbeddings:
+        return embed(self.model, samples.images, samples.tokens, self.view, self.micro_batch)
+
+    def __call__(self, batch: SuperBatch, index: Tensor | None = None) -> PairEmbeddings:
+        index = torch.arange(len(batch)) if index is None else index
+        return embed(self.model, *batch.full(index), self.view, self.micro_batch)
+
+
+@dataclass(frozen=True)
+class OpenClipReference:
+    """An open_clip model with its own tokenizer and preprocessing.
+
+    It does not see the learner's pixels: candidates carry a second view, made by `image`.
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+    steps: tuple[Any, ...]  # of its preprocessing, up to pixels in [0, 255]
+    mean: Tensor
+    std: Tensor
+    micro_batch: int = MICRO_BATCH
+
+    @cached_property
+    def key(self) -> str:
+        steps = [str(step) for step in self.steps]
+        about = [VERSION, PRECISION, self.name, steps, self.mean.tolist(), self.std.tolist()]
+        return _key(self.model, repr(about))
+
+    def key_over(self, identity: str) -> str:
+        return _key(self.model, f"{self.key} {identity}")
+
+    @property
+    def scale(self) -> tuple[Tensor, Tensor]:
+        scale, bias = self.model.logit_scale.exp().detach(), self.model.logit_bias
+        return scale, torch.zeros_like(scale) if bias is None else bias.detach()
+
+    @property
+    def transform(self) -> Transform:
+        return Transform(
+            8, self.tokenizer, second=self
+        )  # the pixels of the first are not looked at
+
+    @property
+    def second(self) -> OpenClipReference:
+        return self
+
+    def image(self, image: Any) -> Tensor:
+        """PIL -> uint8 [3, s, s]."""
+        for step in self.steps:
+            image = step(image)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+    def embed(self, samples: Samples) -> PairEmbeddings:
+        assert samples.second is not None
+        return self.pairs(samples.second, samples.texts)
+
+    @torch.no_grad()
+    def pairs(self, images: Tensor, texts: list[str]) -> PairEmbeddings:
+        """uint8 [n, 3, s, s] and n captions, on the model's device."""
+        device = self.model.logit_scale.device
+        mean, std = self.mean.to(device), self.std.to(device)
+        rows: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for start in range(0, len(images), self.micro_batch):
+            part = slice(start, start + self.micro_batch)
+            pixels = (images[part].to(device).float().div(255) - mean) / std
+            rows[0].append(self.model.encode_image(pixels, normalize=True).float())
+            tokens = self.tokenizer(texts[part]).to(device)
+            rows[1].append(self.model.encode_text(tokens, normalize=True).float())
+        return PairEmbeddings(torch.cat(rows[0]), torch.cat(rows[1]), *self.scale)
+
+    def __call__(self, batch: SuperBatch, index: Tensor | None = None) -> PairEmbeddings:
+        assert batch.second is not None
+        index = torch.arange(len(batch)) if index is None else index
+        texts = [batch.texts[i] for i in index.tolist()]
+        return self.pairs(batch.second(index.numpy()), texts)
+
+    def flops(self) -> ForwardFlops:
+        """FLOPs on one pair, counted."""
+        device = self.model.logit_scale.device
+        view = self.image(Image.new("RGB", (256, 256)))[None]
+        pixels = ((view.float().div(255) - self.mean) / self.std).to(device)
+        tokens = self.tokenizer(["a"]).to(device)
+        counts: list[int] = []
+        for call, given in ((self.model.encode_image, pixels), (self.model.encode_text, tokens)):
+            # Plain attention: the counter does not know every fused kernel.
+            plain = sdpa_kernel(SDPBackend.MATH)
+            with torch.no_grad(), plain, FlopCounterMode(display=False) as counter:
+                call(given)
+            counts.append(counter.get_total_flops())
+        return ForwardFlops(counts[0], counts[0], counts[1])
+
+
+def _key(model: torch.nn.Module, about: str) -> str:
+    digest = hashlib.sha256(about.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_word(word: str) -> tuple[str, str]:
+    """Model and weights of `MODEL:TAG` or `MODEL:FILE`. Raises ConfigError with the nearest."""
+    import open_clip
+
+    name, _, weights = word.partition(":")
+    models = open_clip.list_models()
+    if name not in models:
+        raise ConfigError(f"--reference {word}: no model {name!r}{_near(name, models)}")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if not Path(weights).is_file() and weights not in tags:
+        raise ConfigError(
+            f"--reference {word}: no file and no tag {weights!r}{_near(weights, tags)}"
+        )
+    return name, weights
+
+
+def _near(word: str, known: list[str]) -> str:
+    """The nearest word, or all where they are few."""
+    near = did_you_mean(word, known)
+    return near if "did you mean" in near or 0 < len(known) < 20 else ""
+
+
+def open_clip_reference(
+    word: str, device: torch.device | None = None, micro_batch: int = MICRO_BATCH
+) -> OpenClipReference:
+    """`MODEL:TAG` or `MODEL:FILE`, such as ViT-B-16:laion2b_s34b_b88k or ViT-B-16:mine.pt.
+
+    Files are read as tensors only. Raises ConfigError in one line.
+    """
+    import open_clip
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    name, weights = check_word(word)
+    try:
+        model = open_clip.create_model(name, weights, weights_only=True)
+        tokenizer = open_clip.get_tokenizer(name)
+    except Exception as error:  # torch, safetensors and the hub each raise their own
+        why = " ".join(str(error).split())[:200]
+        raise ConfigError(f"--reference {word} cannot be used: {why}") from None
+    cfg = PreprocessCfg(**model.visual.preprocess_cfg)
+    steps: list[Any] = []
+    for step in image_transform_v2(cfg, is_train=False).transforms:
+        if type(step).__name__ in ("ToTensor", "MaybeToTensor", "PILToTensor"):
+            break
+        steps.append(step)
+    mean, std = (torch.tensor(x)[:, None, None] for x in (cfg.mean, cfg.std))
+    model = model.eval().to(device or torch.device("cpu"))
+    return OpenClipReference(word, model, tokenizer, tuple(steps), mean, std, micro_batch)
+
+
+class EmbeddingTable:
+    """The embeddings that one reference has of a data set, as far as they were computed before.
+
+    files: of consecutive rows of the data set. reference: what embeds the rest. Raises DataError
+    for a file that is stale, damaged or another model's.
+    """
+
+    def __init__(self, files: Sequence[TableFile], reference: LiveReference):
+        self.files, self.reference = list(files), reference
+        self.starts = np.cumsum([0, *(file.n for file in files)])
+        self.maps = [file.open() for file in files]
+        self.resident: PairEmbeddings | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every file is there (samples that cannot be read have no embedding)."""
+        return all(each is not None for each in self.maps)
+
+    def __call__(self, batch: SuperBatch) -> PairEmbeddings:
+        """On the CPU as far as they are in the table, on the model's device where none is."""
+        image, text, there = self.lookup(batch.row, batch.caption_row)
+        missing = torch.nonzero(~there).flatten()
+        if not len(missing):
+            return PairEmbeddings(image, text, *self.reference.scale)
+        live = self.reference(batch, missing)
+        if len(missing) == len(there):
+            return live
+        image[missing], text[missing] = live.image.to(image.device), live.text.to(text.device)
+        return PairEmbeddings(image, text, live.scale, live.bias)
+
+    def lookup(
+        self, rows: np.ndarray, caption_rows: np.ndarray | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """image, text: float32 [n, d] of these rows, int64 [n], under the captions of
+        `caption_rows` (their own); there: bool [n], whether both are known."""
+        captions = rows if caption_rows is None else caption_rows
+        if self.resident is not None:
+            at, text_at = (torch.from_numpy(x).to(self.resident.image.device)
+                           for x in (rows, captions))  # fmt: skip
+            known = torch.ones(len(rows), dtype=torch.bool)
+            return self.resident.image[at], self.resident.text[text_at], known
+        d = max((each[0].shape[1] for each in self.maps if each is not None), default=0)
+        image, text = self._read(0, rows, d), self._read(1, captions, d)
+        known = torch.from_numpy(~(np.isnan(image[:, :1]) | np.isnan(text[:, :1])).any(1) & (d > 0))
+        return torch.from_numpy(image), torch.from_numpy(text), known
+
+    def pairs(self, rows: np.ndarray, caption_rows: np.ndarray | None = None) -> PairEmbeddings:
+        """Those of rows that all are in the table."""
+        image, text, _ = self.lookup(rows, caption_rows)
+        return PairEmbeddings(image, text, *self.reference.scale)
+
+    def _read(self, side: int, rows: np.ndarray, d: int) -> np.ndarray:
+        out = np.full((len(rows), d), np.nan, np.float32)
+        which = np.searchsorted(self.starts, rows, side="right") - 1
+        for number in np.unique(which).tolist():
+            maps = self.maps[number]
+            if maps is not None and maps[side].shape[1] == d:  # 1 where no sample could be read
+                # Only once it is needed: a pool's tables may be larger than the memory.
+                self.files[number].check()
+                mask = which == number
+                out[mask] = maps[side][rows[mask] - self.starts[number]]
+        return out
+
+    def readable(self) -> np.ndarray:
+        """Rows of the data set that have an embedding, int64, ascending."""
+        found = [
+            self.starts[i] + np.flatnonzero(~np.isnan(maps[0][:, 0]))
+            for i, maps in enumerate(self.maps)
+            if maps is not None
+        ]
+        return np.concatenate([np.empty(0, np.int64), *found])
+
+    def on_device(self, device: torch.device) -> EmbeddingTable:
+        """The same from the device's memory, where all of the table is put."""
+        out = EmbeddingTable(self.files, self.reference)
+        out.resident = self.pairs(np.arange(self.starts[-1])).to(device)
+        return out
+
+
+def fill(
+    reference: LiveReference, dataset: Dataset, files: Sequence[TableFile], progress: Progress
+) -> int:
+    """Make every file that is missing or stale; returns how many those were.
+
+    A killed one goes on: of shards after the last whole one, of a decoded data set after the last
+    blocks that were flushed. progress: (rows done, rows).
+    """
+    made, start, total = 0, 0, len(dataset)
+    for file in files:
+        if not file.current():
+            file.write(_blocks(reference, dataset, start, file.n, total, progress))
+            made += 1
+            progress(start + file.n, total)
+        start += file.n
+    return made
+
+
+def _blocks(
+    reference: LiveReference, dataset: Dataset, start: int, n: int, total: int, progress: Progress
+) -> Blocks:
+    """The embeddings of rows start … start + n of a data set, block by block."""
+
+    def blocks(done: int) -> Iterator[tuple[int, Block | None]]:
+        for first in range(done, n, BLOCK):
+            last = min(first + BLOCK, n)
+            samples = dataset.read(
+                np.arange(start + first, start + last), reference.transform, None
+            )
+            block: Block | None = None
+            if len(samples.row):
+                pairs = reference.embed(samples)
+                values = pairs.image.cpu().numpy(), pairs.text.cpu().numpy()
+                block = (samples.row - start, *values)
+            yield last, block
+            if last < n:
+                progress(start + last, total)
+
+    return blocks
