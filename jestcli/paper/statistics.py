@@ -100,7 +100,9 @@ def seed_curve(runs: list[Record], benchmark: str | None = None, metric: str = "
 
 def has_joules(runs: list[Record]) -> bool:
     """Whether every evaluation of these runs says how much energy was spent until then."""
-    return bool(runs) and all(JOULES in point for run in runs for point in run["curve"])
+    return bool(runs) and all(
+        bool(run["curve"]) and all(JOULES in point for point in run["curve"]) for run in runs
+    )
 
 
 def finals(runs: list[Record], metric: str = "mean") -> list[float]:

@@ -1,0 +1,206 @@
+"""Effects on final scores: contrasts of conditions with a pooled variance.
+
+All runs of an experiment enter one linear model, score = condition + seed + error, fitted by
+ordinary least squares. A seed shares its reference and its order of the data among the conditions,
+so its term takes away what they have in common, as pairing does; the error's variance is pooled
+over all conditions, so that two to five seeds each give enough degrees of freedom. Where conditions
+share too few seeds for the terms to be told apart, the seed's is left out.
+
+A run counts once: where two conditions hold the same run (one digest) they are one condition.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy.special import stdtr, stdtrit
+
+from jestcli.paper.groups import value
+from jestcli.paper.methods import style
+from jestcli.paper.panels import line_of, value_of
+from jestcli.paper.records import Record
+from jestcli.paper.statistics import LEVEL
+
+POWER = 0.8
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A weighted sum of conditions. weights: (condition, weight), adding up to 0; what is claimed
+    is that it is above 0 or, with `equal`, that it is 0 within a margin."""
+
+    says: str
+    weights: tuple[tuple[str, float], ...]
+    equal: bool = False
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.weights)
+
+
+def difference(a: str, b: str, says: str = "", equal: bool = False) -> Contrast:
+    """a - b."""
+    return Contrast(says or f"{label(a)} minus {label(b)}", ((a, 1.0), (b, -1.0)), equal)
+
+
+def interaction(a: str, b: str, c: str, d: str, says: str = "") -> Contrast:
+    """(a - b) - (c - d): by how much more a is above b than c is above d."""
+    words = says or f"({label(a)} minus {label(b)}) minus ({label(c)} minus {label(d)})"
+    return Contrast(words, ((a, 1.0), (b, -1.0), (c, -1.0), (d, 1.0)))
+
+
+def label(name: str) -> str:
+    """A run's name in words: "joint@0.9" is "joint at 0.9"."""
+    words = style(line_of(name)).label
+    return f"{words} at {value_of(name)}" if value_of(name) else words
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A contrast's estimate, in the metric's units.
+
+    se: its standard error, NaN without degrees of freedom or with a condition of one seed, and so
+    are interval and p then; df: of the pooled variance; n: seeds of the condition with fewest.
+    """
+
+    contrast: Contrast
+    estimate: float
+    se: float
+    df: int
+    n: int
+
+    @property
+    def low(self) -> float:
+        return self.estimate - self._half
+
+    @property
+    def high(self) -> float:
+        return self.estimate + self._half
+
+    @property
+    def _half(self) -> float:
+        return float(stdtrit(self.df, (1 + LEVEL) / 2)) * self.se
+
+    @property
+    def detectable(self) -> float:
+        """The difference that would be found with 80 % power at this error,
+        (t(.975) + t(.8)) se (Bloom 1995, Evaluation Review 19:547)."""
+        return self._half + float(stdtrit(self.df, POWER)) * self.se
+
+    @property
+    def p(self) -> float:
+        """Two-sided, of "it is 0"."""
+        return self._p(abs(self.estimate))
+
+    def p_within(self, margin: float) -> float:
+        """p of "it is at least `margin` from 0": two one-sided tests (TOST, Schuirmann 1987, J.
+        Pharmacokin. Biopharm. 15:657). It is twice the larger of theirs, so that it is below .05
+        where the 95 % interval lies within the margin, not the 90 % one."""
+        return self._p(margin - abs(self.estimate))
+
+    def p_outside(self, margin: float) -> float:
+        """Two-sided p of "it is at most `margin` from 0"."""
+        return self._p(abs(self.estimate) - margin)
+
+    def _p(self, distance: float) -> float:
+        if self.se == 0:  # scores that do not vary at all
+            return 0.0 if distance > 0 else 1.0
+        return float(np.minimum(1.0, 2 * stdtr(self.df, -distance / self.se)))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The linear model of one experiment and metric.
+
+    columns: the design's conditions, then "" for each seed; alias: the name under which each
+    condition's runs were counted; seeds: how many each has; result: statsmodels'.
+    """
+
+    columns: tuple[str, ...] = ()
+    alias: dict[str, str] = field(default_factory=dict)
+    seeds: dict[str, int] = field(default_factory=dict)
+    result: Any = None
+
+    def effect(self, contrast: Contrast) -> Effect | None:
+        """None where a condition was not run, or all are the same runs."""
+        if any(name not in self.alias for name in contrast.conditions):
+            return None
+        row = np.zeros(len(self.columns))
+        for name, weight in contrast.weights:
+            row[self.columns.index(self.alias[name])] += weight
+        if not row.any():
+            return None
+        n = min(self.seeds[self.alias[name]] for name in contrast.conditions)
+        df, se = int(self.result.df_resid), math.nan
+        if df > 0 and n > 1:
+            se = math.sqrt(float(row @ self.result.cov_params() @ row))
+        return Effect(contrast, float(row @ self.result.params), se, df, n)
+
+
+def fit(
+    records: Iterable[Record],
+    metric: str = "mean",
+    condition: Callable[[Record], str] = lambda record: record["name"],
+) -> Fit:
+    """Fit score = condition + seed + error to all runs that have `metric` (see `groups.value`).
+
+    Args:
+        condition: what a record is an instance of; with several lengths under one name it must
+            tell them apart. Of one seed of a condition the record given last counts.
+    """
+    from statsmodels.regression.linear_model import OLS
+
+    found = [(condition(r), r) for r in records if value(r, metric) is not None]
+    alias: dict[str, str] = {}
+    owner: dict[str, str] = {}  # of a digest
+    for name, record in found:
+        first = owner.setdefault(record["digest"], alias.setdefault(name, name))
+        if first != alias[name]:  # the same run under another name
+            alias = {k: first if v == alias[name] else v for k, v in alias.items()}
+            owner = {k: alias[v] for k, v in owner.items()}
+    scores = {(alias[name], r["seed"]): value(r, metric) for name, r in found}
+    if not scores:
+        return Fit()
+    names, seeds = sorted({n for n, _ in scores}), sorted({s for _, s in scores})
+    of_name = np.array([[name == n for n in names] for name, _ in scores], float)
+    of_seed = np.array([[seed == s for s in seeds[1:]] for _, seed in scores], float)
+    design = np.hstack([of_name, of_seed])
+    if np.linalg.matrix_rank(design) < design.shape[1]:
+        design = of_name
+    result = OLS(np.array(list(scores.values()), float), design).fit()
+    columns = (*names, *[""] * (design.shape[1] - len(names)))
+    return Fit(columns, alias, {n: sum(n == name for name, _ in scores) for n in names}, result)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down p values, family-wise within a claim; NaN stays and does not count.
+
+    Not statsmodels', which collects all garbage at every call: seconds where torch is loaded.
+    """
+
+    def adjusted(known: np.ndarray) -> np.ndarray:
+        order, left = np.argsort(known), np.arange(len(known), 0, -1)
+        out = np.empty(len(known))
+        out[order] = np.minimum(1.0, np.maximum.accumulate(left * known[order]))
+        return out
+
+    return _of_known(p, adjusted)
+
+
+def benjamini_hochberg(p: Sequence[float]) -> list[float]:
+    """Benjamini and Hochberg's, false discovery rate across claims; NaN stays, not counted."""
+    from statsmodels.stats.multitest import multipletests
+
+    return _of_known(p, lambda known: multipletests(known, method="fdr_bh")[1])
+
+
+def _of_known(p: Sequence[float], adjusted: Callable[[np.ndarray], np.ndarray]) -> list[float]:
+    values = np.array(p, float)
+    known = ~np.isnan(values)
+    if known.any():
+        values[known] = adjusted(values[known])
+    return [float(v) for v in values]

@@ -1,0 +1,318 @@
+"""What records say about a claim: one word, where it holds, and the numbers behind it.
+
+A claim is written down before its runs. Its *core* contrasts and its region decide, all of which
+must come out as claimed, and its refutation criterion, which binds: where it is met the claim is
+contradicted, whatever else holds. *Sanity* contrasts are shown and decide nothing. p values are
+Holm's within a claim, over core and refutation contrasts (tests of being level among themselves,
+the cells of a region among themselves), and Benjamini and Hochberg's across claims (`judge_all`).
+
+holds                   everything core came out as claimed; with a region, where it did
+contradicted            something core came out the other way, or level within the margin where a
+                        difference is claimed, and nothing as claimed; or the criterion is met
+mixed                   some of the core as claimed, some the other way or level
+depends on the metric   on a core contrast the intervals of the primary and the secondary metric
+                        exclude 0 with opposite signs
+not decidable here      undecided, and deciding it would cost more than HOURS core-hours
+not run yet             runs are missing, or a few more would decide: the price is said
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from jestcli.paper.effects import Contrast, Effect, Fit, benjamini_hochberg, fit, holm, label
+from jestcli.paper.records import Record
+from jestcli.paper.saving import AXES, OverBest, Saving, core_hours
+from jestcli.paper.statistics import LEVEL
+
+HOLDS, CONTRADICTED, MIXED = "holds", "contradicted", "mixed"
+METRIC, UNDECIDED, MISSING = "depends on the metric", "not decidable here", "not run yet"
+WORDS = (HOLDS, MIXED, METRIC, CONTRADICTED, UNDECIDED, MISSING)
+ALPHA = 1 - LEVEL
+HOURS = 10.0
+FOR, AGAINST, OPEN, ABSENT = "for", "against", "open", "absent"
+
+
+@dataclass(frozen=True)
+class Region:
+    """ "A factor of at least `factor`" along `axis`, in cells of a surface (all, if none is named).
+
+    It holds in the cells where the lower end of the surface's interval exceeds it, and is
+    contradicted where all upper ends lie below; simultaneously over the cells (Holm).
+    """
+
+    surface: str
+    factor: float
+    axis: str = "examples"
+    cells: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Refutation:
+    """What counts as refuted. says: in words; met where one of `contrasts` is above 0, or where
+    `below` is contradicted."""
+
+    says: str
+    contrasts: tuple[Contrast, ...] = ()
+    below: Region | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """says: the claim with its source; metric, second: see `groups.value`."""
+
+    key: str
+    experiment: str
+    says: str
+    refuted_if: Refutation
+    core: tuple[Contrast, ...] = ()
+    sanity: tuple[Contrast, ...] = ()
+    region: Region | None = None
+    metric: str = "mean"
+    second: str | None = "nats"
+
+    @property
+    def margin(self) -> float:
+        """The smallest difference that matters: 1 point, or .05 nats."""
+        return 0.05 if _unit(self.metric)[1] == "nats" else 0.01
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Records by experiment; surfaces: savings by cell in words ("q = .8, 768,000 pairs");
+    condition: what a record is an instance of, see `effects.fit`."""
+
+    records: dict[str, list[Record]]
+    surfaces: dict[str, dict[str, Saving | OverBest]] = field(default_factory=dict)
+    condition: Callable[[Record], str] = lambda record: record["name"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """word: of WORDS; where: the region's cells that hold; p: of the verdict, within the claim (1
+    where undecided, NaN where nothing was run); hours: core-hours that deciding would cost; runs:
+    how many distinct ones the contrasts rest on."""
+
+    word: str
+    sentences: tuple[str, ...]
+    p: float
+    hours: float
+    where: tuple[str, ...] = ()
+    runs: int = 0
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One thing that decides. p: after Holm; clash: p of the metrics' disagreement; price:
+    core-hours of deciding it, by condition or surface."""
+
+    state: str
+    sentence: str
+    p: float = 1.0
+    clash: float = math.nan
+    price: dict[str, float] = field(default_factory=dict)
+    where: tuple[str, ...] = ()
+
+
+def judge_all(claims: Sequence[Claim], evidence: Evidence) -> dict[str, Verdict]:
+    """Every claim's verdict by key; one that does not survive Benjamini-Hochberg is undecided."""
+    found = [judge(claim, evidence) for claim in claims]
+    across = benjamini_hochberg([verdict.p for verdict in found])
+    for i, (verdict, q) in enumerate(zip(found, across, strict=True)):
+        if verdict.word not in (UNDECIDED, MISSING) and q >= ALPHA:
+            lost = f"“{verdict.word}” does not survive the number of claims (q = {q:.2g})."
+            found[i] = _undecided(verdict, verdict.hours, lost)
+    return {claim.key: verdict for claim, verdict in zip(claims, found, strict=True)}
+
+
+def judge(claim: Claim, evidence: Evidence) -> Verdict:
+    """The verdict on one claim alone."""
+    records = evidence.records.get(claim.experiment, [])
+    first = fit(records, claim.metric, evidence.condition)
+    second = fit(records, claim.second, evidence.condition) if claim.second else None
+    parts = _contrasts(claim, first, second, _costs(records, evidence, first))
+    core, criteria = parts[: len(claim.core)], parts[len(claim.core) :]
+    if claim.region:
+        core.append(_region(claim.region, evidence))
+    if claim.refuted_if.below:
+        below = _region(claim.refuted_if.below, evidence)
+        met = {AGAINST: FOR, FOR: AGAINST}.get(below.state, below.state)
+        criteria.append(replace(below, state=met))
+    refuted = [part.p for part in criteria if part.state == FOR]
+    absent = any(part.state == ABSENT for part in criteria)
+    met = "met" if refuted else "not run" if absent else "not met"
+    sanity = [_sentence(c, first, second, claim) for c in claim.sanity]
+    asked = (*claim.core, *claim.refuted_if.contrasts)
+    used = {first.alias.get(name) for contrast in asked for name in contrast.conditions}
+    verdict = Verdict(
+        MISSING,
+        (
+            *(part.sentence for part in (*core, *criteria)),
+            f"Refuted if {claim.refuted_if.says}: {met}.",
+            *(f"Sanity, decides nothing: {sentence}" for sentence in sanity),
+        ),
+        p=1.0,
+        hours=_total(core),
+        runs=sum(n for name, n in first.seeds.items() if name in used),
+    )
+    good, bad = ([part.p for part in core if part.state == s] for s in (FOR, AGAINST))
+    clash = [part.clash for part in core if not math.isnan(part.clash)]
+    where = tuple(cell for part in core for cell in part.where)
+    if refuted:
+        return replace(verdict, word=CONTRADICTED, p=min(refuted))
+    if clash:
+        return replace(verdict, word=METRIC, p=min(clash))
+    if good and bad:
+        return replace(verdict, word=MIXED, p=max(min(good), min(bad)), where=where)
+    if bad:
+        return replace(verdict, word=CONTRADICTED, p=min(bad))
+    if absent or any(part.state == ABSENT for part in core):
+        return replace(verdict, p=1.0 if any(p.state != ABSENT for p in core) else math.nan)
+    if len(good) < len(core):
+        return _undecided(verdict, _total([part for part in core if part.state == OPEN]))
+    return replace(verdict, word=HOLDS, p=max(good), where=where)
+
+
+def _undecided(verdict: Verdict, hours: float, *why: str) -> Verdict:
+    """Word and price of what the runs so far do not decide."""
+    price = f"about {hours:,.1f}" if hours < 1e4 else "more than 10,000"
+    text = (*verdict.sentences, *why, f"Deciding it would cost {price} core-hours.")
+    word = UNDECIDED if hours > HOURS else MISSING
+    return replace(verdict, word=word, p=1.0, hours=hours, sentences=text, where=())
+
+
+# --- contrasts -----------------------------------------------------------------------------------
+
+
+def _contrasts(
+    claim: Claim, first: Fit, second: Fit | None, costs: dict[str, float]
+) -> list[_Part]:
+    """A part for each core contrast, then for each of the refutation criterion."""
+    asked = (*claim.core, *claim.refuted_if.contrasts)
+    effects = [first.effect(c) for c in asked]
+    differ, level = [], []
+    for e in effects:
+        equal = e is not None and e.contrast.equal
+        differ.append((e.p_outside(claim.margin) if equal else e.p) if e else math.nan)
+        level.append(e.p_within(claim.margin) if e else math.nan)
+    parts = []
+    for contrast, effect, p, p_level in zip(asked, effects, holm(differ), holm(level), strict=True):
+        sentence = _sentence(contrast, first, second, claim, p)
+        if effect is None:
+            parts.append(_Part(ABSENT, sentence))
+            continue
+        apart, alike = p < ALPHA, p_level < ALPHA
+        if contrast.equal:
+            state = FOR if alike else AGAINST if apart else OPEN
+        elif apart:
+            state = FOR if effect.estimate > 0 else AGAINST
+        else:
+            state = AGAINST if alike else OPEN
+        scale, unit, digits = _unit(claim.metric)
+        margin = f"±{scale * claim.margin:.{digits}f} {unit}"
+        words = [f"further apart than {margin}" if contrast.equal else "beyond chance"] * apart
+        words += [f"level within {margin}"] * alike
+        other = second.effect(contrast) if second else None
+        disagree = other and max(effect.low, other.low) > 0 > min(effect.high, other.high)
+        part = _Part(
+            state,
+            f"{sentence[:-1]}: {', '.join(words) or 'open'}.",
+            p if apart else p_level if alike else 1.0,
+            max(effect.p, other.p) if other and disagree else math.nan,
+            _price(effect, claim, costs),
+        )
+        parts.append(part)
+    return parts
+
+
+def _sentence(
+    contrast: Contrast, first: Fit, second: Fit | None, claim: Claim, p: float | None = None
+) -> str:
+    """A contrast's numbers by both metrics. p: Holm's, where the contrast decides."""
+    effect = first.effect(contrast)
+    if effect is None:
+        lacking = ", ".join(label(n) for n in contrast.conditions if n not in first.alias)
+        return f"{contrast.says}: {f'{lacking} not run' if lacking else 'the same runs'}."
+    text = f"{contrast.says}: {_number(effect, claim.metric)}"
+    if math.isnan(effect.se):
+        return f"{text}, one seed."
+    text += f", p = {effect.p:.2g}" if p is None else f", p = {p:.2g} (Holm)"
+    scale, _, digits = _unit(claim.metric)
+    text += f", detectable {scale * effect.detectable:.{digits}f}"
+    other = second.effect(contrast) if second else None
+    if other and claim.second:
+        text += f"; {_number(other, claim.second)}"
+    return f"{text} ({effect.n} seeds)."
+
+
+def _number(effect: Effect, metric: str) -> str:
+    scale, unit, digits = _unit(metric)
+    text = f"{scale * effect.estimate:+.{digits}f} {unit}"
+    if math.isnan(effect.se):
+        return text
+    return f"{text} [{scale * effect.low:+.{digits}f}, {scale * effect.high:+.{digits}f}]"
+
+
+def _unit(metric: str) -> tuple[float, str, int]:
+    """Factor, unit and digits of a metric."""
+    if metric.endswith(("nats", "logprob")):
+        return 1.0, "nats", 3
+    share = {"noise": " of moved captions", "curated": " of curated pairs"}.get(metric, "")
+    return 100.0, f"points{share}", 2
+
+
+# --- regions and prices --------------------------------------------------------------------------
+
+
+def _region(region: Region, evidence: Evidence) -> _Part:
+    """FOR where the factor holds in some cell, AGAINST where the saving is below it in all."""
+    surface = evidence.surfaces.get(region.surface, {})
+    cells = {c: s for c, s in surface.items() if c in region.cells or not region.cells}
+    if not cells or set(region.cells) - set(cells):
+        return _Part(ABSENT, f"{region.surface}: not run.")
+    axis, k = region.axis, region.factor
+    above = holm([min(1.0, 2 * s.p_above(k, axis)) for s in cells.values()])
+    below = holm([min(1.0, 2 * s.p_below(k, axis)) for s in cells.values()])
+    where, under = (
+        tuple(cell for cell, p in zip(cells, ps, strict=True) if p < ALPHA) for ps in (above, below)
+    )
+    numbers = "; ".join(f"{cell}: {s.ratio(axis)}" for cell, s in cells.items())
+    text = (
+        f"{region.surface}, {AXES.get(axis, axis)}: {numbers}. At least ×{k:g}: "
+        f"{', '.join(where) or 'nowhere'}; less: {', '.join(under) or 'nowhere'}."
+    )
+    if where:
+        return _Part(FOR, text, min(above), where=where)
+    if len(under) == len(cells):
+        return _Part(AGAINST, text, max(below))
+    hours = min(s.hours(k, axis) for cell, s in cells.items() if cell not in under)
+    return _Part(OPEN, text, price={region.surface: hours})
+
+
+def _costs(records: Iterable[Record], evidence: Evidence, first: Fit) -> dict[str, float]:
+    """Core-hours of one seed of each condition, its reference's training left out."""
+    spent: dict[str, list[float]] = {}
+    for record in records:
+        name = evidence.condition(record)
+        spent.setdefault(first.alias.get(name, name), []).append(core_hours(record))
+    return {n: sum(h) / len(h) for n, owner in first.alias.items() for h in [spent[owner]]}
+
+
+def _price(effect: Effect, claim: Claim, costs: dict[str, float]) -> dict[str, float]:
+    """Core-hours of the seeds with which the margin would be the detectable difference, which
+    falls with the root of their number; of one more where a condition has but one."""
+    more = 1
+    if not math.isnan(effect.se):
+        more = math.ceil(effect.n * (effect.detectable / claim.margin) ** 2) - effect.n
+    return {name: max(1, more) * costs[name] for name in effect.contrast.conditions}
+
+
+def _total(parts: Iterable[_Part]) -> float:
+    """The seeds of a condition serve every contrast that it is part of."""
+    most: dict[str, float] = {}
+    for part in parts:
+        for name, hours in part.price.items():
+            most[name] = max(hours, most.get(name, 0.0))
+    return sum(most.values())
