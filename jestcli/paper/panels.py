@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 MARK = "@"  # "jest@0.8" is the point at 0.8 of the line "jest"
-KINDS = ("curves", "grid", "matrix", "choices", "table")
+KINDS = ("curves", "grid", "matrix", "choices", "table", "map")
 
 
 class _Strict(BaseModel):
@@ -36,7 +36,7 @@ class Figure(_Strict):
     """kind: "curves" (score against cost, Figure 1), "grid" (final scores by a setting, in
     panels), "matrix" (Figure 2), "choices" (what was chosen), "table" (no figure)."""
 
-    kind: Literal["curves", "grid", "matrix", "choices", "table"] = "curves"
+    kind: Literal["curves", "grid", "matrix", "choices", "table", "map"] = "curves"
     panels: tuple[Panel, ...] = ()
 
 

@@ -11,6 +11,7 @@ from jestcli.paper.experiment import FOLDER, Experiment, Job
 from jestcli.paper.figure1 import draw_figure1
 from jestcli.paper.finals import draw_finals
 from jestcli.paper.grid import draw_grid
+from jestcli.paper.map import draw_all
 from jestcli.paper.records import Header, Record, collect, load_records, save_records
 from jestcli.paper.statistics import by_name, has_joules
 from jestcli.paper.table import HEADLINE, build, render, write
@@ -66,6 +67,8 @@ def plot(
         figures += draw_finals(header, records, folder / "finals")
         figures += draw_benchmarks(header, records, folder / "benchmarks")
         figures += draw_learnability(header, records, folder / "learnability")
+    elif experiment.figure.kind == "map":
+        figures += draw_all(header, records, folder)
     elif experiment.figure.kind == "matrix":
         figures += _figure2(experiment, jobs, workspace, folder, header, records)
     elif experiment.figure.kind == "choices":

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-EXTRAS = {"matplotlib": "plots", "resvg_py": "icons", "submitit": "slurm", "pynvml": "gpu"}
+EXTRAS = {
+    "matplotlib": "plots",
+    "statsmodels": "plots",
+    "resvg_py": "icons",
+    "submitit": "slurm",
+    "pynvml": "gpu",
+}
 
 
 def how_to_install(module: str) -> str | None:

@@ -46,7 +46,7 @@ def test_the_module_needs_torch_alone(tmp_path: Path) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import jest_model; "
         "m = jest_model.load(sys.argv[1]); print(tuple(m.encode_text(['a']).shape)); "
-        "print([x for x in ('jestcli', 'open_clip', 'timm', 'numpy.random._bad') if x in sys.modules])"
+        "print([x for x in ('jestcli', 'open_clip', 'timm') if x in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-I", "-c", code, str(tmp_path)], capture_output=True, text=True

@@ -1,0 +1,66 @@
+"""The map on made-up records: names, savings, the best control, words and figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from simulated_studies import record
+
+from jestcli.paper import map as maps
+from jestcli.paper.saving import MORE, REACHED
+
+
+def run(name: str, seed: int, steps: int, score: float) -> dict[str, Any]:
+    made = record(name, seed, steps * 256.0, score)
+    return {**made, "steps": steps, "batch_size": 256, "training": {}}
+
+
+def made_up() -> list[dict[str, Any]]:
+    """At .8 uniform training reaches JEST's shortest score just at its longest; at 0 in between."""
+    found = []
+    for seed, shift in ((1, -0.001), (2, 0.0), (3, 0.001)):
+        for steps, low, high in ((375, 0.01, 0.04), (750, 0.02, 0.08), (1500, 0.04, 0.16)):
+            found += [run(f"uniform@0.8@{steps}", seed, steps, low + shift),
+                      run(f"uniform@0@{steps}", seed, steps, high + shift),
+                      run(f"curated@{steps}", seed, steps, 0.05 + shift)]  # fmt: skip
+        found += [run("jest@0.8@375", seed, 375, 0.04 + shift),
+                  run("jest@0@375", seed, 375, 0.08 + shift),
+                  run("jest@0.8@750", seed, 750, 0.20 + shift)]  # fmt: skip
+    return found
+
+
+def test_savings_are_read_off_the_baseline_of_the_same_pool() -> None:
+    records = made_up()
+    at_poor = maps.saving(records, "jest", 0.8, 375, "examples", False)
+    at_clean = maps.saving(records, "jest", 0.0, 375, "examples", False)
+    beyond = maps.saving(records, "jest", 0.8, 750, "examples", False)
+    assert at_poor is not None and at_clean is not None and beyond is not None
+    assert at_clean.status == REACHED and abs(at_clean.ratio - 2) < 0.05
+    assert abs(at_poor.ratio - 4) < 0.1 and at_poor.low < 4
+    assert beyond.status == MORE and abs(beyond.ratio - 2) < 1e-6
+    assert maps.saving(records, "jest", 0.5, 375, "examples", False) is None
+    assert maps.qualities(records) == [0.0, 0.8]
+
+
+def test_winners_and_words_hold_the_records_numbers() -> None:
+    records = made_up()
+    best = maps.winners(records, [375, 750])
+    assert best[0.8, 375][0][0] == "curated" and best[0.0, 375][0][0] == "jest"
+    assert best[0.8, 750][0][0] == "jest"
+    (poor,) = maps.answer(records, 750)
+    assert poor.startswith("**80 % wrong captions, 192k examples:** JEST 20.0 %, Uniform 2.0 %")
+    assert "more than ×2" in poor
+    _, rows = maps.table(records)
+    assert ["JEST", "0.8", "375", 3, "4.00"] in [row[:5] for row in rows]
+
+
+def test_figures_are_drawn_light_and_dark(tmp_path: Path) -> None:
+    records = made_up()
+    drawn = maps.draw_headline(records, tmp_path / "figure1", "made up", (375, 750))
+    drawn += maps.draw_map(records, tmp_path / "map", "made up", [375, 750])
+    assert {path.name for path in drawn} == {
+        "figure1.png", "figure1.svg", "figure1-dark.png", "map.png", "map.svg", "map-dark.png",
+    }  # fmt: skip
+    assert all(path.stat().st_size > 5000 for path in drawn)
+    assert maps.draw_why(records, tmp_path / "why", "made up") == [], "nothing is known of why"
