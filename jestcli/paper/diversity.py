@@ -48,7 +48,8 @@ def make_diversity(
         axes = look.place(figure, left + i * (width + 0.3), top + 0.2, width, height)
         for y, name in enumerate(names):
             for kind, filled in (("random", False), ("chosen", True)):
-                values = [m[kind][key] for m in measured if m["name"] == name and m[kind]]
+                values = [m[kind][key] for m in measured
+                          if m["name"] == name and key in (m[kind] or {})]
                 if values:
                     colour = theme.colour(VERMILLION if filled else BLUE)
                     axes.plot([min(values), max(values)], [y, y], color=colour, lw=0.9)
@@ -91,7 +92,7 @@ def to_markdown(measured: list[dict[str, Any]], names: list[str], note: str) -> 
             continue
         cells = [style(name).label, str(len(found))]
         for key in SPANS:
-            cells.append(_against([m for m in found if m["chosen"]], key))
+            cells.append(_against([m for m in found if key in (m["chosen"] or {})], key))
         pairs = [m["near_duplicates"] for m in found if m["near_duplicates"]]
         cells.append(" / ".join(f"{100 * x:.1f}" for x in np.mean(pairs, 0)) if pairs else "–")
         for third in THIRDS:
