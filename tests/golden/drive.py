@@ -30,6 +30,7 @@ from tiny import TINY
 
 METHODS = ("uniform", "jest", "flexi", "mixed", "jest-curated")
 REFERENCED = ("jest", "flexi", "jest-curated")
+OPTIM = TINY["optim"] | {"weight_decay": 1.0}  # so much that four steps show it
 TOWERS: dict[str, dict[str, Any]] = {"vit": {}, "cnn": {"tower": "cnn", "channels": [4, 8]}}
 SHARDS = {"train": "pool", "curated": "curated", "window": 2, "benchmarks": "benchmarks"}
 # Of a record, what does not say whether two runs are one: what was measured, and a title.
@@ -52,11 +53,12 @@ class Case:
 
     def settings(self) -> dict[str, Any]:
         """What stands in the file that --config names."""
-        given: dict[str, Any] = {**TINY, "model": TINY["model"] | TOWERS[self.tower]}
+        given: dict[str, Any] = {**TINY, "optim": OPTIM}
+        given["model"] = TINY["model"] | TOWERS[self.tower]
         if self.world == "shards":
             given["data"] = TINY["data"] | SHARDS
         if self.method in REFERENCED:
-            given["reference"] = {"optim": TINY["optim"] | {"steps": 2}}
+            given["reference"] = {"optim": OPTIM | {"steps": 2}}
         return given
 
 
