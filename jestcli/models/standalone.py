@@ -83,6 +83,14 @@ class Tokenizer:
 class Model(nn.Module):
     """Both towers. scale, bias: of the logits, scale * image @ text.T + bias."""
 
+    image_projection_weight: Tensor
+    image_projection_bias: Tensor
+    text_embedding: Tensor
+    text_norm_weight: Tensor
+    text_norm_bias: Tensor
+    text_projection_weight: Tensor
+    text_projection_bias: Tensor
+
     def __init__(self, weights: dict[str, Tensor], about: dict[str, Any], tokenizer: Tokenizer):
         super().__init__()
         for name, tensor in weights.items():

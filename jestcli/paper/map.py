@@ -236,11 +236,11 @@ def _curves(axes: Axes, records: list[Record], quality: float, theme: Theme) -> 
     low, high = axes.get_ylim()
     places = themes.spread([y for _, y, _, _ in ends], (high - low) * 0.075, low, high)
     right = axes.get_xlim()[1]
-    for (x, y, label, colour), at in zip(ends, places, strict=True):
+    for (end, score, label, colour), at in zip(ends, places, strict=True):
         axes.annotate(
             label,
-            (x * 1.03, y),
-            (min(x * 1.25, right * 1.04), at),
+            (end * 1.03, score),
+            (min(end * 1.25, right * 1.04), at),
             color=colour,
             va="center",
             annotation_clip=False,
