@@ -1,4 +1,4 @@
-"""The examples of docs/selection.md run as they stand."""
+"""The examples of docs/selection.md and CONTRIBUTING.md run as they stand."""
 
 import re
 from pathlib import Path
@@ -7,10 +7,16 @@ import pytest
 import torch
 from selection_oracle import make_pairs
 
-from jestcli.selection import select
+from jestcli.selection import SAMPLERS, Task, names, noise, select
 
-TEXT = (Path(__file__).parents[2] / "docs" / "selection.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+ROOT = Path(__file__).parents[2]
+
+
+def blocks(path: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+BLOCKS = blocks(ROOT / "docs" / "selection.md")
 
 
 def test_the_open_clip_loop():
@@ -27,3 +33,17 @@ def test_the_own_strategy(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     pairs = make_pairs(40, 4, seed=0)
     assert len(select(pairs, pairs, size=16, sampler="mine:two_halves")) == 16
+
+
+def test_a_new_sampler_takes_one_function_and_one_line(monkeypatch):
+    function, line = blocks(ROOT / "CONTRIBUTING.md")
+    known = {"Task": Task, "Tensor": torch.Tensor}
+    exec(compile(function, "CONTRIBUTING.md", "exec"), known)
+    for name, sampler in eval(f"{{{line}}}", known).items():
+        monkeypatch.setitem(SAMPLERS, name, sampler)
+    pairs, reference = make_pairs(40, 4, seed=0), make_pairs(40, 4, seed=1)
+    chosen = select(pairs, reference, size=16, sampler="flat")
+    assert chosen.unique().numel() == 16 and "flat/easy_reference" in names()
+    greedy = select(pairs, reference, size=16, sampler="flat", noise=noise.zero)
+    best = select(pairs, reference, size=16, sampler="topk")
+    assert torch.equal(greedy, best), "without noise the temperature changes nothing"

@@ -20,7 +20,7 @@ from jestcli.config import merge
 ROOT = Path(__file__).parents[2]
 BUILT_FROM = ("jestcli", "experiments", "tests", "tools", "docs", "pyproject.toml", "setup.py",
               "MANIFEST.in", "README.md", "LICENSE", "NOTICE", "CITATION.cff", "Makefile",
-              "constraints.txt")  # fmt: skip
+              "constraints.txt", "CONTRIBUTING.md", "CHANGELOG.md")  # fmt: skip
 
 
 def build(kind: str, folder: Path) -> Path:
