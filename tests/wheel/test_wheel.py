@@ -18,9 +18,12 @@ import jestcli
 from jestcli.config import merge
 
 ROOT = Path(__file__).parents[2]
-BUILT_FROM = ("jestcli", "experiments", "tests", "tools", "docs", "pyproject.toml", "setup.py",
-              "MANIFEST.in", "README.md", "LICENSE", "NOTICE", "CITATION.cff", "Makefile",
-              "constraints.txt", "CONTRIBUTING.md", "CHANGELOG.md")  # fmt: skip
+WANTED = (
+    *("jestcli", "experiments", "tests", "tools", "docs", "examples", "pyproject.toml", "setup.py"),
+    *("MANIFEST.in", "README.md", "LICENSE", "NOTICE", "CITATION.cff", "Makefile"),
+    *("constraints.txt", "CONTRIBUTING.md", "CHANGELOG.md"),
+)
+BUILT_FROM = [name for name in WANTED if name != "examples" or (ROOT / name).exists()]
 
 
 def build(kind: str, folder: Path) -> Path:
