@@ -6,6 +6,7 @@ same few methods; two wrappers here join sets, and show some pairs under another
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -76,8 +77,8 @@ class TableKeys(Protocol):
     def key_over(self, identity: str) -> str: ...
 
 
-class Dataset(Protocol):
-    """Pairs by row, int64 [n]; len() is their number.
+class Dataset:
+    """Pairs by row, int64 [n]; len() is their number. With what most of them share.
 
     identity: names the content. in_memory: reading costs no decoding, so no worker process helps.
     n_files: shards that may turn out broken. notes: file -> what is odd about it, in words.
@@ -86,68 +87,79 @@ class Dataset(Protocol):
     most_captions: captions that may be read where a few are as good as all; None: any number.
     """
 
-    @property
-    def identity(self) -> str: ...
+    in_memory = False
+    mismatched = False
+    n_files = 0
+    groups: tuple[str, ...] = ()
+    most_captions: int | None = None
 
     @property
-    def in_memory(self) -> bool: ...
+    def identity(self) -> str:
+        raise NotImplementedError
 
     @property
-    def mismatched(self) -> bool: ...
+    def notes(self) -> dict[str, str]:
+        return {}
 
     @property
-    def n_files(self) -> int: ...
+    def nbytes(self) -> float:
+        return math.inf
 
-    @property
-    def notes(self) -> dict[str, str]: ...
-
-    @property
-    def nbytes(self) -> float: ...
-
-    @property
-    def groups(self) -> tuple[str, ...]: ...
-
-    @property
-    def most_captions(self) -> int | None: ...
-
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        raise NotImplementedError
 
     @property
     def hashes(self) -> np.ndarray:
         """uint64 [N]: a hash of each pair's key (utils/hashing.py)."""
+        raise NotImplementedError
 
-    def read(self, rows: np.ndarray, transform: Transform, pick: Pick | None) -> Samples:
-        """Pairs to score and to train on."""
+    def read(self, rows: np.ndarray, transform: Transform, pick: Pick | None = None) -> Samples:
+        """Pairs to score and to train on; pick: which of its captions each shows (the first)."""
+        raise NotImplementedError
 
     def image(self, row: int, least: int | None = None) -> Image.Image:
         """The picture, RGB; least: pixels of the shorter side that are enough. Raises BadSample."""
+        raise NotImplementedError
 
     def tokens_of(self, rows: np.ndarray, tokenizer: Tokenizer) -> Tensor:
         """First captions, int64 [n, L]; rows of -1 for captions that cannot be read."""
+        raise NotImplementedError
 
     def captions_of(self, rows: np.ndarray) -> list[str]:
         """First captions; "" for those that cannot be read."""
+        raise NotImplementedError
 
     def caption_counts(self, rows: np.ndarray) -> np.ndarray:
         """int64 [n]: how many captions each has."""
+        raise NotImplementedError
 
     def keys_of(self, rows: np.ndarray) -> list[str]:
         """What each pair is called where it comes from."""
+        raise NotImplementedError
 
     def name(self, row: int) -> str:
         """What it is called in logs, with the file that holds it, without reading it."""
+        raise NotImplementedError
 
     def places(self, rows: np.ndarray) -> list[str]:
         """Where each comes from: its source set or shard."""
+        raise NotImplementedError
 
     def labels(self, group: str, rows: np.ndarray) -> list[str]:
         """The one of `group` that each belongs to."""
+        raise NotImplementedError
+
+    def table_files(self, reference: TableKeys, root: Path) -> list[TableFile]:
+        """Where a reference's embeddings of these pairs lie: under `root`, or beside shards."""
+        raise NotImplementedError
 
     def caption_rows(self, rows: np.ndarray) -> np.ndarray:
         """int64 [n]: the rows whose captions these show."""
+        return rows
 
     def wrong(self, rows: np.ndarray) -> np.ndarray:
         """bool [n]: which of these are known to show another's caption."""
+        return np.zeros(len(rows), bool)
 
     def order(
         self,
@@ -159,41 +171,43 @@ class Dataset(Protocol):
     ) -> Order:
         """An endless reading of `rows` (None: of all), as suits where they lie; without `weighted`
         each pair comes once an epoch, whatever the weights of several sources."""
+        return GlobalShuffle(seed, name, np.arange(len(self)) if rows is None else rows, number)
 
     def prefetch(self, shards: Sequence[int]) -> dict[str, Callable[[], Any]]:
         """By file, what to call in other threads so that these shards are here when read."""
-
-    def table_files(self, reference: TableKeys, root: Path) -> list[TableFile]:
-        """Where a reference's embeddings of these pairs lie: under `root`, or beside shards."""
+        return {}
 
     def on_device(self, device: torch.device) -> Dataset:
         """The same, read from the device's memory where it is `in_memory`."""
+        return self
 
     def close(self) -> None:
         """Close files. Closing twice is fine."""
 
 
-class ConcatDataset:
+class ConcatDataset(Dataset):
     """The rows of several data sets, one after the other, as torch's of the same name."""
-
-    mismatched = False
-    most_captions: int | None = None
 
     def __init__(self, datasets: Sequence[Dataset]):
         self.datasets = tuple(datasets)
         self.starts = np.cumsum([0, *map(len, datasets)])
-        self.identity = "+".join(each.identity for each in datasets)
         self.in_memory = all(each.in_memory for each in datasets)
         self.n_files = sum(each.n_files for each in datasets)
-        self.notes: dict[str, str] = {}
-        self.nbytes = sum(each.nbytes for each in datasets)
         self.groups = tuple(dict.fromkeys(group for each in datasets for group in each.groups))
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
+    @property
+    def identity(self) -> str:
+        return "+".join(each.identity for each in self.datasets)
+
+    @property
+    def nbytes(self) -> float:
+        return sum(each.nbytes for each in self.datasets)
+
     @cached_property
-    def hashes(self) -> np.ndarray:
+    def hashes(self) -> np.ndarray:  # type: ignore[override] # kept: all pairs are asked for often
         return np.concatenate([each.hashes for each in self.datasets])
 
     def _parts(self, rows: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
@@ -202,9 +216,10 @@ class ConcatDataset:
         return [(i, np.flatnonzero(which == i), rows[which == i] - self.starts[i])
                 for i in np.unique(which).tolist()]  # fmt: skip
 
-    def read(self, rows: np.ndarray, transform: Transform, pick: Pick | None) -> Samples:
+    def read(self, rows: np.ndarray, transform: Transform, pick: Pick | None = None) -> Samples:
         read = []
         for i, places, own in self._parts(rows):
+            # Each reads its own rows at once: a memory map is fastest in one gather.
             mine = self.datasets[i].read(
                 own, transform, None if pick is None else _picked(pick, places)
             )
@@ -252,25 +267,6 @@ class ConcatDataset:
         ((i, _, own),) = self._parts(np.array([row]))
         return self.datasets[i].name(int(own[0]))
 
-    def caption_rows(self, rows: np.ndarray) -> np.ndarray:
-        return rows
-
-    def wrong(self, rows: np.ndarray) -> np.ndarray:
-        return np.zeros(len(rows), bool)
-
-    def order(
-        self,
-        seed: int,
-        name: str,
-        rows: np.ndarray | None = None,
-        number: int = 0,
-        weighted: bool = True,
-    ) -> Order:
-        return GlobalShuffle(seed, name, np.arange(len(self)) if rows is None else rows, number)
-
-    def prefetch(self, shards: Sequence[int]) -> dict[str, Callable[[], Any]]:
-        return {}
-
     def table_files(self, reference: TableKeys, root: Path) -> list[TableFile]:
         return [file for each in self.datasets for file in each.table_files(reference, root)]
 
@@ -294,6 +290,7 @@ def merged(read: Sequence[Samples]) -> Samples:
     if len(read) == 1 and not (np.diff(read[0].place) < 0).any():
         return read[0]
     place = np.concatenate([each.place for each in read])
+    # Substitutes were read last, and a super-batch stands in the order of its positions.
     order = place.argsort(kind="stable")
     at = torch.from_numpy(order)
     texts = [text for each in read for text in each.texts]
@@ -324,7 +321,7 @@ def in_sequence(read: Sequence[Samples]) -> Samples:
     return Samples(np.arange(len(row)), row, caption_row, images, tokens, texts, second)
 
 
-class CaptionNoise:
+class CaptionNoise(Dataset):
     """A data set in which a share of the pairs, known which, shows another pair's first caption.
 
     Every choice is made pair by pair, by a hash of its key (utils/hashing.py). Taking pairs out of
@@ -347,10 +344,9 @@ class CaptionNoise:
         self, dataset: Dataset, share: float, tokenizer: Tokenizer, rows: np.ndarray | None = None
     ):
         self.dataset, self.share, self.tokenizer = dataset, share, tokenizer
-        self.identity = f"{dataset.identity} noise {share}"
-        self.in_memory, self.nbytes = dataset.in_memory, dataset.nbytes
+        self.in_memory = dataset.in_memory
         self.groups, self.most_captions = dataset.groups, dataset.most_captions
-        self.n_files, self.notes = dataset.n_files, dataset.notes
+        self.n_files = dataset.n_files
         hashes = dataset.hashes if rows is None else dataset.hashes[rows]
         chosen = np.flatnonzero(below(salted(hashes, "wrong caption"), share))
         order = chosen[np.argsort(salted(hashes[chosen], "ring of captions"), kind="stable")]
@@ -360,6 +356,18 @@ class CaptionNoise:
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    @property
+    def identity(self) -> str:
+        return f"{self.dataset.identity} noise {self.share}"
+
+    @property
+    def notes(self) -> dict[str, str]:
+        return self.dataset.notes
+
+    @property
+    def nbytes(self) -> float:
+        return self.dataset.nbytes
 
     @property
     def hashes(self) -> np.ndarray:
@@ -393,7 +401,8 @@ class CaptionNoise:
         captions would read them all."""
         return self.caption_rows(rows) != rows if self.in_memory else self.at[rows] >= 0
 
-    def read(self, rows: np.ndarray, transform: Transform, pick: Pick | None) -> Samples:
+    def read(self, rows: np.ndarray, transform: Transform, pick: Pick | None = None) -> Samples:
+        # An image stays where it is and only its caption is read elsewhere: one more read a pair.
         samples = self.dataset.read(rows, transform, None)
         samples.caption_row = self.caption_rows(samples.row)
         moved = np.flatnonzero(samples.caption_row != samples.row)
@@ -444,7 +453,8 @@ class CaptionNoise:
         return self.dataset.prefetch(shards)
 
     def table_files(self, reference: TableKeys, root: Path) -> list[TableFile]:
-        return self.dataset.table_files(reference, root)  # of every caption beside its own image
+        # One table serves every share of noise: a caption's embedding lies beside its own image's.
+        return self.dataset.table_files(reference, root)
 
     def on_device(self, device: torch.device) -> CaptionNoise:
         out = CaptionNoise.__new__(CaptionNoise)

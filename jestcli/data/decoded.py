@@ -17,39 +17,33 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
-from jestcli.data.shards import Report, fit, read_shards
+from jestcli.data.dataset import Dataset, Samples, TableKeys, Tokenizer, Transform
+from jestcli.data.decode import COLUMNS, FORMAT, decode_into, fingerprints
+from jestcli.data.embeddings import DecodedTable, TableFile
+from jestcli.data.order import Pick
 from jestcli.data.sources import expand_urls
 from jestcli.utils.errors import DataError, explain_os_error
 from jestcli.utils.hashing import first_by_hash, hashes_of
-from jestcli.utils.io import save_array, save_text
-from jestcli.utils.parallel import Progress, silent, unordered
+from jestcli.utils.io import save_array
+from jestcli.utils.parallel import Progress, silent
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from jestcli.data.dataset import Samples, TableKeys, Transform
-    from jestcli.data.embeddings import TableFile
-    from jestcli.data.order import GlobalShuffle, Pick
-
-FORMAT = 1
-COLUMNS = ("source", "category", "family")
 UNKNOWN = "unknown"
-Tokenizer = Callable[[list[str]], Any]
 
 
 @dataclass(frozen=True)
-class DecodedDataset:
+class DecodedDataset(Dataset):
     """Decoded image-caption pairs (`dataset.Dataset`); arrays are memory-mapped, read-only.
 
     Rows keep the shards' order: row i is image i.
@@ -65,12 +59,8 @@ class DecodedDataset:
     meta: dict[str, Any]  # store.json: hash, counts, skipped
     resident: tuple[Tensor, Tensor] | None = None  # images [N, 3, S, S] and tokens on a device
 
-    in_memory: ClassVar[bool] = True
-    mismatched: ClassVar[bool] = False
-    n_files: ClassVar[int] = 0
-    notes: ClassVar[dict[str, str]] = {}
-    groups: ClassVar[tuple[str, ...]] = ("source", "category")
-    most_captions: ClassVar[int | None] = None
+    in_memory = True
+    groups = ("source", "category")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -119,10 +109,6 @@ class DecodedDataset:
         self, rows: np.ndarray, transform: Transform | None = None, pick: Pick | None = None
     ) -> Samples:
         """Pixels and tokens as they were decoded: `transform` has nothing left to do."""
-        import torch
-
-        from jestcli.data.dataset import Samples
-
         at = self.caption_start[rows]
         if pick is not None:
             counts = (self.caption_start[rows + 1] - at).tolist()
@@ -143,8 +129,6 @@ class DecodedDataset:
         return Image.fromarray(self.images[row])
 
     def tokens_of(self, rows: np.ndarray, tokenizer: Tokenizer | None = None) -> Tensor:
-        import torch
-
         return torch.from_numpy(self.tokens[self.caption_start[rows]].astype(np.int64))
 
     def captions_of(self, rows: np.ndarray) -> list[str]:
@@ -168,37 +152,12 @@ class DecodedDataset:
             return [UNKNOWN] * len(rows)
         return [names[c] if c >= 0 else UNKNOWN for c in codes[rows].tolist()]
 
-    def caption_rows(self, rows: np.ndarray) -> np.ndarray:
-        return rows
-
-    def wrong(self, rows: np.ndarray) -> np.ndarray:
-        return np.zeros(len(rows), bool)
-
-    def order(
-        self,
-        seed: int,
-        name: str,
-        rows: np.ndarray | None = None,
-        number: int = 0,
-        weighted: bool = True,
-    ) -> GlobalShuffle:
-        from jestcli.data.order import GlobalShuffle
-
-        return GlobalShuffle(seed, name, np.arange(len(self)) if rows is None else rows, number)
-
-    def prefetch(self, shards: Sequence[int]) -> dict[str, Callable[[], Any]]:
-        return {}
-
     def table_files(self, reference: TableKeys, root: Path) -> list[TableFile]:
-        from jestcli.data.embeddings import DecodedTable
-
         folder = root / "reference-embeddings" / reference.key_over(self.identity)
         return [DecodedTable(folder, len(self), self.identity)]
 
     def on_device(self, device: torch.device, block: int = 16_384) -> DecodedDataset:
         """Block by block: the host holds a memory map, not the images."""
-        import torch
-
         images = torch.empty(self.images.shape, dtype=torch.uint8, device=device)
         for start in range(0, len(self), block):
             images[start : start + block] = torch.from_numpy(self.images[start : start + block]).to(
@@ -208,9 +167,6 @@ class DecodedDataset:
         out = replace(self, resident=(images.permute(0, 3, 1, 2), tokens))
         out.__dict__.update(self.__dict__ | {"resident": out.resident})  # what was read stays read
         return out
-
-    def close(self) -> None:
-        """Nothing to close."""
 
     def choose(self, level: str | None = None, n: int | None = None, seed: int = 0) -> np.ndarray:
         """Rows of a level (None: all), or `n` of them by a seeded hash of their keys.
@@ -262,7 +218,7 @@ def build_decoded(
         with tempfile.TemporaryDirectory(prefix=".store-", dir=folder) as name_:
             staged = Path(name_) / "store"
             staged.mkdir()
-            _fill(staged, shards, image_size, tokenizer, identity, workers, progress)
+            decode_into(staged, shards, image_size, tokenizer, identity, workers, progress)
             shutil.rmtree(final, ignore_errors=True)
             os.replace(staged, final)
     except OSError as error:
@@ -292,191 +248,3 @@ def open_decoded(folder: Path) -> DecodedDataset:
         raise DataError(f"no decoded data set in {folder}: build it with build_decoded") from None
     except (ValueError, KeyError) as error:
         raise DataError(f"the decoded data set {folder} is damaged ({error}): delete it") from error
-
-
-def fingerprints(urls: Sequence[str], folder: Path) -> list[str]:
-    """Each shard's `fingerprint`; `folder/shards.json` remembers those of files whose size and
-    time of change are the same, so that gigabytes are not read again by every process."""
-    memory = folder / "shards.json"
-    known: dict[str, list[str]] = {}
-    with suppress(OSError, ValueError, TypeError, AttributeError):
-        known = {url: [seen, own] for url, (seen, own) in json.loads(memory.read_text()).items()}
-    found = {}
-    for url in urls:
-        path = Path(url.removeprefix("file:"))
-        state = path.stat() if path.is_file() else None
-        seen = f"{state.st_size} {state.st_mtime_ns}" if state else ""
-        old, own = known.get(url, ["", ""])
-        found[url] = [seen, own if seen and seen == old else fingerprint(url)]
-    if found != known and folder.is_dir():
-        with suppress(OSError):  # a folder that cannot be written to costs time alone
-            save_text(memory, json.dumps(found, indent=1) + "\n")
-    return [found[url][1] for url in urls]
-
-
-def fingerprint(url: str) -> str:
-    """A local shard's content hash; the URL itself for anything else (`pipe:`, http)."""
-    path = Path(url.removeprefix("file:"))
-    if not path.is_file():
-        return url
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A task: decode one shard into `<folder>/<number>.npy`."""
-
-    url: str
-    number: int
-    folder: Path
-    size: int
-
-
-@dataclass(frozen=True)
-class _Read:
-    """What one shard held, but for the pixels."""
-
-    keys: list[str]
-    captions: list[tuple[str, ...]]
-    columns: dict[str, list[str]]
-    levels: list[tuple[str, ...]]
-    report: Report
-
-
-def _decode_part(part: _Part) -> _Read:
-    """Decode one shard in a worker process; the pixels go to disk."""
-    report = Report()
-    read = _Read([], [], {column: [] for column in COLUMNS}, [], report)
-    blocks: list[np.ndarray] = []
-    try:
-        for pair in read_shards(part.url, report):
-            if not pair.captions:
-                report.read -= 1
-                report.skip("no caption", f"{pair.url}:{pair.key}")
-                continue
-            blocks.append(fit(pair.image, part.size))
-            read.keys.append(pair.key)
-            read.captions.append(pair.captions)
-            for column in COLUMNS:
-                value = pair.meta.get(column)
-                read.columns[column].append(value if isinstance(value, str) else "")
-            levels = pair.meta.get("levels")
-            listed = levels if isinstance(levels, list) else []
-            read.levels.append(tuple(each for each in listed if isinstance(each, str)))
-    except DataError:
-        if not report.skipped:
-            raise
-    images = np.stack(blocks) if blocks else np.empty((0, part.size, part.size, 3), np.uint8)
-    np.save(part.folder / f"{part.number}.npy", images, allow_pickle=False)
-    return read
-
-
-def _fill(
-    staged: Path,
-    shards: list[str],
-    size: int,
-    tokenizer: Tokenizer,
-    identity: str,
-    workers: int | None,
-    progress: Progress,
-) -> None:
-    parts_folder = staged.parent / "parts"
-    parts_folder.mkdir()
-    parts = [_Part(url, number, parts_folder, size) for number, url in enumerate(shards)]
-    read: dict[int, _Read] = {}
-    tokens: dict[int, np.ndarray] = {}
-    progress("decode", 0, len(parts))
-    for part, result in unordered(_decode_part, parts, workers):
-        read[part.number] = result
-        tokens[part.number] = _tokenize([c for row in result.captions for c in row], tokenizer)
-        progress("decode", len(read), len(parts))
-    ordered = [read[number] for number in range(len(parts))]
-    report = Report()
-    for result in ordered:
-        report.merge(result.report)
-    total = sum(len(result.keys) for result in ordered)
-    if not total:
-        raise DataError(f"no image-caption pair could be read: {report.line()}")
-
-    images = np.lib.format.open_memmap(
-        staged / "images.npy", "w+", np.uint8, (total, size, size, 3)
-    )
-    at = 0
-    for number in range(len(parts)):
-        path = parts_folder / f"{number}.npy"
-        block = np.load(path, mmap_mode="r", allow_pickle=False)
-        images[at : at + len(block)] = block
-        at += len(block)
-        path.unlink()  # a set and its parts together might not fit on the disk
-    images.flush()
-    del images
-    captions = [row for result in ordered for row in result.captions]
-    rows = np.concatenate([tokens[number] for number in range(len(parts)) if len(tokens[number])])
-    counts = [len(row) for row in captions]
-    _save(staged, "tokens", rows)
-    _save(staged, "caption_start", np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
-    names: dict[str, list[str]] = {}
-    for column in COLUMNS:
-        values = [value for result in ordered for value in result.columns[column]]
-        names[column], codes = _codes(values)
-        _save(staged, column, codes)
-    names["levels"], mask = _mask([row for result in ordered for row in result.levels])
-    _save(staged, "levels", mask)
-    _dump(staged, "keys", unique([key for result in ordered for key in result.keys]))
-    _dump(staged, "captions", [c for row in captions for c in row])
-    meta = {
-        "format": FORMAT,
-        "images": total,
-        "captions": sum(counts),
-        "size": size,
-        "context_length": int(rows.shape[1]),
-        "names": names,
-        "identity": identity,
-        "shards": shards,
-        "skipped": dict(report.skipped),
-        "examples": report.examples,
-    }
-    _dump(staged, "store", meta)  # last: without it there is no set
-
-
-def _tokenize(captions: list[str], tokenizer: Tokenizer) -> np.ndarray:
-    """int32 [n, L]."""
-    if not captions:
-        return np.empty((0, 0), np.int32)
-    return np.asarray(tokenizer(captions)).astype(np.int32)
-
-
-def _codes(values: list[str]) -> tuple[list[str], np.ndarray]:
-    """Texts to (names, int32 codes); "" is -1."""
-    names = sorted({value for value in values if value})
-    number = {name: code for code, name in enumerate(names)} | {"": -1}
-    return names, np.array([number[value] for value in values], np.int32)
-
-
-def _mask(rows: list[tuple[str, ...]]) -> tuple[list[str], np.ndarray]:
-    """Lists of level names to (names, uint32 bit masks). Names past the 32nd are left out."""
-    names = sorted({name for row in rows for name in row})[:32]
-    bit = {name: 1 << k for k, name in enumerate(names)}
-    return names, np.array([sum(bit.get(n, 0) for n in set(row)) for row in rows], np.uint32)
-
-
-def unique(keys: list[str]) -> list[str]:
-    """Keys with repeats told apart as `key#2`, `key#3`."""
-    seen: dict[str, int] = {}
-    out = []
-    for key in keys:
-        seen[key] = seen.get(key, 0) + 1
-        out.append(key if seen[key] == 1 else f"{key}#{seen[key]}")
-    return out
-
-
-def _save(folder: Path, name: str, array: np.ndarray) -> None:
-    np.save(folder / f"{name}.npy", array, allow_pickle=False)
-
-
-def _dump(folder: Path, name: str, content: Any) -> None:
-    (folder / f"{name}.json").write_text(json.dumps(content, ensure_ascii=False))

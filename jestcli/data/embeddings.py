@@ -189,6 +189,7 @@ class ShardTable:
         out = out if out is not None else np.full((self.n, 2, 1), np.nan, np.float32)
         path = self._path(to_write=True)
         try:
+            # The description goes first and comes last: without it the array is not there.
             path.with_suffix(".json").unlink(missing_ok=True)
             save_array(path, out)
             about = {"key": self.key, "shard": self.url, "identity": self._identity(),

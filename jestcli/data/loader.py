@@ -225,6 +225,7 @@ class _Chunks(TorchDataset[Chunk]):
             bad += [old[i] for i in left.tolist()]
             if not len(left):
                 return merged(done)
+            # A step has as many pairs as it should, whatever is broken: another of the window.
             for i in left.tolist():
                 rows[i] = source.order.substitute(positions[i], attempt + 1)
         raise DataError(
@@ -384,6 +385,7 @@ class SuperBatchLoader:
     def _start(self, step: int) -> None:
         self.close()
         size = self.data.size(step)
+        # Small enough that all workers have a part of the first step.
         chunk = max(1, min(CHUNK, math.ceil(size / max(1, self.workers))))
         self.tasks = _Tasks(step, self.data.size, chunk)
         if not self.workers:

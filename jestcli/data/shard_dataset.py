@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from jestcli.data.bad_samples import BadSample, BadSampleLog, BadSampleRecord
-from jestcli.data.dataset import Samples, TableKeys, Tokenizer, Transform
-from jestcli.data.decoded import unique
+from jestcli.data.dataset import Dataset, Samples, TableKeys, Tokenizer, Transform
+from jestcli.data.decode import unique
 from jestcli.data.embeddings import ShardTable, TableFile
 from jestcli.data.order import Pick, WindowShuffle
 from jestcli.data.shards import Pair, decode, fit, words_of
@@ -35,17 +35,13 @@ RECORD = "shards.json"
 FEW = 2_000  # captions of local shards that are read to look at a whole training
 
 
-class ShardDataset:
+class ShardDataset(Dataset):
     """Image-text shards, read in place (`dataset.Dataset`).
 
     sources: the shards of each source. counts: samples of every shard, in the same order.
     weights: how often each source is read; without, all shards are one source. entries: what the
     user called each source. window: shards that are shuffled together.
     """
-
-    in_memory = False
-    mismatched = False
-    nbytes = float("inf")
 
     def __init__(
         self, sources: Sequence[Sequence[str]], counts: Sequence[Sequence[int]], loading: Loading,
@@ -58,12 +54,16 @@ class ShardDataset:
         flat = [count for source in self.counts for count in source]
         self.starts = np.concatenate([[0], np.cumsum(flat)]).astype(np.int64)
         self.files = TarFiles(loading)
-        self.notes: dict[str, str] = {}  # shards that hold more than was counted, in words
+        self.surplus: dict[str, str] = {}  # shards that hold more than was counted, in words
         self.n_files = len(self.shards)
         # Of one entry there is nothing to tell apart, and nothing else is known of a user's pairs.
-        self.groups: tuple[str, ...] = ("source",) if len(entries) > 1 else ()
+        self.groups = ("source",) if len(entries) > 1 else ()
         # One caption of each of many remote shards would fetch them all.
-        self.most_captions: int | None = 0 if any(map(is_remote, self.shards)) else FEW
+        self.most_captions = 0 if any(map(is_remote, self.shards)) else FEW
+
+    @property
+    def notes(self) -> dict[str, str]:
+        return self.surplus
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -75,6 +75,7 @@ class ShardDataset:
     @cached_property
     def hashes(self) -> np.ndarray:
         """By the keys in every shard's index: a remote shard is fetched for it."""
+        # Keys repeat in some public sets: told apart, or their pairs would share every choice.
         keys: list[str] = []
         for shard, count in enumerate(np.diff(self.starts).tolist()):
             url = self.shards[shard]
@@ -94,9 +95,10 @@ class ShardDataset:
         shard, sample = self.locate(row)
         url, count = self.shards[shard], int(self.starts[shard + 1] - self.starts[shard])
         found = self.files.sample(url, sample, images)
+        # A count may be stated beside a remote shard before anyone has seen it.
         held = len(self.files.index(url))
         if held > count:
-            self.notes[url] = (
+            self.surplus[url] = (
                 f"{url} holds {held:,} samples, more than the {count:,} that were counted "
                 "or stated: the rest is not used"
             )
@@ -109,7 +111,7 @@ class ShardDataset:
             raise BadSample("no caption")
         return pair
 
-    def read(self, rows: np.ndarray, transform: Transform, pick: Pick | None) -> Samples:
+    def read(self, rows: np.ndarray, transform: Transform, pick: Pick | None = None) -> Samples:
         size = transform.scoring_size or transform.size
         # A second view needs every pixel.
         least = None if transform.ahead else transform.scoring_size
@@ -182,12 +184,6 @@ class ShardDataset:
     def _entry(self) -> dict[str, str]:
         return {shard: entry for entry in self.entries for shard in list_shards(entry)}
 
-    def caption_rows(self, rows: np.ndarray) -> np.ndarray:
-        return rows
-
-    def wrong(self, rows: np.ndarray) -> np.ndarray:
-        return np.zeros(len(rows), bool)
-
     def order(
         self,
         seed: int,
@@ -212,9 +208,6 @@ class ShardDataset:
             ShardTable(url, n, reference.key, self.loading)
             for url, n in zip(self.shards, counts, strict=True)
         ]
-
-    def on_device(self, device: torch.device) -> ShardDataset:
-        return self
 
     def close(self) -> None:
         self.files.close()

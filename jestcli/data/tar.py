@@ -229,6 +229,7 @@ class TarFiles:
             self.open.move_to_end(url)
             return self.open[url]
         index = read_index(url, self.loading)
+        # An own descriptor outlives the file's eviction from the cache of fetched shards.
         with opened(url, self.loading) as held:
             file = os.dup(held.fileno())
         if os.fstat(file).st_size != index.size:

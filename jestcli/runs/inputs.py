@@ -13,7 +13,8 @@ import torch
 from jestcli.config import VERIFIED, Data, Model, Run
 from jestcli.data.bad_samples import BadSampleLog
 from jestcli.data.dataset import CaptionNoise, ConcatDataset, Dataset, Transform
-from jestcli.data.decoded import DecodedDataset, build_decoded, fingerprint
+from jestcli.data.decode import fingerprint
+from jestcli.data.decoded import DecodedDataset, build_decoded
 from jestcli.data.loader import Source, SuperBatchLoader, on_device
 from jestcli.data.pools import relevant, thinned, unverified_rows, verified_rows
 from jestcli.data.shard_dataset import RECORD, ShardDataset, open_shards

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jestcli.data import decoded
-from jestcli.data.decoded import build_decoded, fingerprint, fingerprints, open_decoded
+from jestcli.data import decode
+from jestcli.data.decode import fingerprint, fingerprints
+from jestcli.data.decoded import build_decoded, open_decoded
 from jestcli.data.shards import Report, fit, read_shards
 from jestcli.data.tokens import small_tokenizer
 from jestcli.utils.errors import DataError
@@ -204,7 +205,7 @@ def test_unchanged_shards_are_not_read_again_and_changed_ones_are(
 ) -> None:
     urls = [shard(tmp_path / f"{n}.tar", {"1.png": png(1), "1.txt": n}) for n in "ab"]
     expected, read = [fingerprint(url) for url in urls], []
-    monkeypatch.setattr(decoded, "fingerprint", lambda url: read.append(url) or fingerprint(url))
+    monkeypatch.setattr(decode, "fingerprint", lambda url: read.append(url) or fingerprint(url))
     assert fingerprints(urls, tmp_path) == expected and fingerprints(urls, tmp_path) == expected
     assert read == urls
     shard(tmp_path / "a.tar", {"1.png": png(2), "1.txt": "a"})
