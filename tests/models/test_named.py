@@ -176,7 +176,7 @@ def test_names_are_read_without_importing_open_clip() -> None:
     import subprocess
     import sys
 
-    code = ("import sys; from jestcli.models import catalogue; assert len(catalogue.usable()) > 60;"
+    code = ("import sys; from jestcli.utils import catalogue; assert len(catalogue.usable()) > 60;"
             "assert 'open_clip' not in sys.modules and 'torch' not in sys.modules")  # fmt: skip
     subprocess.run([sys.executable, "-c", code], check=True)
     assert set(catalogue.known()) <= set(open_clip.list_models())
