@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXPERIMENT ?= figure1
+EXPERIMENT ?= map
 MINUTES ?= 9
 
 # Kernels that every x86-64 has, and one thread: not those that torch and MKL pick for this processor.

@@ -148,7 +148,7 @@ def test_wrong_experiments_are_one_line(change: str, message: str, tmp_path: Pat
 def test_unknown_words_name_the_nearest() -> None:
     for call, words in (
         (lambda: method_settings("jset"), "no method 'jset' (did you mean jest?)"),
-        (lambda: find_experiment("figur1"), "no experiment 'figur1' (did you mean figure1?)"),
+        (lambda: find_experiment("figur3"), "no experiment 'figur3' (did you mean figure3?)"),
         (lambda: method_settings("xyz"), "no method 'xyz' (known: cabs, curated, easy-reference, "),
     ):
         with pytest.raises(ConfigError) as caught:

@@ -39,7 +39,7 @@ def run_experiment(
 @app.command("reproduce")
 def reproduce(
     experiment: Annotated[
-        str | None, typer.Argument(help="A YAML file, a name (default: figure1), or all.")
+        str | None, typer.Argument(help="A YAML file, a name (default: map), or all.")
     ] = None,
     headline: Annotated[
         bool, typer.Option("--headline", help="Every run and seed, not one seed of the main ones.")
@@ -67,7 +67,7 @@ def reproduce(
         for one in list_experiments():
             reproduce(one.name, headline, list_, set_, workers, slurm)
         return
-    experiment = experiment or "figure1"
+    experiment = experiment or "map"
     quick = None if headline else read_experiment(find_experiment(experiment)).quick
     names = ",".join(quick.runs) if quick else None
     seeds = ",".join(map(str, quick.seeds)) if quick else None
@@ -85,7 +85,7 @@ def reproduce(
 def plan_costs(
     what: Annotated[
         str, typer.Argument(help="A scale profile (see --profile), an experiment or a YAML file.")
-    ] = "figure1",
+    ] = "map",
     set_: Set = [],  # noqa: B006
     pool: Annotated[
         int | None, typer.Option(help="Pairs in the pool (default: none is seen twice).")
@@ -122,7 +122,7 @@ def plan_costs(
 
 @app.command("plot")
 def plot(
-    experiment: Annotated[str, typer.Argument(help="A YAML file, or a name.")] = "figure1",
+    experiment: Annotated[str, typer.Argument(help="A YAML file, or a name.")] = "map",
     out: Annotated[Path, typer.Option(help="Folder for figures and tables.")] = Path("results"),
     set_: Set = [],  # noqa: B006
     collect: Annotated[

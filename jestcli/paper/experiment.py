@@ -16,7 +16,7 @@
 A run or reference with `vary: {a.b: [1, 2], c: [x, y]}` stands for one for each place in the lists
 (they go together), called name@1 and name@2 after the first of them. `grid: {a.b: [1, 2],
 c: [x, y]}` stands for every combination, called name@1@x, name@1@y, ... In place of settings,
-`figure1:name` is the run or reference of that name in another experiment.
+`map:name` is the run or reference of that name in another experiment.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _shipped() -> Path:
 
 
 FOLDER = _shipped()
-WORTH = ("figure1", "table1", "figure3", "figure5", "figure4", "table2", "figure2")
+WORTH = ("map", "table1", "figure3", "figure5", "figure4", "table2", "table3", "figure2")
 HEADLINE_REFERENCES = {"strong": "reference", "strong++": "reference++"}
 PROFILES = FOLDER / "profiles"
 DEFAULT_PROFILE = "cpu"  # what `jest train` takes without --profile
@@ -298,7 +298,7 @@ def _expanded(experiment: Experiment, name: str, seed: int, overrides: dict[str,
 
 
 def _elsewhere(word: str) -> tuple[Experiment, str]:
-    """Of "figure1:jest" the experiment and the name "jest"."""
+    """Of "map:jest@0@750" the experiment and the name "jest@0@750"."""
     file, _, name = word.partition(":")
     return read_experiment(find_experiment(file)), name
 

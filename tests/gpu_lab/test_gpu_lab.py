@@ -227,8 +227,8 @@ def test_weights_are_left_out_where_they_do_not_fit(tmp_path: Path) -> None:
 
 
 def test_a_wrong_word_or_missing_file_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="did you mean figure1"):
-        parse(["figur1"])
+    with pytest.raises(ConfigError, match="did you mean figure3"):
+        parse(["figur3"])
     with pytest.raises(ConfigError, match="did you mean selection"):
         parse(["selectoin"])
     with pytest.raises(ConfigError, match="takes up to 60 s"):

@@ -108,16 +108,17 @@ GRID = """
 title: t
 claim: c
 refuted_if: r
+scale: cpu
 profile: cpu-ablation
 references:
-  strong: figure1:strong
+  strong: map:strong
   size: {data: {level: strong++}, vary: {data.curated_size: [100, null]}}
 runs:
   uniform: {method: uniform}
   joint: {method: jest, reference: strong, vary: {selection.filter_ratio: [0.5, 0.9],
-          optim.steps: [60, 70]}}
+          optim.steps: [160, 170]}}
   by-size: {method: jest, vary: {reference: [size@100, size@all]}}
-  headline: figure1:jest
+  headline: map:jest@0.8@750
 seeds: [3]
 """
 
@@ -134,7 +135,7 @@ def test_varied_settings_go_together_and_name_the_run(tmp_path: Path) -> None:
         "uniform", "reference", "joint@0.5", "joint@0.9", "reference size@100", "by-size@100",
         "reference size@all", "by-size@all", "headline",
     ]  # fmt: skip
-    assert [found[f"joint@{f}"].optim.steps for f in (0.5, 0.9)] == [60, 70]
+    assert [found[f"joint@{f}"].optim.steps for f in (0.5, 0.9)] == [160, 170]
     assert [found[f"joint@{f}"].selection.filter_ratio for f in (0.5, 0.9)] == [0.5, 0.9]
     assert found["by-size@100"].reference == found["reference size@100"]
     assert found["reference size@all"].data.curated_size is None
@@ -142,20 +143,21 @@ def test_varied_settings_go_together_and_name_the_run(tmp_path: Path) -> None:
 
 def test_the_profile_shortens_runs_and_references_are_the_headlines(tmp_path: Path) -> None:
     found = {job.name: job.run for job in jobs(grid(tmp_path), {})}
-    headline = {job.name: job.run for job in jobs(read_experiment(FOLDER / "figure1.yaml"), {},
-                                                  ["jest"], [3])}  # fmt: skip
-    assert found["uniform"].optim.batch_size == 64 and found["uniform"].optim.steps == 300
-    assert found["reference"].digest() == headline["reference"].digest()
-    assert found["headline"].digest() == headline["jest"].digest()
+    name = "jest@0.8@750"
+    headline = jobs(read_experiment(FOLDER / "map.yaml"), {}, [name], [3])
+    digests = {job.name: job.run.digest() for job in headline}
+    assert found["uniform"].source.noise_share == 0.8 and found["uniform"].optim.steps == 750
+    assert found["reference"].digest() == digests["reference"]
+    assert found["headline"].digest() == digests[name]
 
 
 @pytest.mark.parametrize("change,to,message", [
-    ("[60, 70]", "[60]", "joint.vary: expected lists of one length by setting"),
-    ("[60, 70]", "10", "joint.vary: expected lists of one length by setting"),
+    ("[160, 170]", "[160]", "joint.vary: expected lists of one length by setting"),
+    ("[160, 170]", "10", "joint.vary: expected lists of one length by setting"),
     ("cpu-ablation", "cpu-ablatoin", "no profile 'cpu-ablatoin' (did you mean cpu-ablation?)"),
-    ("figure1:jest", "figure1:jset", "no run 'figure1:jset' (did you mean jest?)"),
-    ("figure1:jest", "figur1:jest", "no experiment 'figur1' (did you mean figure1?)"),
-    ("figure1:strong", "figure1:storng", "no reference 'storng' (did you mean strong?)"),
+    ("map:jest@0.8@750", "map:jset@0.8@750", "no run 'map:jset@0.8@750' (did you mean jest@0.8@750?)"),
+    ("map:jest@0.8@750", "mpa:jest@0.8@750", "no experiment 'mpa' (did you mean map?)"),
+    ("map:strong", "map:storng", "no reference 'storng' (did you mean strong?)"),
 ])  # fmt: skip
 def test_a_wrong_grid_is_one_line(tmp_path: Path, change: str, to: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -170,7 +172,7 @@ def test_panels_name_runs_that_exist() -> None:
         for panel in each.figure.panels:
             assert set(panel.lines) <= lines and set(panel.levels) <= names, each.name
         assert each.figure.panels or each.figure.kind != "grid"
-    assert [e.name for e in list_experiments()][:2] == ["figure1", "table1"], "in order of worth"
+    assert [e.name for e in list_experiments()][:2] == ["map", "table1"], "in order of worth"
 
 
 def test_the_overview_counts_shared_work_once(tmp_path: Path, workspace: Workspace) -> None:

@@ -141,7 +141,11 @@ def test_a_tower_of_ones_own_takes_nothing_of_the_profiles(model: dict[str, Any]
 
 def test_an_experiments_profile_reaches_its_runs_not_its_references() -> None:
     ablation = read_experiment(find_experiment("batch-size"))
-    assert ablation.profile == "cpu-ablation" and read_profile("cpu-ablation")["reference"]
+    assert ablation.profile == "cpu-ablation" and read_profile("cpu-ablation")["source"]
+    jest = next(job.run for job in experiment.jobs(ablation, {}) if job.name == "joint@0.8")
+    assert jest.source.noise_share == 0.8 and jest.optim.steps == 750
+    assert jest.reference is not None and jest.reference.optim.steps == 3000
+    assert jest.reference.source.noise_share == 0
     named = [run.get("reference") for run in ablation.runs.values() if isinstance(run, dict)]
     assert set(named) == {None, "strong"}
 
@@ -149,7 +153,7 @@ def test_an_experiments_profile_reaches_its_runs_not_its_references() -> None:
 def test_wrong_words_name_the_nearest() -> None:
     for call, words in (
         (lambda: find_profile("paper-b61"), "no profile 'paper-b61' (did you mean paper-b16?)"),
-        (lambda: planned_jobs("figur1", {}), "experiment 'figur1' (did you mean figure1?)"),
+        (lambda: planned_jobs("figur3", {}), "experiment 'figur3' (did you mean figure3?)"),
     ):
         with pytest.raises(ConfigError) as caught:
             call()
