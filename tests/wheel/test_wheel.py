@@ -86,7 +86,7 @@ def test_a_wheel_holds_the_experiments_and_says_its_version(site: Path, tmp_path
 def test_a_wheel_trains_on_own_shards_and_lists_the_experiments(site: Path, tmp_path: Path) -> None:
     jest = str(site / "bin" / "jest")
     assert yaml.safe_load(run(site, tmp_path, jest, "config"))["reference"]
-    assert "figure1" in run(site, tmp_path, jest, "reproduce", "--list")
+    assert "figure3" in run(site, tmp_path, jest, "reproduce", "--list")
     make_shards(tmp_path / "pool", 1, 16)
     make_shards(tmp_path / "curated", 1, 16, first=100)
     data = {"train": str(tmp_path / "pool"), "curated": str(tmp_path / "curated")}
