@@ -11,7 +11,7 @@
     quick: {runs: [names], seeds: [0]}   # what `jest reproduce` trains itself
     tiers: [{runs: [patterns], seeds: [0]}, ...]   # in order of worth: what runs first
     compact: true   # records hold end points alone, where there are hundreds of runs
-    figure: {kind: ..., panels: [...]}   # how it is drawn (reporting/panels.py)
+    figure: {kind: ..., panels: [...]}   # how it is drawn (paper/panels.py)
 
 A run or reference with `vary: {a.b: [1, 2], c: [x, y]}` stands for one for each place in the lists
 (they go together), called name@1 and name@2 after the first of them. `grid: {a.b: [1, 2],

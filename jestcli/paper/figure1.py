@@ -1,7 +1,7 @@
 """The paper's Figure 1 on this data: score against examples, FLOPs and seconds, with speed-ups.
 
 The paper's methods and their baseline are lines. Of the controls, only where they end is marked:
-as lines they hid the rest. reporting/finals.py has a row for each.
+as lines they hid the rest. paper/finals.py has a row for each.
 """
 
 from __future__ import annotations

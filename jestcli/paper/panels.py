@@ -20,7 +20,7 @@ class Panel(_Strict):
     lines: name -> label; levels: runs without a value -> label, drawn as horizontal lines; x: what
     the axis is called; log: a logarithmic axis; ordered: whether the setting's values are more and
     less of something (else their points stand side by side and are not joined); metrics: of
-    reporting/grid.py, at most two.
+    paper/grid.py, at most two.
     """
 
     title: str

@@ -1,1 +1,0 @@
-"""Records of finished runs, their statistics, tables and figures."""
