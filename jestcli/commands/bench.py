@@ -109,7 +109,7 @@ def bench_scoring(
     from rich.markdown import Markdown
 
     from jestcli.bench import scoring
-    from jestcli.paper.scoring import bench_scoring as measure
+    from jestcli.bench.of_run import bench_scoring as measure
 
     result, console = measure(make_workspace(), run, batches, untrained), make_console()
     console.print(Markdown(scoring.as_markdown(result)))

@@ -99,7 +99,7 @@ def train_jobs(
     workspace, console = workspace or make_workspace(), make_console()
     for job in jobs:
         if "TORCHELASTIC_RUN_ID" in os.environ:
-            from jestcli.runs.ranks import train_as_rank
+            from jestcli.commands.ranks import train_as_rank
 
             def prepare_here(run: Run, workers: int | None) -> None:
                 prepare(run, workers, workspace)

@@ -20,10 +20,12 @@ import numpy as np
 import torch
 
 from jestcli.utils.io import save_bytes
+from jestcli.utils.words import STYLE_WORDS
 
 VOCAB_SIZE = 8_192
 CONTEXT_LENGTH = 16
 _BYTES, _SPECIAL = 512, 2
+NO_WORD = -1  # what concept-aware sampling does not count
 _PLAIN = re.compile(r"[a-z0-9 ,.:]*")
 
 
@@ -109,3 +111,19 @@ def small_tokenizer(
         raise ValueError(f"the cut table has {inner.vocab_size} entries, not {vocab_size}")
     identity = f"clip-bpe-{vocab_size}x{context_length}-{digest}"
     return SmallTokenizer(vocab_size, context_length, identity, inner)
+
+def word_ids(tokens: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """Labels for `select`: the tokens of a caption without start, end, padding and STYLE_WORDS.
+
+    tokens: int64 [B, L] by the tokenizer of `vocab_size`. Returns int64 [B, L]; NO_WORD (-1)
+    where a token says nothing of what the picture shows.
+    """
+    silent = torch.isin(tokens, torch.tensor(_silent(vocab_size), device=tokens.device))
+    return tokens.masked_fill(silent, NO_WORD)
+
+
+@functools.cache
+def _silent(vocab_size: int) -> tuple[int, ...]:
+    tokenizer = small_tokenizer(vocab_size)
+    style = (token for word in STYLE_WORDS for token in tokenizer.encode(word))
+    return tuple({0, tokenizer.sot_token_id, tokenizer.eot_token_id, *style})

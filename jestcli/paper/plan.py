@@ -20,10 +20,9 @@ from jestcli.models.flops import (
     step_cost,
 )
 from jestcli.models.memory import Memory, training_memory
-from jestcli.models.towers import Clip
 from jestcli.paper.experiment import Job
 from jestcli.runs.reference import reference_view
-from jestcli.runs.trained import new_learner
+from jestcli.runs.trained import new_learner, on_meta
 
 CONVENTIONS = {
     "cached_reuse": "reference cached, forwards of the chosen pairs re-used "
@@ -117,13 +116,6 @@ def _plan(
         {**cost.as_dict(), "cached_text_reuse": text_reuse, "uncached_reuse": cost.uncached_reuse},
         mine.memory.training(-(-b // devices), run.selection.low_res_share), seconds,
     )  # fmt: skip
-
-
-def on_meta(run: Run) -> Clip:
-    """The run's model without memory behind it; pretrained weights are not read."""
-    model = run.model.model_copy(update={"pretrained": None})
-    with torch.device("meta"):
-        return new_learner(run.model_copy(update={"model": model}))
 
 
 def _count(run: Run, counted: dict[str, _Counted]) -> _Counted:

@@ -23,7 +23,6 @@ from jestcli.config import Run
 from jestcli.models.flexi import View
 from jestcli.models.flops import ForwardFlops, run_cost, step_cost
 from jestcli.paper.experiment import Experiment, Job, jobs
-from jestcli.paper.plan import on_meta
 from jestcli.paper.slurm import OnCluster
 from jestcli.runs.reference import (
     cached,
@@ -31,7 +30,7 @@ from jestcli.runs.reference import (
     reference_view,
     scores_by_reference,
 )
-from jestcli.runs.trained import learner_flops
+from jestcli.runs.trained import learner_flops, on_meta
 from jestcli.runs.workspace import StageError, Workspace, is_done
 from jestcli.training.checkpoint import CHECKPOINT, step_of
 from jestcli.training.trunk import shared_steps, steps_there

@@ -150,7 +150,7 @@ def _model(run: Run, device: str) -> Finding:
     import torch
 
     from jestcli.models.memory import training_memory
-    from jestcli.paper.plan import on_meta
+    from jestcli.runs.trained import on_meta
     from jestcli.training.devices import pick_device
 
     model = on_meta(run)
@@ -171,7 +171,7 @@ def _model(run: Run, device: str) -> Finding:
 
 def _runs(run: Run, workspace: Workspace) -> Finding:
     """Room for two checkpoints, for the old one goes when the new one is there."""
-    from jestcli.paper.plan import on_meta
+    from jestcli.runs.trained import on_meta
 
     numbers = 3 * sum(p.numel() for p in on_meta(run).parameters())  # weights and two moments
     return _folder("run directories", workspace.runs, 2, 2 * 4 * numbers / 2**30)

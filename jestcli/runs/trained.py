@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from jestcli.config import Run
 from jestcli.models.flops import ForwardFlops, forward_flops
 from jestcli.models.towers import Clip, build_model, low_view
@@ -45,3 +47,10 @@ def new_learner(run: Run) -> Clip:
 
 def learner_flops(run: Run, model: Clip) -> ForwardFlops:
     return forward_flops(model, run.data.image_size, run.data.context_length)
+
+
+def on_meta(run: Run) -> Clip:
+    """The run's model without memory behind it; pretrained weights are not read."""
+    model = run.model.model_copy(update={"pretrained": None})
+    with torch.device("meta"):
+        return new_learner(run.model_copy(update={"model": model}))

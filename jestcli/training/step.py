@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from jestcli.config import Run
 from jestcli.data.loader import SuperBatch
+from jestcli.data.tokens import word_ids
 from jestcli.models.flexi import View
 from jestcli.models.towers import Clip
 from jestcli.selection import PairEmbeddings, select
@@ -24,7 +25,6 @@ from jestcli.training.finite import NotFinite, check_embeddings
 from jestcli.training.gradients import Batch, autocast, backward
 from jestcli.training.optimiser import learning_rate
 from jestcli.utils.randomness import torch_generator
-from jestcli.utils.words import word_ids
 
 EmbedReference = Callable[[SuperBatch], PairEmbeddings]
 

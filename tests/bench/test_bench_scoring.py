@@ -10,7 +10,7 @@ import torch
 from tiny import draw, fake_pool, tiny_model, tiny_run
 
 from jestcli.bench import scoring
-from jestcli.paper.scoring import bench_scoring
+from jestcli.bench.of_run import bench_scoring
 from jestcli.runs.workspace import StageError, Workspace
 from jestcli.training.step import embed
 

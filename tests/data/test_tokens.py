@@ -9,8 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jestcli.data.tokens import small_tokenizer
-from jestcli.utils.words import NO_WORD, word_ids
+from jestcli.data.tokens import NO_WORD, small_tokenizer, word_ids
 
 WORDS = ["a red cat", "face with tears of joy", "flag: Chile", "q", "ünïcödé ★", "x" * 300, ""]
 
