@@ -2,7 +2,7 @@
 
 Fetching a pool of terabytes only to count it is out of the question. `sizes.json` (of webdataset
 and open_clip: {"00000.tar": 9123}) and img2dataset's `00000_stats.json` ("successes") say the
-number. They are claims: the reader finds out when it has the shard (data/stream.py).
+number. They are claims: the reader finds out when it has the shard (data/shard_dataset.py).
 """
 
 from __future__ import annotations
