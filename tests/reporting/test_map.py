@@ -49,8 +49,8 @@ def test_winners_and_words_hold_the_records_numbers() -> None:
     assert best[0.8, 375][0][0] == "curated" and best[0.0, 375][0][0] == "jest"
     assert best[0.8, 750][0][0] == "jest"
     (poor,) = maps.answer(records, 750)
-    assert poor.startswith("**80 % wrong captions, 192k examples:** JEST 20.0 %, Uniform 2.0 %")
-    assert "more than ×2" in poor
+    assert poor.startswith("**80 % wrong captions, 192k examples:** JEST 20.0 %; Uniform 2.0 %")
+    assert "more than ×2" in poor and "JEST 20.0 %; Uniform 2.0 %" in poor
     _, rows = maps.table(records)
     assert ["JEST", "0.8", "375", 3, "4.00"] in [row[:5] for row in rows]
 

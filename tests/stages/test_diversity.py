@@ -62,5 +62,5 @@ def test_it_measures_finished_runs_once_and_draws(
     assert json.loads((tmp_path / "diversity.json").read_text())["jest 0"] == found[0]
     names = ["uniform", "jest", "filtered"]
     text = to_markdown(found, names, "note")
-    assert "| Filtered pool | not run |" in text and "| JEST | 1 |" in text
+    assert "| Filtered, best 5 % | not run |" in text and "| JEST | 1 |" in text
     assert all(p.exists() for p in draw_diversity("t", found, names, "note", tmp_path / "d"))
