@@ -1,0 +1,27 @@
+"""The README's numbers are the records'."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jestcli.paper.map import answer
+from jestcli.paper.records import load_records
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_answer_in_the_readme_recomputes_from_the_records() -> None:
+    _, records = load_records(ROOT / "results/map/records.json")
+    text = (ROOT / "README.md").read_text()
+    block = text.partition("<!-- answer")[2].partition("<!-- /answer")[0]
+    said = [line[2:] for line in block.splitlines() if line.startswith("- ")]
+    lengths = sorted({r["steps"] for r in records if r["name"].startswith("jest@")})
+    assert said and said == answer(records, lengths[-1]), "run `jest plot map`, then copy its answer"
+
+
+def test_the_readme_shows_both_commands_and_its_pictures_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert "make reproduce" in text and "make test" in text
+    for word in text.replace("(", '"').replace(")", '"').split('"'):
+        if word.startswith(("results/", "docs/", "experiments/", "jestcli/", "examples/")):
+            assert (ROOT / word.partition("#")[0]).exists(), word
