@@ -13,14 +13,15 @@ The interval holds the ratios that a two-sided t-test does not reject: with x = 
     |m - g(x)| <= t(df) s sqrt(1/n + sum_k w_k(x)² / n_k) + e(x),
 
 n and n_k the seeds. s² is the variance within cells (a method at a length), pooled over all cells
-of both methods, and df its degrees of freedom, sum (seeds - 1). e is the interpolation's own error,
-half the distance between the spline and the straight line through the neighbouring lengths (with
-two lengths there is none to be seen). This inverts a test as Fieller's theorem does (Fieller 1954,
-J. R. Stat. Soc. B 16:175); `results/statistics` measures how far it can be trusted. That the
-baseline gains from more examples is used: below the lower end every ratio is rejected because the
-baseline is not there yet, above the upper end every ratio because it is past. So where the baseline
-never gets there the lower end is still finite and the upper infinite ("more than"); where its
-shortest run is better already the lower end is 0 ("less than").
+of both methods, and df its degrees of freedom, sum (seeds - 1). e is the interpolation's own error:
+half the distance between the spline and the straight line through the two lengths around x; and, as
+few lengths do not show how the curve bends, at least a tenth of the rise half-way between lengths
+four times apart (with the square of log distance otherwise). This inverts a test as Fieller's
+theorem does (Fieller 1954, J. R. Stat. Soc. B 16:175); `results/statistics` measures how far it can
+be trusted. That the baseline gains from more examples is used: below the lower end every ratio is
+rejected because the baseline is not there yet, above the upper end every ratio because it is past.
+So where the baseline never gets there the lower end is still finite and the upper infinite ("more
+than"); where its shortest run is better already the lower end is 0 ("less than").
 
 A cost is another axis for the same crossing: the baseline's cost there over the method's cost.
 Fewer pairs *looked at* is such an axis ("seen"), since "examples" counts those trained on.
@@ -145,7 +146,10 @@ class Saving:
         x = np.linspace(nodes[0], nodes[-1], GRID)
         weights = CubicSpline(nodes, np.eye(len(nodes)), bc_type="natural")(x)
         gap = self.cell.mean - weights @ means
-        error = np.abs(weights @ means - np.interp(x, nodes, means)) / 2
+        after = np.clip(np.searchsorted(nodes, x), 1, None)
+        rise = np.abs(np.diff(means))[after - 1]
+        bend = 0.4 * rise * (nodes[after] - x) * (x - nodes[after - 1]) / math.log(4) ** 2
+        error = np.maximum(bend, np.abs(weights @ means - np.interp(x, nodes, means)) / 2)
         each = 1 / np.array([len(c.scores) for c in self.curve])
         se = self.sd * np.sqrt(1 / len(self.cell.scores) + weights**2 @ each)
         short, past = (stdtr(self.df, (error - sign * gap) / (se + 1e-12)) for sign in (1, -1))

@@ -36,13 +36,14 @@ from jestcli.paper.verdicts import (
 from jestcli.training.checkpoint import write_atomic, write_json
 
 SHORTEST, LOW, HIGH = 96_000, 0.001, 0.008
-ALIKE, OWN = "alike", "own"
+ALIKE, OWN, SPARSE, FEW = "alike", "own", "sparse", "few"
 SCATTERS = {
     ALIKE: "every cell scatters alike, as pooling assumes",
     "grows": "it grows with the score, from .1 points at 0 to .8 at 30 %",
     OWN: "every cell has its own",
     "shared": "half of the variance is a seed's, at all its lengths, as with a common trunk",
-    "sparse": "alike, but lengths four times apart",
+    SPARSE: "alike, but lengths four times apart",
+    FEW: "alike, but uniform training at two or three lengths, four times apart",
 }
 NEVER = Refutation("nothing")
 AB, CD, TIED = difference("a", "b"), difference("c", "d"), difference("d", "c")
@@ -113,8 +114,8 @@ def scatter(rng: np.random.Generator, kind: str, means: np.ndarray) -> np.ndarra
 def study(rng: np.random.Generator, kind: str) -> tuple[list[Record], np.ndarray, float]:
     """Records of "uniform" and "jest", jest's true savings by length, the first cell's scatter."""
     steep, top = rng.uniform(0.5, 1.1) / math.log(2), rng.uniform(0.15, 0.45)
-    middle, apart = rng.uniform(1, 3) / steep, math.log(4 if kind == "sparse" else 2)
-    longest = int(rng.integers(4, 7))
+    middle, apart = rng.uniform(1, 3) / steep, math.log(4 if kind in (SPARSE, FEW) else 2)
+    longest = int(rng.integers(2, 4) if kind == FEW else rng.integers(4, 7))
     saved = rng.uniform(math.log(1.2), math.log(32)) - rng.uniform(0, 0.3) * apart * np.arange(4)
     x = np.concatenate([apart * np.arange(longest), apart * np.arange(4)])
     ahead = x + np.concatenate([np.zeros(longest), saved])
@@ -155,7 +156,7 @@ def coverage(rng: np.random.Generator, kind: str, studies: int) -> dict[str, flo
         "closed": closed.mean(),
         "span": np.median(np.array(spans)[closed]),
     }
-    if kind in (ALIKE, "sparse"):
+    if kind in (ALIKE, SPARSE, FEW):
         out["width"] = np.median(widths)
     return {key: round(float(number), 3) for key, number in out.items()}
 

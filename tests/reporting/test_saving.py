@@ -42,7 +42,8 @@ def test_the_ends_are_what_a_pooled_t_test_just_does_not_reject():
         at = math.log2(end)  # lengths after the first
         se = s * math.sqrt(1 / 3 + sum(w * w for w in spline_weights(at)) / 3)
         g = 0.1 + 0.1 * at  # through points of a straight line the spline is the line
-        assert abs(0.25 - g) / se == pytest.approx(stats.t.ppf(0.975, 10), rel=0.02)
+        bend = 0.1 * 0.1 * 4 * (at % 1) * (1 - at % 1) / 4  # a tenth of the rise, half the distance
+        assert (abs(0.25 - g) - bend) / se == pytest.approx(stats.t.ppf(0.975, 10), rel=0.02)
 
 
 def spline_weights(at):
@@ -99,13 +100,18 @@ def test_p_values_and_intervals_are_one_test():
     assert found.p_above(8) == pytest.approx(1.0, abs=1e-3)
 
 
-def test_the_interpolations_own_error_widens_the_interval_where_the_curve_bends():
-    bent = runs("uniform", [0.1, 0.11, 0.3, 0.5], 1e-6)
-    got = savings([*bent, *runs("jest", [0.2], 1e-6)], "jest")[0].ratio()
-    assert got.high / got.low > 1.03, "although the seeds agree"
-    straight = runs("uniform", [0.1, 0.2, 0.3, 0.4], 1e-6)
-    got = savings([*straight, *runs("jest", [0.25], 1e-6)], "jest")[0].ratio()
-    assert got.high / got.low < 1.01
+def test_the_interpolations_own_error_counts_where_the_seeds_agree():
+    def ends(baseline, score):
+        got = savings([*baseline, *runs("jest", [score], 1e-6)], "jest")[0].ratio()
+        return math.log2(got.low), math.log2(got.high)
+
+    two = [r for r in runs("uniform", [0.1, 0.2, 0.3], 1e-6) if r["steps"] != 2 * START]
+    for end in ends(two, 0.2):  # four times apart: a tenth of the rise, half-way
+        assert abs(0.1 * end - 0.1) == pytest.approx(0.1 * 0.2 * end * (2 - end), rel=0.03)
+    low, high = ends(runs("uniform", [0.1, 0.2, 0.3, 0.4], 1e-6), 0.25)
+    bent_low, bent_high = ends(runs("uniform", [0.0, 0.2, 0.3, 0.31], 1e-6), 0.25)
+    assert 0 < high - low < 0.06, "half the distance, a quarter of the bend"
+    assert bent_high - bent_low > 2 * (high - low), "the same rise, but its neighbours bend"
 
 
 def test_costs_are_other_axes_of_the_same_crossing():
