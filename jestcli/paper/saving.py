@@ -54,7 +54,6 @@ AXES = {
     "uncached" + WITH_REFERENCE: "FLOPs, reference not cached, its training charged",
     "seconds": "seconds of training",
 }
-CORE_HOURS = "core_hours"
 REACHED, MORE, LESS = "reached", "more than", "less than"
 GRID = 1001  # points at which ratios are tested, over the baseline's lengths
 
@@ -93,7 +92,7 @@ def _cost(runs: list[Record]) -> dict[str, float]:
     for convention in set(CONVENTIONS) - {"charged", "cached"}:
         cost[convention + WITH_REFERENCE] = cost[convention] + charge
     cost["seen"] = float(np.mean([r["steps"] * r["super_batch_size"] for r in runs]))
-    cost[CORE_HOURS] = float(np.mean([core_hours(r) for r in runs]))
+    cost["core_hours"] = float(np.mean([core_hours(r) for r in runs]))
     return cost
 
 
@@ -125,13 +124,9 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Saving:
-    """What `method` at one length saves against `baseline`'s curve.
+    """What a method at one length (`cell`) saves against a baseline's cells by length (`curve`, at
+    least two); sd, df: within cells, pooled over all of both methods."""
 
-    cell: the method's; curve: the baseline's cells by length, at least two; sd, df: within cells,
-    pooled over both methods.
-    """
-
-    method: str
     baseline: str
     cell: Cell
     curve: tuple[Cell, ...]
@@ -210,12 +205,12 @@ class Saving:
         last, found = self.curve[-1], self.ratio(axis)
         if self._at(factor, axis) == math.inf:
             longer = factor * self.cell.cost[axis] / last.cost[axis]
-            return len(last.scores) * last.cost[CORE_HOURS] * longer
+            return len(last.scores) * last.cost["core_hours"] * longer
         end = found.low if found.ratio > factor else found.high
         away = abs(math.log(found.ratio / factor))
         if not (away and end and math.isfinite(end)):
             return math.inf
-        spent = sum(len(c.scores) * c.cost[CORE_HOURS] for c in (self.cell, *self.curve))
+        spent = sum(len(c.scores) * c.cost["core_hours"] for c in (self.cell, *self.curve))
         return spent * max(0.0, (math.log(end / found.ratio) / away) ** 2 - 1)
 
 
@@ -227,11 +222,10 @@ def savings(
     own, curve = cells(records, method, metric), cells(records, baseline, metric)
     if len(curve) < 2:
         return []
-    everything = own if method == baseline else [*own, *curve]
-    df = sum(len(c.scores) - 1 for c in everything)
-    squares = sum(float(np.var(c.scores)) * len(c.scores) for c in everything)
+    df = sum(len(c.scores) - 1 for c in (*own, *curve))
+    squares = sum(float(np.var(c.scores)) * len(c.scores) for c in (*own, *curve))
     sd = math.sqrt(squares / df) if df else math.nan
-    return [Saving(method, baseline, cell, tuple(curve), sd, df) for cell in own]
+    return [Saving(baseline, cell, tuple(curve), sd, df) for cell in own]
 
 
 @dataclass(frozen=True)

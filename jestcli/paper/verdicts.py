@@ -192,11 +192,10 @@ def _contrasts(
     """A part for each core contrast, then for each of the refutation criterion."""
     asked = (*claim.core, *claim.refuted_if.contrasts)
     effects = [first.effect(c) for c in asked]
-    differ, level = [], []
-    for e in effects:
-        equal = e is not None and e.contrast.equal
-        differ.append((e.p_outside(claim.margin) if equal else e.p) if e else math.nan)
-        level.append(e.p_within(claim.margin) if e else math.nan)
+    differ = [
+        e.p_outside(claim.margin if e.contrast.equal else 0) if e else math.nan for e in effects
+    ]
+    level = [e.p_within(claim.margin) if e else math.nan for e in effects]
     parts = []
     for contrast, effect, p, p_level in zip(asked, effects, holm(differ), holm(level), strict=True):
         sentence = _sentence(contrast, first, second, claim, p)
@@ -231,7 +230,7 @@ def _sentence(
     contrast: Contrast, first: Fit, second: Fit | None, claim: Claim, p: float | None = None
 ) -> str:
     """A contrast's numbers by both metrics. p: Holm's, where the contrast decides."""
-    effect = first.effect(contrast)
+    effect, other = first.effect(contrast), second.effect(contrast) if second else None
     if effect is None:
         lacking = ", ".join(label(n) for n in contrast.conditions if n not in first.alias)
         return f"{contrast.says}: {f'{lacking} not run' if lacking else 'the same runs'}."
@@ -241,7 +240,6 @@ def _sentence(
     text += f", p = {effect.p:.2g}" if p is None else f", p = {p:.2g} (Holm)"
     scale, _, digits = _unit(claim.metric)
     text += f", detectable {scale * effect.detectable:.{digits}f}"
-    other = second.effect(contrast) if second else None
     if other and claim.second:
         text += f"; {_number(other, claim.second)}"
     return f"{text} ({effect.n} seeds)."

@@ -220,17 +220,17 @@ def simulate(studies: int, seed: int = 0) -> dict[str, Any]:
 def page(found: dict[str, Any]) -> str:
     """README.md of the folder: what came out, in words and two tables."""
     percent = "{:.1f} %".format
-    savings = "".join(
-        f"| {SCATTERS[kind]} | {percent(100 * row['covered'])} | {percent(100 * row['within'])} | "
-        f"{percent(100 * row['closed'])} | {row['span']:.2f} | {row.get('width', '')} |\n"
-        for kind, row in found["savings"].items()
-    )
-    verdicts = "".join(
-        f"| {truth} | {SCATTERS[kind].partition(',')[0]} | {percent(100 * row['false'])} | "
-        f"{', '.join(f'{w} {100 * x:.0f} %' for w, x in row.items() if w != 'false')} |\n"
-        for truth, kinds in found["verdicts"].items()
-        for kind, row in kinds.items()
-    )
+    savings, verdicts = "", ""
+    for kind in SCATTERS:
+        row = found["savings"][kind]
+        shares = " | ".join(percent(100 * row[key]) for key in ("covered", "within", "closed"))
+        savings += f"| {SCATTERS[kind]} | {shares} | {row['span']:.2f} | {row.get('width', '')} |\n"
+    for truth in (*TRUTHS, JUST):
+        for kind in (ALIKE, OWN):
+            row = dict(found["verdicts"][truth][kind])
+            false = percent(100 * row.pop("false"))
+            words = ", ".join(f"{word} {100 * share:.0f} %" for word, share in row.items())
+            verdicts += f"| {truth} | {SCATTERS[kind].partition(',')[0]} | {false} | {words} |\n"
     return PAGE.format(studies=found["studies"], savings=savings, verdicts=verdicts)
 
 
