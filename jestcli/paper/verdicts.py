@@ -149,7 +149,7 @@ def judge(claim: Claim, evidence: Evidence) -> Verdict:
     verdict = Verdict(
         MISSING,
         (
-            *(part.sentence for part in (*core, *criteria)),
+            *dict.fromkeys(part.sentence for part in (*core, *criteria)),
             f"Refuted if {claim.refuted_if.says}: {met}.",
             *(f"Sanity, decides nothing: {sentence}" for sentence in sanity),
         ),

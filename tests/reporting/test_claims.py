@@ -203,5 +203,7 @@ def test_the_page_is_whole_and_fetches_nothing(tmp_path):
     assert "6 of 9 records are of other settings, data or numerics" in words, "made up, so stale"
     plain_text = markdown.read_text()
     assert "figure3/records.json" in plain_text and "figure3/figure3.png" in plain_text
-    assert "| [joint selection](#filter-ratio-joint-or-independent-selection-and-the-criterion) |" \
+    assert (
+        "| [joint selection](#filter-ratio-joint-or-independent-selection-and-the-criterion) |"
         in plain_text
+    )
