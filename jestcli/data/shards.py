@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -71,7 +72,7 @@ class Pair:
     meta: dict[str, Any]  # the JSON object, {} where there is none; "cls": int of a .cls member
 
 
-def read_shards(urls: str | Sequence[str], report: Report | None = None) -> Iterator[Pair]:
+def read_shards(urls: str | Path | Sequence[str], report: Report | None = None) -> Iterator[Pair]:
     """Yield decoded image-caption pairs, in the shards' order; broken ones are skipped, counted.
 
     A sample needs an image and a caption: the JSON's "captions" (a list), or its "caption", or the
@@ -86,7 +87,7 @@ def read_shards(urls: str | Sequence[str], report: Report | None = None) -> Iter
     for url in shards:
         try:
             # Indexed anew, not from a kept index: what is read once needs no memory of it.
-            with opened(url.removeprefix("file:"), Loading()) as file:
+            with opened(url, Loading()) as file:
                 index = scan(file, TEXTS)
                 for reason, count in index.faults.items():
                     report.skip(reason, url, count)

@@ -1,8 +1,9 @@
 """Where shards are: folders, patterns, `pipe:` and http URLs, each made a local file.
 
-A remote shard is fetched whole into a bounded folder, atomically, with time limits and retries;
-every reader after that sees a file. What a user writes as `pipe:` is a shell command of their own;
-nothing that a shard or a server says is ever run.
+A remote shard is fetched whole into a bounded folder, atomically, with limits in bytes and time,
+and retries; every reader after that sees a file that begins as a tar does. What a user writes as
+`pipe:` is a shell command of their own; nothing that a shard, a server or a file's name says is
+ever run.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ import hashlib
 import http.client
 import io
 import json
+import math
 import os
 import selectors
+import shutil
 import subprocess
+import tarfile
 import threading
 import time
 import urllib.error
@@ -24,12 +28,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from jestcli.utils.errors import DataError, explain_os_error
 
 BLOCK = 1 << 20
 ATTEMPTS = 8  # to open a shard that other readers evict
+ABANDONED = 3600.0  # seconds without a byte after which a half-written shard is nobody's
+LEFT_FREE = 1e9  # bytes of the disk that no shard is to fill
 PATIENCE = 60.0  # seconds that a shard which could not be fetched is left alone
 
 
@@ -51,7 +57,8 @@ class Loading:
     workers: processes that read and decode (0: the training process itself; None: cores - 1).
     max_faults: the share of unreadable samples, or shards, above which a run stops.
     cache: folder of fetched shards (at most `gigabytes` of them) and of indexes.
-    timeout: seconds without a byte after which a server counts as stalled; retries: tries more.
+    timeout: seconds without a byte after which a server counts as stalled; longest: seconds that a
+    whole shard may take; retries: tries more.
     """
 
     workers: int | None = None
@@ -59,6 +66,7 @@ class Loading:
     cache: Path = field(default_factory=default_cache)
     gigabytes: float = 50.0
     timeout: float = 30.0
+    longest: float = 1800.0
     retries: int = 3
     pause: float = 1.0  # seconds before the second try, doubled for every further one
 
@@ -71,7 +79,7 @@ def list_shards(entry: str) -> list[str]:
     """
     path = Path(entry.removeprefix("file:")).expanduser()
     if not is_remote(entry) and path.is_dir():
-        found = sorted(str(each) for each in path.glob("*.tar"))
+        found = sorted(_of_file(str(each)) for each in path.glob("*.tar"))
         if not found:
             raise DataError(f"no .tar shard in the folder {path}")
         return found
@@ -84,22 +92,35 @@ def list_shards(entry: str) -> list[str]:
         matches = sorted(glob.glob(name)) if "*" in name else [name]
         if not matches:
             raise DataError(f"no shard matches {name}")
-        shards += matches
+        shards += map(_of_file, matches)
     return shards
 
 
-def expand_urls(urls: str | Sequence[str]) -> list[str]:
-    """Brace patterns and `::` lists to single shards, as webdataset reads them; in order."""
-    import webdataset.shardlists as shardlists
-
-    given = [urls] if isinstance(urls, str) else list(urls)
-    return [each for url in given for each in _expand(url, shardlists.expand_urls)]
+def _of_file(name: str) -> str:
+    """A file's name so that it cannot be read as an address: one may be called `pipe:…`."""
+    return f"./{name}" if is_remote(name) else name
 
 
-def _expand(url: str, expand: Any) -> list[str]:
+def expand_urls(urls: str | Path | Sequence[str]) -> list[str]:
+    """Brace patterns and `::` lists to single shards, as webdataset reads them; in order. A Path,
+    or what `file:` stands before, is a file whatever its name. Raises DataError."""
+    given = [urls] if isinstance(urls, str | Path) else urls
+    return [each for url in given for each in _expand(url)]
+
+
+def _expand(url: str | Path) -> list[str]:
+    from webdataset.shardlists import expand_urls as expand
+
+    if isinstance(url, Path):
+        return [_of_file(str(url))]
     if url.startswith("pipe:") and "{" not in url:
         return [url]  # a shell command may hold "::" and "$"
-    return list(expand(url))
+    try:
+        found = expand(url)
+    except (AssertionError, ValueError) as error:  # a variable that is not set; a brace alone
+        raise DataError(f"no shards can be meant by {url}: {error}") from None
+    own = "file:"
+    return [_of_file(each.removeprefix(own)) if each.startswith(own) else each for each in found]
 
 
 def is_remote(url: str) -> bool:
@@ -171,16 +192,19 @@ def _fetch(url: str, path: Path, loading: Loading) -> None:
         raise ShardError(failed.read_text())
     temporary = path.with_suffix(f".part{os.getpid()}-{threading.get_ident()}")
     why = ""
+    room = shutil.disk_usage(path.parent).free - LEFT_FREE
+    most = int(min(loading.gigabytes * 1e9 or math.inf, max(room, 0)))
     try:
         for attempt in range(loading.retries + 1):
             if attempt:
                 time.sleep(loading.pause * 2 ** (attempt - 1))
             try:
-                with temporary.open("wb") as file:
+                with temporary.open("w+b") as file:
                     if url.startswith("pipe:"):
-                        _run(url.removeprefix("pipe:"), file, loading.timeout)
+                        _run(url.removeprefix("pipe:"), file, loading, most)
                     else:
-                        _download(url, file, loading.timeout)
+                        _download(url, file, loading, most)
+                    _check_begins_as_tar(file)
                 os.replace(temporary, path)
                 failed.unlink(missing_ok=True)
                 return
@@ -209,7 +233,7 @@ def download_small(url: str, loading: Loading, most: int) -> bytes | None:
             time.sleep(loading.pause * 2 ** (attempt - 1))
         file = io.BytesIO()
         try:
-            _download(url, file, loading.timeout, most)
+            _download(url, file, loading, most)
         except _Final:
             return None
         except ShardError:
@@ -218,16 +242,28 @@ def download_small(url: str, loading: Loading, most: int) -> bytes | None:
     return None
 
 
-def _download(url: str, file: IO[bytes], timeout: float, most: int | None = None) -> None:
+class _Within:
+    """Limits of one transfer. Raises ShardError past the time and _Final past the bytes."""
+
+    def __init__(self, loading: Loading, most: int):
+        self.until, self.most, self.got = time.monotonic() + loading.longest, most, 0
+
+    def __call__(self, block: bytes) -> bytes:
+        self.got += len(block)
+        if self.got > self.most:
+            raise _Final(f"larger than the {self.most / 1e9:.3g} GB there are for it (--cache-gb)")
+        if time.monotonic() > self.until:
+            raise ShardError("the transfer takes too long")
+        return block
+
+
+def _download(url: str, file: IO[bytes], loading: Loading, most: int) -> None:
+    within = _Within(loading, most)
     try:
-        with urllib.request.urlopen(url, timeout=timeout) as answer:
-            length = answer.headers.get("Content-Length")
-            got = 0
-            while block := answer.read(BLOCK):
-                file.write(block)
-                got += len(block)
-                if most is not None and got > most:
-                    raise _Final("the file is too large")
+        with urllib.request.urlopen(url, timeout=loading.timeout) as answer:
+            length, chunked = answer.headers.get("Content-Length"), answer.chunked
+            while block := answer.read1(BLOCK):  # what is there: a slow server is noticed in time
+                file.write(within(block))
     except urllib.error.HTTPError as error:
         kind = ShardError if error.code in (408, 429) or error.code >= 500 else _Final
         raise kind(f"the server answers {error.code}") from None
@@ -239,28 +275,53 @@ def _download(url: str, file: IO[bytes], timeout: float, most: int | None = None
         raise ShardError(why) from None
     except (http.client.HTTPException, ConnectionError, ValueError) as error:
         raise ShardError(f"the transfer broke off ({type(error).__name__})") from None
-    if length is not None and length.isdigit() and got != int(length):
+    if length is not None and length.isdigit() and within.got != int(length):
+        raise ShardError("the transfer broke off")
+    if length is None and not chunked:  # only the end of a tar says that all of it came
+        _check_ends_as_tar(file)
+
+
+def _check_begins_as_tar(file: IO[bytes]) -> None:
+    """A page that says "log in" must not be kept as a shard. Raises ShardError, to try again."""
+    file.seek(0)
+    header = file.read(tarfile.BLOCKSIZE)
+    if header == bytes(tarfile.BLOCKSIZE):
+        return  # without members
+    try:
+        tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        raise ShardError("what comes is not a tar file") from None
+
+
+def _check_ends_as_tar(file: IO[bytes]) -> None:
+    """Raises ShardError unless the last block is zeros, as a tar's is."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - tarfile.BLOCKSIZE))
+    if any(file.read()):
         raise ShardError("the transfer broke off")
 
 
-def _run(command: str, file: IO[bytes], timeout: float) -> None:
+def _run(command: str, file: IO[bytes], loading: Loading, most: int) -> None:
     """The output of the user's own shell command."""
+    within = _Within(loading, most)
     process = subprocess.Popen(
-        command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        command,
+        shell=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         start_new_session=True,
-    )  # fmt: skip
+    )
     assert process.stdout is not None
     try:
         with selectors.DefaultSelector() as waiting:
             waiting.register(process.stdout, selectors.EVENT_READ)
             while True:
-                if not waiting.select(timeout):
+                if not waiting.select(loading.timeout):
                     raise ShardError("the command stalls")
                 block = os.read(process.stdout.fileno(), BLOCK)
                 if not block:
                     break
-                file.write(block)
-        code = process.wait(timeout)
+                file.write(within(block))
+        code = process.wait(loading.timeout)
     except subprocess.TimeoutExpired:
         raise ShardError("the command stalls") from None
     finally:
@@ -273,8 +334,13 @@ def _run(command: str, file: IO[bytes], timeout: float) -> None:
 
 
 def _evict(folder: Path, gigabytes: float, keep: Path) -> None:
-    """Remove the shards that were used longest ago until the rest fits."""
+    """Remove the shards that were used longest ago until the rest fits, and what a killed process
+    left of one."""
     found: list[tuple[float, int, Path]] = []
+    for path in folder.glob("*.part*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > ABANDONED:
+                path.unlink()
     for path in folder.glob("*.tar"):
         try:
             about = path.stat()

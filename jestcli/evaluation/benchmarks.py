@@ -203,7 +203,7 @@ def _decode_split(folder: Path, name: str, size: int | None) -> Split:
     retrieval = is_retrieval(folder)
     images, labels, captions = [], [], []
     for shard in shards:
-        for pair in read_shards(str(shard)):
+        for pair in read_shards(shard):
             if (retrieval and not pair.captions) or (not retrieval and "cls" not in pair.meta):
                 raise DataError(
                     f"{shard}: {pair.key} has no {'caption' if retrieval else 'class number'}"

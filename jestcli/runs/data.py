@@ -263,5 +263,5 @@ def _benchmark_pairs(root: Path, name: str) -> Iterator[tuple[Any, str]]:
     folder = root / "benchmarks" / f"wds_{name}"
     names = folder / "classnames.txt"
     classes = names.read_text().splitlines() if names.exists() else []
-    for pair in read_shards(str(folder / "test" / "0.tar")):
+    for pair in read_shards(folder / "test" / "0.tar"):
         yield pair.image, classes[pair.meta["cls"]] if classes else " | ".join(pair.captions)
