@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import zlib
@@ -19,6 +20,7 @@ from jestcli.training.engine import like, whole
 
 CHECKPOINT = "checkpoint.safetensors"
 BEST = "best.safetensors"
+logger = logging.getLogger(__name__)
 
 
 class CheckpointError(Exception):
@@ -49,17 +51,34 @@ def save_model(path: Path, model: nn.Module, about: dict[str, Any]) -> None:
 
 
 def pack(tensors: dict[str, Tensor], about: dict[str, Any]) -> bytes:
-    """A file's content. The checksum finds what safetensors does not see: changed numbers."""
-    return save(tensors, {"about": json.dumps({**about, "crc32": _checksum(tensors)})})
+    """A file's content. The checksum finds what safetensors does not see: changed numbers, in the
+    tensors and in `about`."""
+    text = json.dumps(about)
+    return save(tensors, {"about": text, "crc32": _checksum(tensors, text)})
 
 
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    """CRC-32 of all tensors' bytes, by name."""
+def _checksum(tensors: dict[str, Tensor], text: str) -> str:
+    """CRC-32 of `text` and of every tensor's name, type, shape and bytes, by name."""
+    crc = zlib.crc32(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        crc = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), crc)
+        crc = zlib.crc32(_content(tensor), crc)
+    return f"{crc:08x}"
+
+
+def _old_checksum(tensors: dict[str, Tensor]) -> str:
+    """What earlier versions wrote into `about`: CRC-32 of the tensors' bytes alone."""
     crc = 0
     for name in sorted(tensors):
-        content = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        crc = zlib.crc32(content.numpy().data, crc)
+        crc = zlib.crc32(_content(tensors[name]), crc)
     return f"{crc:08x}"
+
+
+def _content(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    content: memoryview = flat.numpy().data
+    return content
 
 
 def training_tensors(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -116,9 +135,13 @@ class Checkpoints:
         problem = None
         for path in paths:
             try:
-                return load_training(path, model, optimiser)
+                about = load_training(path, model, optimiser)
             except CheckpointError as error:
                 problem = problem or error
+                continue
+            if problem:
+                logger.warning("%s; going on from step %d (%s)", problem, about["step"], path.name)
+            return about
         if problem:
             raise CheckpointError(f"{problem}; delete {self.folder} to start the run again")
         return {}
@@ -139,16 +162,29 @@ def _link(source: Path, target: Path) -> None:
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """All tensors by name, and `about`. Raises CheckpointError."""
+    """All tensors by name, and `about`. Raises CheckpointError.
+
+    A file of an earlier version, whose checksum lies within `about`, is read with that checksum,
+    which covers the tensors alone; a file without any is refused.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("about", "{}"))
+            header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if about.pop("crc32", None) not in (None, _checksum(tensors)):
+        text = header.get("about", "")
+        if "crc32" in header and header["crc32"] != _checksum(tensors, text):
             raise ValueError("its numbers have changed on disk")
+        about = json.loads(text)
+        if not isinstance(about, dict):
+            raise ValueError("its header is damaged")
+        if "crc32" not in header:
+            if "crc32" not in about:
+                raise ValueError("it has no checksum")
+            if about.pop("crc32") != _old_checksum(tensors):
+                raise ValueError("its numbers have changed on disk")
         return tensors, about
-    except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f"cannot use checkpoint {path}: {error}") from None
+    except (OSError, SafetensorError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"cannot use checkpoint {path}: {_first_line(error)}") from None
 
 
 def step_of(path: Path) -> int:
@@ -156,7 +192,7 @@ def step_of(path: Path) -> int:
     try:
         with safe_open(path, framework="pt") as file:
             return int(json.loads((file.metadata() or {})["about"])["step"])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
         return 0
 
 
@@ -177,17 +213,46 @@ def _fill_model(path: Path, tensors: dict[str, Tensor], model: nn.Module) -> Non
 
 
 def load_training(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-    """Fill `model` and `optimiser`; returns `about`."""
+    """Fill `model` and `optimiser`; returns `about`. Raises CheckpointError."""
     tensors, about = read(path)
+    check_state(path, about)
     fill_training(path, tensors, model, optimiser)
     return about
+
+
+def check_state(path: Path, about: dict[str, Any]) -> None:
+    """Raise CheckpointError unless `about` says where a training stands: an older file's checksum
+    does not cover it."""
+
+    def count(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+    def numbers(value: Any) -> bool:
+        return isinstance(value, dict) and all(isinstance(x, int | float) for x in value.values())
+
+    best = about.get("best")
+    counts = ("step", "bad_steps", "below", "metrics_bytes")
+    wrong = [key for key in counts if not count(about.get(key, 0))]
+    wrong += [key for key in ("seconds", "joules") if not numbers(about.get(key, {}))]
+    if best is not None and not (numbers(best) and {"step", "mean"} <= best.keys()):
+        wrong.append("best")
+    if wrong or "step" not in about:
+        which = wrong[0] if wrong else "step"
+        raise CheckpointError(f"cannot use checkpoint {path}: its {which} is damaged or missing")
 
 
 def fill_training(
     path: Path, tensors: dict[str, Tensor], model: nn.Module, optimiser: torch.optim.Optimizer
 ) -> None:
-    """Fill both from what `read` found in `path`."""
+    """Fill both from what `read` found in `path`. Raises CheckpointError."""
     _fill_model(path, tensors, model)
+    try:
+        _fill_optimiser(tensors, optimiser)
+    except (ValueError, IndexError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not fit the optimiser: {_first_line(error)}") from None
+
+
+def _fill_optimiser(tensors: dict[str, Tensor], optimiser: torch.optim.Optimizer) -> None:
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():

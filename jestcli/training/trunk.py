@@ -23,7 +23,14 @@ import torch
 from torch import Tensor, nn
 
 from jestcli.config import Run
-from jestcli.training.checkpoint import CheckpointError, fill_training, pack, read, write_atomic
+from jestcli.training.checkpoint import (
+    CheckpointError,
+    check_state,
+    fill_training,
+    pack,
+    read,
+    write_atomic,
+)
 from jestcli.training.distributed import World
 from jestcli.training.metrics import evaluation_steps
 
@@ -43,7 +50,8 @@ def path_of(folder: Path, step: int) -> Path:
 
 def steps_there(folder: Path, at_most: int) -> list[int]:
     """Steps of a trunk's checkpoints up to `at_most`, the last first."""
-    steps = [int(path.stem.removeprefix("step-")) for path in folder.glob("step-*.safetensors")]
+    names = [path.stem.removeprefix("step-") for path in folder.glob("step-*.safetensors")]
+    steps = [int(name) for name in names if name.isdecimal()]
     return sorted((step for step in steps if step <= at_most), reverse=True)
 
 
@@ -90,6 +98,9 @@ def _where(world: World) -> dict[str, Any]:
 def _usable(path: Path, world: World) -> bool:
     try:
         tensors, about = read(path)
+        check_state(path, about)
+        if path != path_of(path.parent, about["step"]):
+            raise CheckpointError(f"cannot use checkpoint {path}: it is of step {about['step']}")
     except CheckpointError as error:
         if path.exists():
             logger.warning("%s; passed over", error)

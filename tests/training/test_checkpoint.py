@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,17 @@ from tiny import draw, fake_pool, tiny_model, tiny_run
 from jestcli.config import Run
 from jestcli.models.towers import Clip
 from jestcli.training.checkpoint import (
+    CHECKPOINT,
     CheckpointError,
+    Checkpoints,
+    _old_checksum,
     load_model,
     load_training,
+    pack,
     read,
     save_model,
     save_training,
+    training_tensors,
     write_atomic,
 )
 from jestcli.training.optimiser import make_optimiser
@@ -128,6 +135,86 @@ def test_a_changed_number_is_found(tmp_path: Path) -> None:
     (tmp_path / "c").write_bytes(content)
     with pytest.raises(CheckpointError, match="its numbers have changed on disk"):
         load_training(tmp_path / "c", model, optimiser)
+
+
+def header_changed(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Write `path` again with another header: __metadata__ as `change` leaves it."""
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    change(header["__metadata__"])
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])
+
+
+def old_format(about: Any) -> Callable[[dict[str, Any]], None]:
+    """As earlier versions wrote it: a checksum of the tensors within `about`."""
+
+    def change(metadata: dict[str, Any]) -> None:
+        metadata.pop("crc32")
+        metadata["about"] = json.dumps(about)
+
+    return change
+
+
+DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "another step": (lambda m: m.update(about=m["about"].replace("2", "5")), "have changed"),
+    "no JSON": (lambda m: m.update(about="{"), "have changed"),
+    "no about": (lambda m: m.pop("about"), "have changed"),
+    "no checksum": (lambda m: m.pop("crc32"), "it has no checksum"),
+    "a list": (old_format([1]), "its header is damaged"),
+    "nested": (lambda m: m.update(about="[" * 20000) or m.pop("crc32"), "cannot use checkpoint"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_changed_header_is_found_and_an_older_checkpoint_taken(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, optimiser = trained()
+    kept, change = Checkpoints(tmp_path, keep=2), DAMAGE[kind]
+    kept.write(training_tensors(model, optimiser), {"step": 1})
+    (tmp_path / CHECKPOINT).unlink()
+    save_training(tmp_path / CHECKPOINT, model, optimiser, {"step": 2})
+    header_changed(tmp_path / CHECKPOINT, change[0])
+    with pytest.raises(CheckpointError, match=change[1]) as caught:
+        load_training(tmp_path / CHECKPOINT, model, optimiser)
+    assert "\n" not in str(caught.value)
+    assert kept.load(model, optimiser) == {"step": 1}
+    (line,) = caplog.messages
+    assert "going on from step 1" in line and "\n" not in line
+
+
+def test_an_old_file_is_read_with_its_own_checksum(tmp_path: Path) -> None:
+    model, optimiser = trained()
+    path, tensors = tmp_path / "c", training_tensors(model, optimiser)
+    right = _old_checksum(tensors)
+
+    def written(about: dict[str, Any]) -> Path:
+        save_training(path, model, optimiser, {})
+        header_changed(path, old_format(about))
+        return path
+
+    assert load_training(written({"step": 2, "crc32": right}), model, optimiser) == {"step": 2}
+    for about, words in (
+        ({"step": 2, "crc32": "00000000"}, "its numbers have changed"),
+        ({"crc32": right}, "its step is damaged or missing"),
+        ({"step": "2", "crc32": right}, "its step is damaged or missing"),
+        ({"step": 2, "seconds": [1], "crc32": right}, "its seconds is damaged"),
+        ({"step": 2, "best": {"step": 1}, "crc32": right}, "its best is damaged"),
+        ({"step": 2, "metrics_bytes": -1, "crc32": right}, "its metrics_bytes is damaged"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            load_training(written(about), model, optimiser)
+
+
+def test_optimiser_tensors_that_do_not_fit_are_one_line(tmp_path: Path) -> None:
+    model, optimiser = trained()
+    tensors = training_tensors(model, optimiser)
+    for name in ("optim.x", "optim.999.exp_avg", "optim.0.exp_avg.more"):
+        (tmp_path / "c").write_bytes(pack(tensors | {name: torch.zeros(3)}, {"step": 2}))
+        with pytest.raises(CheckpointError, match="does not fit the optimiser"):
+            load_training(tmp_path / "c", model, optimiser)
 
 
 def test_a_missing_file_and_another_model_are_one_line(tmp_path: Path) -> None:
