@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import tempfile
 import traceback
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 import typer
 
 from jestcli import __version__
 from jestcli.commands import bench, data, experiments, models, training
+from jestcli.training.signals import handling
 from jestcli.utils.extras import how_to_install
 
 DEBUG = "--debug"
@@ -64,12 +67,15 @@ def everywhere(
 
 def main(commands: typer.Typer = app) -> None:
     """Entry point: an error becomes one line. Exit codes: 2 for a wrong argument, 1 for what
-    failed, 70 for what nobody foresaw (its trace is kept in a file), 130 after Ctrl-C."""
+    failed, 70 for what nobody foresaw (its trace is kept in a file), 130 after Ctrl-C or
+    SIGTERM."""
     command = typer.main.get_command(commands)
     words = [word for word in sys.argv[1:] if word != DEBUG]
     debug = len(words) < len(sys.argv) - 1
+    rank = "TORCHELASTIC_RUN_ID" in os.environ  # torchrun's SIGTERM ends it at once
     try:
-        code = command.main(words, standalone_mode=False)
+        with nullcontext() if rank else handling(signal.default_int_handler):
+            code = command.main(words, standalone_mode=False)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on from there", 130)
     except Exception as error:

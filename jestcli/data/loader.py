@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -33,6 +35,7 @@ from jestcli.data.shards import fit
 from jestcli.data.sources import Loading
 from jestcli.utils.errors import DataError
 from jestcli.utils.parallel import usable_cores
+from jestcli.utils.parent import end_with
 
 CHUNK = 64  # most samples that a worker reads at a time
 AHEAD = 2  # steps that workers are ahead
@@ -276,8 +279,9 @@ def bottleneck(seconds: float, waited: float, read: int) -> str:
     )
 
 
-def _start_worker(_: int) -> None:
+def _start_worker(parent: int, _: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the training process saves, then ends us
+    end_with(parent)
 
 
 class SuperBatchLoader:
@@ -400,7 +404,7 @@ class SuperBatchLoader:
                 num_workers=self.workers,
                 prefetch_factor=max(2, several),
                 multiprocessing_context="fork",
-                worker_init_fn=_start_worker,
+                worker_init_fn=partial(_start_worker, os.getpid()),
                 generator=torch.Generator(),
             )
         )

@@ -24,6 +24,7 @@ from jestcli.models.flexi import View
 from jestcli.models.flops import ForwardFlops, run_cost, step_cost
 from jestcli.paper.experiment import Experiment, Job, jobs
 from jestcli.paper.slurm import OnCluster
+from jestcli.paper.worker import STARTED_BY
 from jestcli.runs.reference import (
     cached,
     reads_pool_cache,
@@ -291,6 +292,7 @@ def _start(
         stage.process = launch(task, stage.folder)
         return
     quiet = {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    quiet |= {STARTED_BY: str(os.getpid())}
     stage.process = process = subprocess.Popen(
         [sys.executable, "-m", "jestcli.paper.worker"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=_error_log(stage),

@@ -6,8 +6,14 @@ The scheduler (paper/scheduler.py) starts these; a signal saves and ends one wit
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
+
+from jestcli.utils.parent import end_with
+
+STARTED_BY = "JEST_SCHEDULER"  # its process, where it is on this machine
 
 
 def main() -> int:
@@ -49,4 +55,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    if STARTED_BY in os.environ:  # a trainer does not outlive its scheduler: it saves and stops
+        end_with(int(os.environ[STARTED_BY]), signal.SIGTERM)
     sys.exit(main())

@@ -18,6 +18,7 @@ from jestcli.data.sources import Loading
 from jestcli.icons.build import default_root, is_selection, world_in
 from jestcli.runs.environment import environment
 from jestcli.training.checkpoint import write_json
+from jestcli.utils.io import sweep
 from jestcli.utils.lock import Held, hold
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def only_writer(folder: Path) -> Iterator[None]:
             stack.enter_context(hold(folder))
         except Held:
             raise StageError(f"another process is writing {folder}") from None
+        sweep(folder)
         yield
 
 

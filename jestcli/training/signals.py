@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class Interrupted(Exception):
@@ -17,18 +18,26 @@ class TrainingError(Exception):
 
 
 @contextmanager
+def handling(handler: Callable[..., Any]) -> Iterator[None]:
+    """`handler` for SIGINT and SIGTERM alike, while inside (in the main thread only).
+
+    Also where a SIGINT was ignored, as a shell has it for what runs in the background.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, handler) for number in signals}
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
+@contextmanager
 def stop_signals() -> Iterator[threading.Event]:
     """An event that SIGINT and SIGTERM set, while inside (in the main thread only)."""
     stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    with handling(lambda *_: stopped.set()):
         yield stopped
-        return
-    previous = {
-        number: signal.signal(number, lambda *_: stopped.set())
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield stopped
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

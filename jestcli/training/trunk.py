@@ -33,6 +33,7 @@ from jestcli.training.checkpoint import (
 )
 from jestcli.training.distributed import World
 from jestcli.training.metrics import evaluation_steps
+from jestcli.utils.io import sweep
 
 METRICS = "metrics"
 logger = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ def leave(
     content = np.frombuffer(b"".join(lines), np.uint8).copy()
     about = about | _where(world) | {"best": None, "metrics_bytes": len(content)}
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder, idle=3600)
     write_atomic(path, pack(tensors | {METRICS: torch.from_numpy(content)}, about))
 
 

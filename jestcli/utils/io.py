@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,33 @@ def _replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path, idle: float = 0.0) -> None:
+    """Remove what processes that are no more left half-written in `folder` and right below it.
+
+    The number in such a name is the process that wrote it, on this machine: who does not hold the
+    folder spares what was written to in the last `idle` seconds.
+    """
+    for path in [*folder.glob(".*"), *folder.glob("*/.*")]:
+        writer = re.search(r"\.(\d+)(-\d+)?$", path.name)
+        with suppress(FileNotFoundError):  # another one sweeps, too
+            if writer and not _lives(int(writer[1])) and _age(path) >= idle:
+                path.unlink()
+
+
+def _age(path: Path) -> float:
+    return time.time() - path.stat().st_mtime
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # another user's
+    return process != os.getpid()
 
 
 def save_bytes(path: Path, content: bytes) -> None:

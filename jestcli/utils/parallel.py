@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from jestcli.utils.errors import DataError
+from jestcli.utils.parent import end_with
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, done so far, total)."""
@@ -44,7 +45,7 @@ def unordered(
             yield task, work(task)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, context, end_with, (os.getpid(),)) as pool:
         futures = {pool.submit(work, task): task for task in tasks}
         try:
             for future in as_completed(futures):

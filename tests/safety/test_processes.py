@@ -1,0 +1,164 @@
+"""Locks, workers and half-written files go with the process they belong to, however it ends."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import forked
+import pytest
+from own_shards import make_shards, shard_loader
+
+from jestcli import cli
+from jestcli.data.shard_dataset import open_shards
+from jestcli.data.sources import Loading
+from jestcli.paper import experiment
+from jestcli.paper.worker import STARTED_BY
+from jestcli.runs.workspace import only_writer
+from jestcli.training.signals import stop_signals
+from jestcli.utils.io import sweep
+from jestcli.utils.lock import Held, hold
+from jestcli.utils.parallel import unordered
+
+GONE = 4194304 + 1  # no process of Linux has this number
+
+
+def until(true: Callable[[], bool], seconds: float = 60.0) -> bool:
+    end = time.monotonic() + seconds
+    while not true() and time.monotonic() < end:
+        time.sleep(0.02)
+    return true()
+
+
+def alive(process: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
+
+
+def children() -> list[int]:
+    return [
+        int(word) for word in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    ]
+
+
+def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    go = context.Event()
+    with hold(tmp_path):
+        child = context.Process(target=go.wait, daemon=True)
+        child.start()
+        with pytest.raises(Held), hold(tmp_path):
+            pass
+    with hold(tmp_path):
+        assert child.is_alive()
+    go.set()
+    child.join()
+    assert child.exitcode == 0
+
+
+def _read_with_workers(shards: Path, tell: Any) -> None:
+    loader = shard_loader(open_shards("pool", (str(shards),), Loading(2), window=2))
+    loader(0)
+    _tell(tell)
+
+
+def _map_over_processes(_: Path, tell: Any) -> None:
+    for _ in unordered(time.sleep, [0.01, 600, 600], 2):
+        _tell(tell)
+
+
+def _tell(tell: Any) -> None:
+    """Names its children, then is killed as the kernel does that is out of memory."""
+    tell.send(children())
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+@pytest.mark.parametrize("work", [_read_with_workers, _map_over_processes])
+def test_workers_end_with_a_parent_that_is_killed(
+    work: Callable[[Path, Any], None], tmp_path: Path
+) -> None:
+    make_shards(tmp_path / "pool", 2, 12)
+    hear, tell = forked.CONTEXT.Pipe(duplex=False)
+    process = forked.CONTEXT.Process(target=work, args=(tmp_path / "pool", tell))
+    process.start()
+    found = hear.recv()
+    process.join()
+    assert len(found) >= 2 and until(lambda: not any(map(alive, found)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+def test_a_trainer_ends_with_a_scheduler_that_is_killed(tmp_path: Path) -> None:
+    """The trainer here still waits for its task, which the test could send, not the scheduler."""
+    start = (
+        "import os, subprocess, sys, time\n"
+        f"env = {{**os.environ, {STARTED_BY!r}: str(os.getpid())}}\n"
+        "one = subprocess.Popen([sys.executable, '-m', 'jestcli.paper.worker'], env=env)\n"
+        "print(one.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    scheduler = subprocess.Popen(
+        [sys.executable, "-c", start], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert scheduler.stdout is not None and scheduler.stdin is not None
+    trainer = int(scheduler.stdout.readline())
+    assert alive(trainer)
+    scheduler.kill()
+    scheduler.wait()
+    assert until(lambda: not alive(trainer))
+    scheduler.stdin.close()
+    scheduler.stdout.close()
+
+
+def test_what_a_killed_write_left_is_swept_by_the_next_writer(tmp_path: Path) -> None:
+    run, kept = tmp_path / "run", tmp_path / "run" / "checkpoints"
+    kept.mkdir(parents=True)
+    left = [run / f".checkpoint.safetensors.{GONE}", run / f".shards.json.{GONE}-140",
+            kept / f".step-00000100.safetensors.{GONE}"]  # fmt: skip
+    stay = [run / "config.json", run / f".done.json.{os.getppid()}", run / ".hidden"]
+    for path in (*left, *stay):
+        path.write_text("{}")
+    with only_writer(run):
+        assert not any(path.exists() for path in left) and all(path.exists() for path in stay)
+
+
+def test_who_does_not_hold_a_folder_spares_what_is_fresh(tmp_path: Path) -> None:
+    """A process of another machine may be writing it."""
+    old, fresh = tmp_path / f".a.{GONE}", tmp_path / f".b.{GONE}"
+    for path in (old, fresh):
+        path.write_text("")
+    os.utime(old, (0, 0))
+    sweep(tmp_path, idle=3600)
+    assert not old.exists() and fresh.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_both_signals_stop_a_command_also_where_a_shell_ignores_one(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of `nohup jest run map &` in a script: SIGINT is ignored when it starts."""
+    monkeypatch.setattr(
+        experiment, "default_run", lambda *_: (os.kill(os.getpid(), number), time.sleep(60))
+    )
+    monkeypatch.setattr(sys, "argv", ["jest", "config"])
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN, "handlers are put back"
+        with stop_signals() as event:
+            os.kill(os.getpid(), number)
+            assert event.wait(10)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "jest: interrupted; the same command goes on from there\n"
