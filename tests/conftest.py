@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from miniature_world import Miniature, make_miniature
 from tiny import make_root
 
+from jestcli import cli
 from jestcli.runs.workspace import Workspace
 
 NUMERIC = {"evaluation", "models", "selection", "training"}  # folders; a module can mark itself
@@ -52,3 +54,20 @@ def workspace(data_root: Path, tmp_path: Path) -> Workspace:
 def quiet() -> Callable[..., None]:
     """A report that shows nothing."""
     return lambda *_: None
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """`jest WORDS` in this process: exit code, output, errors."""
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["jest", *words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, errors = capsys.readouterr()
+        return int(stopped.value.code or 0), out, errors
+
+    return call

@@ -20,7 +20,6 @@ import yaml
 from tiny import TINY, tiny_reference, tiny_run
 
 import jestcli
-from jestcli import cli
 from jestcli.config import merge
 from jestcli.paper import experiment
 from jestcli.paper import scheduler as reproduce
@@ -212,19 +211,6 @@ def home(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 def write(path: Path, content: dict) -> None:
     path.write_text(yaml.safe_dump(content))
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["jest", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out, errors = capsys.readouterr()
-        return int(stopped.value.code or 0), out, errors
-
-    return call
 
 
 @pytest.mark.parametrize("method", ["jest", "flexi", "uniform"])

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jestcli.commands.options import Config, Device, Set
+from jestcli.commands.options import RUN_NAME, Config, Device, Set
 from jestcli.commands.shared import make_console, make_workspace, read_settings
 
 app = typer.Typer(no_args_is_help=True, help="Measure the hot paths on this machine.")
@@ -93,7 +93,8 @@ def bench_data(
 @app.command("scoring")
 def bench_scoring(
     run: Annotated[
-        Path | None, typer.Argument(help="Run directory (default: the newest that selects).")
+        str | None,
+        typer.Argument(metavar="[RUN]", help=f"{RUN_NAME.capitalize()}; default: the newest."),
     ] = None,
     batches: Annotated[int, typer.Option(min=1, help="Super-batches to score.")] = 4,
     untrained: Annotated[
@@ -110,8 +111,11 @@ def bench_scoring(
 
     from jestcli.bench import scoring
     from jestcli.bench.of_run import bench_scoring as measure
+    from jestcli.runs.listing import find
 
-    result, console = measure(make_workspace(), run, batches, untrained), make_console()
+    workspace, console = make_workspace(), make_console()
+    folder = find(run, workspace.runs) if run else None
+    result = measure(workspace, folder, batches, untrained)
     console.print(Markdown(scoring.as_markdown(result)))
     for path in scoring.write(out, result) if out else []:
         console.print(f"wrote {path}")

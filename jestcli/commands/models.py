@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from jestcli.commands.options import (
+    RUN_NAME,
     Cache,
     CacheGB,
     Config,
@@ -15,6 +16,8 @@ from jestcli.commands.options import (
     Device,
     MaxFaults,
     Profile,
+    RunWord,
+    RunWords,
     Seed,
     Set,
     Wandb,
@@ -26,16 +29,15 @@ app = typer.Typer()
 
 @app.command("eval")
 def evaluate(
-    runs: Annotated[
-        list[Path] | None, typer.Argument(help="Run directories (default: all finished ones).")
-    ] = None,
+    runs: RunWords = None,
 ) -> None:
-    """Evaluate trained models on all images of the eight benchmarks."""
+    """Evaluate trained models (all finished runs, or those named) on all benchmark images."""
     from jestcli.runs.evaluate import evaluate_folder, list_runs, scores_table
+    from jestcli.runs.listing import find
     from jestcli.runs.workspace import StageError
 
     workspace, console = make_workspace(), make_console()
-    found = runs or list_runs(workspace)
+    found = [find(word, workspace.runs) for word in runs or ()] or list_runs(workspace)
     if not found:
         raise StageError(f"no trained model in {workspace.runs}: run `jest train` first")
     for folder in found:
@@ -46,7 +48,7 @@ def evaluate(
 def inspect(
     run: Annotated[
         str | None,
-        typer.Argument(help="A run directory, or the start of its name (default: the newest)."),
+        typer.Argument(metavar="[RUN]", help=f"{RUN_NAME.capitalize()}; default: the newest."),
     ] = None,
     super_batches: Annotated[int, typer.Option(min=1, help="Super-batches to choose from.")] = 8,
     everything: Annotated[
@@ -66,12 +68,13 @@ def inspect(
     """
     from jestcli.paper import inspection
     from jestcli.runs.data import bars
-    from jestcli.runs.opened import find_run
+    from jestcli.runs.listing import find
+    from jestcli.runs.opened import newest_selecting
     from jestcli.training.devices import pick_device
 
     where = pick_device(device)
     workspace = make_workspace(data_workers, max_faults, cache, cache_gb)
-    folder = find_run(run, workspace)
+    folder = find(run, workspace.runs) if run else newest_selecting(workspace)
     with bars(make_console()) as show:
         written = inspection.inspect(
             folder, workspace, out, super_batches, everything, where,
@@ -125,7 +128,7 @@ def doctor(
 
 @app.command("export")
 def export(
-    run: Annotated[Path, typer.Argument(help="Run directory of a trained model.")],
+    run: RunWord,
     out: Annotated[Path, typer.Option(help="Folder to write to.")],
     patch: Annotated[
         int | None, typer.Option(help="Patch size in pixels (default: the run's finest).")
@@ -136,5 +139,8 @@ def export(
 ) -> None:
     """Write a trained model for open_clip, and print the Python that loads it."""
     from jestcli.runs.export import export as export_run
+    from jestcli.runs.listing import find
 
-    print("import open_clip\n" + export_run(run, out, patch, format_, make_workspace()))
+    workspace = make_workspace()
+    folder = find(run, workspace.runs)
+    print("import open_clip\n" + export_run(folder, out, patch, format_, workspace))

@@ -63,24 +63,13 @@ class Opened:
             drawing.close()
 
 
-def find_run(word: str | None, workspace: Workspace) -> Path:
-    """A run directory by path or the beginning of its name; default: the newest that selects.
-
-    Raises StageError.
-    """
-    if word is None:
-        for folder in reversed(list_runs(workspace)):
-            run = read_run(folder)[1]
-            if run.selection.scores and run.source.kind != "mixed":
-                return folder
-        raise StageError(f"no finished run in {workspace.runs} selects: name one, or train one")
-    if (Path(word) / "config.json").exists():
-        return Path(word)
-    found = [p for p in list_runs(workspace) if p.name.startswith(word)]
-    if len(found) != 1:
-        some = "several runs" if found else "no finished run"
-        raise StageError(f"{some} in {workspace.runs} called {word!r}")
-    return found[0]
+def newest_selecting(workspace: Workspace) -> Path:
+    """The newest finished run whose choices from a pool can be looked at. Raises StageError."""
+    for folder in reversed(list_runs(workspace)):
+        run = read_run(folder)[1]
+        if run.selection.scores and run.source.kind != "mixed":
+            return folder
+    raise StageError(f"no finished run in {workspace.runs} selects: name one, or train one")
 
 
 def open_run(

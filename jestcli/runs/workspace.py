@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from jestcli.config import Evaluation, Run
 from jestcli.data.sources import Loading
 from jestcli.icons.build import default_root, is_selection, world_in
 from jestcli.runs.environment import environment
+from jestcli.runs.listing import default_runs
 from jestcli.training.checkpoint import write_json
 from jestcli.utils.io import sweep
 from jestcli.utils.lock import Held, hold
@@ -37,7 +37,7 @@ class Workspace:
     """The folders a command works in."""
 
     data: Path | None = None
-    runs: Path = field(default_factory=lambda: Path(os.environ.get("JEST_RUNS", "runs")))
+    runs: Path = field(default_factory=default_runs)
     loading: Loading = field(default_factory=Loading)
 
     def data_root(self, run: Run) -> Path:

@@ -14,7 +14,7 @@ from toy import train_run
 
 from jestcli.paper import choices, inspection, theme
 from jestcli.runs.inputs import open_inputs, pool_rows
-from jestcli.runs.opened import find_run, open_run
+from jestcli.runs.opened import newest_selecting, open_run
 from jestcli.runs.workspace import StageError, Workspace
 
 
@@ -79,18 +79,10 @@ def test_inspecting_writes_sheets_report_figure_and_export(
     assert len((tmp_path / folder.name / "scores.csv").read_text().splitlines()) == 75
 
 
-def test_a_run_is_found_by_the_start_of_its_name_or_as_the_newest_that_selects(
-    finished: Workspace, tmp_path: Path
-) -> None:
-    jest = finished.folder(tiny_run("jest"))
-    assert find_run(None, finished) == jest
-    assert find_run(jest.name[:6], finished) == jest
-    assert find_run(str(jest), finished) == jest
-    for word, message in (("zzz", "no finished run"), ("", "several runs")):
-        with pytest.raises(StageError, match=message):
-            find_run(word, finished)
+def test_the_newest_run_that_selects_is_looked_at(finished: Workspace, tmp_path: Path) -> None:
+    assert newest_selecting(finished) == finished.folder(tiny_run("jest"))
     with pytest.raises(StageError, match=r"no finished run in .* selects"):
-        find_run(None, Workspace(None, tmp_path))
+        newest_selecting(Workspace(None, tmp_path))
     with pytest.raises(StageError, match="has no reference"):
         open_run(finished.folder(tiny_run()), finished)
 

@@ -1,0 +1,106 @@
+"""List, compare and tidy what was trained: jest runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jestcli.commands.options import RunWords
+
+if TYPE_CHECKING:
+    from jestcli.runs.listing import Listed
+
+app = typer.Typer()
+
+
+@app.command("runs")
+def runs(
+    words: RunWords = None,
+    filters: Annotated[
+        list[str],
+        typer.Option(
+            "--filter",
+            help="Only runs with COLUMN=PATTERN, such as method=jest, state=stopped or "
+            "'name=filtered*'; a setting's name, such as optim.steps=900, is a column, too.",
+        ),
+    ] = [],  # noqa: B006
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    prune: Annotated[
+        bool,
+        typer.Option(
+            "--prune",
+            help="List left-overs: checkpoints of finished runs (their weights and records stay), "
+            "runs that saved nothing, half-written files.",
+        ),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --prune: remove them.")] = False,
+) -> None:
+    """List runs, the newest last, or compare those that are named.
+
+    A run is named by the beginning of its name or of its directory's, here and wherever a command
+    asks for a run. In the column data, a percentage is the share of wrong captions. Of two runs and
+    more: the settings that differ, scores with 95 % intervals over test images (another seed moves
+    a score too), and learning curves.
+    """
+    from jestcli.runs import listing
+
+    folder = listing.default_runs()
+    if prune:
+        _prune(yes)
+        return
+    if words:
+        found = [listing.read(listing.find(word, folder)) for word in words]
+    else:
+        found = listing.list_all(folder)
+    found = listing.matching(found, filters)
+    if as_json:
+        for each in found:
+            print(json.dumps({"folder": str(each.folder), **each.row()}))
+    elif words:
+        _compare(found)
+    elif found:
+        rows = [listing.short(each.row(), time.time()) for each in found]
+        print(listing.as_table([list(listing.COLUMNS), *rows], (3, 4, 6, 7, 8), _width()))
+    else:
+        print(f"no runs in {folder}" + (" fit these filters" if filters else ""))
+
+
+def _width() -> int | None:
+    """Columns of the terminal; None where the output is read by something else."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _compare(found: list[Listed]) -> None:
+    from jestcli.runs import listing
+
+    letters = [chr(ord("A") + i) for i in range(len(found))]
+    for letter, each in zip(letters, found, strict=True):
+        row = each.row()
+        words = listing.short(row, time.time())
+        print(f"{letter}  {row['name']}: {', '.join((*words[1:3], f'seed {words[3]}'))}, "
+              f"{words[5]}, {words[4]} steps ({each.folder})")  # fmt: skip
+    if settings := listing.differing(found):
+        print(f"\n{listing.as_table([['setting', *letters], *settings], (), _width())}")
+    if scores := listing.score_rows(found):
+        head = ["score, %", *letters, *(["B - A"] if len(scores[0]) > len(letters) + 1 else [])]
+        print(f"\n{listing.as_table([head, *scores], range(1, len(head)), _width())}")
+    if drawn := listing.curves(found, _width() or 80):
+        print(f"\n{drawn}")
+
+
+def _prune(yes: bool) -> None:
+    from jestcli.runs import listing
+
+    found, total = listing.leftovers(listing.default_runs()), 0
+    for left in found:
+        size = left.bytes
+        gone = not yes or listing.remove(left)
+        total += size if gone else 0
+        print(f"{left.folder}: {left.why}, {listing.in_bytes(size)}{'' if gone else ' (in use)'}")
+    verb = "freed" if yes else "could be freed: the same with --yes"
+    print(f"{listing.in_bytes(total)} {verb}" if found else "nothing is left over")
