@@ -460,15 +460,19 @@ class Run(_Strict):
         if self.source.curated_in_pool and self.source.kind not in ("pool", "filtered"):
             raise ValueError("source.curated_in_pool needs source.kind pool or filtered")
         if selection.sampler == "cabs" and catalogue.own_tokenizer(model.name, model.pretrained):
-            raise ValueError("selection.sampler cabs reads words as CLIP's byte pairs, but "
-                             f"{model.name} brings its own tokenizer")  # fmt: skip
+            raise ValueError(
+                "selection.sampler cabs reads words as CLIP's byte pairs, but "
+                f"{model.name} brings its own tokenizer"
+            )
         if selection.learner_weight != 1 and selection.criterion != "learnability":
             raise ValueError("selection.learner_weight needs selection.criterion=learnability")
         if selection.schedule != "linear" and selection.filter_ratio_end is None:
             raise ValueError("selection.schedule needs selection.filter_ratio_end")
         if self.scheduled and self.optim.schedule == "wsd":
-            raise ValueError("optim.schedule=wsd and selection.filter_ratio_end exclude each other:"
-                             " a filter ratio that changes depends on the run's length")
+            raise ValueError(
+                "optim.schedule=wsd and selection.filter_ratio_end exclude each other:"
+                " a filter ratio that changes depends on the run's length"
+            )
         if selection.keep_tokens is not None and selection.approximation != "tokens":
             raise ValueError("selection.keep_tokens needs selection.approximation=tokens")
         if self.engine.loss_chunk and self.optim.loss != "sigmoid":
@@ -585,8 +589,10 @@ def _check_own(run: Run) -> None:
     if run.source.relevant_share is not None:
         raise ValueError("source.relevant_share is for the embedded data")
     if run.source.curated_in_pool:
-        raise ValueError("source.curated_in_pool is for the embedded data: name the curated shards "
-                         "in data.train, too")  # fmt: skip
+        raise ValueError(
+            "source.curated_in_pool is for the embedded data: name the curated shards "
+            "in data.train, too"
+        )
     if kind != "curated" and not data.train:
         raise ValueError("data.train is empty: name the shards of the pool")
     if kind != "pool" and not data.curated:

@@ -35,14 +35,14 @@ from jestcli.training.checkpoint import (
 )
 from jestcli.training.clock import Speed, Stopwatch, log_line, peak_flops
 from jestcli.training.devices import set_threads
-from jestcli.training.distributed import ALONE, World
+from jestcli.training.distributed import SINGLE_PROCESS, DistEnv
 from jestcli.training.energy import EnergyMeter
 from jestcli.training.engine import make_trainee, on_cpu, unsharded
-from jestcli.training.finite import NotFinite
+from jestcli.training.finite import NonFiniteError
 from jestcli.training.metrics import METRICS, disk_errors, evaluation_steps, last_scores
 from jestcli.training.optimiser import learning_rate, make_optimiser
 from jestcli.training.signals import Interrupted, TrainingError, stop_signals
-from jestcli.training.step import Choice, choose, offered, update
+from jestcli.training.step import SubBatch, offered, select_sub_batch, train_step
 from jestcli.training.tracking import Track, ignore, tracker
 from jestcli.utils.progress import SILENT, Progress
 
@@ -57,7 +57,7 @@ def train(
     label: str = "",
     progress: Progress = SILENT,
     wandb: str = "off",
-    world: World = ALONE,
+    world: DistEnv = SINGLE_PROCESS,
     keep_last: int = 1,
 ) -> Path:
     """Train `run`, and its reference first where it needs one; returns the run directory.
@@ -68,7 +68,7 @@ def train(
     TrainingError when too many steps are not finite or the disk is full.
     """
     folder = workspace.folder(run)
-    if world.says(is_done(folder)):
+    if world.broadcast_flag(is_done(folder)):
         return folder
     check_division(run, world)
     if run.reference is not None:
@@ -87,7 +87,7 @@ def train(
     return folder
 
 
-def check_division(run: Run, world: World) -> None:
+def check_division(run: Run, world: DistEnv) -> None:
     """Raise StageError unless every rank gets equally many pairs of each step."""
     drawn = {run.super_batch_at(step) for step in range(run.optim.steps if run.scheduled else 1)}
     sizes = {"batch_size": [run.optim.batch_size], "super-batch": sorted(drawn)}
@@ -115,7 +115,7 @@ class Trainer:
         label: str = "",
         progress: Progress = SILENT,
         track: Track = ignore,
-        world: World = ALONE,
+        world: DistEnv = SINGLE_PROCESS,
         keep_last: int = 1,
     ):
         self.run, self.folder, self.label, self.world = run, folder, label, world
@@ -170,7 +170,7 @@ class Trainer:
         try:
             with stop_signals() as stopped:
                 while self.step < self.run.optim.steps:
-                    candidates, choice = self.train_step()
+                    candidates, choice = self.one_step()
                     if self.step in self.evaluate_at:
                         self.evaluate_now(candidates, choice)
                     self.save_if_due(stop := self.world.any(stopped.is_set()))
@@ -181,7 +181,7 @@ class Trainer:
             self.inputs.close()
         self.finish()
 
-    def train_step(self) -> tuple[SuperBatch, Choice | None]:
+    def one_step(self) -> tuple[SuperBatch, SubBatch | None]:
         """Load a super-batch, choose a sub-batch of it, take one gradient step: the paper's loop
         body. A step whose numbers are not finite changes nothing and is counted."""
         run, world, step, watch = self.run, self.world, self.step, self.watch
@@ -192,14 +192,14 @@ class Trainer:
         choice, loss = None, math.nan
         try:
             with watch("score"):
-                choice = choose(
+                choice = select_sub_batch(
                     self.learner, self.reference, super_batch, run, step, logging, world, watch
                 )
             with watch("update"):
-                loss = update(
+                loss = train_step(
                     self.trainee, self.optimiser, super_batch, choice.index, run, step, world
                 )
-        except NotFinite as problem:
+        except NonFiniteError as problem:
             self.skip(problem, super_batch)
         if logging and choice is not None and math.isfinite(loss):
             self.log_step(super_batch, choice, loss)
@@ -209,7 +209,7 @@ class Trainer:
             self.progress.show(done, run.optim.steps, " · ".join(p for p in parts if p))
         return super_batch, choice
 
-    def skip(self, problem: NotFinite, super_batch: SuperBatch) -> None:
+    def skip(self, problem: NonFiniteError, super_batch: SuperBatch) -> None:
         """Count a step that could not be taken. Raises TrainingError when there are too many."""
         self.bad_steps += 1
         self.log(
@@ -228,7 +228,7 @@ class Trainer:
 
     # --- what is written -------------------------------------------------------------------------
 
-    def log_step(self, super_batch: SuperBatch, choice: Choice, loss: float) -> None:
+    def log_step(self, super_batch: SuperBatch, choice: SubBatch, loss: float) -> None:
         """Log what the step did, what it cost, and why its pairs were chosen."""
         done, loader = self.step, self.inputs.loader
         step_flops = self.cost_after(done).cached - self.cost_after(done - 1).cached
@@ -256,7 +256,7 @@ class Trainer:
         self.log(record)
         self.line = log_line(record)
 
-    def evaluate_now(self, super_batch: SuperBatch, choice: Choice | None) -> None:
+    def evaluate_now(self, super_batch: SuperBatch, choice: SubBatch | None) -> None:
         """Score the benchmarks after this step, and draw what was chosen in it."""
         scores = self.scores(final=self.step == self.run.optim.steps)
         self.log(
@@ -273,7 +273,7 @@ class Trainer:
             self.draw_chosen(super_batch, choice)
         self.world.wait()
 
-    def draw_chosen(self, super_batch: SuperBatch, choice: Choice) -> None:
+    def draw_chosen(self, super_batch: SuperBatch, choice: SubBatch) -> None:
         """A contact sheet of what was chosen in this step beside what was left."""
         if self.world.main and self.run.selection.sampler != "uniform":
             path = self.folder / "selected" / f"step-{self.step:08d}.png"
@@ -393,18 +393,18 @@ class Trainer:
         spent = {name: self.joules_before.get(name, 0.0) + x for name, x in counted.items()}
         return {"joules": spent} if spent else {}
 
-    def chosen_rows(self, super_batch: SuperBatch, choice: Choice) -> list[int] | None:
+    def chosen_rows(self, super_batch: SuperBatch, choice: SubBatch) -> list[int] | None:
         """Rows of the pool that the sampler chose: what `jest inspect` looks back at."""
         run, world = self.run, self.world
         if not run.selects:
             return None
         rows = torch.from_numpy(super_batch.row).to(world.device)
         selected = choice.index[: len(choice.index) - run.curated_pairs].to(world.device)
-        chosen: list[int] = world.gathered(rows)[selected].tolist()
+        chosen: list[int] = world.all_gather(rows)[selected].tolist()
         return chosen
 
 
-def _keys(super_batch: SuperBatch, index: torch.Tensor, world: World) -> list[str]:
+def _keys(super_batch: SuperBatch, index: torch.Tensor, world: DistEnv) -> list[str]:
     """What the first 64 of these candidates are called, by rank, to find them in the data."""
     mine = index[index // len(super_batch) == world.rank] - world.rank * len(super_batch)
     names = [super_batch.name(i) for i in mine[:64].tolist()]

@@ -20,9 +20,14 @@ from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["tiny", "jestcli.train", "clip_benchmark.datasets.builder",
-     "clip_benchmark.metrics.zeroshot_classification", "clip_benchmark.metrics.zeroshot_retrieval"]
-)  # fmt: skip
+    [
+        "tiny",
+        "jestcli.train",
+        "clip_benchmark.datasets.builder",
+        "clip_benchmark.metrics.zeroshot_classification",
+        "clip_benchmark.metrics.zeroshot_retrieval",
+    ]
+)
 
 
 def warm_up() -> None:

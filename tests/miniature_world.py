@@ -18,12 +18,17 @@ from jestcli.icons.spec import WORLD, Package, Source, World
 
 THINGS = ("cat", "dog", "bell", "key", "cloud", "truck", "gift", "camera", "flower", "boat")
 EMOJI = {
-    "1f408": ("cat", ["pet"], 3), "1f415": ("dog", ["pet", "puppy"], 3),
-    "1f33b": ("flower", ["garden"], 3), "1f514": ("bell", ["break", "church"], 7),
-    "1f511": ("key", ["lock", "password"], 7), "2601": ("cloud", ["weather"], 5),
-    "1f381": ("gift", ["birthday", "present"], 6), "1f35e": ("bread", ["loaf"], 4),
-    "1f35a": ("rice", ["cooked"], 4), "1f1e8-1f1f1": ("flag: Chile", ["CL", "flag"], 9),
-}  # fmt: skip
+    "1f408": ("cat", ["pet"], 3),
+    "1f415": ("dog", ["pet", "puppy"], 3),
+    "1f33b": ("flower", ["garden"], 3),
+    "1f514": ("bell", ["break", "church"], 7),
+    "1f511": ("key", ["lock", "password"], 7),
+    "2601": ("cloud", ["weather"], 5),
+    "1f381": ("gift", ["birthday", "present"], 6),
+    "1f35e": ("bread", ["loaf"], 4),
+    "1f35a": ("rice", ["cooked"], 4),
+    "1f1e8-1f1f1": ("flag: Chile", ["CL", "flag"], 9),
+}
 EMOJI_NAMES = [label for label, _, group in EMOJI.values() if group != 9]
 
 
@@ -58,26 +63,50 @@ def collections() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
         "lucide": ("ISC", "UI 24px", collection("lucide", ["cat", "truck"])),
         "tabler": ("MIT", "UI 24px", collection("tabler", ["cat", "boat", "boat-filled"])),
         "mdi": ("Apache-2.0", "Material", collection("mdi", ["flower", "boat", "alpha-a"])),
-        "stuff": ("MIT", "UI 24px", collection(
-            "stuff", [*stuff, "copied-bell", "nothing"],
-            bodies={"copied-bell": drawing("lucide/cat"), "nothing": "<g/>"},
-            aliases={"kitty": {"parent": "cat-0"}, "mirror": {"parent": "dog-0", "hFlip": True}},
-        )),
+        "stuff": (
+            "MIT",
+            "UI 24px",
+            collection(
+                "stuff",
+                [*stuff, "copied-bell", "nothing"],
+                bodies={"copied-bell": drawing("lucide/cat"), "nothing": "<g/>"},
+                aliases={
+                    "kitty": {"parent": "cat-0"},
+                    "mirror": {"parent": "dog-0", "hFlip": True},
+                },
+            ),
+        ),
         "brands": ("MIT", "Logos", collection("brands", ["acme", "initech"])),
         "closed": ("GPL-3.0", "UI 24px", collection("closed", ["cat"])),
-        "ph": ("MIT", "UI 24px", collection(
-            "ph", [f"{thing}{weight}" for thing in THINGS for weight in weights],
-            bodies={"boat-fill": drawing("stuff/boat-3")},
-        )),
-        "heroicons": ("MIT", "UI 24px", collection(
-            "heroicons", [f"{t}{w}" for t in THINGS[:6] for w in ("", "-solid", "-20-solid")])),
+        "ph": (
+            "MIT",
+            "UI 24px",
+            collection(
+                "ph",
+                [f"{thing}{weight}" for thing in THINGS for weight in weights],
+                bodies={"boat-fill": drawing("stuff/boat-3")},
+            ),
+        ),
+        "heroicons": (
+            "MIT",
+            "UI 24px",
+            collection(
+                "heroicons", [f"{t}{w}" for t in THINGS[:6] for w in ("", "-solid", "-20-solid")]
+            ),
+        ),
         "iconoir": ("MIT", "UI 24px", collection("iconoir", [*THINGS[2:], "solo"])),
         "fluent-emoji": ("MIT", "Emoji", collection("fluent-emoji", EMOJI_NAMES)),
-        "fluent-emoji-flat": ("MIT", "Emoji", collection(
-            "fluent-emoji-flat", EMOJI_NAMES, chars=chars)),
-        "fluent-emoji-high-contrast": ("MIT", "Emoji", collection(
-            "fluent-emoji-high-contrast", EMOJI_NAMES)),
-    }  # fmt: skip
+        "fluent-emoji-flat": (
+            "MIT",
+            "Emoji",
+            collection("fluent-emoji-flat", EMOJI_NAMES, chars=chars),
+        ),
+        "fluent-emoji-high-contrast": (
+            "MIT",
+            "Emoji",
+            collection("fluent-emoji-high-contrast", EMOJI_NAMES),
+        ),
+    }
     return {
         prefix: (
             {"name": prefix.title(), "license": {"spdx": licence}, "category": category},
@@ -132,10 +161,11 @@ def make_miniature(
         },
         "emoji": {"en/data.json": emoji},
         "lucide": {"tags.json": {"cat": ["animal", "pet"], "truck": ["car"]}},
-        "tabler": {"icons.json": [
-            {"name": "cat", "tags": ["feline"]}, {"name": "boat", "tags": ["ship"]}]},
+        "tabler": {
+            "icons.json": [{"name": "cat", "tags": ["feline"]}, {"name": "boat", "tags": ["ship"]}]
+        },
         "phosphor": {"dist/index.mjs": phosphor},
-    }  # fmt: skip
+    }
     packages = {}
     for name, content in files.items():
         path = tarball(folder / f"{name}.tgz", content)
@@ -146,13 +176,15 @@ def make_miniature(
         levels={
             "strong": (Source("twemoji", "emoji"), Source("lucide", "lucide")),
             "strong++": (
-                Source("twemoji", "emoji"), Source("lucide", "lucide"),
-                Source("noto", "emoji"), Source("tabler", "tabler", (r"-filled$",)),
+                Source("twemoji", "emoji"),
+                Source("lucide", "lucide"),
+                Source("noto", "emoji"),
+                Source("tabler", "tabler", (r"-filled$",)),
             ),
             "moderate": (Source("mdi", "name", (r"^alpha-",)),),
         },
         smallest_pool=10,
         weak_size=20,
         shard_size=40,
-    )  # fmt: skip
+    )
     return Miniature(tweaked, folder)

@@ -44,8 +44,10 @@ def sample(number: int, **members: bytes | None) -> dict[str, bytes]:
     key = f"{number:09d}"
     about = {"uid": f"uid-{number}", "key": key, "caption": caption(number), "url": "http://x"}
     own: dict[str, Any] = {
-        "jpg": jpeg(number), "txt": caption(number).encode(), "json": json.dumps(about).encode(),
-    } | members  # fmt: skip
+        "jpg": jpeg(number),
+        "txt": caption(number).encode(),
+        "json": json.dumps(about).encode(),
+    } | members
     return {f"{key}.{kind}": content for kind, content in own.items() if content is not None}
 
 
@@ -73,9 +75,10 @@ def make_own(root: Path) -> Path:
     make_shards(root / "pool")
     make_shards(root / "curated", 1, 16, first=1000)
     flowers, pairs = root / "benchmarks" / "wds_flowers", root / "benchmarks" / "wds_pairs"
-    write_tar(flowers / "test" / "0.tar", *[
-        {f"{n}.jpg": jpeg(n), f"{n}.cls": str(n % 3).encode()} for n in range(12)
-    ])  # fmt: skip
+    write_tar(
+        flowers / "test" / "0.tar",
+        *[{f"{n}.jpg": jpeg(n), f"{n}.cls": str(n % 3).encode()} for n in range(12)],
+    )
     (flowers / "classnames.txt").write_text("rose\ntulip\naster\n")
     (flowers / "zeroshot_classification_templates.txt").write_text("a {c}\n")
     write_tar(pairs / "test" / "0.tar", *[sample(n, json=None) for n in range(10)])
@@ -92,9 +95,13 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
     """
 
     def __init__(
-        self, *args: Any, faults: dict[str, list[Any]], stop: threading.Event, asked: list[str],
+        self,
+        *args: Any,
+        faults: dict[str, list[Any]],
+        stop: threading.Event,
+        asked: list[str],
         **more: Any,
-    ):  # fmt: skip
+    ):
         self.faults, self.stop, self.asked = faults, stop, asked
         super().__init__(*args, **more)
 
@@ -132,9 +139,12 @@ def served(folder: Path, asked: list[str] | None = None, **faults: list[Any]) ->
     stop = threading.Event()
     named = {name.replace("_", "."): answers for name, answers in faults.items()}
     handler = partial(
-        _Handler, directory=str(folder), faults=named, stop=stop,
+        _Handler,
+        directory=str(folder),
+        faults=named,
+        stop=stop,
         asked=[] if asked is None else asked,
-    )  # fmt: skip
+    )
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
@@ -152,8 +162,9 @@ def shard_loader(
 ) -> SuperBatchLoader:
     """A loader of these shards with seed 3. more: of the Transform (size, second, …) and of the
     loader (log, rank, world)."""
-    looks = {key: more.pop(key) for key in ("size", "scoring_size", "second", "seldom")
-             if key in more}  # fmt: skip
+    looks = {
+        key: more.pop(key) for key in ("size", "scoring_size", "second", "seldom") if key in more
+    }
     transform = Transform(**{"size": 32, "tokenizer": small_tokenizer(600, 8), **looks})
     source = Source(dataset, dataset.order(3, "pool"), per_step, captions)
     return SuperBatchLoader([source], transform, 3, dataset.loading, **more)

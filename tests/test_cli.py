@@ -35,8 +35,11 @@ def jest(*words: str, cwd: Path, options: tuple[str, ...] = (), **env: str) -> t
     """`python -m jestcli` in a process of its own: exit code, output, errors."""
     done = subprocess.run(
         [sys.executable, *options, "-m", "jestcli", *words],
-        capture_output=True, text=True, cwd=cwd, env={**os.environ, "COLUMNS": "200", **env},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "200", **env},
+    )
     return done.returncode, done.stdout, done.stderr
 
 
@@ -67,32 +70,37 @@ def test_help_names_every_command(tmp_path: Path) -> None:
         assert command in out
 
 
-@pytest.mark.parametrize("words,message", [
-    (["trian"], "No such command 'trian'"),
-    (["data", "biuld"], "'build'"),
-    (["train", "--metod", "jest"], "No such option: --metod"),
-    (["train", "--seed", "one"], "Invalid value for '--seed'"),
-    (["train", "--method", "jset"], "no method 'jset' (did you mean jest?)"),
-    (["train", "--set", "optim.stesp=3"], "unknown setting optim.stesp (did you mean steps?)"),
-    (["train", "--set", "optim.steps=many"], "optim.steps: Input should be a valid integer"),
-    (["train", "--set", "optim.steps"], "expected key=value"),
-    (["train", "--noise-share", "1"], "source.noise_share: Input should be less than 1"),
-    (["train", "--set", "optim.steps=50"], "optim: steps=50 is shorter than warmup=100"),
-    (["train", "--config", "mien.yaml"], "cannot read mien.yaml: No such file or directory "
-     "(did you mean mine.yaml?)"),
-    (["train", "--wandb", "onlin"], "--wandb onlin (did you mean online?)"),
-    (["train-reference", "--wandb", "of"], "--wandb of (did you mean off?)"),
-    (["run", "figure3", "--wandb", "onlin"], "--wandb onlin (did you mean online?)"),
-    (["run", "figur3"], "no experiment 'figur3' (did you mean figure3?)"),
-    (["run", "mine.yaml"], "title: Field required"),
-    (["run", "table1", "--runs", "flexy"], "no run 'flexy' (did you mean flexi?)"),
-    (["run", "figure3", "--seeds", "a"], "--seeds a: expected numbers, such as 0,1"),
-    (["inspect", "--super-batches", "0"], "Input should be greater than or equal to 1"),
-    (["run"], "Missing argument"),
-    (["reproduce", "nothing.yaml"], "cannot read nothing.yaml"),
-    (["config", "--method", "flexy"], "no method 'flexy' (did you mean flexi?)"),
-    (["data", "build", "--size", "30"], "--size 30: must be a multiple of 16"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words,message",
+    [
+        (["trian"], "No such command 'trian'"),
+        (["data", "biuld"], "'build'"),
+        (["train", "--metod", "jest"], "No such option: --metod"),
+        (["train", "--seed", "one"], "Invalid value for '--seed'"),
+        (["train", "--method", "jset"], "no method 'jset' (did you mean jest?)"),
+        (["train", "--set", "optim.stesp=3"], "unknown setting optim.stesp (did you mean steps?)"),
+        (["train", "--set", "optim.steps=many"], "optim.steps: Input should be a valid integer"),
+        (["train", "--set", "optim.steps"], "expected key=value"),
+        (["train", "--noise-share", "1"], "source.noise_share: Input should be less than 1"),
+        (["train", "--set", "optim.steps=50"], "optim: steps=50 is shorter than warmup=100"),
+        (
+            ["train", "--config", "mien.yaml"],
+            "cannot read mien.yaml: No such file or directory (did you mean mine.yaml?)",
+        ),
+        (["train", "--wandb", "onlin"], "--wandb onlin (did you mean online?)"),
+        (["train-reference", "--wandb", "of"], "--wandb of (did you mean off?)"),
+        (["run", "figure3", "--wandb", "onlin"], "--wandb onlin (did you mean online?)"),
+        (["run", "figur3"], "no experiment 'figur3' (did you mean figure3?)"),
+        (["run", "mine.yaml"], "title: Field required"),
+        (["run", "table1", "--runs", "flexy"], "no run 'flexy' (did you mean flexi?)"),
+        (["run", "figure3", "--seeds", "a"], "--seeds a: expected numbers, such as 0,1"),
+        (["inspect", "--super-batches", "0"], "Input should be greater than or equal to 1"),
+        (["run"], "Missing argument"),
+        (["reproduce", "nothing.yaml"], "cannot read nothing.yaml"),
+        (["config", "--method", "flexy"], "no method 'flexy' (did you mean flexi?)"),
+        (["data", "build", "--size", "30"], "--size 30: must be a multiple of 16"),
+    ],
+)
 def test_a_mistake_is_one_line_and_exit_2(words: list[str], message: str, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("seeds: [0]\n")
     before = sorted(tmp_path.rglob("*"))
@@ -199,13 +207,23 @@ def home(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     write(
         tmp_path / "learner.yaml", {**TINY, "reference": tiny_reference().model_dump(mode="json")}
     )
-    write(tmp_path / "small.yaml", {
-        "title": "t", "claim": "c", "refuted_if": "r", "base": TINY,
-        "references": {"strong": reference},
-        "runs": {"uniform-long": {"optim": {"steps": 8}}, "uniform": {},
-                 "jest": {"method": "jest", "reference": "strong"}},
-        "seeds": [0], "quick": {"runs": ["uniform"], "seeds": [0]},
-    })  # fmt: skip
+    write(
+        tmp_path / "small.yaml",
+        {
+            "title": "t",
+            "claim": "c",
+            "refuted_if": "r",
+            "base": TINY,
+            "references": {"strong": reference},
+            "runs": {
+                "uniform-long": {"optim": {"steps": 8}},
+                "uniform": {},
+                "jest": {"method": "jest", "reference": "strong"},
+            },
+            "seeds": [0],
+            "quick": {"runs": ["uniform"], "seeds": [0]},
+        },
+    )
     return tmp_path
 
 
@@ -217,8 +235,13 @@ def write(path: Path, content: dict) -> None:
 def test_train_makes_what_is_missing_once(
     method: str, home: Path, command: Command, data_root: Path
 ) -> None:
-    words = ("train", "--method", method, "--config",
-             "tiny.yaml" if method == "uniform" else "learner.yaml")  # fmt: skip
+    words = (
+        "train",
+        "--method",
+        method,
+        "--config",
+        "tiny.yaml" if method == "uniform" else "learner.yaml",
+    )
     code, out, errors = command(*words)
     assert (code, errors) == (0, "")
     workspace, run = Workspace(data_root, home / "runs"), tiny_run(method)
@@ -284,10 +307,21 @@ def test_what_cannot_be_done_is_one_line_and_exit_1(home: Path, command: Command
         (("eval",), "no trained model in"),
         (("eval", "runs"), "runs is not a run directory of this version"),
         (("plot", "small.yaml"), "no finished run of small"),
-        (("train", "--method", "uniform", "--config", "tiny.yaml", "--set",
-          "source.curated_in_pool=true", "--set", "source.pool_size=5000"),
-         "source.pool_size=5000: the pool has 99"),
-    ):  # fmt: skip
+        (
+            (
+                "train",
+                "--method",
+                "uniform",
+                "--config",
+                "tiny.yaml",
+                "--set",
+                "source.curated_in_pool=true",
+                "--set",
+                "source.pool_size=5000",
+            ),
+            "source.pool_size=5000: the pool has 99",
+        ),
+    ):
         code, _, errors = command(*words)
         assert code == 1 and message in errors and errors.count("\n") == 1, (words, errors)
     words = ("train", "--method", "curated", "--config", "tiny.yaml", "--set", "data.level=storng")
@@ -300,15 +334,15 @@ def test_ctrl_c_is_one_line_and_exit_130(
     home: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Everything is saved; the same command then goes on."""
-    real = Trainer.train_step
+    real = Trainer.one_step
 
     def interrupted(self: Trainer) -> Any:
         os.kill(os.getpid(), signal.SIGINT)
         return real(self)
 
-    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    monkeypatch.setattr(Trainer, "one_step", interrupted)
     words = ("train", "--method", "uniform", "--config", "tiny.yaml")
     code, _, errors = command(*words)
     assert (code, errors) == (130, "jest: stopped at step 1 of 4; all is saved\n")
-    monkeypatch.setattr(Trainer, "train_step", real)
+    monkeypatch.setattr(Trainer, "one_step", real)
     assert command(*words)[0] == 0

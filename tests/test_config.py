@@ -46,34 +46,57 @@ def one_line(caught: pytest.ExceptionInfo[ConfigError]) -> str:
     return message
 
 
-@pytest.mark.parametrize("settings,message", [
-    ({"optim": {"stesp": 3}}, "unknown setting optim.stesp (did you mean steps?)"),
-    ({"selektion": {}}, "unknown setting selektion (did you mean selection?)"),
-    ({"reference": {"optim": {"lrr": 1}}}, "unknown setting reference.optim.lrr (did you mean lr"),
-    ({"optim": {"zzz": 1}}, "unknown setting optim.zzz (known: augment, batch_size, "),
-    ({"selection": {"sampler": "cabs"},
-      "model": {"name": "ViT-B-16-SigLIP", "pretrained": "webli"}},
-     "selection.sampler cabs reads words as CLIP's byte pairs, but ViT-B-16-SigLIP brings its own"),
-    ({"selection": {"learner_weight": 0.5, "sampler": "joint", "criterion": "hard_learner"}},
-     "selection.learner_weight needs selection.criterion=learnability"),
-    ({"optim": {"steps": "many"}}, "optim.steps: Input should be a valid integer"),
-    ({"optim": {"steps": 9, "warmup": 10}}, "optim: steps=9 is shorter than warmup=10"),
-    ({"source": {"noise_share": 1}}, "source.noise_share: Input should be less than 1"),
-    ({"source": {"noise_share": -0.1}}, "source.noise_share: Input should be greater than or"),
-    ({"source": {"relevant_share": 0.05}}, "source.relevant_share: Input should be greater than"),
-    ({"data": {"level": "verified", "curated_size": 36001}},
-     "data.curated_size=36001: level verified has 36,000 pairs"),
-    ({"optim": {"steps": 0}}, "optim.steps: Input should be greater than or equal to 1"),
-    ({"optim": {"loss": "siglip"}}, "optim.loss: Input should be 'sigmoid' or 'softmax'"),
-    ({"optim": 3}, "optim: Input should be a valid dictionary"),
-    ({"selection": {"filter_ratio": 1.0}}, "selection.filter_ratio: Input should be less than 1"),
-    ({"source": {"kind": "pol"}}, "source.kind: Input should be 'pool', 'curated',"),
-    ({"selection": {"sampler": "joint"}}, "this selection or source needs a reference run"),
-    ({"source": {"kind": "filtered"}}, "this selection or source needs a reference run"),
-    ({"init_from_reference": True}, "this selection or source needs a reference run"),
-    ({"model": {"patch_sizes": [8]}, "selection": {"low_res_share": 0.5}},
-     "model.patch_sizes needs a second patch size"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings,message",
+    [
+        ({"optim": {"stesp": 3}}, "unknown setting optim.stesp (did you mean steps?)"),
+        ({"selektion": {}}, "unknown setting selektion (did you mean selection?)"),
+        (
+            {"reference": {"optim": {"lrr": 1}}},
+            "unknown setting reference.optim.lrr (did you mean lr",
+        ),
+        ({"optim": {"zzz": 1}}, "unknown setting optim.zzz (known: augment, batch_size, "),
+        (
+            {
+                "selection": {"sampler": "cabs"},
+                "model": {"name": "ViT-B-16-SigLIP", "pretrained": "webli"},
+            },
+            "selection.sampler cabs reads words as CLIP's byte pairs, but ViT-B-16-SigLIP brings "
+            "its own",
+        ),
+        (
+            {"selection": {"learner_weight": 0.5, "sampler": "joint", "criterion": "hard_learner"}},
+            "selection.learner_weight needs selection.criterion=learnability",
+        ),
+        ({"optim": {"steps": "many"}}, "optim.steps: Input should be a valid integer"),
+        ({"optim": {"steps": 9, "warmup": 10}}, "optim: steps=9 is shorter than warmup=10"),
+        ({"source": {"noise_share": 1}}, "source.noise_share: Input should be less than 1"),
+        ({"source": {"noise_share": -0.1}}, "source.noise_share: Input should be greater than or"),
+        (
+            {"source": {"relevant_share": 0.05}},
+            "source.relevant_share: Input should be greater than",
+        ),
+        (
+            {"data": {"level": "verified", "curated_size": 36001}},
+            "data.curated_size=36001: level verified has 36,000 pairs",
+        ),
+        ({"optim": {"steps": 0}}, "optim.steps: Input should be greater than or equal to 1"),
+        ({"optim": {"loss": "siglip"}}, "optim.loss: Input should be 'sigmoid' or 'softmax'"),
+        ({"optim": 3}, "optim: Input should be a valid dictionary"),
+        (
+            {"selection": {"filter_ratio": 1.0}},
+            "selection.filter_ratio: Input should be less than 1",
+        ),
+        ({"source": {"kind": "pol"}}, "source.kind: Input should be 'pool', 'curated',"),
+        ({"selection": {"sampler": "joint"}}, "this selection or source needs a reference run"),
+        ({"source": {"kind": "filtered"}}, "this selection or source needs a reference run"),
+        ({"init_from_reference": True}, "this selection or source needs a reference run"),
+        (
+            {"model": {"patch_sizes": [8]}, "selection": {"low_res_share": 0.5}},
+            "model.patch_sizes needs a second patch size",
+        ),
+    ],
+)
 def test_wrong_settings_are_one_line(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         make_run(settings)
@@ -82,13 +105,22 @@ def test_wrong_settings_are_one_line(settings: dict[str, Any], message: str) -> 
 
 def test_overrides_are_yaml_scalars_at_dotted_keys() -> None:
     pairs = [
-        "optim.steps=200", "optim.lr=1.0e-4", "selection.sampler=joint", "a=null",
-        "model.patch_sizes=[4, 8]", "optim.augment=false", "optim.steps=300", "x=a=b",
-    ]  # fmt: skip
+        "optim.steps=200",
+        "optim.lr=1.0e-4",
+        "selection.sampler=joint",
+        "a=null",
+        "model.patch_sizes=[4, 8]",
+        "optim.augment=false",
+        "optim.steps=300",
+        "x=a=b",
+    ]
     assert parse_overrides(pairs) == {
-        "optim": {"steps": 300, "lr": 1e-4, "augment": False}, "selection": {"sampler": "joint"},
-        "a": None, "model": {"patch_sizes": [4, 8]}, "x": "a=b",
-    }  # fmt: skip
+        "optim": {"steps": 300, "lr": 1e-4, "augment": False},
+        "selection": {"sampler": "joint"},
+        "a": None,
+        "model": {"patch_sizes": [4, 8]},
+        "x": "a=b",
+    }
     for bad in ("optim.steps", "=3", "optim.steps=[1", "optim.steps=!!python/name:os.system"):
         with pytest.raises(ConfigError) as caught:
             parse_overrides([bad])
@@ -123,20 +155,25 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("a: [1\nb: }")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x80")
     for name, words in (
-        ("mine.yaml", "is not a mapping of settings"), ("broken.yaml", "is not YAML"),
-        ("binary.yaml", "is not YAML"), ("mien.yaml", f"(did you mean {tmp_path / 'mine.yaml'}?)"),
-    ):  # fmt: skip
+        ("mine.yaml", "is not a mapping of settings"),
+        ("broken.yaml", "is not YAML"),
+        ("binary.yaml", "is not YAML"),
+        ("mien.yaml", f"(did you mean {tmp_path / 'mine.yaml'}?)"),
+    ):
         with pytest.raises(ConfigError) as caught:
             read_yaml(tmp_path / name)
         assert words in one_line(caught)
 
 
-@pytest.mark.parametrize("change,message", [
-    ("seeds: [0]\nsead: 3", "unknown setting sead (did you mean seeds?)"),
-    ("seeds: [zero]", "seeds.0: Input should be a valid integer"),
-    ("seeds: [0]\nquick: {runs: [jest]}", "quick.seeds: Field required"),
-    ("seeds: [0]\nruns: {jest: 3}", "runs.jest: Input should be a valid dictionary"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ("seeds: [0]\nsead: 3", "unknown setting sead (did you mean seeds?)"),
+        ("seeds: [zero]", "seeds.0: Input should be a valid integer"),
+        ("seeds: [0]\nquick: {runs: [jest]}", "quick.seeds: Field required"),
+        ("seeds: [0]\nruns: {jest: 3}", "runs.jest: Input should be a valid dictionary"),
+    ],
+)
 def test_wrong_experiments_are_one_line(change: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(EXPERIMENT.replace("seeds: [0]", change))
@@ -188,8 +225,12 @@ def test_methods_are_different_runs() -> None:
 
 def test_a_learner_reads_the_data_its_reference_was_made_for() -> None:
     """A change of data or towers reaches the reference too; its steps stay its own."""
-    over = {"data": {"image_size": 64, "vocab_size": 1000}, "model": {"width": 32},
-            "optim": {"steps": 7, "warmup": 3}, "selection": {"n_chunks": 2}}  # fmt: skip
+    over = {
+        "data": {"image_size": 64, "vocab_size": 1000},
+        "model": {"width": 32},
+        "optim": {"steps": 7, "warmup": 3},
+        "selection": {"n_chunks": 2},
+    }
     run, plain = default_run("jest", over, 1), default_reference({}, 1)
     assert run.reference is not None and run.optim.steps == 7
     assert run.reference.data.image_size == 64 and run.reference.data.vocab_size == 1000

@@ -89,15 +89,36 @@ def trained_on(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_the_stand_alone_loop(
-    shards: str, tiny: Path, chosen: list[dict[str, Any]], trained_on: list[int],
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    shards: str,
+    tiny: Path,
+    chosen: list[dict[str, Any]],
+    trained_on: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     out = tiny.parent / "learner.pt"
     monkeypatch.setattr(
-        sys, "argv",
-        ["train.py", shards, "--model", "tiny", "--reference", "tiny", "--weights", str(tiny),
-         "--batch-size", "4", "--steps", "3", "--workers", "0", "--out", str(out)],
-    )  # fmt: skip
+        sys,
+        "argv",
+        [
+            "train.py",
+            shards,
+            "--model",
+            "tiny",
+            "--reference",
+            "tiny",
+            "--weights",
+            str(tiny),
+            "--batch-size",
+            "4",
+            "--steps",
+            "3",
+            "--workers",
+            "0",
+            "--out",
+            str(out),
+        ],
+    )
     runpy.run_path(str(EXAMPLES / "train.py"), run_name="__main__")
     assert trained_on == [4, 4, 4]
     assert [call["candidates"] for call in chosen] == [20, 20, 20]
@@ -114,8 +135,10 @@ def patched_trainer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType
     shutil.copytree(next(iter(found.submodule_search_locations)), folder / "open_clip_train")
     done = subprocess.run(
         ["git", "apply", "-p2", str(EXAMPLES / "jest.patch")],
-        cwd=folder, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     monkeypatch.syspath_prepend(folder)
     for name in [n for n in sys.modules if n.partition(".")[0] == "open_clip_train"]:
@@ -130,9 +153,13 @@ def test_the_patch_has_at_most_15_lines() -> None:
 
 
 def test_open_clips_trainer_with_the_patch(
-    shards: str, tiny: Path, chosen: list[dict[str, Any]], trained_on: list[int],
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    shards: str,
+    tiny: Path,
+    chosen: list[dict[str, Any]],
+    trained_on: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pytest.importorskip("open_clip_train.main", reason="open_clip_torch[training] is not installed")
     main = patched_trainer(tmp_path / "patched", monkeypatch)
     assert Path(main.__file__ or "").is_relative_to(tmp_path)
@@ -140,13 +167,39 @@ def test_open_clips_trainer_with_the_patch(
     old = tuple(map(int, version("webdataset").split(".")[:3])) <= (0, 2, 86)
     real = ["--dataset-type", "webdataset", "--train-data", shards]
     main.main(
-        [*(real if old else ["--dataset-type", "synthetic"]),
-         "--train-num-samples", "80", "--batch-size", "20", "--epochs", "1", "--warmup", "1",
-         "--workers", "0", "--siglip",
-         "--model", "tiny", "--distill-model", "tiny", "--distill-pretrained", str(tiny),
-         "--logs", str(tmp_path / "logs"), "--name", "run", "--device", "cpu",
-         "--precision", "fp32", "--log-every-n-steps", "1", "--seed", "5"]
-    )  # fmt: skip
+        [
+            *(real if old else ["--dataset-type", "synthetic"]),
+            "--train-num-samples",
+            "80",
+            "--batch-size",
+            "20",
+            "--epochs",
+            "1",
+            "--warmup",
+            "1",
+            "--workers",
+            "0",
+            "--siglip",
+            "--model",
+            "tiny",
+            "--distill-model",
+            "tiny",
+            "--distill-pretrained",
+            str(tiny),
+            "--logs",
+            str(tmp_path / "logs"),
+            "--name",
+            "run",
+            "--device",
+            "cpu",
+            "--precision",
+            "fp32",
+            "--log-every-n-steps",
+            "1",
+            "--seed",
+            "5",
+        ]
+    )
     assert trained_on == [4, 4, 4, 4], "a fifth of 20 candidates in each of 80 / 20 steps"
     assert [(call["step"], call["seed"], call["loss"]) for call in chosen] == [
         (step, 5, "sigmoid") for step in range(4)
@@ -163,10 +216,21 @@ def test_the_hugging_face_loop(
 ) -> None:
     pytest.importorskip("accelerate")
     transformers = pytest.importorskip("transformers")
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
-             "num_attention_heads": 2}  # fmt: skip
-    text = {**small, "vocab_size": 64, "max_position_embeddings": 8, "projection_size": 16,
-            "eos_token_id": 63, "bos_token_id": 62, "pad_token_id": 1}  # fmt: skip
+    small = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    text = {
+        **small,
+        "vocab_size": 64,
+        "max_position_embeddings": 8,
+        "projection_size": 16,
+        "eos_token_id": 63,
+        "bos_token_id": 62,
+        "pad_token_id": 1,
+    }
     vision = {**small, "image_size": 16, "patch_size": 8}
     config = getattr(transformers, f"{kind}Config")(text_config=text, vision_config=vision)
     torch.manual_seed(0)

@@ -16,7 +16,9 @@ def test_the_answer_in_the_readme_recomputes_from_the_records() -> None:
     block = text.partition("<!-- answer")[2].partition("<!-- /answer")[0]
     said = [line[2:] for line in block.splitlines() if line.startswith("- ")]
     lengths = sorted({r["steps"] for r in records if r["name"].startswith("jest@")})
-    assert said and said == answer(records, lengths[-1]), "run `jest plot map`, then copy its answer"
+    assert said and said == answer(records, lengths[-1]), (
+        "run `jest plot map`, then copy its answer"
+    )
 
 
 def test_the_readme_shows_both_commands_and_its_pictures_exist() -> None:

@@ -8,8 +8,22 @@ from pathlib import Path
 import jestcli
 
 # Lower first. The method (utils to runs and train), around it the icons, the paper, the commands.
-ORDER = ["utils", "config", "selection", "models", "data", "icons", "training", "evaluation",
-         "runs", "train", "paper", "bench", "commands", "cli"]  # fmt: skip
+ORDER = [
+    "utils",
+    "config",
+    "selection",
+    "models",
+    "data",
+    "icons",
+    "training",
+    "evaluation",
+    "runs",
+    "train",
+    "paper",
+    "bench",
+    "commands",
+    "cli",
+]
 ICONS_FROM = {"icons", "runs", "paper", "bench", "commands"}  # where the embedded data are known
 ROOT = Path(jestcli.__file__).parent
 

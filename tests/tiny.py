@@ -29,18 +29,30 @@ from jestcli.training.reference import EmbeddingTable
 TINY: dict[str, Any] = {
     "data": {"vocab_size": 600, "context_length": 8, "level": "strong", "curated_size": None},
     "model": {
-        "embed_dim": 8, "width": 16, "layers": 1, "head_width": 8, "patch_sizes": [8, 16],
-        "text_width": 16, "text_layers": 1, "init_logit_scale": 10, "init_logit_bias": -10,
+        "embed_dim": 8,
+        "width": 16,
+        "layers": 1,
+        "head_width": 8,
+        "patch_sizes": [8, 16],
+        "text_width": 16,
+        "text_layers": 1,
+        "init_logit_scale": 10,
+        "init_logit_bias": -10,
         "tower": "vit",
     },
     "optim": {
-        "steps": 4, "batch_size": 8, "warmup": 2, "lr": 1e-3, "weight_decay": 1e-4, "beta2": 0.95,
+        "steps": 4,
+        "batch_size": 8,
+        "warmup": 2,
+        "lr": 1e-3,
+        "weight_decay": 1e-4,
+        "beta2": 0.95,
         "schedule": "cosine",
     },
     "engine": {"scoring_batch": 64},
     "selection": {"filter_ratio": 0.5, "n_chunks": 4},
     "evaluation": {"points": 2, "max_images": 8},
-}  # fmt: skip
+}
 
 
 def tiny_reference(**changes: Any) -> Run:
@@ -80,9 +92,15 @@ def fake_dataset(n: int = 40, identity: str = "fake", seed: int = 0) -> DecodedD
     images = rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
     levels = (np.arange(n) % 2 + 1).astype(np.uint32)
     dataset = DecodedDataset(
-        Path("/nowhere"), images, tokens, starts, {}, {"levels": ("even", "odd")}, levels,
+        Path("/nowhere"),
+        images,
+        tokens,
+        starts,
+        {},
+        {"levels": ("even", "odd")},
+        levels,
         {"identity": identity},
-    )  # fmt: skip
+    )
     dataset.__dict__["keys"] = [f"key-{i}" for i in range(n)]  # the cached property
     return dataset
 

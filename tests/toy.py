@@ -17,9 +17,9 @@ from jestcli.models.towers import Clip
 from jestcli.runs.inputs import RunInputs
 from jestcli.runs.workspace import Workspace
 from jestcli.train import Trainer
-from jestcli.training.distributed import ALONE, World
+from jestcli.training.distributed import SINGLE_PROCESS, DistEnv
 from jestcli.training.reference import Reference
-from jestcli.training.step import Choice, offered
+from jestcli.training.step import SubBatch, offered
 
 Report = Callable[[int, int, str], None]
 
@@ -72,7 +72,7 @@ class ToyTrainer(Trainer):
     def cost_after(self, steps: int) -> Cost:
         return self.toys["cost_after"](steps)
 
-    def draw_chosen(self, super_batch: SuperBatch, choice: Choice) -> None:
+    def draw_chosen(self, super_batch: SuperBatch, choice: SubBatch) -> None:
         if self.toys["show"]:
             there = offered(self.run, super_batch, self.world)
             self.toys["show"](self.step, there, choice.index)
@@ -98,16 +98,20 @@ def train(
     cost_after: Callable[[int], Cost],
     report: Report,
     track: Callable[[dict[str, Any]], None],
-    world: World = ALONE,
+    world: DistEnv = SINGLE_PROCESS,
     show: Callable[[int, SuperBatch, Tensor], None] | None = None,
     keep_last: int = 1,
     trunk: Path | None = None,
 ) -> None:
     """Train `learner` on toy parts in `folder`, from its checkpoint if there is one."""
     toys = {
-        "learner": learner, "draw": draw, "reference": reference, "evaluate": evaluate,
-        "cost_after": cost_after, "show": show,
-    }  # fmt: skip
+        "learner": learner,
+        "draw": draw,
+        "reference": reference,
+        "evaluate": evaluate,
+        "cost_after": cost_after,
+        "show": show,
+    }
     place = Place()
     place.__dict__["where"] = trunk
     ToyTrainer(toys, run, place, folder, "", Told(report), track, world, keep_last).fit()
@@ -119,7 +123,7 @@ def train_run(
     label: str,
     report: Report = nothing,
     wandb: str = "off",
-    world: World = ALONE,
+    world: DistEnv = SINGLE_PROCESS,
     keep_last: int = 1,
 ) -> Path:
     """jestcli.train.train, told to a function."""

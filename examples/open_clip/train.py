@@ -36,9 +36,14 @@ optimizer = torch.optim.AdamW(learner.parameters(), args.lr, betas=(0.9, 0.95), 
 
 # Raw bytes, not wds.decode, which would unpickle what it finds in a stranger's shard.
 pool = wds.WebDataset(args.shards, resampled=True).shuffle(1000)
-pool = pool.to_tuple("jpg;png;jpeg;webp", "txt").map_tuple(
-    lambda data: preprocess(Image.open(io.BytesIO(data))), lambda text: tokenizer(text.decode())[0]
-).batched(round(args.batch_size / (1 - args.filter_ratio)), partial=False)  # fmt: skip
+pool = (
+    pool.to_tuple("jpg;png;jpeg;webp", "txt")
+    .map_tuple(
+        lambda data: preprocess(Image.open(io.BytesIO(data))),
+        lambda text: tokenizer(text.decode())[0],
+    )
+    .batched(round(args.batch_size / (1 - args.filter_ratio)), partial=False)
+)
 loader = wds.WebLoader(pool, batch_size=None, num_workers=args.workers)
 
 for step, (images, texts) in zip(range(args.steps), loader, strict=False):

@@ -51,8 +51,15 @@ if __name__ == "__main__":
     learner = AutoModel.from_config(reference.config)
     pool = wds.WebDataset(shards, resampled=True).shuffle(1000).to_tuple("jpg;png;webp", "txt")
     pool = pool.map_tuple(lambda x: Image.open(io.BytesIO(x)).convert("RGB"), bytes.decode)
-    batches = pool.batched(320, collation_fn=lambda rows: processor(
-        images=[image for image, _ in rows], text=[text for _, text in rows],
-        padding="max_length", truncation=True, return_tensors="pt"))  # fmt: skip
+    batches = pool.batched(
+        320,
+        collation_fn=lambda rows: processor(
+            images=[image for image, _ in rows],
+            text=[text for _, text in rows],
+            padding="max_length",
+            truncation=True,
+            return_tensors="pt",
+        ),
+    )
     train(learner, reference, wds.WebLoader(batches, batch_size=None, num_workers=4), 64, 10_000)
     learner.save_pretrained("learner")

@@ -114,15 +114,27 @@ def bench_data(
         for decode, view in views.items():
             for count in workers:
                 given, core = rate(sources, view, batch, count, seconds, Path(name) / "cache")
-                rows.append({"decode": decode, "workers": count, "pairs_per_second": given,
-                             "pairs_per_core_second": core})  # fmt: skip
+                rows.append(
+                    {
+                        "decode": decode,
+                        "workers": count,
+                        "pairs_per_second": given,
+                        "pairs_per_core_second": core,
+                    }
+                )
     demand = super_batch / step_seconds if super_batch and step_seconds else None
     result = {
         "shards": list(shards) or f"drawn: JPEG, {SIDE[0]} x {SIDE[1]}, quality 90",
-        "size": size, "scoring_size": scoring_size, "batch": batch, "cores": os.cpu_count(),
-        "load_average": os.getloadavg()[0], "machine": platform.machine(),
-        "torch": torch.__version__, "rows": rows, "demand_pairs_per_second": demand,
-    }  # fmt: skip
+        "size": size,
+        "scoring_size": scoring_size,
+        "batch": batch,
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg()[0],
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "rows": rows,
+        "demand_pairs_per_second": demand,
+    }
     console.print(table(result))
     console.print(verdict(result))
     if out is not None:
@@ -182,10 +194,12 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         "| decode | workers | pairs/s | pairs/core second |",
         "|---|---:|---:|---:|",
-        *(f"| {r['decode']} | {r['workers']} | {r['pairs_per_second']:,.0f} | {_core(r)} |"
-          for r in result["rows"]),
+        *(
+            f"| {r['decode']} | {r['workers']} | {r['pairs_per_second']:,.0f} | {_core(r)} |"
+            for r in result["rows"]
+        ),
         "",
         verdict(result) + ("." if demand is None else ""),
         "",
-    ]  # fmt: skip
+    ]
     return "\n".join(lines)

@@ -17,7 +17,7 @@ from jestcli.runs.trained import MODEL, THREADS, new_learner
 from jestcli.runs.workspace import StageError, Workspace, read_run
 from jestcli.training.checkpoint import load_model
 from jestcli.training.devices import set_threads
-from jestcli.training.step import embed
+from jestcli.training.step import encode_pairs
 
 
 def bench_scoring(
@@ -59,7 +59,7 @@ def bench_scoring(
         f"b = {run.optim.batch_size}, N = {run.selection.n_chunks} chunks. {machine()}; CPU "
         "seconds, measured beside whatever else the machine did."
     )
-    pairs = [(each, embed(reference, each.images, each.tokens, None)) for each in drawn]
+    pairs = [(each, encode_pairs(reference, each.images, each.tokens, None)) for each in drawn]
     return {"about": about, "run": run.digest(), **measure(run, learner, pairs)}
 
 

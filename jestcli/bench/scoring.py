@@ -20,11 +20,11 @@ from scipy.stats import spearmanr
 
 from jestcli.config import Run
 from jestcli.data.loader import SuperBatch
-from jestcli.models.flexi import View
+from jestcli.models.flexi import Resolution
 from jestcli.models.flops import forward_flops
 from jestcli.models.towers import Clip
 from jestcli.selection import PairEmbeddings, select
-from jestcli.training.step import embed
+from jestcli.training.step import encode_pairs
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,15 @@ class Scored:
     overlap: float
 
 
-def ways(run: Run) -> dict[str, View]:
+def ways(run: Run) -> dict[str, Resolution]:
     """Full resolution, twice its patch, half its image, and some of its cells."""
     patch, side = run.model.patch_sizes[0], run.data.image_size
     return {
-        "full": View(patch, side),
-        f"patch {2 * patch} px": View(2 * patch, side),
-        f"image {side // 2} px": View(patch, side // 2),
-        "25 % of the cells": View(patch, side, 0.25),
-        "50 % of the cells": View(patch, side, 0.5),
+        "full": Resolution(patch, side),
+        f"patch {2 * patch} px": Resolution(2 * patch, side),
+        f"image {side // 2} px": Resolution(patch, side // 2),
+        "25 % of the cells": Resolution(patch, side, 0.25),
+        "50 % of the cells": Resolution(patch, side, 0.5),
     }
 
 
@@ -90,7 +90,7 @@ def measure(
         seconds, correlations, overlaps = 0.0, [], []
         for step, (candidates, reference) in enumerate(batches):
             start = time.process_time()
-            pairs = embed(learner, candidates.images, candidates.tokens, view)
+            pairs = encode_pairs(learner, candidates.images, candidates.tokens, view)
             seconds += time.process_time() - start
             score, chosen = diagonal(pairs, reference), _choose(run, pairs, reference, step)
             if name == "full":
@@ -118,9 +118,16 @@ def _choose(
     run: Run, learner: PairEmbeddings, reference: PairEmbeddings, step: int
 ) -> torch.Tensor:
     return select(
-        learner, reference, size=run.optim.batch_size, sampler="joint", criterion="learnability",
-        loss=run.optim.loss, n_chunks=run.selection.n_chunks, seed=run.seed, step=step,
-    )  # fmt: skip
+        learner,
+        reference,
+        size=run.optim.batch_size,
+        sampler="joint",
+        criterion="learnability",
+        loss=run.optim.loss,
+        n_chunks=run.selection.n_chunks,
+        seed=run.seed,
+        step=step,
+    )
 
 
 def _shared(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -134,10 +141,14 @@ def as_markdown(result: dict[str, Any]) -> str:
     lines += [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
     for row in result["rows"]:
         cells = [
-            row["name"], f"{row['image_mflop']:.2f}", f"{row['text_mflop']:.2f}",
-            f"{row['percent_flops']:.0f}", f"{row['milliseconds']:.3f}", f"{row['spearman']:.3f}",
+            row["name"],
+            f"{row['image_mflop']:.2f}",
+            f"{row['text_mflop']:.2f}",
+            f"{row['percent_flops']:.0f}",
+            f"{row['milliseconds']:.3f}",
+            f"{row['spearman']:.3f}",
             f"{row['overlap']:.3f}",
-        ]  # fmt: skip
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",

@@ -29,12 +29,12 @@ from jestcli.runs.environment import environment
 from jestcli.training.augment import normalise
 from jestcli.training.checkpoint import write_atomic, write_json
 from jestcli.training.clock import Stopwatch, peak_flops
-from jestcli.training.distributed import World
+from jestcli.training.distributed import DistEnv
 from jestcli.training.energy import EnergyMeter
 from jestcli.training.engine import make_trainee
 from jestcli.training.gradients import autocast
 from jestcli.training.optimiser import learning_rate, make_optimiser
-from jestcli.training.step import choose, embed, update
+from jestcli.training.step import encode_pairs, select_sub_batch, train_step
 
 LIMITS = {"jest": 1.1, "flexi": 1.2}  # measured over counted cost, at most
 Step = Callable[[int], None]
@@ -136,7 +136,7 @@ def _ours(case: Run, device: torch.device, resident: bool = False) -> tuple[Step
     patches = case.model.patch_sizes if flexible else case.model.patch_sizes[:1]
     learner = build_model(case.model, case.data, patches, 0, loss=case.optim.loss)
     flops = forward_flops(learner, case.data.image_size, case.data.context_length)
-    world, drawn = World(device=device), _candidates(case, 0)
+    world, drawn = DistEnv(device=device), _candidates(case, 0)
     if resident:
         images, tokens = drawn.images.to(device), drawn.tokens.to(device)
         drawn = replace(drawn, images=images, tokens=tokens)
@@ -146,13 +146,13 @@ def _ours(case: Run, device: torch.device, resident: bool = False) -> tuple[Step
     if case.selection.sampler != "uniform":
         model = build_model(case.model, case.data, case.model.patch_sizes[:1], 1)
         model.to(device)
-        cached = embed(model, drawn.images, drawn.tokens, None, case.engine.scoring_batch)
+        cached = encode_pairs(model, drawn.images, drawn.tokens, None, case.engine.scoring_batch)
         del model
         reference = lambda _: cached  # noqa: E731
 
     def step(number: int) -> None:
-        choice = choose(learner, reference, drawn, case, number, world=world)
-        update(trainee, optimiser, drawn, choice.index, case, number, world)
+        choice = select_sub_batch(learner, reference, drawn, case, number, world=world)
+        train_step(trainee, optimiser, drawn, choice.index, case, number, world)
 
     return step, step_cost(case, flops, None).cached
 
@@ -239,18 +239,32 @@ def _row(
     }
 
 
-COLUMNS = ("step", "s", "examples/s", "time, of uniform", "quartiles", "FLOPs, of uniform",
-           "time / FLOPs", "at most", "of peak")  # fmt: skip
+COLUMNS = (
+    "step",
+    "s",
+    "examples/s",
+    "time, of uniform",
+    "quartiles",
+    "FLOPs, of uniform",
+    "time / FLOPs",
+    "at most",
+    "of peak",
+)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
     low, high = row["ratio_quartiles"]
     return [
-        row["name"], f"{row['seconds']:.4f}", f"{row['examples_per_second']:,.0f}",
-        f"{row['ratio']:.2f}", f"{low:.2f} to {high:.2f}", f"{row['counted_ratio']:.2f}",
-        f"{row['over_counted']:.2f}", f"{row['limit']:.1f}" if row["limit"] else "",
+        row["name"],
+        f"{row['seconds']:.4f}",
+        f"{row['examples_per_second']:,.0f}",
+        f"{row['ratio']:.2f}",
+        f"{low:.2f} to {high:.2f}",
+        f"{row['counted_ratio']:.2f}",
+        f"{row['over_counted']:.2f}",
+        f"{row['limit']:.1f}" if row["limit"] else "",
         f"{100 * row['mfu']:.0f} %",
-    ]  # fmt: skip
+    ]
 
 
 def _title(result: dict[str, Any]) -> str:
@@ -272,14 +286,20 @@ def _table(result: dict[str, Any]) -> Table:
 def _markdown(result: dict[str, Any]) -> str:
     about = result["environment"]
     lines = [
-        "# `jest bench train`", "", f"{_title(result)}. {about['cpu']}, {about['cores']} cores, "
+        "# `jest bench train`",
+        "",
+        f"{_title(result)}. {about['cpu']}, {about['cores']} cores, "
         f"{about['threads']} thread, torch {about['packages']['torch']}, commit {about['commit']}.",
-        "", "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS),
-        *("| " + " | ".join(_cells(row)) + " |" for row in result["rows"]), "",
+        "",
+        "| " + " | ".join(COLUMNS) + " |",
+        "|" + "---|" * len(COLUMNS),
+        *("| " + " | ".join(_cells(row)) + " |" for row in result["rows"]),
+        "",
         "One step each in turn; medians. The reference's embeddings are cached. FLOPs are those "
         "that the step executes (the reference-cached convention without re-use). open_clip's "
         "step gets its images ready as floats, as from its loader's workers; the suite's "
         "normalises and augments bytes within the measured time. Settings: "
-        f"`{json.dumps(result['engine'])}`.", "",
-    ]  # fmt: skip
+        f"`{json.dumps(result['engine'])}`.",
+        "",
+    ]
     return "\n".join(lines)

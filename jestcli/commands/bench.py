@@ -85,9 +85,16 @@ def bench_data(
     from jestcli.bench import data
 
     data.bench_data(
-        tuple(shards or ()), size, scoring_size, batch, counts, seconds,
-        super_batch, step_seconds, out,
-    )  # fmt: skip
+        tuple(shards or ()),
+        size,
+        scoring_size,
+        batch,
+        counts,
+        seconds,
+        super_batch,
+        step_seconds,
+        out,
+    )
 
 
 @app.command("scoring")

@@ -106,8 +106,9 @@ def plan_costs(
     plans, console = plan.make_plans(jobs, pool, devices, timed), make_console()
     lines = plan.notes(jobs[-1].run, devices, timed)
     for title, (head, rows) in (
-        ("An iteration", plan.iteration_rows(plans)), ("The whole run", plan.total_rows(plans)),
-    ):  # fmt: skip
+        ("An iteration", plan.iteration_rows(plans)),
+        ("The whole run", plan.total_rows(plans)),
+    ):
         table = Table(title=f"{what}: {title.lower()}", title_justify="left")
         for i, heading in enumerate(head):
             table.add_column(heading, justify="right" if i else "left")

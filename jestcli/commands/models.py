@@ -77,9 +77,14 @@ def inspect(
     folder = find(run, workspace.runs) if run else newest_selecting(workspace)
     with bars(make_console()) as show:
         written = inspection.inspect(
-            folder, workspace, out, super_batches, everything, where,
+            folder,
+            workspace,
+            out,
+            super_batches,
+            everything,
+            where,
             lambda done, total, line: show(line, done, total),
-        )  # fmt: skip
+        )
     for path in written:
         print(path)
 

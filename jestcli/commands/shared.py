@@ -92,7 +92,7 @@ def train_jobs(
     from jestcli.runs.workspace import read_done
     from jestcli.train import train
     from jestcli.training.devices import pick_device
-    from jestcli.training.distributed import World
+    from jestcli.training.distributed import DistEnv
     from jestcli.utils.progress import Bar
 
     pick_device(device)  # a wrong word is said before anything is built
@@ -110,7 +110,7 @@ def train_jobs(
         else:
             prepare(job.run, None, workspace)
             with Bar(console) as bar:
-                world = World(device=pick_device(device))
+                world = DistEnv(device=pick_device(device))
                 train(job.run, workspace, job.label, bar, wandb, world, keep_last)
         folder = workspace.folder(job.run)
         console.print(scores_table(job.label, read_done(folder)["scores"], job.run.data.own))

@@ -64,8 +64,12 @@ class BadSampleLog:
         new = []
         for fault in faults:
             if not self.met[fault.shard, fault.reason]:
-                logger.warning("skipped %s of %s: %s (more of the same are counted only)",
-                               fault.key, fault.shard, fault.reason)  # fmt: skip
+                logger.warning(
+                    "skipped %s of %s: %s (more of the same are counted only)",
+                    fault.key,
+                    fault.shard,
+                    fault.reason,
+                )
             self.met[fault.shard, fault.reason] += 1
             if fault.whole:
                 self.lost.add(fault.shard)
@@ -83,11 +87,13 @@ class BadSampleLog:
         where such a shard was to be read, many samples in a row are missing, and the rest is well.
         """
         few = len(self.lost) <= self.limit * shards
-        counted = Counter({
-            (shard, reason): n
-            for (shard, reason), n in self.met.items()
-            if not (few and shard in self.lost)
-        })  # fmt: skip
+        counted = Counter(
+            {
+                (shard, reason): n
+                for (shard, reason), n in self.met.items()
+                if not (few and shard in self.lost)
+            }
+        )
         faults = counted.total()
         if read >= LEAST_READ and faults > self.limit * read:
             (shard, reason), _ = counted.most_common(1)[0]

@@ -213,8 +213,10 @@ class ConcatDataset(Dataset):
     def _parts(self, rows: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
         """For every data set with some of these: its number, their places, and its own rows."""
         which = np.searchsorted(self.starts, rows, side="right") - 1
-        return [(i, np.flatnonzero(which == i), rows[which == i] - self.starts[i])
-                for i in np.unique(which).tolist()]  # fmt: skip
+        return [
+            (i, np.flatnonzero(which == i), rows[which == i] - self.starts[i])
+            for i in np.unique(which).tolist()
+        ]
 
     def read(self, rows: np.ndarray, transform: Transform, pick: Pick | None = None) -> Samples:
         read = []
@@ -254,8 +256,10 @@ class ConcatDataset(Dataset):
         return np.array(self._lists("caption_counts", rows), np.int64)
 
     def tokens_of(self, rows: np.ndarray, tokenizer: Tokenizer) -> Tensor:
-        parts = [(places, self.datasets[i].tokens_of(own, tokenizer))
-                 for i, places, own in self._parts(rows)]  # fmt: skip
+        parts = [
+            (places, self.datasets[i].tokens_of(own, tokenizer))
+            for i, places, own in self._parts(rows)
+        ]
         order = np.concatenate([places for places, _ in parts]).argsort()
         return torch.cat([tokens for _, tokens in parts])[torch.from_numpy(order)]
 

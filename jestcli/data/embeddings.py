@@ -192,8 +192,12 @@ class ShardTable:
             # The description goes first and comes last: without it the array is not there.
             path.with_suffix(".json").unlink(missing_ok=True)
             save_array(path, out)
-            about = {"key": self.key, "shard": self.url, "identity": self._identity(),
-                     "crc32": checksum(path)}  # fmt: skip
+            about = {
+                "key": self.key,
+                "shard": self.url,
+                "identity": self._identity(),
+                "crc32": checksum(path),
+            }
             save_text(path.with_suffix(".json"), json.dumps(about))
         except OSError as error:
             raise explain_os_error(error, f"writing reference embeddings to {path}") from error

@@ -164,9 +164,14 @@ class _Chunks(TorchDataset[Chunk]):
     """
 
     def __init__(
-        self, sources: list[Source], transform: Transform,
-        known: dict[tuple[str, int, int], BadSampleRecord], rank: int, world: int, apart: bool,
-    ):  # fmt: skip
+        self,
+        sources: list[Source],
+        transform: Transform,
+        known: dict[tuple[str, int, int], BadSampleRecord],
+        rank: int,
+        world: int,
+        apart: bool,
+    ):
         self.sources, self.transform, self.known = sources, transform, known
         self.rank, self.world, self.apart = rank, world, apart
 
@@ -296,9 +301,16 @@ class SuperBatchLoader:
     """
 
     def __init__(
-        self, sources: Sequence[Source], transform: Transform, seed: int, loading: Loading,
-        log: BadSampleLog | None = None, rank: int = 0, world: int = 1, apart: bool = False,
-    ):  # fmt: skip
+        self,
+        sources: Sequence[Source],
+        transform: Transform,
+        seed: int,
+        loading: Loading,
+        log: BadSampleLog | None = None,
+        rank: int = 0,
+        world: int = 1,
+        apart: bool = False,
+    ):
         self.sources = list(sources)
         self.transform, self.seed, self.loading = transform, seed, loading
         self.log = log or BadSampleLog(limit=loading.max_faults)

@@ -46,9 +46,13 @@ class Order(Protocol):
         """Shards that are read about there, and next."""
 
     def captions(
-        self, most: int, counts: Callable[[np.ndarray], np.ndarray], step: int, whole: range,
+        self,
+        most: int,
+        counts: Callable[[np.ndarray], np.ndarray],
+        step: int,
+        whole: range,
         part: slice,
-    ) -> Pick | None:  # fmt: skip
+    ) -> Pick | None:
         """Which of a pair's first `most` captions is shown; None: always the first.
 
         counts: rows -> captions of each. whole: the positions of the step; part: of them, those
@@ -82,9 +86,13 @@ class GlobalShuffle:
         return []
 
     def captions(
-        self, most: int, counts: Callable[[np.ndarray], np.ndarray], step: int, whole: range,
+        self,
+        most: int,
+        counts: Callable[[np.ndarray], np.ndarray],
+        step: int,
+        whole: range,
         part: slice,
-    ) -> Pick | None:  # fmt: skip
+    ) -> Pick | None:
         if most == 1 or not len(whole):
             return None
         # One draw for the whole step, of which a rank takes its part: recorded runs rest on it.
@@ -101,10 +109,15 @@ class WindowShuffle:
     """
 
     def __init__(
-        self, seed: int, name: str, groups: tuple[tuple[int, ...], ...],
-        weights: tuple[float, ...] = (), window: int = 8, kept: np.ndarray | None = None,
+        self,
+        seed: int,
+        name: str,
+        groups: tuple[tuple[int, ...], ...],
+        weights: tuple[float, ...] = (),
+        window: int = 8,
+        kept: np.ndarray | None = None,
         names: tuple[str, ...] = (),
-    ):  # fmt: skip
+    ):
         self.seed, self.name, self.weights, self.kept = seed, name, weights, kept
         flat = [count for group in groups for count in group]
         self.starts = np.concatenate([[0], np.cumsum(flat)]).astype(np.int64)
@@ -134,9 +147,13 @@ class WindowShuffle:
         return [self.first[source] + shard for shard in self.orders[source].near(inner)]
 
     def captions(
-        self, most: int, counts: Callable[[np.ndarray], np.ndarray], step: int, whole: range,
+        self,
+        most: int,
+        counts: Callable[[np.ndarray], np.ndarray],
+        step: int,
+        whole: range,
         part: slice,
-    ) -> Pick | None:  # fmt: skip
+    ) -> Pick | None:
         mine = whole[part]
 
         def pick(i: int, n: int) -> int:  # by position: how many there are is known once it is read

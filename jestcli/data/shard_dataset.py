@@ -44,9 +44,14 @@ class ShardDataset(Dataset):
     """
 
     def __init__(
-        self, sources: Sequence[Sequence[str]], counts: Sequence[Sequence[int]], loading: Loading,
-        weights: tuple[float, ...] = (), window: int = 8, entries: tuple[str, ...] = (),
-    ):  # fmt: skip
+        self,
+        sources: Sequence[Sequence[str]],
+        counts: Sequence[Sequence[int]],
+        loading: Loading,
+        weights: tuple[float, ...] = (),
+        window: int = 8,
+        entries: tuple[str, ...] = (),
+    ):
         self.sources = tuple(map(tuple, sources))
         self.counts = tuple(map(tuple, counts))
         self.weights, self.window, self.loading, self.entries = weights, window, loading, entries
@@ -288,8 +293,10 @@ def _count(name: str, shards: list[str], loading: Loading, progress: Progress) -
                 log.add([BadSampleRecord(name, -1, 0, shard, "the whole shard", found, whole=True)])
             else:
                 counts[shard] = len(found)
-                log.add(BadSampleRecord(name, -1, 0, shard, f"{n} samples", reason)
-                        for reason, n in found.faults.items())  # fmt: skip
+                log.add(
+                    BadSampleRecord(name, -1, 0, shard, f"{n} samples", reason)
+                    for reason, n in found.faults.items()
+                )
             progress(f"indexing the {name}", done, len(counts))
     if len(broken) == len(counts) or len(broken) > loading.max_faults * len(counts):
         shard, reason = next(iter(broken.items()))

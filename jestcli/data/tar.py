@@ -66,9 +66,16 @@ def read_index(url: str, loading: Loading) -> ShardIndex:
     with opened(url, loading) as file:
         index = scan(file)
     text = json.dumps(
-        {"format": FORMAT, "url": url, "stamp": stamp, "size": index.size, "keys": index.keys,
-         "members": index.members, "faults": index.faults}
-    )  # fmt: skip
+        {
+            "format": FORMAT,
+            "url": url,
+            "stamp": stamp,
+            "size": index.size,
+            "keys": index.keys,
+            "members": index.members,
+            "faults": index.faults,
+        }
+    )
     try:
         save_text(kept, text)
     except OSError as error:

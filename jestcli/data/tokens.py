@@ -112,6 +112,7 @@ def small_tokenizer(
     identity = f"clip-bpe-{vocab_size}x{context_length}-{digest}"
     return SmallTokenizer(vocab_size, context_length, identity, inner)
 
+
 def word_ids(tokens: torch.Tensor, vocab_size: int) -> torch.Tensor:
     """Labels for `select`: the tokens of a caption without start, end, padding and STYLE_WORDS.
 

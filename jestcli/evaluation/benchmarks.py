@@ -104,11 +104,15 @@ def _read_list(folder: Path) -> list[Benchmark]:
         raise DataError(f"no benchmarks in {folder}: run `jest data build` first") from None
     return [
         Benchmark(
-            r["name"], r["kind"], r["metric"], r["chance"], folder / r["folder"],
+            r["name"],
+            r["kind"],
+            r["metric"],
+            r["chance"],
+            folder / r["folder"],
             {k: r.get(k, False) for k in _ABOUT},
         )
         for r in rows
-    ]  # fmt: skip
+    ]
 
 
 def find_benchmarks(folder: Path, image_size: int, shots: int | None = None) -> list[Benchmark]:
@@ -130,10 +134,17 @@ def find_benchmarks(folder: Path, image_size: int, shots: int | None = None) -> 
             if is_retrieval(each):
                 chance = 1 / len(_read_split(each, "test", image_size))
                 found += [
-                    Benchmark(f"{name}_{way}", "retrieval", f"{metric}_retrieval_recall@1", chance,
-                              each, {}, image_size)
+                    Benchmark(
+                        f"{name}_{way}",
+                        "retrieval",
+                        f"{metric}_retrieval_recall@1",
+                        chance,
+                        each,
+                        {},
+                        image_size,
+                    )
                     for way, metric in (("i2t", "text"), ("t2i", "image"))
-                ]  # fmt: skip
+                ]
             else:
                 one = Benchmark(name, "zero-shot", "acc1", 0.0, each, {}, image_size)
                 found.append(replace(one, chance=1 / len(one.classes)))

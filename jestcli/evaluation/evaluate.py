@@ -254,7 +254,8 @@ class _batches:
         for start in range(0, len(self.split), BATCH):
             part = slice(start, start + BATCH)
             targets = (
-                self.split.labels[part] if self.split.labels is not None
+                self.split.labels[part]
+                if self.split.labels is not None
                 else (self.split.captions or [])[part]
-            )  # fmt: skip
+            )
             yield normalise(self.split.images[part]), targets

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from jestcli.models.towers import Clip
-from jestcli.training.step import embed
+from jestcli.training.step import encode_pairs
 
 
 def matching_auc(model: Clip, images: Tensor, tokens: Tensor) -> float:
@@ -20,7 +20,7 @@ def matching_auc(model: Clip, images: Tensor, tokens: Tensor) -> float:
     """
     from scipy.stats import rankdata  # a second to import, which most runs do without
 
-    pairs = embed(model, images, tokens, None)
+    pairs = encode_pairs(model, images, tokens, None)
     right = (pairs.image * pairs.text).sum(1)
     wrong = (pairs.image * pairs.text.roll(1, 0)).sum(1)
     n = len(right)

@@ -67,18 +67,36 @@ def make_benchmarks(
         *_objects(world, shown),
         _tagged(shown, phosphor),
         _emoji(
-            "emoji_3d", "ImageNet-V2, ObjectNet", "things, places and creatures as shaded emoji "
-            "of one vendor", collections, shown, emoji, ("fluent-emoji",), OBJECT_GROUPS,
+            "emoji_3d",
+            "ImageNet-V2, ObjectNet",
+            "things, places and creatures as shaded emoji of one vendor",
+            collections,
+            shown,
+            emoji,
+            ("fluent-emoji",),
+            OBJECT_GROUPS,
         ),
         _emoji(
-            "animals", "Pets (fine-grained)", "animals and plants, shaded and flat emoji",
-            collections, shown, emoji, ("fluent-emoji", "fluent-emoji-flat"), ("animals-nature",),
+            "animals",
+            "Pets (fine-grained)",
+            "animals and plants, shaded and flat emoji",
+            collections,
+            shown,
+            emoji,
+            ("fluent-emoji", "fluent-emoji-flat"),
+            ("animals-nature",),
         ),
         _emoji(
-            "food", "Food-101 (fine-grained)", "food and drink, shaded and flat emoji",
-            collections, shown, emoji, ("fluent-emoji", "fluent-emoji-flat"), ("food-drink",),
+            "food",
+            "Food-101 (fine-grained)",
+            "food and drink, shaded and flat emoji",
+            collections,
+            shown,
+            emoji,
+            ("fluent-emoji", "fluent-emoji-flat"),
+            ("food-drink",),
         ),
-    ]  # fmt: skip
+    ]
     unseen = _emoji(
         "fxemoji",
         "ImageNet-V2",
@@ -176,19 +194,33 @@ def _objects(world: World, shown: list[Drawn]) -> list[Benchmark]:
                 (shots if family == "phosphor" else few).append(item)
     return [
         Benchmark(
-            "objects", ZERO_SHOT, "ImageNet zero-shot",
-            "things that several unseen icon families draw, as lines", tuple(lines), (), classes,
+            "objects",
+            ZERO_SHOT,
+            "ImageNet zero-shot",
+            "things that several unseen icon families draw, as lines",
+            tuple(lines),
+            (),
+            classes,
         ),
         Benchmark(
-            "objects_filled", ZERO_SHOT, "ImageNet-Sketch and -R",
-            "the same things as filled shapes", tuple(shapes), (), classes,
+            "objects_filled",
+            ZERO_SHOT,
+            "ImageNet-Sketch and -R",
+            "the same things as filled shapes",
+            tuple(shapes),
+            (),
+            classes,
         ),
         Benchmark(
-            "objects_fewshot", FEW_SHOT, "ImageNet few-shot",
+            "objects_fewshot",
+            FEW_SHOT,
+            "ImageNet few-shot",
             "the same things; a few shots from one unseen family, test on the others",
-            tuple(few), tuple(shots), classes,
+            tuple(few),
+            tuple(shots),
+            classes,
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _tagged(shown: list[Drawn], phosphor: Mapping[str, Words]) -> Benchmark:
@@ -197,9 +229,12 @@ def _tagged(shown: list[Drawn], phosphor: Mapping[str, Words]) -> Benchmark:
         if icon.prefix == "ph" and (words := phosphor.get(icon.name)) is not None:
             items.append(Item(icon, caption=", ".join((words.label, *words.tags))))
     return Benchmark(
-        "tagged", RETRIEVAL, "COCO / Flickr retrieval",
-        "icons of an unseen family with name and tags as the caption", tuple(items),
-    )  # fmt: skip
+        "tagged",
+        RETRIEVAL,
+        "COCO / Flickr retrieval",
+        "icons of an unseen family with name and tags as the caption",
+        tuple(items),
+    )
 
 
 def _emoji(
@@ -261,7 +296,8 @@ def entries(
     if benchmark.kind != RETRIEVAL:
         return [base]
     return [
-        base | {
+        base
+        | {
             "name": f"{benchmark.name}_{short}",
             "metric": metric,
             "description": f"{benchmark.description}: {direction}",
@@ -270,4 +306,4 @@ def entries(
             ("i2t", "find the caption of an image", f"text_retrieval_recall@{RECALL_AT}"),
             ("t2i", "find the image of a caption", f"image_retrieval_recall@{RECALL_AT}"),
         )
-    ]  # fmt: skip
+    ]

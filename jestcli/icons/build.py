@@ -71,8 +71,9 @@ def read_manifest(root: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise DataError(f"no data in {root}: run `jest data build` first") from None
     except ValueError:
-        raise DataError(f"{root / 'manifest.json'} is damaged: delete it, then run "
-                        "`jest data build`") from None  # fmt: skip
+        raise DataError(
+            f"{root / 'manifest.json'} is damaged: delete it, then run `jest data build`"
+        ) from None
     return manifest
 
 
@@ -327,8 +328,11 @@ def _check(
     assert_no_leakage(tests, training, world.near_duplicate)
     splits: dict[str, list[str]] = {}
     for path, rasters in read.items():
-        name = "/".join(path.parts[path.parts.index("shards" if "shards" in path.parts
-                                                     else "benchmarks") + 1 : -1])  # fmt: skip
+        name = "/".join(
+            path.parts[
+                path.parts.index("shards" if "shards" in path.parts else "benchmarks") + 1 : -1
+            ]
+        )
         splits.setdefault(name, []).extend(rasters.digests)
     return {
         name: hashlib.blake2b("".join(sorted(all_)).encode(), digest_size=12).hexdigest()

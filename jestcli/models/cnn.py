@@ -20,7 +20,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jestcli.models.flexi import View
+from jestcli.models.flexi import Resolution
 
 
 class BatchNorm(nn.Module):
@@ -101,13 +101,13 @@ class ConvTower(nn.Module):
         self.projection = nn.Linear(channels[-1], embed_dim)
         self.to(memory_format=torch.channels_last)  # 3x faster than the other order on a CPU
 
-    def prepare(self, view: View) -> None:
+    def prepare(self, view: Resolution) -> None:
         """ValueError for a side that it keeps no statistics of."""
         if view.side not in self.sides:
             known = " and ".join(map(str, self.sides))
             raise ValueError(f"this tower has batch statistics for {known} px, not {view.side} px")
 
-    def forward(self, images: Tensor, view: View | None = None) -> Tensor:
+    def forward(self, images: Tensor, view: Resolution | None = None) -> Tensor:
         """Images float [n, 3, S, S], seen at the view's side (None: the first of `sides`)."""
         side = view.side if view is not None else self.sides[0]
         if images.shape[-1] != side:

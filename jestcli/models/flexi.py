@@ -3,7 +3,7 @@
 Patch weights are stored at one patch size and PI-resized to another; position embeddings are
 stored on one grid and interpolated to another. Both are fixed linear maps, made once and kept as
 buffers, so gradients flow through them. Besides larger patches, an image can be looked at smaller
-or with only some of its cells (see `View`): three ways to the same number of tokens.
+or with only some of its cells (see `Resolution`): three ways to the same number of tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class View:
+class Resolution:
     """How a tower looks at an image.
 
     patch: patch size in pixels. side: the image is resized to this many pixels first.
@@ -36,7 +36,7 @@ class View:
         return self.side // self.patch
 
     @property
-    def cells(self) -> int:
+    def tokens(self) -> int:
         """Cells that the transformer sees."""
         return max(1, round(self.keep * self.grid**2))
 
@@ -67,7 +67,7 @@ def _axis_matrix(old: int, new: int) -> Tensor:
 
 
 class FlexiVisual(nn.Module):
-    """An open_clip image tower that takes its `View` at every call.
+    """An open_clip image tower that takes its `Resolution` at every call.
 
     At the patch size and grid that it stores it computes exactly what the unmodified tower does.
 
@@ -81,7 +81,7 @@ class FlexiVisual(nn.Module):
 
     visual: Any
 
-    def __init__(self, visual: nn.Module, full: View, others: tuple[View, ...] = ()):
+    def __init__(self, visual: nn.Module, full: Resolution, others: tuple[Resolution, ...] = ()):
         super().__init__()
         self.visual, self.full = visual, full
         self.is_timm = isinstance(visual, TimmModel)
@@ -112,7 +112,7 @@ class FlexiVisual(nn.Module):
         trunk = self.visual.trunk
         return 0 if trunk.no_embed_class else trunk.num_prefix_tokens
 
-    def prepare(self, view: View) -> None:
+    def prepare(self, view: Resolution) -> None:
         """Make the resize maps of `view`, once. ValueError if its patch does not fit its side."""
         if view.side % view.patch:
             raise ValueError(f"patch size {view.patch} does not divide image size {view.side}")
@@ -125,13 +125,13 @@ class FlexiVisual(nn.Module):
             map_ = resize_matrix(self.stored_grid, view.grid).float().to(device)
             self.register_buffer(positions, map_, persistent=False)
 
-    def forward(self, images: Tensor, view: View | None = None) -> Tensor:
+    def forward(self, images: Tensor, view: Resolution | None = None) -> Tensor:
         """Images float [n, 3, S, S] -> features [n, embed_dim]; view None is full resolution."""
         view = view or self.full
         if images.shape[-1] != view.side:
             size = (view.side, view.side)
             images = F.interpolate(images, size, mode="bilinear", antialias=True)
-        if view == View(self.stored_patch, self.stored_patch * self.stored_grid):
+        if view == Resolution(self.stored_patch, self.stored_patch * self.stored_grid):
             return self.visual(images)
         x = self._patches(images, view.patch)
         x = self._timm(x, images, view) if self.is_timm else self._native(x, images, view)
@@ -154,15 +154,15 @@ class FlexiVisual(nn.Module):
         cells = self.get_buffer(f"position_map_{grid}") @ position[prefix:]
         return torch.cat([position[:prefix], cells])
 
-    def _native(self, x: Tensor, images: Tensor, view: View) -> Tensor:
+    def _native(self, x: Tensor, images: Tensor, view: Resolution) -> Tensor:
         visual = self.visual
         first = visual.class_embedding.expand(len(x), 1, -1)
         x = torch.cat([first.to(x.dtype), x], dim=1) + self._positions(view.grid).to(x.dtype)
-        x = visual.ln_pre(drop_cells(x, images, view, prefix=1))
+        x = visual.ln_pre(drop_tokens(x, images, view, prefix=1))
         pooled, _ = visual._pool(visual.transformer(x))
         return pooled @ visual.proj
 
-    def _timm(self, x: Tensor, images: Tensor, view: View) -> Tensor:
+    def _timm(self, x: Tensor, images: Tensor, view: Resolution) -> Tensor:
         trunk, position = self.visual.trunk, self._positions(view.grid)
         x = trunk.patch_embed.norm(x)
         tokens = [t for t in (trunk.cls_token, trunk.reg_token) if t is not None]
@@ -171,21 +171,21 @@ class FlexiVisual(nn.Module):
             x = torch.cat([*prefix, x + position.to(x.dtype)], dim=1)
         else:
             x = torch.cat([*prefix, x], dim=1) + position.to(x.dtype)
-        x = trunk.norm_pre(drop_cells(x, images, view, trunk.num_prefix_tokens))
+        x = trunk.norm_pre(drop_tokens(x, images, view, trunk.num_prefix_tokens))
         x = trunk.norm(trunk.blocks(x))
         return self.visual.head(trunk.forward_head(x))
 
 
-def drop_cells(x: Tensor, images: Tensor, view: View, prefix: int) -> Tensor:
-    """Keep `view.cells` of the cells, those whose pixels vary most, and all prefix tokens.
+def drop_tokens(x: Tensor, images: Tensor, view: Resolution, prefix: int) -> Tensor:
+    """Keep `view.tokens` of the cells, those whose pixels vary most, and all prefix tokens.
 
     x: [n, prefix + grid * grid, width]; images: float [n, 3, side, side].
     """
-    if view.cells == view.grid**2:
+    if view.tokens == view.grid**2:
         return x
     pixels = images.float()
     mean, of_squares = (F.avg_pool2d(p, view.patch) for p in (pixels, pixels.square()))
     variance = (of_squares - mean.square()).sum(dim=1).flatten(1)
-    kept = variance.topk(view.cells, dim=1).indices.sort(dim=1).values + prefix
+    kept = variance.topk(view.tokens, dim=1).indices.sort(dim=1).values + prefix
     rows = x.gather(1, kept[:, :, None].expand(-1, -1, x.shape[-1]))
     return torch.cat([x[:, :prefix], rows], dim=1)

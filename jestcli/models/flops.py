@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from jestcli.config import Run
-from jestcli.models.flexi import View
+from jestcli.models.flexi import Resolution
 from jestcli.models.towers import Clip
 
 
@@ -41,13 +41,13 @@ def forward_flops(model: Clip, image_size: int, context_length: int) -> ForwardF
     images = torch.zeros(2, 3, image_size, image_size, device=device)
     tokens = torch.zeros(2, context_length, dtype=torch.long, device=device)
 
-    def total(call, batch: Tensor, *more: View) -> int:
+    def total(call, batch: Tensor, *more: Resolution) -> int:
         # Plain attention: the counter knows its two matmuls, not every fused kernel.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             call(batch, *more)
         return counter.get_total_flops()
 
-    def count(call, batch: Tensor, *more: View) -> int:
+    def count(call, batch: Tensor, *more: Resolution) -> int:
         # The second example's share: FlexiViT's resize maps are paid once a batch.
         return total(call, batch, *more) - total(call, batch[:1], *more)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from jestcli.config import ConfigError, Data, Model, Selection, did_you_mean, file_hash
 from jestcli.models.cnn import BagOfTokens, BatchNorm, ConvTower, SmallPair
-from jestcli.models.flexi import FlexiVisual, View
+from jestcli.models.flexi import FlexiVisual, Resolution
 from jestcli.utils import catalogue
 
 
@@ -38,8 +38,8 @@ class Clip(nn.Module):
     def __init__(
         self,
         clip: CLIP | CustomTextCLIP | SmallPair,
-        full: View,
-        low: View | None = None,
+        full: Resolution,
+        low: Resolution | None = None,
         pixels: tuple[Any, Any] | None = None,
     ):
         super().__init__()
@@ -54,7 +54,7 @@ class Clip(nn.Module):
             for name, value in zip(("mean", "std"), pixels, strict=True):
                 self.register_buffer(name, torch.tensor(value)[:, None, None], persistent=False)
 
-    def encode_image(self, images: Tensor, view: View | None = None) -> Tensor:
+    def encode_image(self, images: Tensor, view: Resolution | None = None) -> Tensor:
         """float [n, 3, S, S] in [-1, 1] -> [n, d]; view None is full resolution."""
         if self.expects:
             images = (images * 0.5 + 0.5 - self.mean) / self.std
@@ -91,7 +91,7 @@ class Clip(nn.Module):
         finally:
             self.train()
 
-    def set_low(self, view: View) -> None:
+    def set_low(self, view: Resolution) -> None:
         """Make `view` the one of low resolution."""
         self.clip.visual.prepare(view)
         self.low = view
@@ -123,7 +123,7 @@ def _wide(features: Tensor) -> Tensor:
     return features if features.dtype == torch.float64 else features.float()
 
 
-def low_view(model: Model, data: Data, selection: Selection) -> View:
+def low_view(model: Model, data: Data, selection: Selection) -> Resolution:
     """What low resolution means: larger patches, a smaller image or fewer cells.
 
     Unless `keep_tokens` says otherwise the transformer sees as many cells as at the coarsest patch.
@@ -131,10 +131,10 @@ def low_view(model: Model, data: Data, selection: Selection) -> View:
     """
     side, finest, coarsest = data.image_size, model.patch_sizes[0], model.patch_sizes[-1]
     if selection.approximation == "tokens":
-        return View(finest, side, selection.keep_tokens or (finest / coarsest) ** 2)
+        return Resolution(finest, side, selection.keep_tokens or (finest / coarsest) ** 2)
     if selection.approximation == "resolution" or model.tower == "cnn":
-        return View(finest, side // coarsest * finest)
-    return View(coarsest, side)
+        return Resolution(finest, side // coarsest * finest)
+    return Resolution(coarsest, side)
 
 
 def build_model(
@@ -143,7 +143,7 @@ def build_model(
     patch_sizes: tuple[int, ...],
     seed: int,
     *,
-    low: View | None = None,
+    low: Resolution | None = None,
     loss: str = "sigmoid",
     stored_patch: int | None = None,
 ) -> Clip:
@@ -157,8 +157,8 @@ def build_model(
             which no size loses anything. A named tower stores its own.
     Built in `torch.device("meta")` it allocates nothing. Raises ConfigError.
     """
-    full = View(min(patch_sizes), data.image_size)
-    low = low or View(max(patch_sizes), data.image_size)
+    full = Resolution(min(patch_sizes), data.image_size)
+    low = low or Resolution(max(patch_sizes), data.image_size)
     head = {
         "init_logit_scale": math.log(model.init_logit_scale),
         "init_logit_bias": model.init_logit_bias if loss == "sigmoid" else None,

@@ -161,15 +161,19 @@ def make_choices(facts: dict[str, Any], theme: Theme) -> Figure:
     )
     heights = {name: 1.5 if name == WORDS else 3.1 for name in facts["rates"]}
     figure, top = frame(
-        f"What {facts['label']} chooses", f"Selection: {facts['selects']}. Left: how much more "
+        f"What {facts['label']} chooses",
+        f"Selection: {facts['selects']}. Left: how much more "
         "often than the mean a group is chosen. Right: shares of the sub-batches during training.",
-        note, sum(heights.values()) + 0.2, theme,
-    )  # fmt: skip
+        note,
+        sum(heights.values()) + 0.2,
+        theme,
+    )
     at = top + 0.25
     for name, height in heights.items():
         axes = look.place(figure, 1.9, at, 2.3, height - 0.72)
-        axes.set_title({"source": "Source set", "category": "Category",
-                        WORDS: "Words in the caption"}[name])  # fmt: skip
+        axes.set_title(
+            {"source": "Source set", "category": "Category", WORDS: "Words in the caption"}[name]
+        )
         _rates(axes, facts["rates"][name], name == WORDS, theme)
         right = look.place(figure, 5.0, at, 2.4, height - 0.72)
         _shares(right, facts["over_time"][name], height - 0.72, theme)

@@ -19,7 +19,7 @@ from jestcli.runs.opened import open_run
 from jestcli.runs.workspace import Workspace
 from jestcli.selection import PairEmbeddings, learnability_of, pairwise_learnability, select
 from jestcli.training.checkpoint import write_json
-from jestcli.training.step import embed
+from jestcli.training.step import encode_pairs
 
 CHUNKS = (1, 2, 4, 8, 16, 32)
 RATIOS = (0.0, 0.5, 0.8, 0.9)
@@ -43,7 +43,7 @@ def measure(run: Run, workspace: Workspace, picture: Path | None = None) -> dict
     with opened.drawing(most) as loader:
         for step in range(DRAWS):
             drawn = loader(step)
-            ours = embed(opened.learner, *drawn.full(torch.arange(most)), None)
+            ours = encode_pairs(opened.learner, *drawn.full(torch.arange(most)), None)
             theirs = opened.reference(drawn)
             if step == 0 and picture is not None:
                 n = min(PICTURE, most)

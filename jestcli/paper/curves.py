@@ -53,9 +53,12 @@ def _benchmarks(header: Header, records: list[Record], theme: Theme) -> Figure:
     about = {k: v for r in records for k, v in r["benchmarks"].items()}
     rows = max(1, (len(about) + 3) // 4)
     figure = _frame(
-        "Each benchmark by training examples", f"Scores in %; {_bands(records)}dotted: chance.",
-        caption(header, records), rows * 2.15 + 0.3, theme,
-    )  # fmt: skip
+        "Each benchmark by training examples",
+        f"Scores in %; {_bands(records)}dotted: chance.",
+        caption(header, records),
+        rows * 2.15 + 0.3,
+        theme,
+    )
     for i, benchmark in enumerate(about):
         left, top = 0.42 + 2.16 * (i % 4), 0.75 + 2.15 * (i // 4)
         axes = look.place(figure, left, top, 1.78, 1.5)
@@ -90,16 +93,27 @@ def _legend(figure: Figure, names: list[str], theme: Theme) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=theme.colour(s.colour), ls=s.dash, lw=1.9 if s.main else 1.2,
-               label=s.label)
+        Line2D(
+            [],
+            [],
+            color=theme.colour(s.colour),
+            ls=s.dash,
+            lw=1.9 if s.main else 1.2,
+            label=s.label,
+        )
         for s in map(style, names)
-    ]  # fmt: skip
+    ]
     if handles:
         figure.legend(
-            handles=handles, loc="lower center", ncols=min(6, len(handles)), frameon=False,
-            bbox_to_anchor=(0.5, 0.45 / figure.get_size_inches()[1]), fontsize=7.8,
-            handlelength=2.2, columnspacing=1.4,
-        )  # fmt: skip
+            handles=handles,
+            loc="lower center",
+            ncols=min(6, len(handles)),
+            frameon=False,
+            bbox_to_anchor=(0.5, 0.45 / figure.get_size_inches()[1]),
+            fontsize=7.8,
+            handlelength=2.2,
+            columnspacing=1.4,
+        )
 
 
 # --- learnability --------------------------------------------------------------------------------
@@ -116,8 +130,10 @@ def _learnability(header: Header, records: list[Record], theme: Theme) -> Figure
         "Learnability of what is drawn and of what is chosen",
         "Learner's loss minus reference's, nats a pair, within the batch named. Thick: chosen "
         "sub-batch; thin: whole super-batch. Mean over seeds.",
-        caption(header, used), 3.45, theme,
-    )  # fmt: skip
+        caption(header, used),
+        3.45,
+        theme,
+    )
     axes = look.place(figure, 0.6, 0.65, 6.9, 2.95)
     ends: list[tuple[float, str, str]] = []
     furthest = 0.0

@@ -38,36 +38,48 @@ def make_diversity(
     a class is named in the pool."""
     height = 0.32 * max(len(names), 3) + 0.3
     figure, top = frame(
-        title, "Filled: chosen pairs; hollow: as many random pairs of the same pool. Effective: "
+        title,
+        "Filled: chosen pairs; hollow: as many random pairs of the same pool. Effective: "
         "exp of the entropy.\nRight: accuracy by how often the pool names a class. Thin lines: "
         "range over seeds.",
-        note, height + 0.75, theme,
-    )  # fmt: skip
+        note,
+        height + 0.75,
+        theme,
+    )
     width, left = 1.5, 1.45
     for i, (key, words) in enumerate(SPANS.items()):
         axes = look.place(figure, left + i * (width + 0.3), top + 0.2, width, height)
         for y, name in enumerate(names):
             for kind, filled in (("random", False), ("chosen", True)):
-                values = [m[kind][key] for m in measured
-                          if m["name"] == name and key in (m[kind] or {})]
+                values = [
+                    m[kind][key] for m in measured if m["name"] == name and key in (m[kind] or {})
+                ]
                 if values:
                     colour = theme.colour(VERMILLION if filled else BLUE)
                     axes.plot([min(values), max(values)], [y, y], color=colour, lw=0.9)
-                    axes.plot([np.mean(values)], [y], "o", ms=5, color=colour,
-                              mfc=colour if filled else "none")  # fmt: skip
+                    axes.plot(
+                        [np.mean(values)],
+                        [y],
+                        "o",
+                        ms=5,
+                        color=colour,
+                        mfc=colour if filled else "none",
+                    )
         _rows(axes, names, words, i == 0)
     axes = look.place(figure, left + 3 * (width + 0.3), top + 0.2, width, height)
     for y, name in enumerate(names):
         for third, colour in THIRDS.items():
             values = [
-                m["accuracy"][third] for m in measured
+                m["accuracy"][third]
+                for m in measured
                 if m["name"] == name and third in m["accuracy"]
-            ]  # fmt: skip
+            ]
             if values:
                 axes.plot([100 * np.mean(values)], [y], "D", ms=4, color=theme.colour(colour))
     for i, (third, colour) in enumerate(THIRDS.items()):
-        axes.text(0.34 * i, 1.03, third, transform=axes.transAxes, size=7,
-                  color=theme.colour(colour))  # fmt: skip
+        axes.text(
+            0.34 * i, 1.03, third, transform=axes.transAxes, size=7, color=theme.colour(colour)
+        )
     _rows(axes, names, "accuracy, %", False)
     if not measured:
         axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center")

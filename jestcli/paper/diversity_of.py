@@ -44,10 +44,12 @@ def measure_all(jobs: list[Job], workspace: Workspace, folder: Path) -> list[dic
         data = workspace.inputs(job.run)
         counts = counts if counts is not None else phrases(first_captions(data.pool))
         known[key] = {
-            "run": where.name, "name": job.name, "seed": job.seed,
+            "run": where.name,
+            "name": job.name,
+            "seed": job.seed,
             **choices_of(job, workspace),
             "accuracy": by_frequency(read_done(where)["scores"], data.benchmarks(), counts),
-        }  # fmt: skip
+        }
         write_json(path, known)
     return [known[key] for key in sorted(known)]
 

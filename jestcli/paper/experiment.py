@@ -122,11 +122,13 @@ def read_experiment(path: Path) -> Experiment:
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain(error, Experiment)}") from None
     profile, scale = _of_runs(read.profile), _of_runs(read.scale)
-    return read.model_copy(update={
-        "base": merge(scale, read.base),
-        "references": _spread(read.references, {}, path),
-        "runs": _spread(read.runs, profile, path),
-    })  # fmt: skip
+    return read.model_copy(
+        update={
+            "base": merge(scale, read.base),
+            "references": _spread(read.references, {}, path),
+            "runs": _spread(read.runs, profile, path),
+        }
+    )
 
 
 def list_experiments() -> list[Experiment]:
@@ -324,8 +326,17 @@ def _reference(
 
 def _for_reference(overrides: dict[str, Any]) -> dict[str, Any]:
     """Those overrides that reach a reference too: not what makes it one, its steps and source."""
-    own = ("optim", "selection", "source", "engine", "reference", "reference_model",
-           "init_from_reference", "init", "init_sha256")  # fmt: skip
+    own = (
+        "optim",
+        "selection",
+        "source",
+        "engine",
+        "reference",
+        "reference_model",
+        "init_from_reference",
+        "init",
+        "init_sha256",
+    )
     return _without_pool({key: value for key, value in overrides.items() if key not in own})
 
 

@@ -97,8 +97,14 @@ def make_figure1(
     title = header.data[:1].upper() + header.data[1:]
     title += f": mean of {tasks} benchmarks" if tasks else ""
     figure.text(0.012, 1 - 0.2 / height, title, size=11.5, weight="bold", va="center")
-    figure.text(0.012, 1 - 0.42 / height, _subtitle(records, overlay), size=8, color=theme.muted,
-                va="center")  # fmt: skip
+    figure.text(
+        0.012,
+        1 - 0.42 / height,
+        _subtitle(records, overlay),
+        size=8,
+        color=theme.muted,
+        va="center",
+    )
     figure.text(
         0.012, 0.06 / height, note, size=6.8, color=theme.muted, va="bottom", linespacing=1.35
     )
@@ -124,9 +130,13 @@ def make_figure1(
 
 
 def _panel(
-    axes: Axes, axis: str, records: list[Record], overlay: list[Record],
-    speed_ups: list[SpeedUp], theme: Theme,
-) -> None:  # fmt: skip
+    axes: Axes,
+    axis: str,
+    records: list[Record],
+    overlay: list[Record],
+    speed_ups: list[SpeedUp],
+    theme: Theme,
+) -> None:
     groups, over = by_name(records), by_name(overlay)
     scale, words = _axis(axis, groups or over)
     ends = []
@@ -140,8 +150,14 @@ def _panel(
     axes.locator_params(axis="y", integer=True)
     plain_log_ticks(axes)
     axes.set_xlabel(words)
-    axes.set_title({"examples": "Training examples", "flops": "Training FLOPs",
-                    "seconds": "CPU seconds", "joules": "Energy"}[axis])  # fmt: skip
+    axes.set_title(
+        {
+            "examples": "Training examples",
+            "flops": "Training FLOPs",
+            "seconds": "CPU seconds",
+            "joules": "Energy",
+        }[axis]
+    )
     low, high = axes.get_ylim()
     axes.set_ylim(max(0.0, low), high + 0.04 * (high - low))
     _levels(axes, groups, theme)
@@ -165,16 +181,32 @@ def _axis(axis: str, groups: dict[str, list[Record]]) -> tuple[float, str]:
 
 
 def _line(
-    axes: Axes, runs: list[Record], axis: str, scale: float, how: Style, theme: Theme,
-    overlaid: bool = False, mark: bool = False,
-) -> End:  # fmt: skip
+    axes: Axes,
+    runs: list[Record],
+    axis: str,
+    scale: float,
+    how: Style,
+    theme: Theme,
+    overlaid: bool = False,
+    mark: bool = False,
+) -> End:
     """Draw a method's curve, or (mark) only its end; returns where to write its name."""
     curve, colour = seed_curve(runs), theme.colour(how.colour)
     x = scale * curve.cost[CONVENTION if axis == "flops" else axis]
     y = 100 * curve.mean
     if overlaid:
-        axes.plot(x, y, color=colour, lw=1.1, ls=(0, (4, 2)), marker="o", ms=3.2, zorder=5,
-                  mfc=theme.background, mew=1.0)  # fmt: skip
+        axes.plot(
+            x,
+            y,
+            color=colour,
+            lw=1.1,
+            ls=(0, (4, 2)),
+            marker="o",
+            ms=3.2,
+            zorder=5,
+            mfc=theme.background,
+            mew=1.0,
+        )
     elif not mark:
         if len(runs) >= 3:
             axes.fill_between(x, 100 * curve.low, 100 * curve.high, color=colour, alpha=0.16, lw=0)
@@ -186,8 +218,9 @@ def _line(
         axes.plot(x[-1:], y[-1:], color=colour, marker=how.marker, ms=4.6, zorder=4.5)
     # Short, to fit the margin: "Uniform, here", not "Uniform, long, here".
     label = f"{how.label.partition(',')[0]}, here" if overlaid else how.label
-    return End(float(x[-1]), float(y[-1]), f"{label} {y[-1]:.1f}", colour,
-               how.main and not overlaid)  # fmt: skip
+    return End(
+        float(x[-1]), float(y[-1]), f"{label} {y[-1]:.1f}", colour, how.main and not overlaid
+    )
 
 
 def _levels(axes: Axes, groups: dict[str, list[Record]], theme: Theme) -> None:
@@ -213,8 +246,17 @@ def _levels(axes: Axes, groups: dict[str, list[Record]], theme: Theme) -> None:
     placed = spread_above(shares)
     for (y, text, colour, dash), at in zip(lines, placed, strict=True):
         axes.axhline(y, color=theme.colour(colour), lw=0.9, ls=dash, zorder=2)
-        axes.text(0.015, at, text, transform=axes.transAxes, size=6.8, color=theme.colour(colour),
-                  va="center", zorder=6, bbox=_halo(theme))  # fmt: skip
+        axes.text(
+            0.015,
+            at,
+            text,
+            transform=axes.transAxes,
+            size=6.8,
+            color=theme.colour(colour),
+            va="center",
+            zorder=6,
+            bbox=_halo(theme),
+        )
 
 
 def spread_above(shares: Sequence[float]) -> list[float]:
@@ -227,9 +269,13 @@ def _halo(theme: Theme) -> dict[str, Any]:
 
 
 def _arrows(
-    axes: Axes, axis: str, scale: float, groups: dict[str, list[Record]],
-    speed_ups: list[SpeedUp], theme: Theme,
-) -> None:  # fmt: skip
+    axes: Axes,
+    axis: str,
+    scale: float,
+    groups: dict[str, list[Record]],
+    speed_ups: list[SpeedUp],
+    theme: Theme,
+) -> None:
     """From the long uniform run's total back to each crossing, just below the target."""
     crossed = [s for s in speed_ups if s.crossed]
     if not crossed:
@@ -244,19 +290,35 @@ def _arrows(
         colour, x = theme.colour(how.colour), scale * found.at[key]
         y = target - (k + 0.8) * 0.085 * (high - low)
         axes.plot([x, x], [y, target], color=colour, lw=0.7, ls=(0, (1, 1.5)), zorder=3)
-        axes.plot([x], [target], color=colour, marker=how.marker, ms=3.4, zorder=6,
-                  mfc=theme.background)  # fmt: skip
+        axes.plot(
+            [x], [target], color=colour, marker=how.marker, ms=3.4, zorder=6, mfc=theme.background
+        )
         axes.annotate(
-            "", (x, y), (total, y), zorder=3,
-            arrowprops={"arrowstyle": "-|>,head_width=0.16,head_length=0.32", "color": colour,
-                        "lw": 1.1, "shrinkA": 0, "shrinkB": 0},
-        )  # fmt: skip
+            "",
+            (x, y),
+            (total, y),
+            zorder=3,
+            arrowprops={
+                "arrowstyle": "-|>,head_width=0.16,head_length=0.32",
+                "color": colour,
+                "lw": 1.1,
+                "shrinkA": 0,
+                "shrinkB": 0,
+            },
+        )
         short = abs(np.log(total / x)) < 0.2 * np.log(right / left)  # words would hide the arrow
         axes.text(
-            x * (total / x) ** 0.42, y - (0.045 * (high - low) if short else 0), times(found, key),
-            size=7.2, weight="bold", color=colour, ha="center", va="center", zorder=6,
+            x * (total / x) ** 0.42,
+            y - (0.045 * (high - low) if short else 0),
+            times(found, key),
+            size=7.2,
+            weight="bold",
+            color=colour,
+            ha="center",
+            va="center",
+            zorder=6,
             bbox=_halo(theme) | {"alpha": 0.75 if short else 1.0},
-        )  # fmt: skip
+        )
 
 
 def _write_ends(axes: Axes, ends: list[End], theme: Theme) -> None:
@@ -266,10 +328,26 @@ def _write_ends(axes: Axes, ends: list[End], theme: Theme) -> None:
     shares = [(end.y - low) / (high - low) for end in ends]
     for end, share, at in zip(ends, shares, look.spread(shares, LABEL_GAP, 0, 1), strict=True):
         across = np.log(end.x / left) / np.log(right / left)
-        axes.plot([across, 1.0, 1.025], [share, share, at], transform=axes.transAxes,
-                  color=end.colour, lw=0.5, alpha=0.6, clip_on=False, zorder=2.5)  # fmt: skip
-        axes.text(1.035, at, end.text, transform=axes.transAxes, size=7.4, color=end.colour,
-                  weight="bold" if end.bold else "normal", va="center")  # fmt: skip
+        axes.plot(
+            [across, 1.0, 1.025],
+            [share, share, at],
+            transform=axes.transAxes,
+            color=end.colour,
+            lw=0.5,
+            alpha=0.6,
+            clip_on=False,
+            zorder=2.5,
+        )
+        axes.text(
+            1.035,
+            at,
+            end.text,
+            transform=axes.transAxes,
+            size=7.4,
+            color=end.colour,
+            weight="bold" if end.bold else "normal",
+            va="center",
+        )
 
 
 def plain_log_ticks(axes: Axes, sparse: bool = False) -> None:
@@ -343,8 +421,15 @@ def _summary(axes: Axes, records: list[Record], speed_ups: list[SpeedUp], theme:
     def line(cells: Sequence[str], colour: str = "", **k: Any) -> None:
         nonlocal y
         for x, cell in zip((0.0, 0.46, 0.66, 0.84), cells, strict=False):
-            axes.text(x, y, cell, transform=axes.transAxes, va="top",
-                      color=theme.colour(colour), **{"size": 8, **k})  # fmt: skip
+            axes.text(
+                x,
+                y,
+                cell,
+                transform=axes.transAxes,
+                va="top",
+                color=theme.colour(colour),
+                **{"size": 8, **k},
+            )
         y -= 0.075
 
     groups = by_name(records)
@@ -367,8 +452,9 @@ def _summary(axes: Axes, records: list[Record], speed_ups: list[SpeedUp], theme:
         )
         n = len(groups[found.name])
         few = {1: ", one seed", 2: ", two seeds"}.get(n, "") if n < most else ""
-        line([style(found.name).label + few, *cells], colour=style(found.name).colour,
-             weight="bold")  # fmt: skip
+        line(
+            [style(found.name).label + few, *cells], colour=style(found.name).colour, weight="bold"
+        )
         censored = sum(x is None for x in found.per_seed)
         if found.crossed and censored:
             words = f"by its mean curve; {censored} of {len(found.per_seed)} seeds never reach it"

@@ -39,10 +39,13 @@ def make_figure2(
 ) -> Figure:
     """The figure itself (see `draw_figure2`)."""
     figure, top = frame(
-        title, "Learnability of a sub-batch chosen by the trained learner from new super-batches; "
+        title,
+        "Learnability of a sub-batch chosen by the trained learner from new super-batches; "
         f"mean over seeds ({len(measured)}) and super-batches. Grey: the paper, digitised [P].",
-        note, 2.9, theme,
-    )  # fmt: skip
+        note,
+        2.9,
+        theme,
+    )
     left = look.place(figure, 0.45, top + TOP, SIDE, SIDE)
     left.set_title("The learnability matrix")
     left.grid(False)
@@ -101,16 +104,24 @@ def chunk_curves(
     one = max(float(np.mean(v)) for v in [*chunks.values(), *gibbs.values()])
     uniform = float(np.mean([x for m in measured for x in m["uniform"]]))
     return (
-        normalised(chunks, zero, one), normalised(gibbs, zero, one),
+        normalised(chunks, zero, one),
+        normalised(gibbs, zero, one),
         (uniform - zero) / ((one - zero) or 1.0),
-    )  # fmt: skip
+    )
 
 
 def _chunks(axes: Axes, measured: list[dict[str, Any]], theme: Theme) -> None:
     chunks, gibbs, uniform = chunk_curves(measured)
     colour = theme.colour(BLUE)
-    axes.plot(list(FIGURE2_CHUNKS), list(FIGURE2_CHUNKS.values()), color=theme.muted, lw=1.0,
-              ls=(0, (3, 2)), marker="s", ms=2.6)  # fmt: skip
+    axes.plot(
+        list(FIGURE2_CHUNKS),
+        list(FIGURE2_CHUNKS.values()),
+        color=theme.muted,
+        lw=1.0,
+        ls=(0, (3, 2)),
+        marker="s",
+        ms=2.6,
+    )
     axes.plot(list(chunks), list(chunks.values()), color=colour, lw=1.8, marker="o", ms=4)
     axes.set_xscale("log", base=2)
     axes.set_xticks(list(chunks), [f"{x:g}" for x in chunks])
@@ -122,8 +133,15 @@ def _chunks(axes: Axes, measured: list[dict[str, Any]], theme: Theme) -> None:
     words = f"Gibbs, {last:,.0f} iterations: {gibbs[last]:.2f}"
     words += f"\n(half way after {half:,.0f})" if half is not None else ""
     words += f"\nuniform: {uniform:.1f}" if abs(uniform) < 100 else ""
-    axes.text(0.98, 0.3, words, transform=axes.transAxes, ha="right", size=7,
-              color=theme.colour(VERMILLION))  # fmt: skip
+    axes.text(
+        0.98,
+        0.3,
+        words,
+        transform=axes.transAxes,
+        ha="right",
+        size=7,
+        color=theme.colour(VERMILLION),
+    )
 
 
 def ratio_curve(measured: list[dict[str, Any]]) -> dict[float, float]:
@@ -134,11 +152,25 @@ def ratio_curve(measured: list[dict[str, Any]]) -> dict[float, float]:
 
 def _ratios(axes: Axes, measured: list[dict[str, Any]], theme: Theme) -> None:
     curve = ratio_curve(measured)
-    axes.plot(list(FIGURE2_RATIOS), list(FIGURE2_RATIOS.values()), color=theme.muted, lw=1.0,
-              ls=(0, (3, 2)), marker="s", ms=2.6)  # fmt: skip
+    axes.plot(
+        list(FIGURE2_RATIOS),
+        list(FIGURE2_RATIOS.values()),
+        color=theme.muted,
+        lw=1.0,
+        ls=(0, (3, 2)),
+        marker="s",
+        ms=2.6,
+    )
     axes.plot(list(curve), list(curve.values()), color=theme.colour(BLUE), lw=1.8, marker="o", ms=4)
     for x, y in list(curve.items())[2:]:  # the first two are 0 and 1 by definition
-        axes.annotate(f"{y:.2f}", (x, y), (-5, 4), textcoords="offset points", size=7,
-                      ha="right", color=theme.colour(BLUE))  # fmt: skip
+        axes.annotate(
+            f"{y:.2f}",
+            (x, y),
+            (-5, 4),
+            textcoords="offset points",
+            size=7,
+            ha="right",
+            color=theme.colour(BLUE),
+        )
     axes.set_xticks(list(curve), [f"{x:g}" for x in curve], size=7)
     axes.set_xlabel("filter ratio f (0: uniform, 1: f = .5)", size=7.6)

@@ -43,26 +43,50 @@ def make_finals(header: Header, records: list[Record], theme: Theme) -> Figure:
         "Final mean score; bars: 95 % t-interval over seeds (points alone: each seed). FLOPs in % "
         "of the long uniform run's,\nreference cached; charged: with its training and scoring. "
         "Dashed: the long uniform run's final; dotted: chance.",
-        caption(header, records), body, theme,
-    )  # fmt: skip
+        caption(header, records),
+        body,
+        theme,
+    )
     axes = look.place(figure, LEFT, top + 0.3, WIDTH, ROW * len(names))
     base = totals(groups[BASELINE]) if BASELINE in groups else None
     above = 1 + 0.14 / (ROW * len(names))
     for title, at in COLUMNS:
-        axes.text((at - LEFT) / WIDTH, above, title, transform=axes.transAxes, ha="center",
-                  size=7.4, color=theme.muted)  # fmt: skip
+        axes.text(
+            (at - LEFT) / WIDTH,
+            above,
+            title,
+            transform=axes.transAxes,
+            ha="center",
+            size=7.4,
+            color=theme.muted,
+        )
     for row, name in enumerate(names):
         scores, colour = [100 * x for x in finals(groups[name])], theme.colour(style(name).colour)
         if len(scores) >= 3:
-            axes.errorbar([100 * means[name]], [row], xerr=[t_interval(scores).half],
-                          color=colour, lw=1.0, capsize=2.5, zorder=3)  # fmt: skip
+            axes.errorbar(
+                [100 * means[name]],
+                [row],
+                xerr=[t_interval(scores).half],
+                color=colour,
+                lw=1.0,
+                capsize=2.5,
+                zorder=3,
+            )
         else:
             axes.plot(scores, [row] * len(scores), "|", color=colour, ms=5, zorder=3)
-        axes.plot([100 * means[name]], [row], color=colour, marker=style(name).marker, ms=5.2,
-                  zorder=4)  # fmt: skip
+        axes.plot(
+            [100 * means[name]], [row], color=colour, marker=style(name).marker, ms=5.2, zorder=4
+        )
         for (_, at), text in zip(COLUMNS, _cells(groups[name], means[name], base), strict=True):
-            axes.text((at - LEFT) / WIDTH, row, text, transform=axes.get_yaxis_transform(),
-                      ha="center", va="center", size=7.6)  # fmt: skip
+            axes.text(
+                (at - LEFT) / WIDTH,
+                row,
+                text,
+                transform=axes.get_yaxis_transform(),
+                ha="center",
+                va="center",
+                size=7.6,
+            )
     axes.set_yticks(range(len(names)), [style(name).label for name in names])
     for name, label in zip(names, axes.get_yticklabels(), strict=True):
         label.set_color(theme.colour(style(name).colour))

@@ -36,9 +36,13 @@ LEFT, STEP, PANEL_WIDTH, PANEL_HEIGHT, ROW = 0.62, 4.42, 2.6, 1.95, 2.75
 
 
 def draw_grid(
-    title: str, panels: tuple[Panel, ...], header: Header, records: list[Record], path: Path,
+    title: str,
+    panels: tuple[Panel, ...],
+    header: Header,
+    records: list[Record],
+    path: Path,
     names: list[str],
-) -> list[Path]:  # fmt: skip
+) -> list[Path]:
     """Write `path`.png, .svg and -dark.png; returns the paths.
 
     A row a panel, a column a metric: the mean score, and nats above guessing, whose noise is
@@ -51,15 +55,22 @@ def draw_grid(
 
 
 def make_grid(
-    title: str, panels: tuple[Panel, ...], header: Header, records: list[Record],
-    names: list[str], theme: Theme,
-) -> Figure:  # fmt: skip
+    title: str,
+    panels: tuple[Panel, ...],
+    header: Header,
+    records: list[Record],
+    names: list[str],
+    theme: Theme,
+) -> Figure:
     """The figure itself (see `draw_grid`)."""
     figure, top = frame(
-        title, "Final scores, mean over seeds; nats above guessing are less noisy than accuracy. "
+        title,
+        "Final scores, mean over seeds; nats above guessing are less noisy than accuracy. "
         + ("Bars: 95 % t-interval over seeds." if _seeds(records) >= 3 else "Thin: single seeds."),
-        caption(header, records), ROW * len(panels), theme,
-    )  # fmt: skip
+        caption(header, records),
+        ROW * len(panels),
+        theme,
+    )
     groups = by_name(records)
     for row, panel in enumerate(panels):
         for column, metric in enumerate(panel.metrics):
@@ -109,9 +120,13 @@ def places(panel: Panel, names: list[str]) -> tuple[dict[str, float], bool]:
 
 
 def _panel(
-    axes: Axes, panel: Panel, groups: dict[str, list[Record]], names: list[str], metric: str,
+    axes: Axes,
+    panel: Panel,
+    groups: dict[str, list[Record]],
+    names: list[str],
+    metric: str,
     theme: Theme,
-) -> None:  # fmt: skip
+) -> None:
     factor, words, decimals = METRICS[metric]
     at, numbers = places(panel, names)
     ends: list[tuple[float, str, str]] = []
@@ -129,8 +144,7 @@ def _panel(
             elif not runs and f"{line}{MARK}{value}" in names:
                 missing.append((x, colour))
         if points:
-            y = _line(axes, points, factor, colour, MARKERS[i % len(MARKERS)],
-                      joined=panel.ordered)  # fmt: skip
+            y = _line(axes, points, factor, colour, MARKERS[i % len(MARKERS)], joined=panel.ordered)
             ends.append((y, f"{label} {y:.{decimals}f}" if panel.ordered else label, colour))
         else:
             ends.append((math.nan, f"{label}: not run", colour))
@@ -158,17 +172,28 @@ def scores_of(runs: list[Record], metric: str) -> list[float]:
 
 
 def _line(
-    axes: Axes, points: list[tuple[float, Interval, list[float]]], factor: float, colour: str,
-    marker: str, joined: bool,
-) -> float:  # fmt: skip
+    axes: Axes,
+    points: list[tuple[float, Interval, list[float]]],
+    factor: float,
+    colour: str,
+    marker: str,
+    joined: bool,
+) -> float:
     """Draw one method's points; returns where the line ends."""
     x = [p[0] for p in points]
     y = [factor * p[1].mean for p in points]
     axes.plot(x, y, color=colour, lw=1.6 if joined else 0, marker=marker, ms=4.2, zorder=4)
     for place, interval, values in points:
         if len(values) >= 3:
-            axes.errorbar([place], [factor * interval.mean], [[factor * interval.half]] * 2,
-                          color=colour, lw=0.9, capsize=2, zorder=3)  # fmt: skip
+            axes.errorbar(
+                [place],
+                [factor * interval.mean],
+                [[factor * interval.half]] * 2,
+                color=colour,
+                lw=0.9,
+                capsize=2,
+                zorder=3,
+            )
         elif len(values) == 2:
             axes.plot([place] * 2, [factor * v for v in values], color=colour, lw=0.8, alpha=0.7)
     return y[-1]
@@ -207,8 +232,14 @@ def _write(
         low, high = axes.get_ylim()
         axes.set_ylim(low - (0.06 * (high - low) if missing else 0.0), high)
         for x, colour in dict(missing).items():
-            axes.annotate("not run", (x, 0.02), xycoords=("data", "axes fraction"), ha="center",
-                          size=6, color=colour)  # fmt: skip
+            axes.annotate(
+                "not run",
+                (x, 0.02),
+                xycoords=("data", "axes fraction"),
+                ha="center",
+                size=6,
+                color=colour,
+            )
     low, high = axes.get_ylim()
     shares = [0.0 if math.isnan(y) else (y - low) / (high - low) for y, _, _ in ends]
     for (_, text, colour), at in zip(ends, look.spread(shares, 0.08, 0, 1), strict=True):

@@ -87,12 +87,21 @@ def _choice(
 ) -> torch.Tensor:
     selection = run.selection
     settings: dict[str, Any] = {
-        "sampler": selection.sampler, "criterion": selection.criterion,
+        "sampler": selection.sampler,
+        "criterion": selection.criterion,
         "learner_weight": selection.learner_weight if not how else 1.0,
-        "n_chunks": selection.n_chunks, **how,
-    }  # fmt: skip
-    return select(ours, theirs, size=run.optim.batch_size, loss=run.optim.loss, seed=run.seed,
-                  step=step, **settings).cpu()  # fmt: skip
+        "n_chunks": selection.n_chunks,
+        **how,
+    }
+    return select(
+        ours,
+        theirs,
+        size=run.optim.batch_size,
+        loss=run.optim.loss,
+        seed=run.seed,
+        step=step,
+        **settings,
+    ).cpu()
 
 
 def _diagonal(pairs: PairEmbeddings) -> np.ndarray:
@@ -107,10 +116,18 @@ def overlaps(opened: Opened, replays: list[Replay]) -> dict[str, dict[str, float
     found: dict[str, dict[str, list[float]]] = {a: {b: [] for b in OTHERS} for a in OTHERS}
     for step, one in enumerate(replays):
         sets = {
-            name: set(_choice(one.learner, one.reference, opened.run, step, sampler=sampler,
-                              criterion=criterion).tolist())
+            name: set(
+                _choice(
+                    one.learner,
+                    one.reference,
+                    opened.run,
+                    step,
+                    sampler=sampler,
+                    criterion=criterion,
+                ).tolist()
+            )
             for name, (sampler, criterion) in OTHERS.items()
-        }  # fmt: skip
+        }
         for a in sets:
             for b in sets:
                 found[a][b].append(len(sets[a] & sets[b]) / len(sets[a]))
@@ -178,9 +195,13 @@ def inspect(
     replays, path = replay(opened, super_batches), out / folder.name
     path.mkdir(parents=True, exist_ok=True)
     facts = choices.describe(
-        opened.pairs, replays, chosen_in_training(folder), overlaps(opened, replays),
-        drift(opened, replays), near_duplicates(replays),
-    )  # fmt: skip
+        opened.pairs,
+        replays,
+        chosen_in_training(folder),
+        overlaps(opened, replays),
+        drift(opened, replays),
+        near_duplicates(replays),
+    )
     facts = {"run": folder.name, "label": opened.label, "selects": _selects(opened.run), **facts}
     write_json(path / "facts.json", facts)
     sheets = _sheets(opened, replays, path)
@@ -209,11 +230,17 @@ def _sheets(opened: Opened, replays: list[Replay], path: Path) -> list[Path]:
     sheets = {
         "highest": (rows[order[:SHEET]], score[order[:SHEET]], "highest learnability"),
         "lowest": (rows[order[::-1][:SHEET]], score[order[::-1][:SHEET]], "lowest learnability"),
-        "chosen": (first.rows[first.index[:SHEET]], first.score[first.index[:SHEET]],
-                   "chosen from one super-batch, in the order chosen"),
-        "rejected": (first.rows[left[:SHEET]], first.score[left[:SHEET]],
-                     "rejected from the same super-batch"),
-    }  # fmt: skip
+        "chosen": (
+            first.rows[first.index[:SHEET]],
+            first.score[first.index[:SHEET]],
+            "chosen from one super-batch, in the order chosen",
+        ),
+        "rejected": (
+            first.rows[left[:SHEET]],
+            first.score[left[:SHEET]],
+            "rejected from the same super-batch",
+        ),
+    }
     written = []
     for name, (shown, values, title) in sheets.items():
         captions = opened.pairs.captions_of(shown)

@@ -8,9 +8,16 @@ with the embedded data, only in direction and ratio.
 from __future__ import annotations
 
 TABLE1_COLUMNS = (
-    "Method", "Examples", "Cost per iteration %", "Total %",
-    "ImageNet 10-shot", "ImageNet zero-shot", "COCO I→T", "COCO T→I", "Source",
-)  # fmt: skip
+    "Method",
+    "Examples",
+    "Cost per iteration %",
+    "Total %",
+    "ImageNet 10-shot",
+    "ImageNet zero-shot",
+    "COCO I→T",
+    "COCO T→I",
+    "Source",
+)
 TABLE1 = (
     ("SigLIP B", "40B", "100", "100", "70.3", "76.7", "65.2", "47.4", "Table 1 [P]"),
     ("JEST++ B", "4B", "233", "23", "70.3", "76.9", "70.3", "53.3", "Table 1 [P]"),

@@ -111,25 +111,40 @@ def _plan(
         trained = step_cost(uniformly(run), mine.flops, None).cached
         seconds = steps * (trained / training + (one.cached - trained) / scoring) / devices
     return Plan(
-        job.name, steps, b, run.super_batch_size, steps * b, seen, mine.parameters, mine.flops,
+        job.name,
+        steps,
+        b,
+        run.super_batch_size,
+        steps * b,
+        seen,
+        mine.parameters,
+        mine.flops,
         percent,
         {**cost.as_dict(), "cached_text_reuse": text_reuse, "uncached_reuse": cost.uncached_reuse},
-        mine.memory.training(-(-b // devices), run.selection.low_res_share), seconds,
-    )  # fmt: skip
+        mine.memory.training(-(-b // devices), run.selection.low_res_share),
+        seconds,
+    )
 
 
 def _count(run: Run, counted: dict[str, _Counted]) -> _Counted:
     selection = run.selection
-    key = json.dumps([
-        run.model.model_dump(), run.data.model_dump(), selection.low_res_scoring,
-        selection.low_res_share > 0, selection.approximation, selection.keep_tokens,
-    ])  # fmt: skip
+    key = json.dumps(
+        [
+            run.model.model_dump(),
+            run.data.model_dump(),
+            selection.low_res_scoring,
+            selection.low_res_share > 0,
+            selection.approximation,
+            selection.keep_tokens,
+        ]
+    )
     if key not in counted:
         model, sizes = on_meta(run), (run.data.image_size, run.data.context_length)
         counted[key] = _Counted(
-            forward_flops(model, *sizes), training_memory(model, *sizes),
+            forward_flops(model, *sizes),
+            training_memory(model, *sizes),
             sum(p.numel() for p in model.parameters()),
-        )  # fmt: skip
+        )
     return counted[key]
 
 
@@ -201,23 +216,41 @@ def iteration_rows(plans: list[Plan]) -> tuple[list[str], list[list[str]]]:
     """Heading and rows: GFLOP of one pair, and an iteration in % of a uniform one."""
     head = ["run", "GFLOP image", "image low", "text", *(f"{c} %" for c in CONVENTIONS)]
     rows = [
-        [p.name, *(f"{x / 1e9:.3g}" for x in asdict(p.per_example).values()),
-         *(f"{p.percent[c]:.1f}" for c in CONVENTIONS)]
+        [
+            p.name,
+            *(f"{x / 1e9:.3g}" for x in asdict(p.per_example).values()),
+            *(f"{p.percent[c]:.1f}" for c in CONVENTIONS),
+        ]
         for p in plans
-    ]  # fmt: skip
+    ]
     return head, rows
 
 
 def total_rows(plans: list[Plan]) -> tuple[list[str], list[list[str]]]:
     """Heading and rows: the whole run in examples, FLOPs, memory and time."""
-    head = ["run", "steps", "examples trained", "seen", "M parameters",
-            *(f"TFLOP {c}" for c in CONVENTIONS), "GB a device", "time"]  # fmt: skip
+    head = [
+        "run",
+        "steps",
+        "examples trained",
+        "seen",
+        "M parameters",
+        *(f"TFLOP {c}" for c in CONVENTIONS),
+        "GB a device",
+        "time",
+    ]
     rows = [
-        [p.name, f"{p.steps:,}", f"{p.examples_trained:,}", f"{p.examples_seen:,}",
-         f"{p.parameters / 1e6:.3g}", *(f"{p.flops[c] / 1e12:.4g}" for c in CONVENTIONS),
-         f"{p.memory_bytes / 1e9:.3g}", duration(p.seconds)]
+        [
+            p.name,
+            f"{p.steps:,}",
+            f"{p.examples_trained:,}",
+            f"{p.examples_seen:,}",
+            f"{p.parameters / 1e6:.3g}",
+            *(f"{p.flops[c] / 1e12:.4g}" for c in CONVENTIONS),
+            f"{p.memory_bytes / 1e9:.3g}",
+            duration(p.seconds),
+        ]
         for p in plans
-    ]  # fmt: skip
+    ]
     return head, rows
 
 
@@ -259,8 +292,9 @@ def write(path: Path, title: str, plans: list[Plan], lines: list[str]) -> list[P
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = [f"# {title}"]
     for heading, (head, rows) in (
-        ("An iteration", iteration_rows(plans)), ("The whole run", total_rows(plans)),
-    ):  # fmt: skip
+        ("An iteration", iteration_rows(plans)),
+        ("The whole run", total_rows(plans)),
+    ):
         table = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
         parts += [f"## {heading}", "\n".join(f"| {' | '.join(row)} |" for row in table)]
     text = "\n\n".join([*parts, "\n".join(f"- {line}" for line in lines)]) + "\n"

@@ -80,9 +80,13 @@ def plot(
 
 
 def _figure2(
-    experiment: Experiment, jobs: list[Job], workspace: Workspace, folder: Path, header: Header,
+    experiment: Experiment,
+    jobs: list[Job],
+    workspace: Workspace,
+    folder: Path,
+    header: Header,
     records: list[Record],
-) -> list[Path]:  # fmt: skip
+) -> list[Path]:
     """Measure the experiment's first run, every finished seed of it, and draw that."""
     import numpy as np
 
@@ -98,9 +102,13 @@ def _figure2(
 
 
 def _diversity(
-    experiment: Experiment, jobs: list[Job], workspace: Workspace, folder: Path, header: Header,
+    experiment: Experiment,
+    jobs: list[Job],
+    workspace: Workspace,
+    folder: Path,
+    header: Header,
     records: list[Record],
-) -> list[Path]:  # fmt: skip
+) -> list[Path]:
     """Measure what every finished learner chooses, and draw that."""
     from jestcli.paper.diversity import draw_diversity, to_markdown
     from jestcli.paper.diversity_of import measure_all

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from jestcli.config import Run
-from jestcli.models.flexi import View
+from jestcli.models.flexi import Resolution
 from jestcli.models.flops import ForwardFlops, run_cost, step_cost
 from jestcli.paper.experiment import Experiment, Job, jobs
 from jestcli.paper.slurm import OnCluster
@@ -55,7 +55,9 @@ class Stage:
     label: str
     work: float  # in FLOPs of training, for the time left: of the steps that remain
     needs: list[str] = field(default_factory=list)
-    view: View | None = None  # cache: how the reference sees the pool; None is full resolution
+    view: Resolution | None = (
+        None  # cache: how the reference sees the pool; None is full resolution
+    )
     split: str = "pool"  # cache: or "curated"
     before: float = 0.0  # share of its steps that were trained before, here or in a shared trunk
     done: float = 0.0  # share of the rest
@@ -162,10 +164,16 @@ def _add_training(
             stages.setdefault(
                 key,
                 Stage(
-                    key, "cache", run.reference, "reference embeddings", size * one,
-                    before, view, split,
+                    key,
+                    "cache",
+                    run.reference,
+                    "reference embeddings",
+                    size * one,
+                    before,
+                    view,
+                    split,
                 ),
-            )  # fmt: skip
+            )
             needs.append(key)
     live = scores_by_reference(run) and not reads_pool_cache(run)
     scorer = _flops(run.reference) if live and run.reference else None
@@ -214,10 +222,13 @@ def run_stages(
     most = workers or (JOBS if launch else usable_cores())
     started = time.monotonic()
     bar = Progress(
-        TextColumn("{task.description}"), BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>5.1f}%"), TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"), console=console,
-    )  # fmt: skip
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>5.1f}%"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+    )
     overall = bar.add_task("all stages", total=total, note="")
     shown: dict[str, Any] = {}
     last_line = 0.0
@@ -295,9 +306,12 @@ def _start(
     quiet |= {STARTED_BY: str(os.getpid())}
     stage.process = process = subprocess.Popen(
         [sys.executable, "-m", "jestcli.paper.worker"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=_error_log(stage),
-        text=True, env={**os.environ, **quiet},
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=_error_log(stage),
+        text=True,
+        env={**os.environ, **quiet},
+    )
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write(json.dumps(task))
     process.stdin.close()
@@ -369,11 +383,14 @@ def cost_table(jobs: list[Job], workspace: Workspace) -> Any:
         if folder.exists():
             state = f"{'done' if is_done(folder) else 'started'} {folder.name[:6]}"
         table.add_row(
-            job.name, str(job.seed), f"{run.optim.steps:,}",
+            job.name,
+            str(job.seed),
+            f"{run.optim.steps:,}",
             f"{run.optim.steps * run.optim.batch_size:,}",
-            f"{one * run.optim.steps / 1e12:.1f}", f"{100 * one / uniform:.0f}",
+            f"{one * run.optim.steps / 1e12:.1f}",
+            f"{100 * one / uniform:.0f}",
             state,
-        )  # fmt: skip
+        )
     table.caption = "% a step: FLOPs of an iteration, of a uniform one's"
     return table
 
@@ -399,9 +416,13 @@ def overview(experiments: list[Experiment], workspace: Workspace) -> Any:
         counted |= {stage.key for stage in left}
         hours = sum(stage.work * seconds + BESIDE for stage in left) / 3600
         table.add_row(
-            experiment.name, experiment.title, str(len(folders)), str(done),
-            str(len(folders) - done), f"{hours:.1f}",
-        )  # fmt: skip
+            experiment.name,
+            experiment.title,
+            str(len(folders)),
+            str(done),
+            str(len(folders) - done),
+            f"{hours:.1f}",
+        )
     return table
 
 

@@ -72,8 +72,12 @@ def run_worker(task: dict[str, Any], folder: str) -> int:
     with (where / "progress.jsonl").open("w") as out, (where / "errors.log").open("a") as errors:
         done = subprocess.run(
             [sys.executable, "-m", "jestcli.paper.worker"],
-            input=json.dumps(task), text=True, stdout=out, stderr=errors, check=False,
-        )  # fmt: skip
+            input=json.dumps(task),
+            text=True,
+            stdout=out,
+            stderr=errors,
+            check=False,
+        )
     return done.returncode
 
 

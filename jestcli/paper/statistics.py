@@ -93,9 +93,12 @@ def seed_curve(runs: list[Record], benchmark: str | None = None, metric: str = "
     if has_joules(runs):
         cost[JOULES] = values(lambda p: p[JOULES]).mean(0)
     return Curve(
-        cost, scores, scores.mean(0),
-        np.array([i.low for i in spread]), np.array([i.high for i in spread]),
-    )  # fmt: skip
+        cost,
+        scores,
+        scores.mean(0),
+        np.array([i.low for i in spread]),
+        np.array([i.high for i in spread]),
+    )
 
 
 def has_joules(runs: list[Record]) -> bool:

@@ -37,9 +37,20 @@ if TYPE_CHECKING:
 
 NOT_RUN = "not run"
 HEADLINE = (
-    "uniform", BASELINE, "flexi-uniform", "jest", "jest++", "flexi", "flexi-long", "flexi++",
-    "curated", "mixed", "finetune", "filtered", "reference",
-)  # fmt: skip
+    "uniform",
+    BASELINE,
+    "flexi-uniform",
+    "jest",
+    "jest++",
+    "flexi",
+    "flexi-long",
+    "flexi++",
+    "curated",
+    "mixed",
+    "finetune",
+    "filtered",
+    "reference",
+)
 BEST = "curated, best"  # curated-only at the best point of its curve
 
 
@@ -83,12 +94,23 @@ def build(
     if not with_paper:
         ours.append(_nats(records, every))
     papers = (
-        (Table("The paper's Table 1, on web photographs", paper.TABLE1_COLUMNS, paper.TABLE1,
-               paper.COST_NOTE),
-         Table("The paper's Figure 1, on web photographs", paper.FIGURE1_COLUMNS, paper.FIGURE1,
-               "Factors against SigLIP trained on 40B examples; its eight tasks are others."))
-        if with_paper else ()
-    )  # fmt: skip
+        (
+            Table(
+                "The paper's Table 1, on web photographs",
+                paper.TABLE1_COLUMNS,
+                paper.TABLE1,
+                paper.COST_NOTE,
+            ),
+            Table(
+                "The paper's Figure 1, on web photographs",
+                paper.FIGURE1_COLUMNS,
+                paper.FIGURE1,
+                "Factors against SigLIP trained on 40B examples; its eight tasks are others.",
+            ),
+        )
+        if with_paper
+        else ()
+    )
     return Report(caption(header, records), tuple(ours), papers, raw)
 
 
@@ -106,10 +128,12 @@ def to_markdown(report: Report) -> str:
     parts = ["## Measured here", *(_markdown(t, report.caption) for t in report.ours)]
     if not report.papers:
         return "\n\n".join(parts) + "\n"
-    parts += ["## The paper's own numbers",
-              "[P] seen in the paper, [D] derived from it by arithmetic. Photographs, other tasks "
-              "and billions of examples: compare directions and ratios, not levels.",
-              *(_markdown(t, "") for t in report.papers)]  # fmt: skip
+    parts += [
+        "## The paper's own numbers",
+        "[P] seen in the paper, [D] derived from it by arithmetic. Photographs, other tasks "
+        "and billions of examples: compare directions and ratios, not levels.",
+        *(_markdown(t, "") for t in report.papers),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -132,9 +156,13 @@ def render(console: Console, report: Report) -> None:
 
     for table in (*report.ours, *report.papers):
         shown = RichTable(
-            title=table.title, title_justify="left", title_style="bold",
-            caption=table.note or None, caption_justify="left", pad_edge=False,
-        )  # fmt: skip
+            title=table.title,
+            title_justify="left",
+            title_style="bold",
+            caption=table.note or None,
+            caption_justify="left",
+            pad_edge=False,
+        )
         for i, column in enumerate(table.columns):
             shown.add_column(column, justify="right" if i else "left", overflow="fold")
         for row in table.rows:
@@ -162,10 +190,15 @@ def _raw_row(name: str, records: list[Record], groups: dict[str, list[Record]]) 
     runs = groups[source]
     first, total = runs[0], totals(runs)
     row: dict[str, Any] = {
-        "method": name, "status": "done", "seeds": len(runs), "steps": first["steps"],
-        "batch_size": first["batch_size"], "super_batch_size": first["super_batch_size"],
-        "examples": total["examples"], "seconds": total["seconds"],
-    }  # fmt: skip
+        "method": name,
+        "status": "done",
+        "seeds": len(runs),
+        "steps": first["steps"],
+        "batch_size": first["batch_size"],
+        "super_batch_size": first["super_batch_size"],
+        "examples": total["examples"],
+        "seconds": total["seconds"],
+    }
     scored: list[Interval]
     if name == BEST:
         i, _ = best_of_curve(runs)
@@ -214,31 +247,47 @@ def _iid_step(groups: dict[str, list[Record]], runs: list[Record]) -> float:
 
 def _costs(raw: tuple[dict[str, Any], ...]) -> Table:
     columns = (
-        "Method", "Seeds", "Steps", "Examples", "Cost per iteration %", "Total %",
-        "Charged total %", "CPU s", "Mean %", "Chance-corrected %",
-    )  # fmt: skip
+        "Method",
+        "Seeds",
+        "Steps",
+        "Examples",
+        "Cost per iteration %",
+        "Total %",
+        "Charged total %",
+        "CPU s",
+        "Mean %",
+        "Chance-corrected %",
+    )
     three = CONVENTIONS[:3]
     rows = []
     for row in raw:
         if row["status"] == NOT_RUN:
             rows.append((_label(row["method"]), *[NOT_RUN] * (len(columns) - 1)))
             continue
-        rows.append((
-            _label(row["method"]), str(row["seeds"]), f"{row['steps']:,}",
-            f"{row['examples']:,.0f}",
-            _three([row[f"per_iteration_{c}"] for c in three]),
-            _three([row[f"total_{c}"] for c in three]),
-            _percent(row["total_charged"], 0), f"{row['seconds']:,.0f}",
-            _with_error(row, "mean"), _with_error(row, "chance_corrected"),
-        ))  # fmt: skip
+        rows.append(
+            (
+                _label(row["method"]),
+                str(row["seeds"]),
+                f"{row['steps']:,}",
+                f"{row['examples']:,.0f}",
+                _three([row[f"per_iteration_{c}"] for c in three]),
+                _three([row[f"total_{c}"] for c in three]),
+                _percent(row["total_charged"], 0),
+                f"{row['seconds']:,.0f}",
+                _with_error(row, "mean"),
+                _with_error(row, "chance_corrected"),
+            )
+        )
     return Table(
-        "Final scores and their cost", columns, tuple(rows),
+        "Final scores and their cost",
+        columns,
+        tuple(rows),
         "Costs in FLOPs: uniform = 100 an iteration, the long uniform run (the uniform one of "
         "that setting, if there is no long one) = 100 in total; where three stand: reference "
         "cached and selected forwards re-used / cached, nothing re-used (what is executed) / not "
         "cached. Charged: cached, and the reference's training and its scoring of the pool. CPU s: "
         "seconds of drawing, choosing and updating on one core.",
-    )  # fmt: skip
+    )
 
 
 def _benchmarks(raw: tuple[dict[str, Any], ...], records: list[Record]) -> Table:
@@ -253,8 +302,16 @@ def _benchmarks(raw: tuple[dict[str, Any], ...], records: list[Record]) -> Table
 
 
 def _speed_ups(records: list[Record], names: list[str]) -> Table:
-    columns = ("Method", "Examples", "FLOPs, re-used", "FLOPs, cached", "FLOPs, not cached",
-               "FLOPs, charged", "CPU s", "Examples by seed")  # fmt: skip
+    columns = (
+        "Method",
+        "Examples",
+        "FLOPs, re-used",
+        "FLOPs, cached",
+        "FLOPs, not cached",
+        "FLOPs, charged",
+        "CPU s",
+        "Examples by seed",
+    )
     rows = []
     for name in names:
         if name == BASELINE or is_reference(name):
@@ -295,12 +352,14 @@ def _differences(records: list[Record], names: list[str]) -> Table:
         against = [own.get(other, other) for other in others]
         rows.append((_label(name), *(_difference(records, name, other) for other in against)))
     return Table(
-        "Final score minus another's, points, paired over seeds", columns, tuple(rows),
+        "Final score minus another's, points, paired over seeds",
+        columns,
+        tuple(rows),
         "95 % t-interval over the seeds that both ran (with one seed: bootstrap over test items "
         "only, which says nothing of other seeds). Uniform: of the same setting, where the setting "
         "is one of both. Not distinguishable: it contains 0. The ++ "
         "methods stand against the reference that they read, Reference++.",
-    )  # fmt: skip
+    )
 
 
 def _uniform(name: str, names: list[str]) -> str | None:
@@ -323,11 +382,13 @@ def _nats(records: list[Record], names: list[str]) -> Table:
         found = paired_difference(records, name, _uniform(name, names) or name, "nats")
         rows.append((_label(name), f"{own.mean:.3f}{half}", _nats_difference(found)))
     return Table(
-        "Nats above guessing", ("Method", "Mean", "Minus uniform's"), tuple(rows),
+        "Nats above guessing",
+        ("Method", "Mean", "Minus uniform's"),
+        tuple(rows),
         "Mean log-probability of the true class over the classification benchmarks, at the best "
         "temperature, plus the logarithm of the number of classes: 0 is guessing. Differences are "
         "paired over seeds.",
-    )  # fmt: skip
+    )
 
 
 def _nats_difference(found: Difference) -> str:

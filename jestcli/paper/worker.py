@@ -20,13 +20,13 @@ def main() -> int:
     task = json.load(sys.stdin)
     from jestcli.config import ConfigError, Run
     from jestcli.data.sources import Loading
-    from jestcli.models.flexi import View
+    from jestcli.models.flexi import Resolution
     from jestcli.runs import reference
     from jestcli.runs.workspace import StageError, Workspace
     from jestcli.train import train
     from jestcli.training.checkpoint import CheckpointError
     from jestcli.training.devices import pick_device
-    from jestcli.training.distributed import World
+    from jestcli.training.distributed import DistEnv
     from jestcli.training.signals import Interrupted, TrainingError
     from jestcli.utils.errors import DataError
     from jestcli.utils.progress import JsonLines
@@ -39,12 +39,12 @@ def main() -> int:
     try:
         device = pick_device(task.get("device", "auto"))
         if task["kind"] == "cache":
-            view = View(**task["view"]) if task.get("view") else None
+            view = Resolution(**task["view"]) if task.get("view") else None
             split = task.get("split", "pool")
             reference.cache(run, workspace, task["label"], progress.show, view, split, device)
         else:
             wandb, keep_last = task.get("wandb", "off"), task.get("keep_last", 1)
-            train(run, workspace, task["label"], progress, wandb, World(device=device), keep_last)
+            train(run, workspace, task["label"], progress, wandb, DistEnv(device=device), keep_last)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return 130

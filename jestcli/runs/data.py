@@ -45,9 +45,13 @@ def bars(console: Console) -> Iterator[Callable[[str, int, int], None]]:
     )
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     tasks: dict[str, Any] = {}
     with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
 
@@ -183,10 +187,14 @@ def list_sources(root: Path, console: Console | None = None) -> None:
         table.add_column(heading, justify="right" if right else "left", overflow="fold")
     for entry in read_benchmarks(root):
         table.add_row(
-            entry["name"], entry["kind"], entry["mirrors"], f"{entry['n']:,}",
-            f"{entry['n_classes'] or entry['n']:,}", f"{100 * entry['chance']:.2f}",
+            entry["name"],
+            entry["kind"],
+            entry["mirrors"],
+            f"{entry['n']:,}",
+            f"{entry['n_classes'] or entry['n']:,}",
+            f"{100 * entry['chance']:.2f}",
             ", ".join(entry["families"]),
-        )  # fmt: skip
+        )
     console.print(table)
     licences = ", ".join(f"{name} {count:,}" for name, count in manifest["pool_licences"].items())
     console.print(f"Licences in the pool: {licences}. See NOTICE.")

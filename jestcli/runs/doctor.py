@@ -35,20 +35,32 @@ class Finding:
 def examine(run: Run, workspace: Workspace, device: str, wandb: str) -> list[Finding]:
     """Every check, in order. One that fails to run is a finding itself."""
     checks: list[Callable[[], Finding]] = [
-        _python, _versions, _imports, _arithmetic, partial(_device, run, device),
-        partial(_compiler, run), _ranks, _memory, partial(_model, run, device),
-        partial(_runs, run, workspace), partial(_reference, run, workspace),
-        partial(_wandb, wandb), partial(_sizes, run),
-    ]  # fmt: skip
+        _python,
+        _versions,
+        _imports,
+        _arithmetic,
+        partial(_device, run, device),
+        partial(_compiler, run),
+        _ranks,
+        _memory,
+        partial(_model, run, device),
+        partial(_runs, run, workspace),
+        partial(_reference, run, workspace),
+        partial(_wandb, wandb),
+        partial(_sizes, run),
+    ]
     if run.data.own:
         checks += [
             partial(_folder, "fetched shards", workspace.loading.cache, 4),
-            partial(_shards, run, workspace), partial(_benchmarks, run), partial(_commands, run),
-        ]  # fmt: skip
+            partial(_shards, run, workspace),
+            partial(_benchmarks, run),
+            partial(_commands, run),
+        ]
     else:
         checks += [
-            partial(_folder, "data", workspace.data_root(run), 4), partial(_data, run, workspace),
-        ]  # fmt: skip
+            partial(_folder, "data", workspace.data_root(run), 4),
+            partial(_data, run, workspace),
+        ]
     found = []
     for check in checks:
         try:
@@ -248,10 +260,11 @@ def _shards(run: Run, workspace: Workspace) -> Finding:
 
     read = [
         (split, entry)
-        for each in (run, run.reference) if each is not None
+        for each in (run, run.reference)
+        if each is not None
         for split in splits(each)
         for entry in (each.data.train if split == "pool" else each.data.curated)
-    ]  # fmt: skip
+    ]
     said = []
     for split, entry in dict.fromkeys(read):
         try:
@@ -269,8 +282,10 @@ def _shards(run: Run, workspace: Workspace) -> Finding:
             return Finding("own shards", BAD, str(error))
         except (ShardError, BadSample) as reason:
             return Finding("own shards", BAD, f"{split}, {shards[0]}: {reason}")
-        said.append(f"{split}: {len(shards):,} shards, the first holds {count:,} pairs, "
-                    f"{image.width} x {image.height} px")  # fmt: skip
+        said.append(
+            f"{split}: {len(shards):,} shards, the first holds {count:,} pairs, "
+            f"{image.width} x {image.height} px"
+        )
     return Finding("own shards", GOOD, "; ".join(said))
 
 

@@ -57,14 +57,22 @@ def export(folder: Path, out: Path, patch: int | None, form: str, workspace: Wor
     mean, std = (_by_channel(model, name) for name in ("mean", "std"))
     if form == "hf":
         write_atomic(out / "open_clip_model.safetensors", weights)
-        preprocess = {"size": run.data.image_size, "mode": "RGB", "mean": mean, "std": std,
-                      "interpolation": "bicubic", "resize_mode": "shortest"}  # fmt: skip
+        preprocess = {
+            "size": run.data.image_size,
+            "mode": "RGB",
+            "mean": mean,
+            "std": std,
+            "interpolation": "bicubic",
+            "resize_mode": "shortest",
+        }
         write_json(
             out / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": preprocess}
         )
         where = f"local-dir:{out.resolve()}"
-        return (f"model, _, preprocess = open_clip.create_model_and_transforms({where!r})\n"
-                f"tokenizer = open_clip.get_tokenizer({where!r})")  # fmt: skip
+        return (
+            f"model, _, preprocess = open_clip.create_model_and_transforms({where!r})\n"
+            f"tokenizer = open_clip.get_tokenizer({where!r})"
+        )
     write_atomic(out / f"{name}.safetensors", weights)
     write_json(out / f"{name}.json", config)
     return (
@@ -157,9 +165,10 @@ def _check_builds(config: dict[str, Any], weights: dict[str, Tensor], patch: int
     try:
         with torch.device("meta"):
             plain = kind(
-                vision_cfg=CLIPVisionCfg(**config["vision_cfg"]), text_cfg=CLIPTextCfg(**text),
+                vision_cfg=CLIPVisionCfg(**config["vision_cfg"]),
+                text_cfg=CLIPTextCfg(**text),
                 **settings,
-            )  # fmt: skip
+            )
         shapes = {name: tensor.shape for name, tensor in plain.state_dict().items()}
         fits = shapes == {name: tensor.shape for name, tensor in weights.items()}
     except RuntimeError:  # timm knows no such model
@@ -197,16 +206,23 @@ def open_clip_config(run: Run, patch: int, vocabulary: Path) -> dict[str, Any]:
     if run.model.name is not None:
         return _named_config(run, patch, vocabulary) | bias
     vision = CLIPVisionCfg(
-        image_size=run.data.image_size, patch_size=patch, width=run.model.width,
-        layers=run.model.layers, head_width=run.model.head_width, pool_type="avg",
+        image_size=run.data.image_size,
+        patch_size=patch,
+        width=run.model.width,
+        layers=run.model.layers,
+        head_width=run.model.head_width,
+        pool_type="avg",
         block_type="custom",
-    )  # fmt: skip
+    )
     text = CLIPTextCfg(
-        context_length=run.data.context_length, vocab_size=run.data.vocab_size,
-        width=run.model.text_width, heads=run.model.text_width // run.model.head_width,
-        layers=run.model.text_layers, block_type="custom",
+        context_length=run.data.context_length,
+        vocab_size=run.data.vocab_size,
+        width=run.model.text_width,
+        heads=run.model.text_width // run.model.head_width,
+        layers=run.model.text_layers,
+        block_type="custom",
         tokenizer_kwargs={"bpe_path": str(vocabulary.resolve())},
-    )  # fmt: skip
+    )
     return {
         "embed_dim": run.model.embed_dim,
         **bias,

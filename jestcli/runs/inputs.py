@@ -28,7 +28,7 @@ from jestcli.models.towers import Clip, low_view
 from jestcli.runs.filters import FILTERS
 from jestcli.runs.reference import OpenedReference, open_reference
 from jestcli.runs.workspace import Report, Workspace
-from jestcli.training.distributed import ALONE, World
+from jestcli.training.distributed import SINGLE_PROCESS, DistEnv
 from jestcli.training.metrics import chosen_in_training
 from jestcli.training.reference import Reference
 from jestcli.utils.errors import DataError
@@ -236,9 +236,12 @@ def data_of(run: Run, workspace: Workspace, folder: Path | None = None) -> RunDa
         return ShardsData(run.data, run.model, workspace.loading, folder or workspace.folder(run))
     data = run.data
     return IconsData(
-        workspace.data_root(run), data.image_size, data.vocab_size, data.context_length,
+        workspace.data_root(run),
+        data.image_size,
+        data.vocab_size,
+        data.context_length,
         workspace.loading,
-    )  # fmt: skip
+    )
 
 
 def data_key(run: Run, root: Path) -> str:
@@ -445,7 +448,7 @@ def open_inputs(
     run: Run,
     workspace: Workspace,
     folder: Path,
-    world: World = ALONE,
+    world: DistEnv = SINGLE_PROCESS,
     label: str = "",
     report: Report = lambda *_: None,
 ) -> RunInputs:
@@ -457,10 +460,10 @@ def open_inputs(
     """
     data = data_of(run, workspace, folder)
     benchmarks = data.benchmarks()  # first: without them nothing needs to be prepared
-    with world.first():  # of all ranks one counts the shards and scores the pool
+    with world.main_process_first():  # of all ranks one counts the shards and scores the pool
         data.pool_of(run) if "pool" in splits(run) else data.curated
     reference = open_reference(run, workspace, data, world, label, report)
-    with world.first():
+    with world.main_process_first():
         drawn = sources(run, data, reference, folder)
     counts = {source.name: len(source.order) for source in drawn}
     candidates = counts.get("pool", sum(counts.values()))  # curated pairs are not scored
@@ -472,9 +475,15 @@ def open_inputs(
         drawn = on_device(drawn, world.device, torch.cuda.mem_get_info(world.device)[0] / 4)
     log = BadSampleLog(folder, world.rank, data.loading.max_faults)
     loader = SuperBatchLoader(
-        drawn, transform_of(run, data, reference), run.seed, data.loading, log, world.rank,
-        world.size, run.selects,
-    )  # fmt: skip
+        drawn,
+        transform_of(run, data, reference),
+        run.seed,
+        data.loading,
+        log,
+        world.rank,
+        world.size,
+        run.selects,
+    )
     return RunInputs(
         run=run,
         data=data,

@@ -20,9 +20,9 @@ from jestcli.runs.trained import load_folder
 from jestcli.runs.workspace import Report, StageError, Workspace, read_run
 from jestcli.selection import PairEmbeddings
 from jestcli.training.devices import set_threads
-from jestcli.training.distributed import World
+from jestcli.training.distributed import DistEnv
 from jestcli.training.reference import Reference
-from jestcli.training.step import embed
+from jestcli.training.step import encode_pairs
 
 ANEW = 1_000  # added to the seed: an order of the pool that was not trained in
 CPU = torch.device("cpu")
@@ -49,10 +49,13 @@ class Opened:
     def embed(self, candidates: SuperBatch) -> PairEmbeddings:
         """The learner's embeddings of candidates, at the resolution at which it scores."""
         low = self.run.selection.low_res_scoring
-        return embed(
-            self.learner, candidates.images, candidates.tokens,
-            self.learner.low if low else self.learner.full, self.run.engine.scoring_batch,
-        )  # fmt: skip
+        return encode_pairs(
+            self.learner,
+            candidates.images,
+            candidates.tokens,
+            self.learner.low if low else self.learner.full,
+            self.run.engine.scoring_batch,
+        )
 
     @contextmanager
     def drawing(self, size: int) -> Iterator[SuperBatchLoader]:
@@ -97,7 +100,7 @@ def open_run(
     scoring = run.model_copy(update={"selection": run.selection.model_copy(update=chosen)})
     data = data_of(run, here, folder)
     reference = open_reference(
-        scoring, here, data, World(device=device), "inspecting", report or (lambda *_: None)
+        scoring, here, data, DistEnv(device=device), "inspecting", report or (lambda *_: None)
     )
     assert reference.call is not None
     (source,) = sources(scoring, data, reference, folder)

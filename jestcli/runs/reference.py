@@ -11,14 +11,14 @@ import torch
 
 from jestcli.config import Run
 from jestcli.data.dataset import Dataset
-from jestcli.models.flexi import View
+from jestcli.models.flexi import Resolution
 from jestcli.models.flops import ForwardFlops
 from jestcli.models.towers import low_view
 from jestcli.runs.data import bars
 from jestcli.runs.trained import THREADS, learner_flops, load_run
 from jestcli.runs.workspace import Report, Workspace, only_writer, read_done
 from jestcli.training.devices import set_threads
-from jestcli.training.distributed import ALONE, World
+from jestcli.training.distributed import SINGLE_PROCESS, DistEnv
 from jestcli.training.reference import (
     MICRO_BATCH,
     EmbeddingTable,
@@ -61,7 +61,7 @@ def reads_pool_cache(run: Run) -> bool:
     return scores_by_reference(run) and kept
 
 
-def reference_view(run: Run) -> View | None:
+def reference_view(run: Run) -> Resolution | None:
     """How the reference of `run` sees the candidates; None: at its own full resolution."""
     if run.reference is None or run.selection.reference_resolution == "full":
         return None
@@ -72,7 +72,7 @@ def run_reference(
     reference: Run,
     workspace: Workspace,
     tokenizer: object,
-    view: View | None = None,
+    view: Resolution | None = None,
     device: torch.device = CPU,
     micro_batch: int = MICRO_BATCH,
 ) -> RunReference:
@@ -88,7 +88,7 @@ def open_reference(
     run: Run,
     workspace: Workspace,
     data: RunData,
-    world: World = ALONE,
+    world: DistEnv = SINGLE_PROCESS,
     label: str = "",
     report: Report = lambda *_: None,
 ) -> OpenedReference:
@@ -118,11 +118,13 @@ def open_reference(
         return OpenedReference(live, live, None, flops, spent)
     pool = data.pool_of(run)
     if data.embeds_first:
-        with world.first():
+        with world.main_process_first():
             embed_all(
-                live, pool, data,
+                live,
+                pool,
+                data,
                 lambda done, total: report(done, total, f"{label} · reference embeddings"),
-            )  # fmt: skip
+            )
     table = EmbeddingTable(pool.table_files(live, data.tables), live)
     if pool.in_memory and world.device.type == "cuda":
         table = table.on_device(world.device)
@@ -146,7 +148,7 @@ def cache(
     workspace: Workspace,
     label: str,
     report: Report,
-    view: View | None = None,
+    view: Resolution | None = None,
     split: str = "pool",
     device: torch.device = CPU,
 ) -> None:
@@ -159,12 +161,16 @@ def cache(
         micro_batch = MICRO_BATCH
     live = run_reference(run, workspace, data.tokenizer, view, device, micro_batch)
     embed_all(
-        live, data.pool if split == "pool" else data.curated, data,
+        live,
+        data.pool if split == "pool" else data.curated,
+        data,
         lambda done, total: report(done, total, label),
-    )  # fmt: skip
+    )
 
 
-def cached(run: Run, workspace: Workspace, view: View | None = None, split: str = "pool") -> bool:
+def cached(
+    run: Run, workspace: Workspace, view: Resolution | None = None, split: str = "pool"
+) -> bool:
     """Whether what `cache` computes is complete."""
     data = workspace.inputs(run)
     live = run_reference(run, workspace, data.tokenizer, view)

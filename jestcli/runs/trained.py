@@ -38,11 +38,14 @@ def new_learner(run: Run) -> Clip:
     several = flexible and selection.approximation == "patch"
     patches = run.model.patch_sizes if several else run.model.patch_sizes[:1]
     return build_model(
-        run.model, run.data, patches, run.seed,
+        run.model,
+        run.data,
+        patches,
+        run.seed,
         low=low_view(run.model, run.data, selection) if flexible else None,
         loss=run.optim.loss,
         stored_patch=patches[0] if run.init_from_reference else None,
-    )  # fmt: skip
+    )
 
 
 def learner_flops(run: Run, model: Clip) -> ForwardFlops:

@@ -77,9 +77,20 @@ def select(
         if fixed and criterion not in ("learnability", fixed):
             raise ValueError(f"criterion {criterion!r} contradicts sampler {sampler!r}")
         task = _task(
-            learner, reference, size, fixed or criterion, learner_weight, loss, n_chunks,
-            noise, seed, step, iterations, labels, ranks,
-        )  # fmt: skip
+            learner,
+            reference,
+            size,
+            fixed or criterion,
+            learner_weight,
+            loss,
+            n_chunks,
+            noise,
+            seed,
+            step,
+            iterations,
+            labels,
+            ranks,
+        )
         if sampler == "cabs" and labels is None:
             raise ValueError("labels is None, but sampler 'cabs' needs the concepts of each pair")
         if sampler not in registry.BLIND:
@@ -90,9 +101,19 @@ def select(
             for model in (task.learner, task.reference)
         ]
         told = (
-            size, sampler, criterion, learner_weight, loss, n_chunks, seed, step, iterations,
-            mode, models, None if task.labels is None else task.labels.shape[1],
-        )  # fmt: skip
+            size,
+            sampler,
+            criterion,
+            learner_weight,
+            loss,
+            n_chunks,
+            seed,
+            step,
+            iterations,
+            mode,
+            models,
+            None if task.labels is None else task.labels.shape[1],
+        )
     except Exception as error:  # whatever it is, the other ranks must hear of it
         problem = error
     ranks.agree(problem, told, count)
@@ -146,9 +167,18 @@ def _task(
     elif not callable(noise):
         raise ValueError(f"noise must be a function, got {type(noise).__name__}")
     return Task(
-        learner, reference, size, criterion, loss, n_chunks, noise, iterations, ranks,
-        learner_weight, labels,
-    )  # fmt: skip
+        learner,
+        reference,
+        size,
+        criterion,
+        loss,
+        n_chunks,
+        noise,
+        iterations,
+        ranks,
+        learner_weight,
+        labels,
+    )
 
 
 def _check_labels(labels: Tensor | None, pairs: PairEmbeddings | None) -> None:

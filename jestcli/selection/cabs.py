@@ -41,7 +41,7 @@ def cabs(task: Task) -> Tensor:
     held = len(task.labels)
     everyone = replace(task, size=held * task.ranks.world)
     order = uniform(everyone).tolist()
-    rows = task.ranks.gathered(task.labels).tolist()
+    rows = task.ranks.all_gather(task.labels).tolist()
     concepts = [sorted({label for label in rows[i] if label >= 0}) for i in order]
     picks = greedy(concepts, task.size, [i // held for i in order], task.shares())
     return torch.tensor([order[i] for i in picks], dtype=torch.int64, device=task.index.device)

@@ -111,7 +111,7 @@ class Ranks:
             else:
                 yield self.rows(pairs.image, block), self.rows(pairs.text, block)
 
-    def gathered(self, x: Tensor) -> Tensor:
+    def all_gather(self, x: Tensor) -> Tensor:
         """Every rank's rows of x, one rank after the other: [B, ...] each -> [world * B, ...]."""
         return x if self.group is None else self._gather(x)
 
@@ -142,4 +142,4 @@ def largest(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return best[:count], order[:count]
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = Ranks()

@@ -53,10 +53,21 @@ def _launch(
     depth = BLOCK_DIM * 2 // members.element_size()
     members, candidates, offset = members.contiguous(), candidates.contiguous(), offset.contiguous()
     _kernel[(triton.cdiv(count, BLOCK_CANDIDATES),)](
-        members, candidates, offset, out, float(scale), len(members), count, dim,
-        SOFTPLUS=softplus, BM=BLOCK_MEMBERS, BN=BLOCK_CANDIDATES, BK=depth,
-        num_warps=8, num_stages=3,
-    )  # fmt: skip
+        members,
+        candidates,
+        offset,
+        out,
+        float(scale),
+        len(members),
+        count,
+        dim,
+        SOFTPLUS=softplus,
+        BM=BLOCK_MEMBERS,
+        BN=BLOCK_CANDIDATES,
+        BK=depth,
+        num_warps=8,
+        num_stages=3,
+    )
     return out
 
 
@@ -64,9 +75,19 @@ if triton is not None:
 
     @triton.jit
     def _kernel(
-        members, candidates, offset, out, scale, m, n, d,
-        SOFTPLUS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    ):  # fmt: skip
+        members,
+        candidates,
+        offset,
+        out,
+        scale,
+        m,
+        n,
+        d,
+        SOFTPLUS: tl.constexpr,
+        BM: tl.constexpr,
+        BN: tl.constexpr,
+        BK: tl.constexpr,
+    ):
         column = tl.program_id(0) * BN + tl.arange(0, BN)
         column_ok = column < n
         inner = tl.arange(0, BK)

@@ -36,9 +36,12 @@ def within_slices(task: Task, ranks: int) -> Tensor:
             return task.noise(draw, index + first)
 
         own = replace(
-            task, learner=_rows(task.learner, rows), reference=_rows(task.reference, rows),
-            size=size, noise=noise,
-        )  # fmt: skip
+            task,
+            learner=_rows(task.learner, rows),
+            reference=_rows(task.reference, rows),
+            size=size,
+            noise=noise,
+        )
         chosen.append(joint(own) + first)
     return torch.cat(chosen)
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from jestcli.selection.blocks import log_sum_exp, softplus, sum_softplus
-from jestcli.selection.distributed import ALONE, Ranks
+from jestcli.selection.distributed import SINGLE_PROCESS, Ranks
 from jestcli.selection.embeddings import PairEmbeddings, check_together, checked
 from jestcli.selection.names import check_name
 
@@ -202,7 +202,7 @@ def terms(
     return found
 
 
-def pair_losses(pairs: PairEmbeddings, loss: str, ranks: Ranks = ALONE) -> Tensor:
+def pair_losses(pairs: PairEmbeddings, loss: str, ranks: Ranks = SINGLE_PROCESS) -> Tensor:
     """Loss of each local pair with all pairs of all ranks as its batch, streaming: float64 [B].
 
     Both directions by half, so the values sum to the batch loss. softmax: paper, eq. 1.

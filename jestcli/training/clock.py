@@ -11,11 +11,19 @@ from typing import Any
 import torch
 
 PARTS = ("draw", "score", "select", "update")
-Watch = Callable[[str], AbstractContextManager[None]]
+Timer = Callable[[str], AbstractContextManager[None]]
 
 # Dense peak of matrix products in FLOP/s, bfloat16, from the makers' data sheets.
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
-         "A10G": 70e12, "V100": 125e12, "T4": 65e12}  # fmt: skip
+PEAKS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "V100": 125e12,
+    "T4": 65e12,
+}
 
 
 PASSED = (
@@ -24,7 +32,7 @@ PASSED = (
 )
 
 
-def no_watch(part: str) -> AbstractContextManager[None]:
+def no_timer(part: str) -> AbstractContextManager[None]:
     """Measures nothing."""
     return nullcontext()
 
@@ -140,8 +148,11 @@ def log_line(record: dict[str, Any]) -> str:
     if speed:
         parts.append(f"MFU {100 * speed['mfu']:.0f} %")
     cost = record["flops"]
-    named = [f"{cost[key] / 1e12:.3g} {key.replace('_', ' ')}" for key in
-             ("cached_reuse", "cached", "uncached", "charged") if key in cost]  # fmt: skip
+    named = [
+        f"{cost[key] / 1e12:.3g} {key.replace('_', ' ')}"
+        for key in ("cached_reuse", "cached", "uncached", "charged")
+        if key in cost
+    ]
     parts.append("TFLOP " + ", ".join(named))
     if speed:
         parts.append(f"{duration(speed['seconds_left'])} left")

@@ -29,7 +29,7 @@ class RanksError(Exception):
 
 
 @dataclass(frozen=True)
-class World:
+class DistEnv:
     """This process among the ranks. The default is a process alone, on the CPU.
 
     group: the ranks' process group, with a timeout; None: alone.
@@ -53,7 +53,7 @@ class World:
             dist.barrier(group=self.patient)
 
     @contextmanager
-    def first(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """Rank 0 goes through the block alone; the others follow when it is done."""
         if not self.main:
             self.wait()
@@ -61,7 +61,7 @@ class World:
         if self.main:
             self.wait()
 
-    def means(self, *numbers: float) -> list[float]:
+    def all_reduce_mean(self, *numbers: float) -> list[float]:
         """The ranks' average of each number, the same on every rank."""
         if self.group is None:
             return list(numbers)
@@ -71,13 +71,13 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is set on any rank, the same on every rank."""
-        return self.means(float(flag))[0] > 0
+        return self.all_reduce_mean(float(flag))[0] > 0
 
-    def says(self, value: bool) -> bool:
+    def broadcast_flag(self, value: bool) -> bool:
         """What rank 0 says, whatever the others think."""
-        return self.means(float(value and self.main))[0] > 0
+        return self.all_reduce_mean(float(value and self.main))[0] > 0
 
-    def gathered(self, rows: Tensor) -> Tensor:
+    def all_gather(self, rows: Tensor) -> Tensor:
         """The ranks' equally many rows, one after the other."""
         if self.group is None:
             return rows
@@ -87,7 +87,7 @@ class World:
 
     def pairs(self, mine: PairEmbeddings) -> PairEmbeddings:
         """All ranks' pairs, in the order of their global indices."""
-        image, text = self.gathered(mine.image), self.gathered(mine.text)
+        image, text = self.all_gather(mine.image), self.all_gather(mine.text)
         return PairEmbeddings(image, text, mine.scale, mine.bias)
 
     def texts(self, mine: str) -> list[str]:
@@ -99,9 +99,9 @@ class World:
         dist.all_reduce(longest, dist.ReduceOp.MAX, group=self.group)
         row = torch.zeros(1, int(longest), dtype=torch.uint8, device=self.device)
         row[0, : len(content)] = content.to(self.device)
-        return [bytes(r.tolist()).rstrip(b"\0").decode() for r in self.gathered(row).cpu()]
+        return [bytes(r.tolist()).rstrip(b"\0").decode() for r in self.all_gather(row).cpu()]
 
-    def exchanged(self, rows: Tensor, out: list[int], into: list[int]) -> Tensor:
+    def all_to_all(self, rows: Tensor, out: list[int], into: list[int]) -> Tensor:
         """Send out[r] of these rows (in order) to each rank r and get into[r] rows from it."""
         if self.group is None:
             return rows
@@ -111,11 +111,11 @@ class World:
         return received
 
 
-ALONE = World()
+SINGLE_PROCESS = DistEnv()
 
 
 @contextmanager
-def join(device: torch.device, timeout: timedelta = timedelta(minutes=10)) -> Iterator[World]:
+def join(device: torch.device, timeout: timedelta = timedelta(minutes=10)) -> Iterator[DistEnv]:
     """The world that torchrun's environment describes: NCCL on GPUs, gloo otherwise.
 
     Outside torchrun (or with one process) the process is alone. A rank that dies or stops
@@ -123,7 +123,7 @@ def join(device: torch.device, timeout: timedelta = timedelta(minutes=10)) -> It
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield World(device=device)
+        yield DistEnv(device=device)
         return
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -133,7 +133,7 @@ def join(device: torch.device, timeout: timedelta = timedelta(minutes=10)) -> It
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timeout)
         patient: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
-        yield World(rank, size, device, dist.group.WORLD, patient)
+        yield DistEnv(rank, size, device, dist.group.WORLD, patient)
         dist.barrier(group=patient)
         dist.destroy_process_group()
 
@@ -181,7 +181,7 @@ def owners(home: Tensor, n_low: int, world: int) -> Tensor:
 
 
 def share(
-    candidates: SuperBatch, index: Tensor, n_low: int, world: World, balanced: bool
+    candidates: SuperBatch, index: Tensor, n_low: int, world: DistEnv, balanced: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What this rank trains of the sub-batch: pixels, tokens and their places in `index`.
 
@@ -205,5 +205,5 @@ def share(
     )
     pixels, tokens = candidates.full(index[held] - world.rank * len(candidates))
     order = places.argsort()
-    pixels, tokens = (world.exchanged(x, out, into)[order.to(x.device)] for x in (pixels, tokens))
+    pixels, tokens = (world.all_to_all(x, out, into)[order.to(x.device)] for x in (pixels, tokens))
     return pixels, tokens, places[order]

@@ -17,10 +17,10 @@ from torch.utils.checkpoint import checkpoint
 
 from jestcli.config import Run
 from jestcli.models.towers import Clip
-from jestcli.training.distributed import World
+from jestcli.training.distributed import DistEnv
 
 
-def make_trainee(learner: Clip, run: Run, world: World) -> nn.Module:
+def make_trainee(learner: Clip, run: Run, world: DistEnv) -> nn.Module:
     """What the training step calls: `learner` itself, or a wrapper that averages its gradients.
 
     `learner` moves to the rank's device and keeps its own methods, which score and evaluate. With
@@ -71,7 +71,7 @@ def _checkpoint_activations(learner: Clip) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
 
 
-def _sharded(learner: Clip, world: World) -> nn.Module:
+def _sharded(learner: Clip, world: DistEnv) -> nn.Module:
     """FSDP2: every transformer block's parameters are spread over the ranks.
 
     Scale and bias are single numbers, which cannot be spread: each rank has them whole, and
@@ -87,7 +87,7 @@ def _sharded(learner: Clip, world: World) -> nn.Module:
     return learner
 
 
-def average_whole(trainee: nn.Module, world: World) -> None:
+def average_whole(trainee: nn.Module, world: DistEnv) -> None:
     """Average those gradients that a sharded model keeps whole; a no-op for any other."""
     if world.group is None or isinstance(trainee, DistributedDataParallel):
         return

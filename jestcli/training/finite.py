@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from jestcli.selection import PairEmbeddings
-from jestcli.training.distributed import World
+from jestcli.training.distributed import DistEnv
 
 
-class NotFinite(Exception):
+class NonFiniteError(Exception):
     """A step met a NaN or an infinity, and nothing was updated. Every rank raises it together.
 
     index: int64 [n], the candidates that it concerns; candidate i of rank r is number
@@ -21,8 +21,8 @@ class NotFinite(Exception):
         self.index = index
 
 
-def check_embeddings(what: str, pairs: PairEmbeddings | None, world: World, held: int) -> None:
-    """Raise NotFinite on every rank if a row on any rank is not finite.
+def check_embeddings(what: str, pairs: PairEmbeddings | None, world: DistEnv, held: int) -> None:
+    """Raise NonFiniteError on every rank if a row on any rank is not finite.
 
     pairs: of the first of `held` candidates, as many on every rank.
     """
@@ -31,4 +31,4 @@ def check_embeddings(what: str, pairs: PairEmbeddings | None, world: World, held
     good = pairs.image.isfinite().all(1) & pairs.text.isfinite().all(1)
     if world.any(not bool(good.all())):
         rows = torch.nonzero(~good).flatten().cpu()
-        raise NotFinite(f"{what} embeddings are", rows + world.rank * held)
+        raise NonFiniteError(f"{what} embeddings are", rows + world.rank * held)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from jestcli.config import Run
-from jestcli.training.distributed import ALONE, World
+from jestcli.training.distributed import SINGLE_PROCESS, DistEnv
 from jestcli.training.engine import average_whole
 from jestcli.training.loss import contrastive_loss
 
@@ -30,10 +30,13 @@ class Batch:
         """Micro-batches of at most `size` pairs, in order."""
         starts = range(0, len(self.images), size)
         return [
-            Batch(self.images[s : s + size], self.tokens[s : s + size],
-                  min(max(self.n_low - s, 0), size))
+            Batch(
+                self.images[s : s + size],
+                self.tokens[s : s + size],
+                min(max(self.n_low - s, 0), size),
+            )
             for s in starts
-        ]  # fmt: skip
+        ]
 
 
 def autocast(run: Run, device: torch.device) -> AbstractContextManager[object]:
@@ -43,7 +46,7 @@ def autocast(run: Run, device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, torch.bfloat16)
 
 
-def backward(trainee: nn.Module, batch: Batch, run: Run, world: World = ALONE) -> Tensor:
+def backward(trainee: nn.Module, batch: Batch, run: Run, world: DistEnv = SINGLE_PROCESS) -> Tensor:
     """Add the loss's gradient to the parameters' .grad; returns this rank's loss, 0-d.
 
     trainee: (images, tokens, n_low) -> image and text embeddings, scale and bias.
@@ -77,9 +80,10 @@ def backward(trainee: nn.Module, batch: Batch, run: Run, world: World = ALONE) -
             if not last:  # those of scale and bias are whole already: once is enough
                 outputs, gradients = outputs[:2], gradients[:2]
             used = [
-                (x, g) for x, g in zip(outputs, gradients, strict=True)
+                (x, g)
+                for x, g in zip(outputs, gradients, strict=True)
                 if g is not None and x.requires_grad
-            ]  # fmt: skip
+            ]
             torch.autograd.backward(*map(list, zip(*used, strict=True)))  # type: ignore[arg-type]
     average_whole(trainee, world)
     return loss.detach()

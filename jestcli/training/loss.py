@@ -11,7 +11,7 @@ from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from jestcli.training.distributed import ALONE, World
+from jestcli.training.distributed import SINGLE_PROCESS, DistEnv
 
 
 def contrastive_loss(
@@ -21,7 +21,7 @@ def contrastive_loss(
     bias: Tensor,
     kind: str,
     chunk: int | None = None,
-    world: World = ALONE,
+    world: DistEnv = SINGLE_PROCESS,
 ) -> Tensor:
     """The paper's eq. 1 (softmax) or 2 (sigmoid) over the ranks' whole batch, per pair.
 
@@ -41,7 +41,7 @@ def contrastive_loss(
 
 
 def _chunked_sigmoid(
-    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, chunk: int, world: World
+    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, chunk: int, world: DistEnv
 ) -> Tensor:
     """Memory for chunk x b logits: each chunk's are computed again in the backward pass."""
     texts = text if world.group is None else _Gathered.apply(text, world)
@@ -68,9 +68,9 @@ class _Gathered(torch.autograd.Function):
     """The ranks' rows, one after the other; each rank's gradient is the sum of all ranks'."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, world: World) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, world: DistEnv) -> Tensor:
         ctx.world, ctx.n = world, len(rows)
-        return world.gathered(rows)
+        return world.all_gather(rows)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]

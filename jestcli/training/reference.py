@@ -25,11 +25,11 @@ from jestcli.config import ConfigError, did_you_mean
 from jestcli.data.dataset import Dataset, Samples, Transform
 from jestcli.data.embeddings import Block, Blocks, TableFile
 from jestcli.data.loader import SuperBatch
-from jestcli.models.flexi import View
+from jestcli.models.flexi import Resolution
 from jestcli.models.flops import ForwardFlops
 from jestcli.models.towers import Clip
 from jestcli.selection import PairEmbeddings
-from jestcli.training.step import embed
+from jestcli.training.step import encode_pairs
 
 PRECISION = "float32"
 VERSION = 1  # of how images and captions are prepared
@@ -81,7 +81,7 @@ class RunReference:
     model: Clip
     tokenizer: Any
     image_size: int
-    view: View | None = None
+    view: Resolution | None = None
     micro_batch: int = MICRO_BATCH
     second: None = None
 
@@ -102,11 +102,11 @@ class RunReference:
         return Transform(self.image_size, self.tokenizer)
 
     def embed(self, samples: Samples) -> PairEmbeddings:
-        return embed(self.model, samples.images, samples.tokens, self.view, self.micro_batch)
+        return encode_pairs(self.model, samples.images, samples.tokens, self.view, self.micro_batch)
 
     def __call__(self, batch: SuperBatch, index: Tensor | None = None) -> PairEmbeddings:
         index = torch.arange(len(batch)) if index is None else index
-        return embed(self.model, *batch.full(index), self.view, self.micro_batch)
+        return encode_pairs(self.model, *batch.full(index), self.view, self.micro_batch)
 
 
 @dataclass(frozen=True)
@@ -288,8 +288,9 @@ class EmbeddingTable:
         `caption_rows` (their own); there: bool [n], whether both are known."""
         captions = rows if caption_rows is None else caption_rows
         if self.resident is not None:
-            at, text_at = (torch.from_numpy(x).to(self.resident.image.device)
-                           for x in (rows, captions))  # fmt: skip
+            at, text_at = (
+                torch.from_numpy(x).to(self.resident.image.device) for x in (rows, captions)
+            )
             known = torch.ones(len(rows), dtype=torch.bool)
             return self.resident.image[at], self.resident.text[text_at], known
         d = max((each[0].shape[1] for each in self.maps if each is not None), default=0)

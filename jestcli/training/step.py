@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from jestcli.config import Run
 from jestcli.data.loader import SuperBatch
 from jestcli.data.tokens import word_ids
-from jestcli.models.flexi import View
+from jestcli.models.flexi import Resolution
 from jestcli.models.towers import Clip
 from jestcli.selection import PairEmbeddings, select
 from jestcli.selection.scores import learnability_by_pair
 from jestcli.training.augment import augment, normalise
-from jestcli.training.clock import Watch, no_watch
-from jestcli.training.distributed import ALONE, World, share
+from jestcli.training.clock import Timer, no_timer
+from jestcli.training.distributed import SINGLE_PROCESS, DistEnv, share
 from jestcli.training.engine import clip_gradients, running_statistics
-from jestcli.training.finite import NotFinite, check_embeddings
+from jestcli.training.finite import NonFiniteError, check_embeddings
 from jestcli.training.gradients import Batch, autocast, backward
 from jestcli.training.optimiser import learning_rate
 from jestcli.utils.randomness import torch_generator
@@ -30,8 +30,8 @@ EmbedReference = Callable[[SuperBatch], PairEmbeddings]
 
 
 @torch.no_grad()
-def embed(
-    model: Clip, images: Tensor, tokens: Tensor, view: View | None, micro_batch: int = 64
+def encode_pairs(
+    model: Clip, images: Tensor, tokens: Tensor, view: Resolution | None, micro_batch: int = 64
 ) -> PairEmbeddings:
     """Embeddings of the deterministic view: uint8 [B, 3, S, S], int64 [B, L] -> [B, d] twice.
 
@@ -51,7 +51,7 @@ def embed(
 
 
 @dataclass(frozen=True)
-class Choice:
+class SubBatch:
     """index: int64 [b] into the candidates: those that the sampler chose, then curated pairs.
 
     With several ranks candidate i of rank r is number r * len(candidates) + i.
@@ -80,36 +80,36 @@ class Choice:
         return found
 
 
-def offered(run: Run, candidates: SuperBatch, world: World = ALONE) -> SuperBatch:
+def offered(run: Run, candidates: SuperBatch, world: DistEnv = SINGLE_PROCESS) -> SuperBatch:
     """Those of this rank's candidates that a sampler chooses from: the curated pairs of the batch
     stand behind them."""
     curated = run.curated_pairs // world.size if run.selects else 0
     return candidates.first(len(candidates) - curated) if curated else candidates
 
 
-def choose(
+def select_sub_batch(
     learner: Clip,
     reference: EmbedReference | None,
     candidates: SuperBatch,
     run: Run,
     step: int,
     measure: bool = False,
-    world: World = ALONE,
-    watch: Watch = no_watch,
-) -> Choice:
-    """Pick the sub-batch (Algorithm 1, or what `run.selection` names). May raise NotFinite.
+    world: DistEnv = SINGLE_PROCESS,
+    watch: Timer = no_timer,
+) -> SubBatch:
+    """Pick the sub-batch (Algorithm 1, or what `run.selection` names). May raise NonFiniteError.
 
     With source.kind=mixed the curated pairs of the batch are in it, whatever is chosen beside them.
     """
     selection, engine, held = run.selection, run.engine, len(candidates)
     if not run.selects:
-        return Choice(torch.arange(held * world.size))
+        return SubBatch(torch.arange(held * world.size))
     candidates = offered(run, candidates, world)
     learner_pairs = reference_pairs = None
     if selection.scores and (measure or selection.reads_learner):
         view = learner.low if selection.low_res_scoring else learner.full
         with autocast(run, world.device):
-            learner_pairs = embed(
+            learner_pairs = encode_pairs(
                 learner, candidates.images, candidates.tokens, view, engine.scoring_batch
             )
     if selection.scores and reference:
@@ -137,13 +137,13 @@ def choose(
         ).cpu()
     batch = _with_curated(index, len(candidates), held, world)
     if not measure:
-        return Choice(batch)
+        return SubBatch(batch)
     return replace(
         _measured(index, candidates, learner_pairs, reference_pairs, run, world), index=batch
     )
 
 
-def _with_curated(index: Tensor, offered: int, held: int, world: World) -> Tensor:
+def _with_curated(index: Tensor, offered: int, held: int, world: DistEnv) -> Tensor:
     """Global numbers of what was chosen of every rank's first `offered` candidates, int64 [n], as
     numbers among all `held` of every rank; the rest of those behind them."""
     if offered == held:
@@ -158,16 +158,16 @@ def _measured(
     learner: PairEmbeddings | None,
     reference: PairEmbeddings | None,
     run: Run,
-    world: World,
-) -> Choice:
+    world: DistEnv,
+) -> SubBatch:
     """What was chosen (int64 [n], of the candidates that were offered), with what tells why."""
     known, shares = None, None
     if candidates.wrong is not None:
         mine = torch.from_numpy(candidates.wrong).to(world.device, torch.uint8)
-        known = world.gathered(mine).bool().cpu()
+        known = world.all_gather(mine).bool().cpu()
         shares = (float(known.double().mean()), float(known[index].double().mean()))
     if learner is None or reference is None:
-        return Choice(index, wrong=shares)
+        return SubBatch(index, wrong=shares)
     whole = [world.pairs(pairs) for pairs in (learner, reference)]
     everything = torch.arange(len(whole[0]))
     every, chosen = (
@@ -177,20 +177,20 @@ def _measured(
     means: list[float | None] = [None, None]
     if known is not None:
         means = [float(every[k].mean()) if k.any() else None for k in (~known, known)]
-    return Choice(index, float(every.mean()), float(chosen.mean()), shares, *means)
+    return SubBatch(index, float(every.mean()), float(chosen.mean()), shares, *means)
 
 
-def update(
+def train_step(
     learner: nn.Module,
     optimiser: torch.optim.Optimizer,
     candidates: SuperBatch,
     index: Tensor,
     run: Run,
     step: int,
-    world: World = ALONE,
+    world: DistEnv = SINGLE_PROCESS,
 ) -> float:
-    """One gradient step on the chosen pairs; returns the loss. May raise NotFinite: nothing of the
-    model has changed then.
+    """One gradient step on the chosen pairs; returns the loss. May raise NonFiniteError: nothing of
+    the model has changed then.
 
     A random `low_res_share` of them is seen at low resolution, the rest at full;
     their embeddings are joined in one ordinary b x b loss (Flexi-JEST). Which pair is seen how
@@ -211,11 +211,11 @@ def update(
     optimiser.zero_grad()
     mine = backward(learner, batch, run, world)
     norm = float(clip_gradients(learner.parameters(), run.optim.clip_norm))
-    (loss,) = world.means(float(mine))
+    (loss,) = world.all_reduce_mean(float(mine))
     if not math.isfinite(loss + norm):
         for each, kept in zip(statistics, before, strict=True):
             each.copy_(kept)
-        raise NotFinite(f"the loss is {loss}, the gradient's norm {norm}:", index)
+        raise NonFiniteError(f"the loss is {loss}, the gradient's norm {norm}:", index)
     for group in optimiser.param_groups:
         group["lr"] = learning_rate(step, run.optim)
     optimiser.step()

@@ -30,9 +30,14 @@ def tracker(mode: str, folder: Path, label: str, run: Run) -> Iterator[Track]:
     import wandb
 
     tracked = wandb.init(
-        project="jest", id=folder.name, name=label, resume="allow", mode=mode,  # type: ignore[arg-type]
-        dir=str(folder), config=run.model_dump(mode="json"),
-    )  # fmt: skip
+        project="jest",
+        id=folder.name,
+        name=label,
+        resume="allow",
+        mode=mode,  # type: ignore[arg-type]
+        dir=str(folder),
+        config=run.model_dump(mode="json"),
+    )
     try:
         yield lambda record: tracked.log(
             _flat(record)

@@ -31,7 +31,7 @@ from jestcli.training.checkpoint import (
     read,
     write_atomic,
 )
-from jestcli.training.distributed import World
+from jestcli.training.distributed import DistEnv
 from jestcli.training.metrics import evaluation_steps
 from jestcli.utils.io import sweep
 
@@ -57,7 +57,7 @@ def steps_there(folder: Path, at_most: int) -> list[int]:
 
 
 def leave(
-    folder: Path, tensors: dict[str, Tensor], about: dict[str, Any], metrics: Path, world: World
+    folder: Path, tensors: dict[str, Tensor], about: dict[str, Any], metrics: Path, world: DistEnv
 ) -> None:
     """Leave the state after about["step"] steps for other lengths, unless it is there."""
     path = path_of(folder, about["step"])
@@ -72,7 +72,7 @@ def leave(
 
 
 def take(
-    folder: Path, at_most: int, model: nn.Module, optimiser: torch.optim.Optimizer, world: World
+    folder: Path, at_most: int, model: nn.Module, optimiser: torch.optim.Optimizer, world: DistEnv
 ) -> tuple[dict[str, Any], bytes]:
     """Fill both from the last checkpoint that is of use, at step `at_most` or before it.
 
@@ -92,12 +92,12 @@ def take(
     return about, content
 
 
-def _where(world: World) -> dict[str, Any]:
+def _where(world: DistEnv) -> dict[str, Any]:
     """What else the last bits of a training depend on."""
     return {"ranks": world.size, "device": world.device.type}
 
 
-def _usable(path: Path, world: World) -> bool:
+def _usable(path: Path, world: DistEnv) -> bool:
     try:
         tensors, about = read(path)
         check_state(path, about)

@@ -12,14 +12,14 @@ from tiny import draw, fake_pool, tiny_model, tiny_run
 from jestcli.bench import scoring
 from jestcli.bench.of_run import bench_scoring
 from jestcli.runs.workspace import StageError, Workspace
-from jestcli.training.step import embed
+from jestcli.training.step import encode_pairs
 
 
 def test_every_way_is_compared_with_full_resolution(tmp_path: Path) -> None:
     run = tiny_run("jest", optim={"batch_size": 16})
     learner, reference = tiny_model(run, (8,)), tiny_model(run, (8,), seed=1)
     drawn = [draw([fake_pool(64)], [32], 0, step) for step in range(2)]
-    batches = [(d, embed(reference, d.images, d.tokens, None)) for d in drawn]
+    batches = [(d, encode_pairs(reference, d.images, d.tokens, None)) for d in drawn]
     result = scoring.measure(run, learner, batches)
     full, *cheaper = result["rows"]
     assert full["spearman"] == pytest.approx(1) and full["overlap"] == 1
@@ -34,7 +34,9 @@ def test_every_way_is_compared_with_full_resolution(tmp_path: Path) -> None:
 def test_the_diagonal_is_the_loss_of_each_pair_alone() -> None:
     run = tiny_run()
     pool = draw([fake_pool(8)], [8], 0, 0)
-    a, b = (embed(tiny_model(run, (8,), seed=s), pool.images, pool.tokens, None) for s in (0, 1))
+    a, b = (
+        encode_pairs(tiny_model(run, (8,), seed=s), pool.images, pool.tokens, None) for s in (0, 1)
+    )
     z = [10 * (p.image[3] @ p.text[3]) - 10 for p in (a, b)]
     expected = torch.log1p(torch.exp(-z[0])) - torch.log1p(torch.exp(-z[1]))
     assert float(scoring.diagonal(a, b)[3]) == pytest.approx(float(expected), abs=1e-4)

@@ -27,8 +27,9 @@ B = 10
 
 @pytest.fixture
 def loading(tmp_path: Path) -> Loading:
-    return Loading(workers=0, max_faults=0.6, cache=tmp_path / "cache", timeout=0.3, retries=1,
-                   pause=0.01)  # fmt: skip
+    return Loading(
+        workers=0, max_faults=0.6, cache=tmp_path / "cache", timeout=0.3, retries=1, pause=0.01
+    )
 
 
 def read(
@@ -94,9 +95,15 @@ def test_every_broken_sample_is_replaced_and_named(
 def test_what_an_index_leaves_out_is_counted(tmp_path: Path) -> None:
     twice = sample(1)
     path = write_tar(
-        tmp_path / "a.tar", sample(0), sample(2, jpg=None), sample(3, txt=None, json=None), twice,
-        sample(4), twice, sample(5, JPG=jpeg(6)),
-    )  # fmt: skip
+        tmp_path / "a.tar",
+        sample(0),
+        sample(2, jpg=None),
+        sample(3, txt=None, json=None),
+        twice,
+        sample(4),
+        twice,
+        sample(5, JPG=jpeg(6)),
+    )
     index = scan(path)
     assert index.keys == [f"{n:09d}" for n in (0, 1, 4, 5)]
     assert index.faults == {
@@ -188,8 +195,10 @@ def test_every_rank_writes_its_own_log_and_reads_all(tmp_path: Path) -> None:
         log = BadSampleLog(tmp_path, rank)
         log.add([fault, fault])
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "faults-rank1.jsonl", "faults-rank2.jsonl", "faults.jsonl",
-    ]  # fmt: skip
+        "faults-rank1.jsonl",
+        "faults-rank2.jsonl",
+        "faults.jsonl",
+    ]
     assert sorted(BadSampleLog(tmp_path).known.values()) == faults
 
 

@@ -20,8 +20,11 @@ def test_the_loader_is_measured_against_the_demand(
         (str(shards),), 32, 16, 8, (0, 1), 0.05, super_batch=1000, step_seconds=0.5, out=out
     )
     assert [(r["decode"], r["workers"]) for r in result["rows"]] == [
-        ("full", 0), ("full", 1), ("reduced", 0), ("reduced", 1),
-    ]  # fmt: skip
+        ("full", 0),
+        ("full", 1),
+        ("reduced", 0),
+        ("reduced", 1),
+    ]
     assert all(r["pairs_per_second"] > 0 for r in result["rows"])
     assert result["demand_pairs_per_second"] == 2000
     assert json.loads(out.read_text()) == result

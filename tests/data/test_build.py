@@ -41,8 +41,15 @@ def test_pool_holds_the_rest_with_real_names(root: Path) -> None:
     assert "stuff/copied-bell" not in pool, "a curated raster is removed from the pool"
     assert "stuff/nothing" not in pool, "a blank raster is not a pair"
     assert set(pool["brands/acme"].meta) == {
-        "key", "source", "set", "category", "family", "licence", "captions", "levels"
-    }  # fmt: skip
+        "key",
+        "source",
+        "set",
+        "category",
+        "family",
+        "licence",
+        "captions",
+        "levels",
+    }
     weak = [pair for pair in pool.values() if "weak" in pair.meta["levels"]]
     assert len(weak) == 20 and all(pair.meta["category"] != "Logos" for pair in weak)
 
@@ -62,9 +69,15 @@ def test_curated_levels_and_captions(root: Path) -> None:
 def test_benchmarks_are_in_the_local_wds_layout(root: Path) -> None:
     entries = {e["name"]: e for e in json.loads((root / "benchmarks/benchmarks.json").read_text())}
     assert list(entries) == [
-        "objects", "objects_filled", "objects_fewshot", "tagged_i2t", "tagged_t2i", "emoji_3d",
-        "animals", "food",
-    ]  # fmt: skip
+        "objects",
+        "objects_filled",
+        "objects_fewshot",
+        "tagged_i2t",
+        "tagged_t2i",
+        "emoji_3d",
+        "animals",
+        "food",
+    ]
     objects = entries["objects"]
     folder = root / "benchmarks" / objects["folder"]
     classes = (folder / "classnames.txt").read_text().splitlines()

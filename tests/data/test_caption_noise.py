@@ -25,7 +25,7 @@ from jestcli.runs import trained
 from jestcli.runs.inputs import data_of, open_inputs, sources
 from jestcli.runs.reference import OpenedReference
 from jestcli.runs.workspace import Workspace, read_done
-from jestcli.training.step import embed
+from jestcli.training.step import encode_pairs
 
 
 def noise(dataset: DecodedDataset, share: float, rows: np.ndarray | None = None) -> CaptionNoise:
@@ -124,7 +124,9 @@ def test_learner_and_reference_see_the_same_moved_captions(workspace: Workspace)
     inputs = open_inputs(run, workspace, folder)
     assert inputs.reference is not None and run.reference is not None
     drawn = inputs.loader(0)
-    live = embed(trained.load_run(run.reference, workspace), drawn.images, drawn.tokens, None)
+    live = encode_pairs(
+        trained.load_run(run.reference, workspace), drawn.images, drawn.tokens, None
+    )
     assert np.allclose(inputs.reference(drawn).text.numpy(), live.text.numpy(), atol=1e-6)
     assert np.allclose(inputs.reference(drawn).image.numpy(), live.image.numpy(), atol=1e-6)
     assert moved[drawn.row].any() and np.array_equal(moved[drawn.row], drawn.wrong)

@@ -17,7 +17,7 @@ from jestcli.runs import reference, trained
 from jestcli.runs.inputs import open_inputs
 from jestcli.runs.workspace import Workspace, read_done
 from jestcli.training.metrics import chosen_in_training
-from jestcli.training.step import embed
+from jestcli.training.step import encode_pairs
 
 LEFT_IN = {"curated_in_pool": True}
 
@@ -67,7 +67,7 @@ def test_left_in_the_pool_curated_pairs_are_drawn_scored_and_counted(workspace: 
     assert (rows >= n_pool).any() and (rows < n_pool).any() and rows.max() < n_pool + n_curated
     model = trained.load_run(run.reference, workspace)
     for one in drawn[:3]:
-        live = embed(model, one.images, one.tokens, None)
+        live = encode_pairs(model, one.images, one.tokens, None)
         torch.testing.assert_close(inputs.reference(one).image, live.image, rtol=0, atol=1e-5)
         torch.testing.assert_close(inputs.reference(one).text, live.text, rtol=0, atol=1e-5)
     chosen = np.concatenate([rows for _, rows in chosen_in_training(folder)])
@@ -91,13 +91,15 @@ def test_uniform_training_counts_what_lies_there_and_other_pools_nothing(
 def test_the_scheduler_embeds_both_stores_before_the_learners_start(workspace: Workspace) -> None:
     run = tiny_run("jest", source=LEFT_IN, seed=7, reference={"seed": 7})
     assert run.reference is not None
-    work = [Job("left", 7, run), Job("removed", 7, tiny_run("jest", seed=7,
-                                                           reference={"seed": 7}))]  # fmt: skip
+    work = [Job("left", 7, run), Job("removed", 7, tiny_run("jest", seed=7, reference={"seed": 7}))]
     stages = plan(work, workspace)
     assert [(s.kind, s.split) for s in stages] == [
-        ("train", "pool"), ("cache", "pool"), ("cache", "curated"), ("train", "pool"),
         ("train", "pool"),
-    ]  # fmt: skip
+        ("cache", "pool"),
+        ("cache", "curated"),
+        ("train", "pool"),
+        ("train", "pool"),
+    ]
     needs = {s.label: set(s.needs) for s in stages if s.kind == "train"}
     caches = {s.split: s.key for s in stages if s.kind == "cache"}
     assert needs["left (seed 7)"] >= set(caches.values())
@@ -109,10 +111,13 @@ def test_the_scheduler_embeds_both_stores_before_the_learners_start(workspace: W
     assert not [s for s in plan(work, workspace) if s.kind == "cache"]
 
 
-@pytest.mark.parametrize("change,message", [
-    ({"source": {**LEFT_IN, "kind": "mixed"}}, "needs source.kind pool or filtered"),
-    ({"source": LEFT_IN, "data": {"train": ["a.tar"]}}, "is for the embedded data"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"source": {**LEFT_IN, "kind": "mixed"}}, "needs source.kind pool or filtered"),
+        ({"source": LEFT_IN, "data": {"train": ["a.tar"]}}, "is for the embedded data"),
+    ],
+)
 def test_where_nothing_can_be_left_in_it_is_refused(
     change: dict[str, object], message: str
 ) -> None:

@@ -41,42 +41,70 @@ def shard(path: Path, members: dict[str, bytes | str]) -> str:
 
 
 def test_reads_captions_from_json_or_text(tmp_path: Path) -> None:
-    url = shard(tmp_path / "a.tar", {
-        "1.png": png(1), "1.txt": "first",
-        "1.json": json.dumps({"key": "k", "captions": ["a", "b"]}),
-        "2.png": png(2, mode="RGBA"), "2.txt": "one\ntwo\n",
-        "3.jpg": png(3, (40, 20), "L"), "3.json": json.dumps({"caption": "grey"}),
-        "4.png": png(4), "4.cls": "7",
-    })  # fmt: skip
+    url = shard(
+        tmp_path / "a.tar",
+        {
+            "1.png": png(1),
+            "1.txt": "first",
+            "1.json": json.dumps({"key": "k", "captions": ["a", "b"]}),
+            "2.png": png(2, mode="RGBA"),
+            "2.txt": "one\ntwo\n",
+            "3.jpg": png(3, (40, 20), "L"),
+            "3.json": json.dumps({"caption": "grey"}),
+            "4.png": png(4),
+            "4.cls": "7",
+        },
+    )
     report = Report()
     found = list(read_shards(url, report))
     assert [(pair.key, pair.captions) for pair in found] == [
-        ("k", ("a", "b")), ("2", ("one", "two")), ("3", ("grey",)), ("4", ())
-    ]  # fmt: skip
+        ("k", ("a", "b")),
+        ("2", ("one", "two")),
+        ("3", ("grey",)),
+        ("4", ()),
+    ]
     assert all(pair.image.mode == "RGB" for pair in found) and found[3].meta["cls"] == 7
     assert report.read == 4 and not report.skipped
 
 
 def test_broken_samples_are_skipped_and_counted(tmp_path: Path) -> None:
     good = png(1)
-    url = shard(tmp_path / "a.tar", {
-        "0.png": good, "0.txt": "fine",
-        "1.png": good[:60], "1.txt": "cut off",
-        "2.png": b"not an image", "2.txt": "text",
-        "3.txt": "no picture",
-        "4.png": good,
-        "5.png": good, "5.txt": b"\xff\xfe\xfa",
-        "6.png": good, "6.json": "{", "6.txt": "x",
-        "7.png": good, "7.json": "[1]", "7.txt": "x",
-        "8.png": good, "8.json": "[" * 200_000, "8.txt": "x",
-        "9.png": good, "9.txt": "also fine",
-    })  # fmt: skip
+    url = shard(
+        tmp_path / "a.tar",
+        {
+            "0.png": good,
+            "0.txt": "fine",
+            "1.png": good[:60],
+            "1.txt": "cut off",
+            "2.png": b"not an image",
+            "2.txt": "text",
+            "3.txt": "no picture",
+            "4.png": good,
+            "5.png": good,
+            "5.txt": b"\xff\xfe\xfa",
+            "6.png": good,
+            "6.json": "{",
+            "6.txt": "x",
+            "7.png": good,
+            "7.json": "[1]",
+            "7.txt": "x",
+            "8.png": good,
+            "8.json": "[" * 200_000,
+            "8.txt": "x",
+            "9.png": good,
+            "9.txt": "also fine",
+        },
+    )
     report = Report()
     assert [pair.key for pair in read_shards(url, report)] == ["0", "9"]
     assert report.skipped == {
-        "broken image": 2, "no image": 1, "no caption": 1, "text is not utf-8": 1,
-        "broken json": 2, "json is not an object": 1,
-    }  # fmt: skip
+        "broken image": 2,
+        "no image": 1,
+        "no caption": 1,
+        "text is not utf-8": 1,
+        "broken json": 2,
+        "json is not an object": 1,
+    }
     assert "2 samples read, 8 skipped" in report.line()
 
 
@@ -116,8 +144,10 @@ def test_a_hostile_shard_executes_and_writes_nothing(tmp_path: Path) -> None:
 def test_a_bomb_of_an_image_is_refused(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(buffer, "PNG")
-    url = shard(tmp_path / "a.tar", {"1.png": buffer.getvalue(), "1.txt": "big",
-                                     "2.png": png(1), "2.txt": "ok"})  # fmt: skip
+    url = shard(
+        tmp_path / "a.tar",
+        {"1.png": buffer.getvalue(), "1.txt": "big", "2.png": png(1), "2.txt": "ok"},
+    )
     report = Report()
     assert [pair.key for pair in read_shards(url, report)] == ["2"]
     assert report.skipped.total() == 1
@@ -153,11 +183,17 @@ def test_store_equals_direct_decoding(tmp_path: Path, workers: int) -> None:
     for number in range(3):
         members: dict[str, bytes | str] = {}
         for k in range(4):
-            meta = {"key": f"s/{number}-{k}", "source": f"s{k % 2}", "family": "f",
-                    "captions": [f"thing {k}"] + ["second name"] * (k == 2),
-                    "levels": ["strong"] if k < 2 else []}  # fmt: skip
-            members |= {f"{number}{k}.png": png(10 * number + k, (32 + 8 * k, 32)),
-                        f"{number}{k}.json": json.dumps(meta)}  # fmt: skip
+            meta = {
+                "key": f"s/{number}-{k}",
+                "source": f"s{k % 2}",
+                "family": "f",
+                "captions": [f"thing {k}"] + ["second name"] * (k == 2),
+                "levels": ["strong"] if k < 2 else [],
+            }
+            members |= {
+                f"{number}{k}.png": png(10 * number + k, (32 + 8 * k, 32)),
+                f"{number}{k}.json": json.dumps(meta),
+            }
         members |= {f"{number}9.png": b"broken", f"{number}9.txt": "x"}
         urls.append(shard(tmp_path / f"{number}.tar", members))
     tokenizer = small_tokenizer()

@@ -158,9 +158,12 @@ def test_folder_braces_pipe_and_http_give_the_same(
 ) -> None:
     with served(shards) as address:
         for source in (
-            f"{shards}/{{00..03}}.tar", f"{shards}/*.tar", f"file:{shards}/{{00..03}}.tar",
-            f"pipe:cat {shards}/{{00..03}}.tar", address + "/{00..03}.tar",
-        ):  # fmt: skip
+            f"{shards}/{{00..03}}.tar",
+            f"{shards}/*.tar",
+            f"file:{shards}/{{00..03}}.tar",
+            f"pipe:cat {shards}/{{00..03}}.tar",
+            address + "/{00..03}.tar",
+        ):
             dataset = opened(source, loading)
             found = drawn(dataset, range(2))
             assert all(map(same, found, straight)), source

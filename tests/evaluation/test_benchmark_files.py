@@ -31,10 +31,13 @@ def bombs(key: str, mark: Path) -> dict[str, bytes]:
 def labelled(folder: Path, mark: Path) -> Path:
     flowers = folder / "wds_flowers"
     for split in ("test", "train"):
-        write_tar(flowers / split / "0.tar", *[
-            {f"{n}.jpg": jpeg(n), f"{n}.cls": str(n % 2).encode(), **bombs(str(n), mark)}
-            for n in range(6)
-        ])  # fmt: skip
+        write_tar(
+            flowers / split / "0.tar",
+            *[
+                {f"{n}.jpg": jpeg(n), f"{n}.cls": str(n % 2).encode(), **bombs(str(n), mark)}
+                for n in range(6)
+            ],
+        )
     (flowers / "classnames.txt").write_text("rose\ntulip\n")
     (flowers / "zeroshot_classification_templates.txt").write_text("a {c}\n")
     return flowers

@@ -142,9 +142,11 @@ class Reader(nn.Module):
 
 
 ALL = [
-    toy("zero-shot"), toy("few-shot"),
-    toy("retrieval", "text_retrieval_recall@1"), toy("retrieval", "image_retrieval_recall@1"),
-]  # fmt: skip
+    toy("zero-shot"),
+    toy("few-shot"),
+    toy("retrieval", "text_retrieval_recall@1"),
+    toy("retrieval", "image_retrieval_recall@1"),
+]
 
 
 def test_a_perfect_model_scores_one_everywhere() -> None:
@@ -218,8 +220,9 @@ def test_the_miniatures_benchmarks_are_scored_and_twice_the_same(data_root: Path
         assert 0 <= score["score"] <= 1 and score["n"] == len(benchmark.split())
         assert score["chance"] == benchmark.chance
     assert {k for k in first["tagged_t2i"] if "recall" in k} == {
-        "image_retrieval_recall@1", "image_retrieval_recall@5"
-    }  # fmt: skip
+        "image_retrieval_recall@1",
+        "image_retrieval_recall@5",
+    }
     other = evaluate(tiny_model(tiny_run(), seed=1), TOKENIZER, benchmarks)
     assert other != first
 

@@ -11,7 +11,7 @@ from jestcli.selection import PairEmbeddings
 
 def given(monkeypatch, image, text) -> float:
     pairs = PairEmbeddings(F.normalize(image, dim=1), F.normalize(text, dim=1), 1.0)
-    monkeypatch.setattr("jestcli.evaluation.matching.embed", lambda *_: pairs)
+    monkeypatch.setattr("jestcli.evaluation.matching.encode_pairs", lambda *_: pairs)
     return matching_auc(None, None, None)  # type: ignore[arg-type]
 
 

@@ -34,8 +34,14 @@ OPTIM = TINY["optim"] | {"weight_decay": 1.0}  # so much that four steps show it
 TOWERS: dict[str, dict[str, Any]] = {"vit": {}, "cnn": {"tower": "cnn", "channels": [4, 8]}}
 SHARDS = {"train": "pool", "curated": "curated", "window": 2, "benchmarks": "benchmarks"}
 # Of a record, what does not say whether two runs are one: what was measured, and a title.
-LEFT_OUT = ("seconds", "speed", "joules", "wall_seconds_of_last_sitting",
-            "waiting_for_data_of_last_sitting", "label")  # fmt: skip
+LEFT_OUT = (
+    "seconds",
+    "speed",
+    "joules",
+    "wall_seconds_of_last_sitting",
+    "waiting_for_data_of_last_sitting",
+    "label",
+)
 Record = dict[str, Any]
 
 
@@ -109,9 +115,11 @@ def read_record(run: Path) -> Record:
     for name, tensor in load_file(run / "model.safetensors").items():
         bits, values = tensor.contiguous().reshape(-1).view(torch.uint8), tensor.double()
         weights[name] = {
-            "shape": list(tensor.shape), "mean": float(values.mean()), "norm": float(values.norm()),
+            "shape": list(tensor.shape),
+            "mean": float(values.mean()),
+            "norm": float(values.norm()),
             "sha256": hashlib.sha256(bits.numpy().tobytes()).hexdigest(),
-        }  # fmt: skip
+        }
     return {
         "metrics": [_kept(line) for line in lines],
         "done": _kept(done),
@@ -210,17 +218,40 @@ def _commands(cases: list[Case], place: Place, folder: Path, ranks: int, kill: i
     for number, case in enumerate(cases):
         file = folder / f"{number}.yaml"
         file.write_text(yaml.safe_dump(case.settings()))
-        lines.append(["train", "--method", case.method, "--config", str(file), "--device", "cpu",
-                      "--data-workers", "0", "--cache", str(folder / "cache")])  # fmt: skip
+        lines.append(
+            [
+                "train",
+                "--method",
+                case.method,
+                "--config",
+                str(file),
+                "--device",
+                "cpu",
+                "--data-workers",
+                "0",
+                "--cache",
+                str(folder / "cache"),
+            ]
+        )
     ports = [_free_port() for _ in cases]
     started = []
     for rank in range(ranks):
-        env = {"JEST_DATA": str(place.icons), "JEST_RUNS": str(folder / "runs"), "COLUMNS": "500",
-               "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}  # fmt: skip
+        env = {
+            "JEST_DATA": str(place.icons),
+            "JEST_RUNS": str(folder / "runs"),
+            "COLUMNS": "500",
+            "OMP_NUM_THREADS": "1",
+            "TQDM_DISABLE": "1",
+        }
         if ranks > 1:  # as torchrun starts it
-            env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
-                    "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo",
-                    "TORCHELASTIC_RUN_ID": "golden"}  # fmt: skip
+            env |= {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(ranks),
+                "MASTER_ADDR": "127.0.0.1",
+                "GLOO_SOCKET_IFNAME": "lo",
+                "TORCHELASTIC_RUN_ID": "golden",
+            }
         said = folder / f"rank-{rank}"
         started.append(forked.start(_process, lines, ports, env, place.shards, said, kill))
     try:

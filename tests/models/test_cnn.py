@@ -9,7 +9,7 @@ from torch import nn
 
 from jestcli.config import ConfigError, Run, make_run
 from jestcli.models.cnn import BagOfTokens, BatchNorm, _halved
-from jestcli.models.flexi import View
+from jestcli.models.flexi import Resolution
 from jestcli.runs.trained import new_learner
 
 SMALL = {
@@ -42,7 +42,7 @@ def test_sides_keep_their_own_statistics_and_unknown_ones_are_refused() -> None:
     moved = {k for k, v in before.items() if not torch.equal(v, after[k])}
     assert moved == {k for k in before if k.endswith("mean_16")}
     with pytest.raises(ValueError, match="statistics for 32 and 16 px, not 8 px"):
-        model.set_low(View(4, 8))
+        model.set_low(Resolution(4, 8))
 
 
 def test_scoring_does_not_depend_on_the_rest_of_the_batch() -> None:

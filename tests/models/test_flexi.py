@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import tiny_model, tiny_run
 
-from jestcli.models.flexi import View, pi_resize_matrix, resize_matrix
+from jestcli.models.flexi import Resolution, pi_resize_matrix, resize_matrix
 
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
@@ -16,7 +16,7 @@ def test_one_patch_size_is_the_unmodified_tower_bit_for_bit(patch: int) -> None:
     flexi = tiny_model(tiny_run(), (patch,)).clip.visual
     assert type(flexi.visual).__module__ == "open_clip.transformer"
     assert torch.equal(flexi(IMAGES), flexi.visual(IMAGES))
-    assert torch.equal(flexi(IMAGES, View(patch, 32)), flexi.visual(IMAGES))
+    assert torch.equal(flexi(IMAGES, Resolution(patch, 32)), flexi.visual(IMAGES))
 
 
 def test_wide_towers_equal_too() -> None:
@@ -67,14 +67,14 @@ def test_gradients_reach_weights_and_every_position(patch: int) -> None:
     visual = tiny_model(tiny_run(), (8, 16)).clip.visual
     assert visual.visual.conv1.weight.shape[-1] == 16, "weights are stored at the largest patch"
     assert len(visual.visual.positional_embedding) == 1 + 16, "positions on the finest grid"
-    visual(IMAGES, View(patch, 32)).square().sum().backward()
+    visual(IMAGES, Resolution(patch, 32)).square().sum().backward()
     assert (visual.visual.conv1.weight.grad.abs().amax((1, 2, 3)) > 0).all()
     assert (visual.visual.positional_embedding.grad.abs().amax(1) > 0).all()
 
 
 def test_the_patch_sizes_see_the_image_differently_but_share_weights() -> None:
     model = tiny_model(tiny_run(), (8, 16))
-    fine, coarse = (model.encode_image(IMAGES, View(p, 32)) for p in (8, 16))
+    fine, coarse = (model.encode_image(IMAGES, Resolution(p, 32)) for p in (8, 16))
     assert torch.equal(model.encode_image(IMAGES), fine), "full resolution unless asked"
     assert not torch.allclose(fine, coarse, atol=1e-3)
     torch.testing.assert_close(fine.norm(dim=1), torch.ones(3))

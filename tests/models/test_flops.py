@@ -14,7 +14,7 @@ from jestcli.config import Run, make_run
 from jestcli.models.flops import ForwardFlops, forward_flops, per_iteration, run_cost, step_cost
 from jestcli.models.towers import build_model
 from jestcli.training.optimiser import make_optimiser
-from jestcli.training.step import update
+from jestcli.training.step import train_step
 
 LEARNER = ForwardFlops(image_full=800, image_low=180, text=200)
 REFERENCE = ForwardFlops(image_full=700, image_low=700, text=300)
@@ -142,7 +142,7 @@ def test_a_training_step_is_about_three_forwards(share: float) -> None:
     run = make_run({**run.model_dump(), "optim": {"batch_size": 32, "augment": False}})
     unit = step_cost(run, forward_flops(model, 32, run.data.context_length), None).cached
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        update(model, make_optimiser(model, run.optim), candidates, torch.arange(32), run, 0)
+        train_step(model, make_optimiser(model, run.optim), candidates, torch.arange(32), run, 0)
     assert counter.get_total_flops() == pytest.approx(unit, rel=0.05)
 
 

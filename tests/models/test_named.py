@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from tiny import tiny_run
 
 from jestcli.config import ConfigError, Data, Model, Run, make_run
-from jestcli.models.flexi import FlexiVisual, View, drop_cells
+from jestcli.models.flexi import FlexiVisual, Resolution, drop_tokens
 from jestcli.models.towers import Clip, build_model, low_view, named
 from jestcli.training.loss import contrastive_loss
 from jestcli.training.optimiser import make_optimiser
@@ -30,8 +30,12 @@ TOWERS: dict[str, dict[str, Any]] = {
     "class token": {"vision_cfg": NATIVE},
     "average pooling": {"vision_cfg": {**NATIVE, "pool_type": "avg", "no_ln_pre": True}},
     "attentional pooling": {
-        "vision_cfg": {**NATIVE, "attentional_pool": True, "attn_pooler_heads": 2,
-                       "attn_pooler_queries": 4},
+        "vision_cfg": {
+            **NATIVE,
+            "attentional_pool": True,
+            "attn_pooler_heads": 2,
+            "attn_pooler_queries": 4,
+        },
     },
     "fixed positions": {"vision_cfg": {**NATIVE, "pos_embed_type": "sin_cos_2d"}},
     "timm, MAP pooling, no class token (SigLIP)": {
@@ -40,14 +44,18 @@ TOWERS: dict[str, dict[str, Any]] = {
     },
     "timm, class token": {
         "custom_text": True,
-        "vision_cfg": {**TIMM, "timm_model_name": "vit_tiny_patch16", "timm_pool": "token",
-                       "timm_proj": "linear"},
+        "vision_cfg": {
+            **TIMM,
+            "timm_model_name": "vit_tiny_patch16",
+            "timm_pool": "token",
+            "timm_proj": "linear",
+        },
     },
     "timm, positions without the class and register tokens": {
         "custom_text": True,
         "vision_cfg": {**TIMM, "timm_model_name": "vit_tiny_patch16_reg", "timm_pool": "avg"},
     },
-}  # fmt: skip
+}
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
@@ -66,19 +74,22 @@ def tower(kind: str, seed: int = 0) -> Any:
     return named(config, DATA, HEAD)
 
 
-def views(visual: FlexiVisual) -> dict[str, View]:
+def views(visual: FlexiVisual) -> dict[str, Resolution]:
     patch = visual.stored_patch
     return {
-        "own": View(patch, 32), "larger": View(2 * patch, 32), "smaller": View(patch // 2, 32),
-        "resolution": View(patch, 16), "tokens": View(patch, 32, 0.5),
-    }  # fmt: skip
+        "own": Resolution(patch, 32),
+        "larger": Resolution(2 * patch, 32),
+        "smaller": Resolution(patch // 2, 32),
+        "resolution": Resolution(patch, 16),
+        "tokens": Resolution(patch, 32, 0.5),
+    }
 
 
 @pytest.mark.parametrize("kind", TOWERS)
 def test_the_original_view_of_a_flexified_tower_is_the_unmodified_one(kind: str) -> None:
     plain = tower(kind)
     expected = plain.visual(IMAGES).detach()
-    seen = views(FlexiVisual(plain.visual, View(8, 32)))
+    seen = views(FlexiVisual(plain.visual, Resolution(8, 32)))
     flexi = FlexiVisual(plain.visual, seen["own"], tuple(seen.values()))
     assert torch.equal(flexi(IMAGES), expected)
     # The same through the resizing code, with maps that are the identity: it handles class and
@@ -87,13 +98,15 @@ def test_the_original_view_of_a_flexified_tower_is_the_unmodified_one(kind: str)
     flexi.stored_patch, flexi.stored_grid = -1, -1
     flexi.register_buffer(f"weight_map_{patch}", torch.eye(patch**2))
     flexi.register_buffer(f"position_map_{side // patch}", torch.eye((side // patch) ** 2))
-    torch.testing.assert_close(flexi(IMAGES, View(patch, side)), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        flexi(IMAGES, Resolution(patch, side)), expected, rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("kind", TOWERS)
 def test_every_view_differs_and_reaches_weights_and_positions(kind: str) -> None:
     plain = tower(kind)
-    seen = views(FlexiVisual(plain.visual, View(8, 32)))
+    seen = views(FlexiVisual(plain.visual, Resolution(8, 32)))
     flexi = FlexiVisual(plain.visual, seen["own"], tuple(seen.values()))
     full = flexi(IMAGES).detach()
     for name, view in seen.items():
@@ -110,10 +123,10 @@ def test_every_view_differs_and_reaches_weights_and_positions(kind: str) -> None
 def test_maps_are_no_part_of_a_checkpoint_and_made_once() -> None:
     plain = tower("class token")
     names = {f"visual.{key}" for key in plain.visual.state_dict()}
-    flexi = FlexiVisual(plain.visual, View(8, 32), (View(16, 32), View(8, 16)))
+    flexi = FlexiVisual(plain.visual, Resolution(8, 32), (Resolution(16, 32), Resolution(8, 16)))
     assert set(flexi.state_dict()) == names
     first = flexi.get_buffer("position_map_2")
-    flexi.prepare(View(16, 32))
+    flexi.prepare(Resolution(16, 32))
     assert flexi.get_buffer("position_map_2") is first
 
 
@@ -126,10 +139,14 @@ def by_name(name: str, **changes: Any) -> Run:
     return make_run({"model": model, "data": data, **changes})
 
 
-@pytest.mark.parametrize("name,size,patches", [
-    ("ViT-B-16", 224, (16, 32)), ("ViT-B-16-SigLIP-256", 256, (16, 32)),
-    ("ViT-SO400M-14-SigLIP", 224, (14, 28)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name,size,patches",
+    [
+        ("ViT-B-16", 224, (16, 32)),
+        ("ViT-B-16-SigLIP-256", 256, (16, 32)),
+        ("ViT-SO400M-14-SigLIP", 224, (14, 28)),
+    ],
+)
 def test_a_real_config_builds_at_its_own_patch_and_twice_that(
     name: str, size: int, patches: tuple[int, ...]
 ) -> None:
@@ -150,7 +167,7 @@ def test_one_real_tower_computes_what_open_clip_computes() -> None:
     for part in ("vision_cfg", "text_cfg"):
         small[part] |= {"layers": 1, "width": 128}
     small["text_cfg"]["heads"] = 2
-    model = Clip(named(small, run.data, HEAD), View(32, 64), View(64, 64))
+    model = Clip(named(small, run.data, HEAD), Resolution(32, 64), Resolution(64, 64))
     tokens = torch.arange(16).reshape(2, 8)
     image, text, scale, bias = model(torch.ones(2, 3, 64, 64), tokens)
     theirs = model.clip.visual.visual(torch.ones(2, 3, 64, 64))
@@ -159,13 +176,16 @@ def test_one_real_tower_computes_what_open_clip_computes() -> None:
     assert float(scale) == pytest.approx(9.974, abs=1e-3) and float(bias) == -10
 
 
-@pytest.mark.parametrize("name,words", [
-    ("ViT-B16", "no model.name 'ViT-B16' (did you mean ViT-B-16?)"),
-    ("RN50", "cannot be trained here: its image tower is a ResNet"),
-    ("convnext_base", "is not a plain ViT"),
-    ("roberta-ViT-B-32", "its text tower comes from a model hub"),
-    ("coca_ViT-B-32", "it also generates captions"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name,words",
+    [
+        ("ViT-B16", "no model.name 'ViT-B16' (did you mean ViT-B-16?)"),
+        ("RN50", "cannot be trained here: its image tower is a ResNet"),
+        ("convnext_base", "is not a plain ViT"),
+        ("roberta-ViT-B-32", "its text tower comes from a model hub"),
+        ("coca_ViT-B-32", "it also generates captions"),
+    ],
+)
 def test_what_is_no_vit_is_refused_in_one_line(name: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         by_name(name)
@@ -176,8 +196,10 @@ def test_names_are_read_without_importing_open_clip() -> None:
     import subprocess
     import sys
 
-    code = ("import sys; from jestcli.utils import catalogue; assert len(catalogue.usable()) > 60;"
-            "assert 'open_clip' not in sys.modules and 'torch' not in sys.modules")  # fmt: skip
+    code = (
+        "import sys; from jestcli.utils import catalogue; assert len(catalogue.usable()) > 60;"
+        "assert 'open_clip' not in sys.modules and 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert set(catalogue.known()) <= set(open_clip.list_models())
 
@@ -202,12 +224,14 @@ def test_softmax_has_no_bias_that_nothing_would_train() -> None:
 
 def test_each_approximation_sees_as_many_cells() -> None:
     for kind, view in (
-        ("patch", View(16, 32)), ("resolution", View(8, 16)), ("tokens", View(8, 32, 0.25)),
-    ):  # fmt: skip
+        ("patch", Resolution(16, 32)),
+        ("resolution", Resolution(8, 16)),
+        ("tokens", Resolution(8, 32, 0.25)),
+    ):
         run = tiny_run("flexi", selection={"approximation": kind})
-        assert low_view(run.model, run.data, run.selection) == view and view.cells == 4
+        assert low_view(run.model, run.data, run.selection) == view and view.tokens == 4
     run = tiny_run("flexi", selection={"approximation": "tokens", "keep_tokens": 0.5})
-    assert low_view(run.model, run.data, run.selection).cells == 8
+    assert low_view(run.model, run.data, run.selection).tokens == 8
     with pytest.raises(ConfigError, match=r"keep_tokens needs selection\.approximation=tokens"):
         tiny_run("flexi", selection={"keep_tokens": 0.5})
 
@@ -217,9 +241,9 @@ def test_the_cells_of_most_contrast_are_kept() -> None:
     images[0, :, 8:16, 24:32] = IMAGES[0, :, :8, :8]  # cell 7 of 16
     images[1, :, 24:32, 0:8] = IMAGES[0, :, :8, :8]  # cell 12
     cells = torch.arange(17.0).expand(2, 17)[:, :, None]
-    kept = drop_cells(cells, images, View(8, 32, 1 / 16), prefix=1)
+    kept = drop_tokens(cells, images, Resolution(8, 32, 1 / 16), prefix=1)
     assert kept[:, :, 0].tolist() == [[0, 8], [0, 13]], "the prefix, and that cell"
-    everything = drop_cells(cells, images, View(8, 32), prefix=1)
+    everything = drop_tokens(cells, images, Resolution(8, 32), prefix=1)
     assert everything is cells
 
 
@@ -227,7 +251,7 @@ def test_larger_patches_nearly_are_a_smaller_image() -> None:
     """PI-resizing to twice the patch, on smooth images, is the old patch on the halved image."""
     model = build_model(tiny_run().model, DATA, (8,), 0)
     smooth = torch.nn.functional.interpolate(IMAGES[:, :, :8, :8], size=32, mode="bicubic")
-    patch, small = View(16, 32), View(8, 16)
+    patch, small = Resolution(16, 32), Resolution(8, 16)
     for view in (patch, small):
         model.set_low(view)
     a, b = (model.encode_image(smooth, view) for view in (patch, small))

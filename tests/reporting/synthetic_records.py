@@ -14,11 +14,15 @@ from jestcli.paper.records import Header, Record, collect
 
 HEADER = Header("icons and emoji (not ImageNet or COCO)", "synthetic")
 TESTS = {  # name: (test images, chance, share of the mean that it scores)
-    "objects": (1362, 1 / 269, 1.1), "objects_fewshot": (486, 1 / 231, 1.5),
-    "tagged_i2t": (1321, 1 / 1321, 0.5), "tagged_t2i": (1321, 1 / 1321, 0.45),
-    "emoji_3d": (1562, 1 / 1562, 0.7), "emoji_ink": (1520, 1 / 1520, 0.4),
-    "animals": (315, 1 / 158, 1.6), "food": (257, 1 / 130, 1.75),
-}  # fmt: skip
+    "objects": (1362, 1 / 269, 1.1),
+    "objects_fewshot": (486, 1 / 231, 1.5),
+    "tagged_i2t": (1321, 1 / 1321, 0.5),
+    "tagged_t2i": (1321, 1 / 1321, 0.45),
+    "emoji_3d": (1562, 1 / 1562, 0.7),
+    "emoji_ink": (1520, 1 / 1520, 0.4),
+    "animals": (315, 1 / 158, 1.6),
+    "food": (257, 1 / 130, 1.75),
+}
 FULL, LOW = 51_900_000, 20_000_000
 # name: (method, steps, best, speed, late decay)
 METHOD_OF = {
@@ -62,12 +66,19 @@ def write_run(
         cached = step * (train + scored)
         reuse = step * b * FULL if scored and one == FULL else 0
         uncached = cached + step * (super_b * FULL if scored else 0)
-        return {"cached_reuse": cached - reuse, "cached": cached, "uncached": uncached,
-                "charged": cached + once}  # fmt: skip
+        return {
+            "cached_reuse": cached - reuse,
+            "cached": cached,
+            "uncached": uncached,
+            "charged": cached + once,
+        }
 
     def seconds(step: int) -> dict[str, float]:
-        return {"draw": 0.004 * step * speed, "choose": 6e-11 * scored * step * speed * 0.8,
-                "update": 6e-11 * train * step * speed}  # fmt: skip
+        return {
+            "draw": 0.004 * step * speed,
+            "choose": 6e-11 * scored * step * speed * 0.8,
+            "update": 6e-11 * train * step * speed,
+        }
 
     level = rng.normal(0, 0.004)
 
@@ -79,8 +90,12 @@ def write_run(
         for task, (n, chance, share) in TESTS.items():
             m = n if final else min(n, max_images)
             p = float(np.clip(chance + mean * share + rng.normal(0, 0.004), 0, 1))
-            row: dict[str, Any] = {"score": p, "chance": chance, "n": m,
-                                   "stderr": math.sqrt(p * (1 - p) / m)}  # fmt: skip
+            row: dict[str, Any] = {
+                "score": p,
+                "chance": chance,
+                "n": m,
+                "stderr": math.sqrt(p * (1 - p) / m),
+            }
             if task.startswith("tagged"):
                 kind = "text" if task.endswith("i2t") else "image"
                 row[f"{kind}_retrieval_recall@1"] = p
@@ -104,9 +119,14 @@ def write_run(
                 1.6 - 0.7 * drift + rng.normal(0, 0.04),
             ]
             lines.append(
-                {"step": step, "loss": 9 * math.exp(-step / 300) + 2, "lr": 1e-3,
-                 "learnability": both if scored else [None, None], **cost}
-            )  # fmt: skip
+                {
+                    "step": step,
+                    "loss": 9 * math.exp(-step / 300) + 2,
+                    "lr": 1e-3,
+                    "learnability": both if scored else [None, None],
+                    **cost,
+                }
+            )
         if step in evaluate_at:
             last = scores(step, step == steps)
             lines.append({"step": step, "scores": last, **cost})
@@ -114,14 +134,26 @@ def write_run(
     (folder / "config.json").write_text(json.dumps({"label": name, **run.model_dump(mode="json")}))
     mean = sum(row["score"] for row in last.values()) / len(last)
     done = {
-        "label": name, "scores": last, "mean": mean, "steps": steps, "examples": steps * b,
+        "label": name,
+        "scores": last,
+        "mean": mean,
+        "steps": steps,
+        "examples": steps * b,
         "flops": flops(steps),
-        "flops_per_example": {"image_full": FULL - 8_000_000, "image_low": LOW - 8_000_000,
-                              "text": 8_000_000},
-    }  # fmt: skip
+        "flops_per_example": {
+            "image_full": FULL - 8_000_000,
+            "image_low": LOW - 8_000_000,
+            "text": 8_000_000,
+        },
+    }
     (folder / "done.json").write_text(json.dumps(done))
-    environment = {"commit": "0123456789ab", "cpu": "Example(R) Processor", "cores": 2,
-                   "threads": 1, "packages": {"torch": "2.15.0"}}  # fmt: skip
+    environment = {
+        "commit": "0123456789ab",
+        "cpu": "Example(R) Processor",
+        "cores": 2,
+        "threads": 1,
+        "packages": {"torch": "2.15.0"},
+    }
     (folder / "environment.json").write_text(json.dumps(environment))
     return folder
 
@@ -140,25 +172,46 @@ def tiny(name: str, seed: int, scores: list[float], examples: list[int] | None =
     examples = examples or [10 ** (i + 1) for i in range(len(scores))]
     curve = [
         {
-            "step": x, "examples": x, "seen": x, "seconds": 2.0 * x,
-            "flops": {"cached_reuse": 3.0 * x, "cached": 4.0 * x, "uncached": 5.0 * x,
-                      "charged": 4.0 * x + 100},
-            "mean": s, "mean_chance_corrected": (s - 0.01) / 0.99, "logprob": None,
+            "step": x,
+            "examples": x,
+            "seen": x,
+            "seconds": 2.0 * x,
+            "flops": {
+                "cached_reuse": 3.0 * x,
+                "cached": 4.0 * x,
+                "uncached": 5.0 * x,
+                "charged": 4.0 * x + 100,
+            },
+            "mean": s,
+            "mean_chance_corrected": (s - 0.01) / 0.99,
+            "logprob": None,
             "scores": {"task": s},
         }
         for x, s in zip(examples, scores, strict=True)
-    ]  # fmt: skip
+    ]
     last, steps = scores[-1], examples[-1]
     flops = curve[-1]["flops"]
     return {
-        "name": name, "seed": seed, "digest": f"{name}{seed}", "label": name, "settings": {},
-        "steps": steps, "batch_size": 1, "super_batch_size": 1,
+        "name": name,
+        "seed": seed,
+        "digest": f"{name}{seed}",
+        "label": name,
+        "settings": {},
+        "steps": steps,
+        "batch_size": 1,
+        "super_batch_size": 1,
         "benchmarks": {"task": {"chance": 0.01, "n": 1000, "n_curve": 1000, "retrieval": False}},
-        "retrieval_rescaled": False, "curve": curve,
-        "final": {"mean": last, "mean_chance_corrected": (last - 0.01) / 0.99, "logprob": None,
-                  "scores": {"task": {"score": last, "chance": 0.01, "n": 1000, "stderr": 0.01}}},
+        "retrieval_rescaled": False,
+        "curve": curve,
+        "final": {
+            "mean": last,
+            "mean_chance_corrected": (last - 0.01) / 0.99,
+            "logprob": None,
+            "scores": {"task": {"score": last, "chance": 0.01, "n": 1000, "stderr": 0.01}},
+        },
         "flops_per_iteration": {k: v / steps for k, v in flops.items()},  # type: ignore[attr-defined]
-        "uniform_flops_per_iteration": 3.0, "seconds": {"update": 2.0 * steps},
+        "uniform_flops_per_iteration": 3.0,
+        "seconds": {"update": 2.0 * steps},
         "training": {"step": [], "loss": [], "super": [], "sub": []},
         "environment": {"cpu": "Example", "cores": 2, "threads": 1, "torch": "2", "commit": "c"},
-    }  # fmt: skip
+    }

@@ -91,9 +91,13 @@ def test_the_headline_is_a_region_of_the_map():
 
 
 def test_one_filter_above_jest_refutes_the_claim_of_the_best():
-    names = [c for c in dict.fromkeys(
-        n for contrast in BY_KEY["raw pool against filters"].core for n in contrast.conditions
-    ) if c != "jest"]  # fmt: skip
+    names = [
+        c
+        for c in dict.fromkeys(
+            n for contrast in BY_KEY["raw pool against filters"].core for n in contrast.conditions
+        )
+        if c != "jest"
+    ]
     poor = [many(name, 0.05, 0.1) for name in names]
     assert word("raw pool against filters", many("jest", 0.2), *poor) == HOLDS
     good = [*poor[1:], many(names[0], 0.3, 0.5)]
@@ -117,17 +121,31 @@ def test_the_ways_to_lose_are_refuted_on_average():
 
 def test_moved_captions_are_counted_in_what_is_trained_on():
     shares = {"uniform": 0, "hard": 0.1, "joint": -0.3, "independent": -0.2}
-    made = [many(f"{name}@{q}", 0.1, noise=float(q) + by)
-            for q in ("0.5", "0.8") for name, by in shares.items()]  # fmt: skip
+    made = [
+        many(f"{name}@{q}", 0.1, noise=float(q) + by)
+        for q in ("0.5", "0.8")
+        for name, by in shares.items()
+    ]
     assert word("moved captions", *made) == HOLDS
 
 
 def figure2(good=0.98):
-    return [{"b": 4, "seed": seed, "uniform": [-4.0],
-             "chunks": {"1": [0.0], "4": [0.5 + 0.01 * seed], "16": [good + 0.005 * (seed % 2)]},
-             "gibbs": {"0": [-4.0], "2000": [1.0]},
-             "ratios": {"0.0": [0.0], "0.5": [1.0], "0.8": [1.1 + 0.01 * seed],
-                        "0.9": [1.2 + 0.01 * seed]}} for seed in range(3)]  # fmt: skip
+    return [
+        {
+            "b": 4,
+            "seed": seed,
+            "uniform": [-4.0],
+            "chunks": {"1": [0.0], "4": [0.5 + 0.01 * seed], "16": [good + 0.005 * (seed % 2)]},
+            "gibbs": {"0": [-4.0], "2000": [1.0]},
+            "ratios": {
+                "0.0": [0.0],
+                "0.5": [1.0],
+                "0.8": [1.1 + 0.01 * seed],
+                "0.9": [1.2 + 0.01 * seed],
+            },
+        }
+        for seed in range(3)
+    ]
 
 
 def test_sub_batches_are_judged_by_seed():
@@ -141,8 +159,13 @@ def test_diversity_is_judged_against_random_pairs_and_uniform_training():
     def one(name, seed, chosen, rare):
         spans = {"effective_sources": 10.0, "effective_categories": 5.0, "distinct_captions": 0.9}
         mine = {k: v * (chosen + 0.001 * seed) for k, v in spans.items()}
-        return {"name": name, "seed": seed, "chosen": mine if name == "jest" else None,
-                "accuracy": {"rare": rare + 0.001 * (seed % 2)}, "random": spans}  # fmt: skip
+        return {
+            "name": name,
+            "seed": seed,
+            "chosen": mine if name == "jest" else None,
+            "accuracy": {"rare": rare + 0.001 * (seed % 2)},
+            "random": spans,
+        }
 
     def found(key, chosen, rare):
         made = [one("uniform", s, 1, 0.1) for s in range(3)]

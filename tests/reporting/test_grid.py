@@ -10,8 +10,14 @@ from jestcli.paper.statistics import bootstrap_difference, verdict
 from jestcli.paper.table import build, to_markdown
 
 NAMES = ["uniform", "joint@0.5", "joint@0.9", "alone@0.5", "alone@0.9"]
-PANELS = (Panel(title="Learnability", x="filter ratio", lines={"joint": "joint", "alone": "alone"},
-                levels={"uniform": "uniform"}),)  # fmt: skip
+PANELS = (
+    Panel(
+        title="Learnability",
+        x="filter ratio",
+        lines={"joint": "joint", "alone": "alone"},
+        levels={"uniform": "uniform"},
+    ),
+)
 
 
 def record(name, seed, score, nats=None):
@@ -42,8 +48,9 @@ def test_a_line_ends_with_its_value_and_missing_cells_say_so(records):
 
 
 def test_values_that_are_no_numbers_stand_side_by_side(records):
-    named = [dict(r, name=r["name"].replace("@0.5", "@weak").replace("@0.9", "@strong"))
-             for r in records]  # fmt: skip
+    named = [
+        dict(r, name=r["name"].replace("@0.5", "@weak").replace("@0.9", "@strong")) for r in records
+    ]
     names = ["uniform", "joint@weak", "joint@strong"]
     figure = make_grid("t", PANELS, HEADER, named, names, theme.DARK)
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["weak", "strong"]

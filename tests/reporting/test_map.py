@@ -21,12 +21,16 @@ def made_up() -> list[dict[str, Any]]:
     found = []
     for seed, shift in ((1, -0.001), (2, 0.0), (3, 0.001)):
         for steps, low, high in ((375, 0.01, 0.04), (750, 0.02, 0.08), (1500, 0.04, 0.16)):
-            found += [run(f"uniform@0.8@{steps}", seed, steps, low + shift),
-                      run(f"uniform@0@{steps}", seed, steps, high + shift),
-                      run(f"curated@{steps}", seed, steps, 0.05 + shift)]  # fmt: skip
-        found += [run("jest@0.8@375", seed, 375, 0.04 + shift),
-                  run("jest@0@375", seed, 375, 0.08 + shift),
-                  run("jest@0.8@750", seed, 750, 0.20 + shift)]  # fmt: skip
+            found += [
+                run(f"uniform@0.8@{steps}", seed, steps, low + shift),
+                run(f"uniform@0@{steps}", seed, steps, high + shift),
+                run(f"curated@{steps}", seed, steps, 0.05 + shift),
+            ]
+        found += [
+            run("jest@0.8@375", seed, 375, 0.04 + shift),
+            run("jest@0@375", seed, 375, 0.08 + shift),
+            run("jest@0.8@750", seed, 750, 0.20 + shift),
+        ]
     return found
 
 
@@ -60,7 +64,12 @@ def test_figures_are_drawn_light_and_dark(tmp_path: Path) -> None:
     drawn = maps.draw_headline(records, tmp_path / "figure1", "made up", (375, 750))
     drawn += maps.draw_map(records, tmp_path / "map", "made up", [375, 750])
     assert {path.name for path in drawn} == {
-        "figure1.png", "figure1.svg", "figure1-dark.png", "map.png", "map.svg", "map-dark.png",
-    }  # fmt: skip
+        "figure1.png",
+        "figure1.svg",
+        "figure1-dark.png",
+        "map.png",
+        "map.svg",
+        "map-dark.png",
+    }
     assert all(path.stat().st_size > 5000 for path in drawn)
     assert maps.draw_why(records, tmp_path / "why", "made up") == [], "nothing is known of why"

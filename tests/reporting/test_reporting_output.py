@@ -39,8 +39,14 @@ def test_figure_is_written_light_and_dark_and_as_vectors(tmp_path, records):
 
 def test_lines_levels_and_speed_ups_are_named(records):
     found = words(make_figure1(HEADER, records, theme.LIGHT))
-    for start in ("JEST 2", "Uniform, long 1", "my-sampler ", "uniform final ", "curated best ",
-                  "reference "):  # fmt: skip
+    for start in (
+        "JEST 2",
+        "Uniform, long 1",
+        "my-sampler ",
+        "uniform final ",
+        "curated best ",
+        "reference ",
+    ):
         assert any(w.startswith(start) for w in found), start
     assert any(w.startswith("×") for w in found)
     assert any("n = 3 a method" in w and "commit" in w for w in found)

@@ -66,8 +66,11 @@ def test_a_file_holds_what_was_saved_in_a_fixed_order(tmp_path):
     header, loaded = load_records(path)
     assert header == HEADER
     assert [(r["name"], r["seed"]) for r in loaded] == [
-        ("jest", 0), ("jest", 1), ("uniform", 0), ("uniform", 1),
-    ]  # fmt: skip
+        ("jest", 0),
+        ("jest", 1),
+        ("uniform", 0),
+        ("uniform", 1),
+    ]
     assert {r["digest"]: r for r in loaded} == {r["digest"]: r for r in records}
     assert path.stat().st_size < 15_000 * len(records)
 

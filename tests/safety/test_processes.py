@@ -122,8 +122,11 @@ def test_a_trainer_ends_with_a_scheduler_that_is_killed(tmp_path: Path) -> None:
 def test_what_a_killed_write_left_is_swept_by_the_next_writer(tmp_path: Path) -> None:
     run, kept = tmp_path / "run", tmp_path / "run" / "checkpoints"
     kept.mkdir(parents=True)
-    left = [run / f".checkpoint.safetensors.{GONE}", run / f".shards.json.{GONE}-140",
-            kept / f".step-00000100.safetensors.{GONE}"]  # fmt: skip
+    left = [
+        run / f".checkpoint.safetensors.{GONE}",
+        run / f".shards.json.{GONE}-140",
+        kept / f".step-00000100.safetensors.{GONE}",
+    ]
     stay = [run / "config.json", run / f".done.json.{os.getppid()}", run / ".hidden"]
     for path in (*left, *stay):
         path.write_text("{}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-ALONE = """
+SINGLE_PROCESS = """
 import sys
 
 STANDARD = {*sys.stdlib_module_names, "jestcli", "torch", "numpy"}
@@ -43,6 +43,6 @@ print(sorted(name for name in sys.modules if name.startswith("jestcli")))
 
 
 def test_the_selection_needs_torch_and_numpy_alone() -> None:
-    ran = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True)
+    ran = subprocess.run([sys.executable, "-c", SINGLE_PROCESS], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert "jestcli.selection" in ran.stdout and "jestcli.config" not in ran.stdout

@@ -44,9 +44,12 @@ def dense_greedy(labels, size, noise, cap):
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
-    count=st.integers(1, 60), width=st.integers(1, 6), concepts=st.integers(1, 40),
-    seed=st.integers(0, 99), data=st.data(),
-)  # fmt: skip
+    count=st.integers(1, 60),
+    width=st.integers(1, 6),
+    concepts=st.integers(1, 40),
+    seed=st.integers(0, 99),
+    data=st.data(),
+)
 def test_picks_as_the_dense_greedy(count, width, concepts, seed, data):
     size = data.draw(st.integers(1, count))
     labels = make_labels(count, width, concepts, seed)

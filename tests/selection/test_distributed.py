@@ -16,13 +16,22 @@ def start(world, scenario, folder):
     environment["GLOO_SOCKET_IFNAME"] = "lo"
     return [
         subprocess.Popen(
-            [sys.executable, HERE / "distributed_worker.py", str(rank), str(world),
-             folder / "store", scenario],
-            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True,
+            [
+                sys.executable,
+                HERE / "distributed_worker.py",
+                str(rank),
+                str(world),
+                folder / "store",
+                scenario,
+            ],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in range(world)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize("world", [2, 4])

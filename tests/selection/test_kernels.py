@@ -17,6 +17,9 @@ def test_kernel_in_the_interpreter():
     environment["PYTHONPATH"] = f"{HERE.parents[1]}:{HERE}"
     done = subprocess.run(
         [sys.executable, HERE / "kernels_worker.py"],
-        env=environment, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0 and "ok" in done.stdout, done.stderr[-3000:]

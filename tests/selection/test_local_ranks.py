@@ -20,9 +20,12 @@ def test_each_rank_chooses_its_share_as_if_alone():
     assert torch.bincount(chosen // 8, minlength=4).tolist() == [3, 3, 3, 3]
     rows, noise = torch.arange(8, 16), gumbel(5, 2)
     alone = select(
-        learner.rows(rows), reference.rows(rows), size=3, n_chunks=3,
+        learner.rows(rows),
+        reference.rows(rows),
+        size=3,
+        n_chunks=3,
         noise=lambda draw, index: noise(draw, index + 8),
-    )  # fmt: skip
+    )
     assert (alone + 8).tolist() == chosen[3:6].tolist()
 
 

@@ -25,9 +25,15 @@ def test_distinct_and_in_range(name, loss, count, data):
     learner, reference = make_pairs(count, 4, seed=count), make_pairs(count, 3, seed=size)
     labels = torch.arange(2 * count).reshape(count, 2) % 7
     got = select(
-        learner, reference, size=size, sampler=name, loss=loss, n_chunks=n_chunks, iterations=5,
+        learner,
+        reference,
+        size=size,
+        sampler=name,
+        loss=loss,
+        n_chunks=n_chunks,
+        iterations=5,
         labels=labels,
-    ).tolist()  # fmt: skip
+    ).tolist()
     assert len(got) == len(set(got)) == size
     assert set(got) <= set(range(count))
 

@@ -15,7 +15,7 @@ from selection_oracle import (
 )
 
 from jestcli.selection import learnability_of, pairwise_learnability
-from jestcli.selection.distributed import ALONE
+from jestcli.selection.distributed import SINGLE_PROCESS
 from jestcli.selection.scores import GAINS, pair_losses
 
 FAST = settings(max_examples=25, deadline=None, derandomize=True)
@@ -36,7 +36,7 @@ def test_gain_is_the_change_of_the_batch_loss(loss, count, seed, scale, bias, da
     order = data.draw(st.permutations(range(count)))
     chosen = order[: data.draw(st.integers(1, count - 1))]
     cut = data.draw(st.integers(1, len(chosen)))
-    gain = GAINS[loss](pairs, ALONE)
+    gain = GAINS[loss](pairs, SINGLE_PROCESS)
     for chunk in (chosen[:cut], chosen[cut:]):
         if chunk:
             gain.add(torch.tensor(chunk))
@@ -52,7 +52,7 @@ def test_first_scores_are_the_diagonal(loss):
     pairs = make_pairs(10, 5, seed=0, bias=-4.0)
     z = np.diag(logits(pairs))
     expected = np.logaddexp(0, -z) if loss == "sigmoid" else -(z + 4.0)
-    assert np.allclose(GAINS[loss](pairs, ALONE).values().numpy(), expected)
+    assert np.allclose(GAINS[loss](pairs, SINGLE_PROCESS).values().numpy(), expected)
 
 
 @pytest.mark.parametrize("loss", BATCH_LOSS)

@@ -12,9 +12,10 @@ from own_shards import jpeg, make_shards, write_tar
 from tiny import TINY
 from toy import train_run
 
+from jestcli.bench.of_run import bench_scoring
 from jestcli.config import METHODS, Run, make_run, merge
 from jestcli.data.sources import Loading
-from jestcli.paper import chunks, diversity_of, scoring
+from jestcli.paper import chunks, diversity_of
 from jestcli.paper.experiment import Job
 from jestcli.runs.inputs import data_of, open_inputs
 from jestcli.runs.reference import embed_all, open_reference
@@ -27,9 +28,10 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_shards(root / "pool", 4, 16)
     make_shards(root / "curated", 1, 16, first=1000)
     flowers = root / "benchmarks" / "wds_flowers"
-    write_tar(flowers / "test" / "0.tar", *[
-        {f"{n}.jpg": jpeg(n), f"{n}.cls": str(n % 3).encode()} for n in range(12)
-    ])  # fmt: skip
+    write_tar(
+        flowers / "test" / "0.tar",
+        *[{f"{n}.jpg": jpeg(n), f"{n}.cls": str(n % 3).encode()} for n in range(12)],
+    )
     (flowers / "classnames.txt").write_text("cat\ndog\naster\n")
     (flowers / "zeroshot_classification_templates.txt").write_text("a {c}\n")
     return root
@@ -96,5 +98,5 @@ def test_figure_2_diversity_and_scoring_are_measured_on_shards(
     assert all(np.isfinite(found["chunks"]["4"])) and (tmp_path / "figure2" / "matrix.npy").exists()
     (measured,) = diversity_of.measure_all([Job("jest", 0, run)], place, tmp_path / "diversity")
     assert 0 < measured["chosen"]["distinct_captions"] <= 1 and measured["accuracy"]
-    result = scoring.bench_scoring(place, folder, 1, untrained=False)
+    result = bench_scoring(place, folder, 1, untrained=False)
     assert "pairs from own shards" in result["about"] and len(result["rows"]) == 5

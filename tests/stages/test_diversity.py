@@ -31,9 +31,10 @@ def test_accuracy_is_split_by_how_often_the_pool_names_a_class() -> None:
     right = np.array([1, 1, 1, 0, 0, 0], bool)
     hits = np.packbits(right).tobytes().hex()
     benchmark: Any = SimpleNamespace(
-        name="b", classes=["cat", "red fox", "axolotl"],
+        name="b",
+        classes=["cat", "red fox", "axolotl"],
         split=lambda: SimpleNamespace(labels=labels),
-    )  # fmt: skip
+    )
     captions = ["cat"] * 5 + ["a red fox"] * 2
     found = diversity.by_frequency(
         {"b": {"hits": hits, "n": 6}}, [benchmark], diversity.phrases(captions)

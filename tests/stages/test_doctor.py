@@ -73,8 +73,11 @@ def test_a_package_that_does_not_import(
 
 
 def own_settings(root: Path, **more: Any) -> dict[str, Any]:
-    data = {"train": str(root / "pool"), "curated": str(root / "curated"),
-            "benchmarks": str(root / "benchmarks")}  # fmt: skip
+    data = {
+        "train": str(root / "pool"),
+        "curated": str(root / "curated"),
+        "benchmarks": str(root / "benchmarks"),
+    }
     return merge(merge(TINY, {"data": data}), more)
 
 
@@ -115,17 +118,20 @@ def test_a_healthy_run_on_own_shards(root: Path) -> None:
 
 BROKEN_SHARDS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no folder": (lambda root: shutil.rmtree(root / "pool"), "no such file"),
-    "no shard": (lambda root: [p.unlink() for p in (root / "pool").iterdir()],
-                 "no .tar shard in the folder"),
+    "no shard": (
+        lambda root: [p.unlink() for p in (root / "pool").iterdir()],
+        "no .tar shard in the folder",
+    ),
     "no tar": (lambda root: (root / "pool" / "00.tar").write_bytes(b"x" * 2000), "not a tar file"),
     "no caption": (
         lambda root: write_tar(root / "curated" / "00.tar", sample(1, txt=None, json=None)),
         "curated, ",
     ),
     "no image": (
-        lambda root: write_tar(root / "pool" / "00.tar", sample(1, jpg=b"no")), "broken image",
+        lambda root: write_tar(root / "pool" / "00.tar", sample(1, jpg=b"no")),
+        "broken image",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BROKEN_SHARDS)
@@ -175,7 +181,7 @@ def test_a_check_that_fails_is_a_finding(root: Path, monkeypatch: pytest.MonkeyP
     def broken(run: Any) -> Any:
         raise RuntimeError("the towers\ndo not fit")
 
-    monkeypatch.setattr("jestcli.paper.plan.on_meta", broken)
+    monkeypatch.setattr("jestcli.runs.trained.on_meta", broken)
     bad = [f for f in own_states(root).values() if f.state == BAD]
     assert {f.text for f in bad} == {"RuntimeError: the towers do not fit"}
 

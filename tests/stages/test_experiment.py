@@ -29,7 +29,11 @@ from jestcli.runs.workspace import Workspace
 
 def experiment(**changes: Any) -> Experiment:
     settings: dict[str, Any] = {
-        "name": "small", "title": "t", "claim": "c", "refuted_if": "r", "base": TINY,
+        "name": "small",
+        "title": "t",
+        "claim": "c",
+        "refuted_if": "r",
+        "base": TINY,
         "references": {
             "strong": {"data": {"level": "strong"}, "optim": {"steps": 2}},
             "strong++": {"data": {"level": "strong++"}, "optim": {"steps": 3}},
@@ -42,7 +46,7 @@ def experiment(**changes: Any) -> Experiment:
             "finetune": {"method": "finetune", "reference": "strong"},
         },
         "seeds": [0, 1],
-    }  # fmt: skip
+    }
     return Experiment.model_validate({**settings, **changes})
 
 
@@ -88,16 +92,22 @@ def test_a_reference_can_be_spelt_out_in_a_run() -> None:
 
 
 def test_overrides_reach_every_run_but_not_what_makes_a_reference() -> None:
-    over = {"optim": {"steps": 9}, "data": {"context_length": 7}, "evaluation": {"points": 1},
-            "selection": {"n_chunks": 2}}  # fmt: skip
+    over = {
+        "optim": {"steps": 9},
+        "data": {"context_length": 7},
+        "evaluation": {"points": 1},
+        "selection": {"n_chunks": 2},
+    }
     runs = {job.name: job.run for job in jobs(experiment(), over, None, [0])}
     assert all(run.data.context_length == 7 for run in runs.values())
     assert all(run.evaluation.points == 1 for run in runs.values())
     assert runs["jest"].optim.steps == runs["uniform"].optim.steps == 9
     assert runs["reference"].optim.steps == 2 and runs["reference++"].optim.steps == 3
     assert runs["reference++"].data.level == "strong++"
-    deeper = {job.name: job.run for job in jobs(
-        experiment(), {"reference": {"optim": {"lr": 0.5}}}, ["jest"], [0])}  # fmt: skip
+    deeper = {
+        job.name: job.run
+        for job in jobs(experiment(), {"reference": {"optim": {"lr": 0.5}}}, ["jest"], [0])
+    }
     assert deeper["jest"].reference is not None and deeper["jest"].reference.optim.lr == 0.5
     assert deeper["reference"] == deeper["jest"].reference and not deeper["reference"].reference
 
@@ -132,9 +142,16 @@ def grid(tmp_path: Path, change: str = "", to: str = "") -> Experiment:
 def test_varied_settings_go_together_and_name_the_run(tmp_path: Path) -> None:
     found = {job.name: job.run for job in jobs(grid(tmp_path), {})}
     assert list(found) == [
-        "uniform", "reference", "joint@0.5", "joint@0.9", "reference size@100", "by-size@100",
-        "reference size@all", "by-size@all", "headline",
-    ]  # fmt: skip
+        "uniform",
+        "reference",
+        "joint@0.5",
+        "joint@0.9",
+        "reference size@100",
+        "by-size@100",
+        "reference size@all",
+        "by-size@all",
+        "headline",
+    ]
     assert [found[f"joint@{f}"].optim.steps for f in (0.5, 0.9)] == [160, 170]
     assert [found[f"joint@{f}"].selection.filter_ratio for f in (0.5, 0.9)] == [0.5, 0.9]
     assert found["by-size@100"].reference == found["reference size@100"]
@@ -151,14 +168,21 @@ def test_the_profile_shortens_runs_and_references_are_the_headlines(tmp_path: Pa
     assert found["headline"].digest() == digests[name]
 
 
-@pytest.mark.parametrize("change,to,message", [
-    ("[160, 170]", "[160]", "joint.vary: expected lists of one length by setting"),
-    ("[160, 170]", "10", "joint.vary: expected lists of one length by setting"),
-    ("cpu-ablation", "cpu-ablatoin", "no profile 'cpu-ablatoin' (did you mean cpu-ablation?)"),
-    ("map:jest@0.8@750", "map:jset@0.8@750", "no run 'map:jset@0.8@750' (did you mean jest@0.8@750?)"),
-    ("map:jest@0.8@750", "mpa:jest@0.8@750", "no experiment 'mpa' (did you mean map?)"),
-    ("map:strong", "map:storng", "no reference 'storng' (did you mean strong?)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change,to,message",
+    [
+        ("[160, 170]", "[160]", "joint.vary: expected lists of one length by setting"),
+        ("[160, 170]", "10", "joint.vary: expected lists of one length by setting"),
+        ("cpu-ablation", "cpu-ablatoin", "no profile 'cpu-ablatoin' (did you mean cpu-ablation?)"),
+        (
+            "map:jest@0.8@750",
+            "map:jset@0.8@750",
+            "no run 'map:jset@0.8@750' (did you mean jest@0.8@750?)",
+        ),
+        ("map:jest@0.8@750", "mpa:jest@0.8@750", "no experiment 'mpa' (did you mean map?)"),
+        ("map:strong", "map:storng", "no reference 'storng' (did you mean strong?)"),
+    ],
+)
 def test_a_wrong_grid_is_one_line(tmp_path: Path, change: str, to: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         jobs(grid(tmp_path, change, to), {})
@@ -220,8 +244,10 @@ def test_the_plan_holds_each_shared_stage_once_in_order(workspace: Workspace) ->
         assert all(stages.index(by_key[n]) < stages.index(stage) for n in stage.needs)
         assert stage.work > 0
     for seed in (0, 1):
-        wanted = {job.name: str(workspace.folder(job.run))
-                  for job in jobs(experiment(), {}, names, [seed])}  # fmt: skip
+        wanted = {
+            job.name: str(workspace.folder(job.run))
+            for job in jobs(experiment(), {}, names, [seed])
+        }
         cache = f"{wanted['reference']}/cache"
         assert by_key[wanted["uniform"]].needs == by_key[wanted["reference"]].needs == []
         assert by_key[cache].needs == [wanted["reference"]] and by_key[cache].kind == "cache"
@@ -235,9 +261,10 @@ def test_nothing_is_planned_for_what_is_done(workspace: Workspace) -> None:
     job = Job("jest", 0, run)
     assert run.reference is not None
     assert keys(plan([job], workspace)) == [
-        ("train", "jest (seed 0): reference"), ("cache", "reference embeddings"),
+        ("train", "jest (seed 0): reference"),
+        ("cache", "reference embeddings"),
         ("train", "jest (seed 0)"),
-    ]  # fmt: skip
+    ]
     train_run(run.reference, workspace, "reference", lambda *_: None)
     after = plan([job], workspace)
     # Weights, not the run directory, key the embeddings: another test may have made them.

@@ -15,7 +15,7 @@ from tiny import fake_dataset, tiny_model, tiny_run
 
 from jestcli.config import ConfigError, Run, merge
 from jestcli.data.tokens import small_tokenizer
-from jestcli.models.flexi import View
+from jestcli.models.flexi import Resolution
 from jestcli.models.towers import Clip
 from jestcli.runs.export import export, init_from
 from jestcli.runs.trained import MODEL, new_learner
@@ -44,9 +44,14 @@ def start_folder_in(folder: Path, run: Run) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("method,patch", [
-    ("uniform", None), ("flexi-uniform", 8), ("flexi-uniform", 16),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "method,patch",
+    [
+        ("uniform", None),
+        ("flexi-uniform", 8),
+        ("flexi-uniform", 16),
+    ],
+)
 @pytest.mark.parametrize("form", ["open_clip", "hf"])
 def test_open_clip_computes_the_same_features(
     method: str, patch: int | None, form: str, tmp_path: Path, capsys: Any
@@ -62,7 +67,7 @@ def test_open_clip_computes_the_same_features(
     assert torch.equal(tokenizer(TEXTS), tokens)
     images = fake_dataset().read(np.arange(4)).images
     images = normalise(images)
-    expected = model.encode_image(images, View(patch, 32) if patch else None)
+    expected = model.encode_image(images, Resolution(patch, 32) if patch else None)
     mine = theirs.encode_image(images, normalize=True)
     torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(
@@ -74,10 +79,20 @@ def test_open_clip_computes_the_same_features(
 
 
 NATIVE = {"image_size": 99, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8}
-TIMM = {"image_size": 99, "timm_model_name": "vit_test_patch16", "timm_pool": "map",
-        "timm_proj": "none"}  # fmt: skip
-TEXT = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1,
-        "hf_tokenizer_name": "some/hub"}  # fmt: skip
+TIMM = {
+    "image_size": 99,
+    "timm_model_name": "vit_test_patch16",
+    "timm_pool": "map",
+    "timm_proj": "none",
+}
+TEXT = {
+    "context_length": 77,
+    "vocab_size": 49408,
+    "width": 16,
+    "heads": 2,
+    "layers": 1,
+    "hf_tokenizer_name": "some/hub",
+}
 
 
 @pytest.fixture
@@ -90,8 +105,16 @@ def named(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ru
         patch = int(name.removeprefix("vit_test_patch"))
         if patch > 16:
             raise RuntimeError(f"Unknown model ({name})")
-        made = VisionTransformer(img_size=32, patch_size=patch, embed_dim=16, depth=1, num_heads=2,
-                                 class_token=False, no_embed_class=True, **more)  # fmt: skip
+        made = VisionTransformer(
+            img_size=32,
+            patch_size=patch,
+            embed_dim=16,
+            depth=1,
+            num_heads=2,
+            class_token=False,
+            no_embed_class=True,
+            **more,
+        )
         made.default_cfg = {}
         return made
 
@@ -122,7 +145,10 @@ def test_a_named_tower_is_exported_at_either_patch(named: Run, patch: int, tmp_p
     assert torch.equal(space["tokenizer"](TEXTS), tokens)
     images = normalise(fake_dataset().read(np.arange(4)).images)
     for mine, expected in (
-        (theirs.encode_image(images, normalize=True), model.encode_image(images, View(patch, 32))),
+        (
+            theirs.encode_image(images, normalize=True),
+            model.encode_image(images, Resolution(patch, 32)),
+        ),
         (theirs.encode_text(tokens, normalize=True), model.encode_text(tokens)),
     ):
         torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-5)
@@ -158,8 +184,11 @@ def test_an_exported_model_is_where_another_run_starts(tmp_path: Path) -> None:
     export(folder, tmp_path / "out", None, "hf", workspace)
     weights = load_file(tmp_path / "out" / "open_clip_model.safetensors")
     torch.save({"state_dict": {f"module.{k}": v for k, v in weights.items()}}, tmp_path / "c.pt")
-    for path in (tmp_path / "out" / "open_clip_model.safetensors", tmp_path / "c.pt",
-                 folder / MODEL):  # fmt: skip
+    for path in (
+        tmp_path / "out" / "open_clip_model.safetensors",
+        tmp_path / "c.pt",
+        folder / MODEL,
+    ):
         fresh = tiny_model(tiny_run(), (8,), seed=5)
         init_from(path, fresh)
         assert all(torch.equal(fresh.state_dict()[k], v) for k, v in model.state_dict().items())

@@ -34,8 +34,11 @@ def test_it_measures_each_finished_seed_once_and_draws(
         ("1", "2", "4", "8", "16", "32"), 2
     )
     assert set(one["gibbs"]) == {"0", "20", "60"} and set(one["ratios"]) == {
-        "0.0", "0.5", "0.8", "0.9",
-    }  # fmt: skip
+        "0.0",
+        "0.5",
+        "0.8",
+        "0.9",
+    }
     matrix = np.load(folder / figure2.MATRIX)
     assert matrix.shape == (16, 16) and np.isfinite(matrix).all()
     # Brute force from a uniform start gains, and a larger super-batch does not lose.
@@ -51,10 +54,12 @@ def test_it_measures_each_finished_seed_once_and_draws(
 
 def test_curves_are_put_between_independent_and_the_best() -> None:
     one = {
-        "b": 4, "uniform": [-1.0, -1.0], "chunks": {"1": [1.0, 1.0], "16": [2.0, 4.0]},
+        "b": 4,
+        "uniform": [-1.0, -1.0],
+        "chunks": {"1": [1.0, 1.0], "16": [2.0, 4.0]},
         "gibbs": {"0": [-1.0, -1.0], "2000": [5.0, 5.0]},
         "ratios": {"0.0": [0.0], "0.5": [2.0], "0.9": [3.0]},
-    }  # fmt: skip
+    }
     chunks, gibbs, uniform = chunk_curves([one, one])
     assert chunks == {1.0: 0.0, 16.0: 0.5} and gibbs == {0.0: -0.5, 2000.0: 1.0}
     assert uniform == -0.5

@@ -63,9 +63,16 @@ def test_inspecting_writes_sheets_report_figure_and_export(
     written = inspection.inspect(folder, finished, tmp_path, super_batches=3)
     assert all(p.stat().st_size > 0 for p in written)
     assert {p.name for p in written} >= {
-        "README.md", "highest.png", "lowest.png", "chosen.png", "rejected.png", "choices.svg",
-        "scores.csv", "uids.npy", "facts.json",
-    }  # fmt: skip
+        "README.md",
+        "highest.png",
+        "lowest.png",
+        "chosen.png",
+        "rejected.png",
+        "choices.svg",
+        "scores.csv",
+        "uids.npy",
+        "facts.json",
+    }
     rows = list(csv.DictReader((tmp_path / folder.name / "scores.csv").open()))
     assert sum(int(r["chosen"]) for r in rows) == 3 * 8
     assert sum(int(r["drawn"]) for r in rows) == 3 * 16

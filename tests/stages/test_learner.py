@@ -57,9 +57,13 @@ def test_a_run_directory_says_what_was_run_and_what_came_out(finished: Workspace
     run = tiny_run("jest")
     folder = finished.folder(run)
     assert {p.name for p in folder.iterdir()} >= {
-        "config.json", "environment.json", "metrics.jsonl", "checkpoint.safetensors",
-        "model.safetensors", "done.json",
-    }  # fmt: skip
+        "config.json",
+        "environment.json",
+        "metrics.jsonl",
+        "checkpoint.safetensors",
+        "model.safetensors",
+        "done.json",
+    }
     assert read_run(folder) == ("jest", run), "the config as resolved gives the run again"
     done = read_done(folder)
     assert len(done["scores"]) == 8 and done["steps"] == 4 and done["examples"] == 32
@@ -232,8 +236,13 @@ def test_killed_at_random_moments_and_restarted_is_the_same_run(
 def test_a_signal_saves_and_the_worker_exits_130(data_root: Path, tmp_path: Path) -> None:
     run = tiny_run(optim={"steps": 3000}, evaluation={"points": 1})
     workspace, errors = Workspace(data_root, tmp_path / "runs"), tmp_path / "errors"
-    task = {"kind": "train", "run": run.model_dump(mode="json"), "label": "uniform",
-            "data": str(data_root), "runs": str(workspace.runs)}  # fmt: skip
+    task = {
+        "kind": "train",
+        "run": run.model_dump(mode="json"),
+        "label": "uniform",
+        "data": str(data_root),
+        "runs": str(workspace.runs),
+    }
     receive, send = forked.CONTEXT.Pipe(duplex=False)
     process = forked.start(forked.worker, json.dumps(task), send, errors, QUIET)
     send.close()
@@ -251,15 +260,24 @@ def test_a_signal_saves_and_the_worker_exits_130(data_root: Path, tmp_path: Path
     assert not is_done(workspace.folder(run))
 
 
-@pytest.mark.parametrize("broken,words", [
-    ({"data": "nowhere"}, "no benchmarks in nowhere"),
-    ({"kind": "cache"}, "no trained model in"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "broken,words",
+    [
+        ({"data": "nowhere"}, "no benchmarks in nowhere"),
+        ({"kind": "cache"}, "no trained model in"),
+    ],
+)
 def test_a_worker_that_cannot_run_says_why_in_one_line(
     broken: dict[str, str], words: str, data_root: Path, tmp_path: Path
 ) -> None:
-    task = {"kind": "train", "run": tiny_run().model_dump(mode="json"), "label": "x",
-            "data": str(data_root), "runs": str(tmp_path), **broken}  # fmt: skip
+    task = {
+        "kind": "train",
+        "run": tiny_run().model_dump(mode="json"),
+        "label": "x",
+        "data": str(data_root),
+        "runs": str(tmp_path),
+        **broken,
+    }
     process = forked.start(forked.worker, json.dumps(task), None, tmp_path / "errors", QUIET)
     process.join(30)
     assert process.exitcode == 1
@@ -328,8 +346,9 @@ def test_finetuning_starts_from_the_references_weights(finished: Workspace) -> N
     """With a learning rate of nearly nothing, it ends where the reference ended."""
     run = tiny_run("finetune", optim={"lr": 1e-12, "steps": 1, "warmup": 1})
     train_run(run, finished, "finetune", lambda *_: None)
-    ours, reference = (load_file(finished.folder(r) / "model.safetensors")
-                       for r in (run, tiny_reference()))  # fmt: skip
+    ours, reference = (
+        load_file(finished.folder(r) / "model.safetensors") for r in (run, tiny_reference())
+    )
     for name, tensor in reference.items():
         np.testing.assert_allclose(ours[name], tensor, rtol=0, atol=1e-6)
     done = read_done(finished.folder(run))["flops"]
@@ -337,9 +356,22 @@ def test_finetuning_starts_from_the_references_weights(finished: Workspace) -> N
 
 
 def test_only_runs_that_score_with_the_reference_read_its_embeddings() -> None:
-    reads = {m for m in ("uniform", "jest", "flexi", "finetune", "filtered", "independent",
-                         "easy-reference", "hard-learner", "curated", "mixed")
-             if reads_pool_cache(tiny_run(m))}  # fmt: skip
+    reads = {
+        m
+        for m in (
+            "uniform",
+            "jest",
+            "flexi",
+            "finetune",
+            "filtered",
+            "independent",
+            "easy-reference",
+            "hard-learner",
+            "curated",
+            "mixed",
+        )
+        if reads_pool_cache(tiny_run(m))
+    }
     assert reads == {"jest", "flexi", "filtered", "independent", "easy-reference"}
 
 
@@ -350,8 +382,10 @@ def test_a_live_reference_trains_what_a_cached_one_trains(finished: Workspace) -
     train_run(live, finished, "live", lambda *_: None)
     folders = finished.folder(live), finished.folder(tiny_run("jest"))
     assert folders[0] != folders[1]
-    one, other = ([json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()]
-                  for f in folders)  # fmt: skip
+    one, other = (
+        [json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()]
+        for f in folders
+    )
     losses = [[x["loss"] for x in lines if "loss" in x] for lines in (one, other)]
     assert losses[0] and losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert read_done(folders[0])["flops"] == read_done(folders[1])["flops"]

@@ -49,8 +49,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(root: Path, **more: Any) -> dict[str, Any]:
-    own = {"train": str(root / "pool" / "{00..03}.tar"), "curated": str(root / "curated"),
-           "window": 2}  # fmt: skip
+    own = {
+        "train": str(root / "pool" / "{00..03}.tar"),
+        "curated": str(root / "curated"),
+        "window": 2,
+    }
     return merge(merge(TINY, {"data": own}), more)
 
 
@@ -86,10 +89,24 @@ def test_one_command_trains_on_a_folder_of_jpegs(
     reference = merge(METHODS["curated"], {"optim": {"steps": 2}})
     file = merge(TINY, {"reference": merge(settings(shards), reference)})
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(file))
-    words = ["jest", "train", "--method", "jest", "--config", "tiny.yaml", "--data-workers", "0",
-             "--cache", str(tmp_path / "cache")]  # fmt: skip
-    for pair in (f"data.train={shards}/pool/{{00..03}}.tar", f"data.curated={shards}/curated",
-                 f"data.benchmarks={shards}/benchmarks", "data.window=2"):  # fmt: skip
+    words = [
+        "jest",
+        "train",
+        "--method",
+        "jest",
+        "--config",
+        "tiny.yaml",
+        "--data-workers",
+        "0",
+        "--cache",
+        str(tmp_path / "cache"),
+    ]
+    for pair in (
+        f"data.train={shards}/pool/{{00..03}}.tar",
+        f"data.curated={shards}/curated",
+        f"data.benchmarks={shards}/benchmarks",
+        "data.window=2",
+    ):
         words += ["--set", pair]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as stopped:
@@ -116,17 +133,33 @@ def test_a_run_starts_from_a_checkpoint_by_its_content(
     settled = {"optim": {"lr": 1e-12, "steps": 1, "warmup": 1}, "selection": {"low_res_share": 0.5}}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings(shards, **settled)))
     start = trained.new_learner(own_run(shards, "flexi-uniform", seed=7))
-    checkpoint = {k.replace("visual.visual.", "visual.").removeprefix("clip."): v
-                  for k, v in start.state_dict().items()}  # fmt: skip
+    checkpoint = {
+        k.replace("visual.visual.", "visual.").removeprefix("clip."): v
+        for k, v in start.state_dict().items()
+    }
     torch.save({"state_dict": checkpoint}, tmp_path / "start.pt")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "copy.pt").write_bytes((tmp_path / "start.pt").read_bytes())
     folders = []
     for name in ("start.pt", "elsewhere/copy.pt"):
-        monkeypatch.setattr(sys, "argv", [
-            "jest", "train", "--method", "uniform", "--config", "tiny.yaml", "--data-workers", "0",
-            "--cache", "cache", "--init", name,
-        ])  # fmt: skip
+        monkeypatch.setattr(
+            sys,
+            "argv",
+            [
+                "jest",
+                "train",
+                "--method",
+                "uniform",
+                "--config",
+                "tiny.yaml",
+                "--data-workers",
+                "0",
+                "--cache",
+                "cache",
+                "--init",
+                name,
+            ],
+        )
         with pytest.raises(SystemExit) as stopped:
             cli.main()
         out, errors = capsys.readouterr()
@@ -165,13 +198,14 @@ def test_workers_and_restarts_do_not_change_a_run(shards: Path, tmp_path: Path) 
     whole, cut = (
         Workspace(None, tmp_path / name, Loading(workers=n, cache=tmp_path / "cache"))
         for name, n in (("whole", 2), ("cut", 0))
-    )  # fmt: skip
+    )
     train_run(run, whole, "jest", quiet)
     process = forked.start(_stop_after, run, cut, 3)
     process.join(60)
     assert process.exitcode == 130 and (cut.folder(run) / "checkpoint.safetensors").exists()
-    train_run(run, Workspace(None, cut.runs, Loading(workers=1, cache=tmp_path / "cache")),
-                  "jest", quiet)  # fmt: skip
+    train_run(
+        run, Workspace(None, cut.runs, Loading(workers=1, cache=tmp_path / "cache")), "jest", quiet
+    )
     a, b = whole.folder(run), cut.folder(run)
     assert without_seconds(a / "metrics.jsonl") == without_seconds(b / "metrics.jsonl")
     ours, theirs = (load_file(f / "model.safetensors") for f in (a, b))
@@ -216,10 +250,13 @@ def test_a_reference_is_the_same_whatever_the_pool_is(shards: Path) -> None:
     assert run.reference == default_reference({"data": {"curated": data["curated"]}}, 0)
 
 
-@pytest.mark.parametrize("data,words", [
-    ({"train": "/nowhere/{0..3}.tar", "curated": "/nowhere/a.tar"}, "shards cannot be read"),
-    ({"train": "/nowhere/", "curated": "/nowhere/*.tar"}, "no shard matches"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "data,words",
+    [
+        ({"train": "/nowhere/{0..3}.tar", "curated": "/nowhere/a.tar"}, "shards cannot be read"),
+        ({"train": "/nowhere/", "curated": "/nowhere/*.tar"}, "no shard matches"),
+    ],
+)
 def test_missing_data_is_one_line(
     data: dict[str, Any], words: str, tmp_path: Path, place: Workspace
 ) -> None:
@@ -263,9 +300,10 @@ def label_train_split(root: Path, folder: Path, numbers: range, classes: int = 3
     shutil.copytree(root / "benchmarks" / "wds_flowers", flowers)
     half = len(numbers) // 2
     for shard, part in enumerate((numbers[:half], numbers[half:])):
-        write_tar(flowers / "train" / f"{shard}.tar", *[
-            {f"{n}.jpg": jpeg(n), f"{n}.cls": str(n % classes).encode()} for n in part
-        ])  # fmt: skip
+        write_tar(
+            flowers / "train" / f"{shard}.tar",
+            *[{f"{n}.jpg": jpeg(n), f"{n}.cls": str(n % classes).encode()} for n in part],
+        )
     return flowers
 
 
@@ -282,10 +320,13 @@ def test_own_benchmarks_with_a_train_split_have_a_few_shot_score(
     few = find_benchmarks(tmp_path, 32, 4)[1]
     train = few.split("train")
     assert train.labels is not None and torch.bincount(train.labels).tolist() == [4, 4, 4]
-    pictures = {n: torch.from_numpy(fit(decode_image(jpeg(n)), 32).copy()).permute(2, 0, 1)
-                for n in range(100, 130)}  # fmt: skip
-    shown = [next(n for n, p in pictures.items() if torch.equal(p, image))
-             for image in train.images]  # fmt: skip
+    pictures = {
+        n: torch.from_numpy(fit(decode_image(jpeg(n)), 32).copy()).permute(2, 0, 1)
+        for n in range(100, 130)
+    }
+    shown = [
+        next(n for n, p in pictures.items() if torch.equal(p, image)) for image in train.images
+    ]
     assert [n % 3 for n in shown] == train.labels.tolist() and len(set(shown)) == 12
     assert any(n >= 115 for n in shown) and any(n < 115 for n in shown), "from every shard"
 
@@ -307,23 +348,31 @@ def test_a_few_shot_score_is_that_of_what_was_learned(shards: Path, tmp_path: Pa
     few = find_benchmarks(tmp_path, 32, 4)[1]
     assert evaluate(cast(Any, Wide()), None, [few])["flowers_4shot"]["score"] == 1.0  # type: ignore[arg-type]
     shutil.rmtree(flowers / "train")
-    write_tar(flowers / "train" / "0.tar", *[
-        {f"{n}.jpg": jpeg(n), f"{n}.cls": str((n + 1) % 3).encode()} for n in range(12)
-    ])  # fmt: skip
+    write_tar(
+        flowers / "train" / "0.tar",
+        *[{f"{n}.jpg": jpeg(n), f"{n}.cls": str((n + 1) % 3).encode()} for n in range(12)],
+    )
     wrong = replace(few, folder=flowers.rename(tmp_path / "moved"))
     assert evaluate(cast(Any, Wide()), None, [wrong])["flowers_4shot"]["score"] == 0.0  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("break_it,words", [
-    (lambda f: write_tar(f / "train" / "0.tar", {"1.jpg": jpeg(1), "1.cls": b"0"}),
-     "no image of class 1"),
-    (lambda f: write_tar(f / "train" / "2.tar", {"z.jpg": jpeg(1), "z.cls": b"7"}), "class 7"),
-    (lambda f: write_tar(f / "train" / "2.tar", {"z.jpg": jpeg(1), "z.cls": b"rose"}),
-     "not a class number"),
-    (lambda f: (f / "train" / "0.tar").write_bytes(b"x" * 999), "not a tar file"),
-    (lambda f: [p.unlink() for p in (f / "train").iterdir()], "holds no shard"),
-    (lambda f: shutil.rmtree(f / "train"), "no labelled benchmark"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "break_it,words",
+    [
+        (
+            lambda f: write_tar(f / "train" / "0.tar", {"1.jpg": jpeg(1), "1.cls": b"0"}),
+            "no image of class 1",
+        ),
+        (lambda f: write_tar(f / "train" / "2.tar", {"z.jpg": jpeg(1), "z.cls": b"7"}), "class 7"),
+        (
+            lambda f: write_tar(f / "train" / "2.tar", {"z.jpg": jpeg(1), "z.cls": b"rose"}),
+            "not a class number",
+        ),
+        (lambda f: (f / "train" / "0.tar").write_bytes(b"x" * 999), "not a tar file"),
+        (lambda f: [p.unlink() for p in (f / "train").iterdir()], "holds no shard"),
+        (lambda f: shutil.rmtree(f / "train"), "no labelled benchmark"),
+    ],
+)
 def test_a_train_split_without_the_shots_is_one_line(
     break_it: Any, words: str, shards: Path, tmp_path: Path
 ) -> None:

@@ -61,10 +61,11 @@ def test_every_column_is_there_in_both_forms(tmp_path: Path) -> None:
 
 def test_low_resolution_of_the_reference_makes_its_scoring_cheaper() -> None:
     full, low = (
-        plan.make_plans([Job("x", 0, tiny_run("flexi", selection={"reference_resolution": r}))],
-                        timed=False)[0]
+        plan.make_plans(
+            [Job("x", 0, tiny_run("flexi", selection={"reference_resolution": r}))], timed=False
+        )[0]
         for r in ("full", "low")
-    )  # fmt: skip
+    )
     assert (
         low.flops["uncached"] < full.flops["uncached"]
         and low.flops["charged"] < full.flops["charged"]
@@ -83,9 +84,16 @@ def test_memory_is_near_what_the_cpu_keeps() -> None:
     assert all(p.device.type == "meta" for p in meta.parameters())
 
 
-@pytest.mark.parametrize("seconds,words", [
-    (None, "not estimated"), (0.5, "0.5 s"), (90, "1.5 min"), (7200, "2 h"), (1e9, "31.7 years"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "seconds,words",
+    [
+        (None, "not estimated"),
+        (0.5, "0.5 s"),
+        (90, "1.5 min"),
+        (7200, "2 h"),
+        (1e9, "31.7 years"),
+    ],
+)
 def test_durations_are_readable(seconds: float | None, words: str) -> None:
     assert plan.duration(seconds) == words
 
@@ -116,9 +124,14 @@ def test_cpu_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert [job.run.digest() for job in profile_jobs("cpu", {})][1:] == [
         default_run(method, {}, 0).digest() for method in ("uniform", "jest", "flexi")
     ]
-    changed = merge(read_profile("cpu"), {
-        "data": {"level": "changed"}, "optim": {"steps": 701}, "reference": {"optim": {"lr": 0.5}},
-    })  # fmt: skip
+    changed = merge(
+        read_profile("cpu"),
+        {
+            "data": {"level": "changed"},
+            "optim": {"steps": 701},
+            "reference": {"optim": {"lr": 0.5}},
+        },
+    )
     (tmp_path / "cpu.yaml").write_text(yaml.safe_dump({"about": "another regime", **changed}))
     monkeypatch.setattr(experiment, "PROFILES", tmp_path)
     run, reference = default_run("jest", {}, 0), default_reference({}, 0)

@@ -22,9 +22,10 @@ from jestcli.runs.workspace import Workspace, is_done
 def test_options_are_words_or_numbers() -> None:
     assert parse_options("partition=gpu,timeout_min=60") == {"partition": "gpu", "timeout_min": 60}
     for wrong, message in (
-        ("partition", "expected key=value"), ("=1", "expected key=value"),
+        ("partition", "expected key=value"),
+        ("=1", "expected key=value"),
         ("cluster=slrum", "did you mean slurm?"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ConfigError) as caught:
             parse_options(wrong)
         assert message in str(caught.value)

@@ -30,14 +30,14 @@ from jestcli.training.checkpoint import (
     write_atomic,
 )
 from jestcli.training.optimiser import make_optimiser
-from jestcli.training.step import update
+from jestcli.training.step import train_step
 
 RUN = tiny_run()
 
 
 def step(run: Run, model: Clip, optimiser: torch.optim.Optimizer, number: int) -> float:
     drawn = draw([fake_pool()], [8], 0, number)
-    return update(model, optimiser, drawn, torch.arange(8), run, number)
+    return train_step(model, optimiser, drawn, torch.arange(8), run, number)
 
 
 def trained() -> tuple[Clip, torch.optim.Optimizer]:

@@ -24,10 +24,10 @@ from jestcli.models.flops import Cost, ForwardFlops, per_iteration, run_cost, st
 from jestcli.runs.inputs import drawn_before, splits
 from jestcli.runs.workspace import StageError, Workspace, read_done
 from jestcli.selection import PairEmbeddings
-from jestcli.training.distributed import ALONE, World
+from jestcli.training.distributed import SINGLE_PROCESS, DistEnv
 from jestcli.training.metrics import METRICS
 from jestcli.training.signals import Interrupted
-from jestcli.training.step import choose, embed, offered
+from jestcli.training.step import encode_pairs, offered, select_sub_batch
 
 
 def curated_run(share: float = 0.25, **more: Any) -> Run:
@@ -72,18 +72,20 @@ def test_curated_pairs_are_in_the_batch_whatever_is_chosen() -> None:
     def reference(candidates: SuperBatch) -> PairEmbeddings:
         asked.append(len(candidates))
         assert set(candidates.part) == {0}
-        return embed(other, candidates.images, candidates.tokens, None)
+        return encode_pairs(other, candidates.images, candidates.tokens, None)
 
     for step in range(4):
         drawn = drawing(run)(step)
-        choice = choose(model, reference, drawn, run, step, measure=True)
+        choice = select_sub_batch(model, reference, drawn, run, step, measure=True)
         assert len(set(choice.index.tolist())) == 8
         assert choice.index[6:].tolist() == [12, 13] and int(choice.index[:6].max()) < 12
         assert drawn.part[choice.index].tolist() == [0] * 6 + [1] * 2
     assert asked == [12] * 4
     plain = tiny_run("jest", optim={"batch_size": 6})
-    same = choose(model, reference, offered(run, drawing(run)(0), ALONE), plain, 0)
-    first = choose(model, reference, drawing(run)(0), run, 0)
+    same = select_sub_batch(
+        model, reference, offered(run, drawing(run)(0), SINGLE_PROCESS), plain, 0
+    )
+    first = select_sub_batch(model, reference, drawing(run)(0), run, 0)
     assert same.index.tolist() == first.index[:6].tolist(), "chosen as if nothing stood beside it"
 
 
@@ -97,7 +99,7 @@ def test_ranks_hold_as_many_of_each_part() -> None:
         assert rows.tolist() == whole.row[whole.part == part].tolist()
 
 
-def train(run: Run, folder: Path, world: World, stop: int = 0) -> dict[str, torch.Tensor]:
+def train(run: Run, folder: Path, world: DistEnv, stop: int = 0) -> dict[str, torch.Tensor]:
     folder.mkdir(exist_ok=True)
     model, other = tiny_model(run, seed=1), tiny_model(run, seed=99).double()
 
@@ -110,7 +112,7 @@ def train(run: Run, folder: Path, world: World, stop: int = 0) -> dict[str, torc
         folder,
         model,
         drawing(run, world.rank, world.size),
-        lambda c: embed(other, c.images, c.tokens, None),
+        lambda c: encode_pairs(other, c.images, c.tokens, None),
         lambda final: {"toy": {"score": 0.5}} if world.main else {},
         lambda steps: Cost(steps, steps, steps, steps),
         report,
@@ -126,7 +128,7 @@ BALANCED = curated_run(
 )
 
 
-def as_ranks(world: World, folder: Path) -> None:
+def as_ranks(world: DistEnv, folder: Path) -> None:
     loop.LOG_EVERY = 1
     with contextlib.suppress(Interrupted):
         train(RANKS, folder / "run", world, stop=2)
@@ -140,7 +142,7 @@ def test_two_ranks_killed_and_resumed_train_what_one_process_trains(
 ) -> None:
     monkeypatch.setattr(loop, "LOG_EVERY", 1)
     assert finish(start(2, as_ranks, tmp_path)) == [0, 0]
-    alone = train(RANKS, tmp_path / "alone", ALONE)
+    alone = train(RANKS, tmp_path / "alone", SINGLE_PROCESS)
     for rank in range(2):
         weights = torch.load(tmp_path / f"weights-{rank}", weights_only=True)
         for key, value in alone.items():
@@ -191,4 +193,4 @@ def test_a_share_that_does_not_divide_by_the_ranks_is_one_line(workspace: Worksp
     with pytest.raises(
         StageError, match="the curated share of the batch of 3 does not divide by 2"
     ):
-        train_run(run, workspace, "x", lambda *_: None, world=World(size=2))
+        train_run(run, workspace, "x", lambda *_: None, world=DistEnv(size=2))

@@ -33,9 +33,11 @@ def nvml(millijoules: list[int]) -> SimpleNamespace:
         return millijoules[handle]
 
     return SimpleNamespace(
-        nvmlInit=lambda: None, nvmlDeviceGetCount=lambda: len(millijoules),
-        nvmlDeviceGetHandleByIndex=lambda i: i, nvmlDeviceGetTotalEnergyConsumption=total,
-    )  # fmt: skip
+        nvmlInit=lambda: None,
+        nvmlDeviceGetCount=lambda: len(millijoules),
+        nvmlDeviceGetHandleByIndex=lambda i: i,
+        nvmlDeviceGetTotalEnergyConsumption=total,
+    )
 
 
 def test_packages_are_summed_once_and_a_wrap_is_no_loss(tmp_path: Path) -> None:
@@ -85,19 +87,23 @@ def test_a_run_writes_joules_beside_seconds_and_keeps_them_in_its_checkpoint(
 
     def sitting() -> list[dict[str, Any]]:
         train(
-            run, tmp_path, tiny_model(run, (8,)), lambda step: draw([fake_pool()], [8], 0, step),
-            None, lambda final: {}, lambda steps: Cost(0, 0, 0, 0), lambda *_: None,
+            run,
+            tmp_path,
+            tiny_model(run, (8,)),
+            lambda step: draw([fake_pool()], [8], 0, step),
+            None,
+            lambda final: {},
+            lambda steps: Cost(0, 0, 0, 0),
+            lambda *_: None,
             lambda record: None,
-        )  # fmt: skip
+        )
         return [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
 
     spent = [record["joules"]["gpu:0"] for record in sitting()]
     assert spent == sorted(spent) and spent[0] == 1
     saved = read(tmp_path / "checkpoint.safetensors")[1]["joules"]
     assert saved == {"gpu:0": spent[-1] + 1}
-    monkeypatch.setattr(
-        "jestcli.train.EnergyMeter", lambda: EnergyMeter(tmp_path, nvml([]))
-    )
+    monkeypatch.setattr("jestcli.train.EnergyMeter", lambda: EnergyMeter(tmp_path, nvml([])))
     (tmp_path / "checkpoint.safetensors").unlink()
     assert all("joules" not in record for record in sitting())
 

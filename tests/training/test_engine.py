@@ -15,11 +15,11 @@ from torch import Tensor
 from jestcli.config import ConfigError, make_run
 from jestcli.training import gradients
 from jestcli.training.clock import Stopwatch, duration, peak_flops
-from jestcli.training.distributed import ALONE
+from jestcli.training.distributed import SINGLE_PROCESS
 from jestcli.training.engine import make_trainee
 from jestcli.training.loss import contrastive_loss
 from jestcli.training.optimiser import make_optimiser
-from jestcli.training.step import choose, embed, update
+from jestcli.training.step import encode_pairs, select_sub_batch, train_step
 
 
 def trained(
@@ -27,17 +27,21 @@ def trained(
 ) -> tuple[list[float], dict[str, Tensor]]:
     """Losses of three Flexi-JEST steps, and the weights and last gradients after them."""
     run = tiny_run(
-        "flexi", optim={"loss": loss}, engine={"precision": "float64"} | engine,
+        "flexi",
+        optim={"loss": loss},
+        engine={"precision": "float64"} | engine,
         model={"name": name, "patch_sizes": [16, 32] if name == TIMM else [8, 16]},
-    )  # fmt: skip
+    )
     with narrow_names():
         learner, model = tiny_model(run, seed=1), tiny_model(run, seed=2).double()
-    trainee, losses = make_trainee(learner, run, ALONE), []
+    trainee, losses = make_trainee(learner, run, SINGLE_PROCESS), []
     optimiser = make_optimiser(learner, run.optim)
     for step in range(3):
         drawn = draw([fake_pool()], [16], 0, step)
-        choice = choose(learner, lambda c: embed(model, c.images, c.tokens, None), drawn, run, step)
-        losses.append(update(trainee, optimiser, drawn, choice.index, run, step))
+        choice = select_sub_batch(
+            learner, lambda c: encode_pairs(model, c.images, c.tokens, None), drawn, run, step
+        )
+        losses.append(train_step(trainee, optimiser, drawn, choice.index, run, step))
     slopes = {f"{k}.grad": p.grad for k, p in learner.named_parameters() if p.grad is not None}
     return losses, {**learner.state_dict(), **slopes}
 
@@ -46,17 +50,20 @@ TIMM = "ViT-B-16-SigLIP"
 PLAIN = functools.lru_cache(trained)
 
 
-@pytest.mark.parametrize("loss,name,engine", [
-    ("sigmoid", None, {"micro_batch": 3}),
-    ("softmax", None, {"micro_batch": 1}),
-    ("sigmoid", None, {"loss_chunk": 3}),
-    ("sigmoid", None, {"activation_checkpointing": True}),
-    ("sigmoid", None, {"micro_batch": 5, "loss_chunk": 1, "activation_checkpointing": True}),
-    ("sigmoid", None, {"compile": True}),
-    ("sigmoid", "ViT-B-32", {"compile": True, "activation_checkpointing": True}),
-    ("sigmoid", TIMM, {"compile": True, "micro_batch": 3}),
-    ("sigmoid", None, {"scoring_batch": 5}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "loss,name,engine",
+    [
+        ("sigmoid", None, {"micro_batch": 3}),
+        ("softmax", None, {"micro_batch": 1}),
+        ("sigmoid", None, {"loss_chunk": 3}),
+        ("sigmoid", None, {"activation_checkpointing": True}),
+        ("sigmoid", None, {"micro_batch": 5, "loss_chunk": 1, "activation_checkpointing": True}),
+        ("sigmoid", None, {"compile": True}),
+        ("sigmoid", "ViT-B-32", {"compile": True, "activation_checkpointing": True}),
+        ("sigmoid", TIMM, {"compile": True, "micro_batch": 3}),
+        ("sigmoid", None, {"scoring_batch": 5}),
+    ],
+)
 def test_the_same_losses_gradients_and_weights(
     loss: str, name: str | None, engine: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

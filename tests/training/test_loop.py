@@ -25,7 +25,7 @@ from jestcli.training import step as step_module
 from jestcli.training.checkpoint import BEST, CHECKPOINT, CheckpointError, read
 from jestcli.training.metrics import METRICS, evaluation_steps
 from jestcli.training.signals import Interrupted, TrainingError
-from jestcli.training.step import embed
+from jestcli.training.step import encode_pairs
 
 # Losses of the run below, one a step. A change here means that every run computes something else:
 # if that is meant, raise NUMERICS in jestcli/config.py (old results then count as missing) and put
@@ -45,10 +45,12 @@ def tiny_train(
     pool, records = fake_pool(), []
 
     def reference(candidates: SuperBatch) -> Any:
-        return embed(model, candidates.images, candidates.tokens, None)
+        return encode_pairs(model, candidates.images, candidates.tokens, None)
 
     train(
-        run, folder, learner,
+        run,
+        folder,
+        learner,
         lambda step: draw([pool], [run.super_batch_size], run.seed, step),
         reference if run.reference else None,
         lambda final: {"toy": {"score": float(learner.scale) / 100, "final": final}},
@@ -56,7 +58,7 @@ def tiny_train(
         report or (lambda *_: None),
         records.append,
         **more,
-    )  # fmt: skip
+    )
     return learner, records
 
 
@@ -171,8 +173,11 @@ def test_seconds_go_on_adding_up(tmp_path: Path) -> None:
 
 def spoil(monkeypatch: pytest.MonkeyPatch, where: str, bad: set[int]) -> None:
     """Make something of these steps a NaN or an infinity, from within, as overflow would."""
-    real = {"choose": step_module.choose, "embed": step_module.embed,
-            "contrastive_loss": gradients.contrastive_loss}  # fmt: skip
+    real = {
+        "choose": step_module.select_sub_batch,
+        "embed": step_module.encode_pairs,
+        "contrastive_loss": gradients.contrastive_loss,
+    }
     at = [0]
 
     def choose(*args: Any, **more: Any) -> Any:
@@ -193,16 +198,19 @@ def spoil(monkeypatch: pytest.MonkeyPatch, where: str, bad: set[int]) -> None:
             args[0].register_hook(lambda gradient: gradient * torch.inf)
         return value
 
-    monkeypatch.setattr(loop, "choose", choose)
-    monkeypatch.setattr(step_module, "embed", embed_)
+    monkeypatch.setattr(loop, "select_sub_batch", choose)
+    monkeypatch.setattr(step_module, "encode_pairs", embed_)
     monkeypatch.setattr(gradients, "contrastive_loss", loss)
 
 
-@pytest.mark.parametrize("where,words,keys", [
-    ("embedding", "the learner's embeddings are not finite", 1),
-    ("loss", "the loss is nan, the gradient's norm nan: not finite", 8),
-    ("gradient", "the gradient's norm nan: not finite", 8),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "where,words,keys",
+    [
+        ("embedding", "the learner's embeddings are not finite", 1),
+        ("loss", "the loss is nan, the gradient's norm nan: not finite", 8),
+        ("gradient", "the gradient's norm nan: not finite", 8),
+    ],
+)
 def test_a_step_that_is_not_finite_is_reported_and_skipped(
     where: str, words: str, keys: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,8 +274,9 @@ def test_the_last_checkpoints_and_the_best_are_kept_and_a_corrupt_one_is_passed_
     whole, _ = tiny_train(run, tmp_path / "whole", keep_last=2)
     kept = [read(p)[1]["step"] for p in sorted((tmp_path / "whole" / "checkpoints").iterdir())]
     assert kept == sorted(evaluation_steps(run))[-2:]
-    scores = {r["step"]: r["scores"]["toy"]["score"] for r in metrics(tmp_path / "whole")
-              if "scores" in r}  # fmt: skip
+    scores = {
+        r["step"]: r["scores"]["toy"]["score"] for r in metrics(tmp_path / "whole") if "scores" in r
+    }
     best = read(tmp_path / "whole" / BEST)[1]
     assert scores[best["step"]] == min(scores.values()) == -best["best"]["mean"]
     assert best["step"] < 12, "else this shows nothing"

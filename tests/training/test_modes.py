@@ -21,7 +21,7 @@ from jestcli.training.engine import FromCpu, running_statistics
 from jestcli.training.metrics import METRICS
 from jestcli.training.optimiser import make_optimiser
 from jestcli.training.signals import Interrupted
-from jestcli.training.step import choose, embed, update
+from jestcli.training.step import encode_pairs, select_sub_batch, train_step
 
 
 def cnn_run(method: str = "jest", **more: Any) -> Run:
@@ -41,16 +41,23 @@ def test_choosing_and_embedding_leave_statistics_and_mode_alone() -> None:
     model, reference = tiny_model(run), tiny_model(run, seed=9)
     drawn = draw([fake_pool()], [16], 0, 0)
     before = statistics(model)
-    choose(model, lambda c: embed(reference, c.images, c.tokens, None), drawn, run, 0, measure=True)
+    select_sub_batch(
+        model,
+        lambda c: encode_pairs(reference, c.images, c.tokens, None),
+        drawn,
+        run,
+        0,
+        measure=True,
+    )
     assert same(before, statistics(model)) and model.training
     assert all(module.training for module in model.modules())
-    update(model, make_optimiser(model, run.optim), drawn, torch.arange(8), run, 0)
+    train_step(model, make_optimiser(model, run.optim), drawn, torch.arange(8), run, 0)
     assert not same(before, statistics(model))
-    few = embed(model, drawn.images[:4], drawn.tokens[:4], None)
-    many = embed(model, drawn.images, drawn.tokens, None)
+    few = encode_pairs(model, drawn.images[:4], drawn.tokens[:4], None)
+    many = encode_pairs(model, drawn.images, drawn.tokens, None)
     torch.testing.assert_close(few.image, many.image[:4], rtol=1e-5, atol=1e-6)
     model.eval()
-    embed(model, drawn.images, drawn.tokens, None)
+    encode_pairs(model, drawn.images, drawn.tokens, None)
     assert not model.training, "a model in evaluation mode stays there"
 
 

@@ -27,8 +27,10 @@ from jestcli.runs.workspace import Workspace
 
 
 def own_run(root: Path, method: str, **more: Any) -> Run:
-    own = {"data": {"train": str(root / "pool"), "curated": str(root / "curated"), "window": 2},
-           "engine": {"precision": "float64"}}  # fmt: skip
+    own = {
+        "data": {"train": str(root / "pool"), "curated": str(root / "curated"), "window": 2},
+        "engine": {"precision": "float64"},
+    }
     reference = merge(merge(TINY, own), merge(METHODS["curated"], {"optim": {"steps": 2}}))
     given = merge(merge(merge(TINY, own), METHODS[method]), more)
     return make_run(given | {"reference": reference})
@@ -65,12 +67,15 @@ def faults(folder: Path) -> list[tuple[int, str]]:
     return sorted((fault["position"], fault["key"]) for fault in found)
 
 
-@pytest.mark.parametrize("method,more,cached,stop", [
-    ("jest", {}, False, 2),
-    # Scored on small images from cached references; the chosen pairs are decoded again, at full
-    # size, by the rank that drew them, before they move.
-    ("flexi", {"selection": {"approximation": "resolution"}}, True, 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "method,more,cached,stop",
+    [
+        ("jest", {}, False, 2),
+        # Scored on small images from cached references; the chosen pairs are decoded again, at full
+        # size, by the rank that drew them, before they move.
+        ("flexi", {"selection": {"approximation": "resolution"}}, True, 0),
+    ],
+)
 def test_ranks_read_their_slices_of_own_shards(
     method: str,
     more: dict[str, Any],

@@ -39,9 +39,12 @@ def test_every_epoch_is_a_permutation(seed: int, n: int, epoch: int) -> None:
 
 def test_epochs_streams_and_seeds_differ() -> None:
     orders = [
-        shuffled(0, "pool", 50, 0, 50), shuffled(0, "pool", 50, 50, 50),
-        shuffled(1, "pool", 50, 0, 50), shuffled(0, "curated", 50, 0, 50), np.arange(50),
-    ]  # fmt: skip
+        shuffled(0, "pool", 50, 0, 50),
+        shuffled(0, "pool", 50, 50, 50),
+        shuffled(1, "pool", 50, 0, 50),
+        shuffled(0, "curated", 50, 0, 50),
+        np.arange(50),
+    ]
     assert len({order.tobytes() for order in orders}) == len(orders)
 
 

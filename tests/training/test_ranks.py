@@ -23,9 +23,9 @@ import jestcli.train as loop
 from jestcli.config import Run
 from jestcli.models.flops import Cost
 from jestcli.training.checkpoint import CHECKPOINT, read
-from jestcli.training.distributed import ALONE, RanksError, World, join, owners
+from jestcli.training.distributed import SINGLE_PROCESS, DistEnv, RanksError, join, owners
 from jestcli.training.engine import unsharded, whole
-from jestcli.training.step import Choice, embed
+from jestcli.training.step import SubBatch, encode_pairs
 
 DOUBLE = {"precision": "float64"}
 RUNS: dict[str, Run] = {
@@ -59,7 +59,7 @@ RUNS: dict[str, Run] = {
 def train(
     run: Run,
     folder: Path,
-    world: World,
+    world: DistEnv,
     choices: list[torch.Tensor] | None = None,
     report: Callable[[int, int, str], None] = lambda *_: None,
     **more: Any,
@@ -67,25 +67,30 @@ def train(
     """Losses, selections, last gradients and weights; `choices` are taken instead if given."""
     folder.mkdir(exist_ok=True)
     learner, model = tiny_model(run, seed=1), tiny_model(run, seed=99).double()
-    chosen, choose, log_every = [], loop.choose, loop.LOG_EVERY
+    chosen, select_sub_batch, log_every = [], loop.select_sub_batch, loop.LOG_EVERY
 
-    def spy(*args: Any) -> Choice:
-        choice = Choice(choices[args[4]]) if choices else choose(*args)
+    def spy(*args: Any) -> SubBatch:
+        choice = SubBatch(choices[args[4]]) if choices else select_sub_batch(*args)
         chosen.append(choice.index)
         return choice
 
-    loop.choose, loop.LOG_EVERY, records = spy, 1, []
+    loop.select_sub_batch, loop.LOG_EVERY, records = spy, 1, []
     try:
         toy_train(
-            run, folder, learner,
+            run,
+            folder,
+            learner,
             loader([fake_pool()], [run.super_batch_size], run.seed, world.rank, world.size),
-            (lambda c: embed(model, c.images, c.tokens, None)) if run.reference else None,
+            (lambda c: encode_pairs(model, c.images, c.tokens, None)) if run.reference else None,
             lambda final: {} if not world.main else {"toy": {"score": float(learner.scale)}},
             lambda steps: Cost(steps, steps, steps, steps),
-            report, records.append, world, **more,
-        )  # fmt: skip
+            report,
+            records.append,
+            world,
+            **more,
+        )
     finally:
-        loop.choose, loop.LOG_EVERY = choose, log_every
+        loop.select_sub_batch, loop.LOG_EVERY = select_sub_batch, log_every
     gradients = {
         f"gradient.{k}": whole(p.grad) for k, p in learner.named_parameters() if p.grad is not None
     }
@@ -102,8 +107,13 @@ def train(
 def as_rank(rank: int, size: int, port: int, job: Callable[..., None], *args: Any) -> None:
     """Run `job(world, *args)` as a rank; a lost rank is one line and exit code 1, as in the CLI."""
     torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1",
-                      MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")  # fmt: skip
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        GLOO_SOCKET_IFNAME="lo",
+    )
     try:
         with join(torch.device("cpu"), timedelta(seconds=60)) as world:
             job(world, *args)
@@ -134,17 +144,23 @@ def finish(ranks: list[Any]) -> list[int | None]:
             process.kill()
 
 
-def train_all(world: World, folder: Path, names: list[str]) -> None:
+def train_all(world: DistEnv, folder: Path, names: list[str]) -> None:
     for name in names:
         with narrow_names():
             found = train(RUNS[name], folder / f"{name}-{world.size}", world)
         save_file(found, folder / f"{name}-{world.size}-{world.rank}.safetensors")
 
 
-@pytest.mark.parametrize("size,names", [
-    (2, ["sigmoid", "softmax", "balanced", "small memory", "uniform", "fsdp", "native", "timm"]),
-    (4, ["odd split", "softmax"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "size,names",
+    [
+        (
+            2,
+            ["sigmoid", "softmax", "balanced", "small memory", "uniform", "fsdp", "native", "timm"],
+        ),
+        (4, ["odd split", "softmax"]),
+    ],
+)
 def test_ranks_train_what_one_process_trains(size: int, names: list[str], tmp_path: Path) -> None:
     assert finish(start(size, train_all, tmp_path, names)) == [0] * size
     for name in names:
@@ -152,7 +168,10 @@ def test_ranks_train_what_one_process_trains(size: int, names: list[str], tmp_pa
         told = ranks[0]["chosen"] if name == "balanced" else None
         with narrow_names():
             alone = train(
-                RUNS[name], tmp_path / f"{name}-alone", ALONE, None if told is None else list(told)
+                RUNS[name],
+                tmp_path / f"{name}-alone",
+                SINGLE_PROCESS,
+                None if told is None else list(told),
             )
         assert len(alone["loss"]) == RUNS[name].optim.steps
         for mine in ranks:
@@ -166,7 +185,7 @@ def test_ranks_train_what_one_process_trains(size: int, names: list[str], tmp_pa
             assert all((row // each).bincount().tolist() == [4, 4] for row in told)
 
 
-def stop_at_two(world: World, folder: Path) -> None:
+def stop_at_two(world: DistEnv, folder: Path) -> None:
     def report(done: int, total: int, line: str) -> None:
         if done == 2:  # on rank 0 only: the other must hear of it
             os.kill(os.getpid(), signal.SIGTERM)
@@ -179,7 +198,10 @@ def test_another_number_of_ranks_goes_on(tmp_path: Path) -> None:
     run = RUNS["softmax"]
     assert finish(start(2, stop_at_two, tmp_path)) == [0, 0]
     assert read(tmp_path / "run" / CHECKPOINT)[1]["ranks"] == 2
-    resumed, alone = train(run, tmp_path / "run", ALONE), train(run, tmp_path / "alone", ALONE)
+    resumed, alone = (
+        train(run, tmp_path / "run", SINGLE_PROCESS),
+        train(run, tmp_path / "alone", SINGLE_PROCESS),
+    )
     assert torch.equal(resumed["chosen"], alone["chosen"][2:])
     for key in (k for k in alone if k.startswith("weight.")):
         torch.testing.assert_close(resumed[key], alone[key], rtol=1e-9, atol=1e-11)
@@ -187,7 +209,7 @@ def test_another_number_of_ranks_goes_on(tmp_path: Path) -> None:
     assert [x["step"] for x in lines if "loss" in x] == [1, 2, 3, 4]
 
 
-def lose_rank_one(world: World, folder: Path, how: str) -> None:
+def lose_rank_one(world: DistEnv, folder: Path, how: str) -> None:
     def draw(step: int) -> Any:
         if world.rank == 1 and step == 2:
             if how == "killed":
@@ -198,10 +220,17 @@ def lose_rank_one(world: World, folder: Path, how: str) -> None:
     run = RUNS["sigmoid"]
     learner, model = tiny_model(run), tiny_model(run, (8,)).double()
     toy_train(
-        run, folder, learner, draw, lambda c: embed(model, c.images, c.tokens, None),  # type: ignore[arg-type]
-        lambda final: {"toy": {"score": 0.0}}, lambda steps: Cost(1, 1, 1, 1),
-        lambda *_: None, lambda _: None, world,
-    )  # fmt: skip
+        run,
+        folder,
+        learner,
+        draw,
+        lambda c: encode_pairs(model, c.images, c.tokens, None),  # type: ignore[arg-type]
+        lambda final: {"toy": {"score": 0.0}},
+        lambda steps: Cost(1, 1, 1, 1),
+        lambda *_: None,
+        lambda _: None,
+        world,
+    )
 
 
 @pytest.mark.parametrize("how", ["killed", "left"])

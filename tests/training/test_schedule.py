@@ -51,23 +51,25 @@ def test_the_super_batch_goes_from_one_end_to_the_other() -> None:
     assert rising().super_batch_at(99) == 40, "past the end it stays"
     up, down = SHIPPED["jest@rising"], SHIPPED["jest@falling"]
     curved, flat = SHIPPED["jest@cosine"], SHIPPED["jest@constant"]
-    assert sizes(up)[0] == 128 and sizes(up)[-1] == 512 and sizes(up) == sorted(sizes(up))
+    assert sizes(up)[0] == 512 and sizes(up)[-1] == 2048 and sizes(up) == sorted(sizes(up))
     assert sizes(up) == sizes(down)[::-1]
     middle = len(sizes(up)) // 4
     assert sizes(curved)[middle] < sizes(up)[middle], "a cosine starts slowly"
     assert {B % 16 for run in (up, down, curved) for B in sizes(run)} == {0}
-    assert {run.optim.batch_size for name, run in SHIPPED.items() if name != "reference"} == {64}
-    assert set(sizes(flat)) == {320} and flat.super_batch_at(7) == flat.super_batch_size
+    assert {run.optim.batch_size for name, run in SHIPPED.items() if name != "reference"} == {256}
+    assert set(sizes(flat)) == {1280} and flat.super_batch_at(7) == flat.super_batch_size
 
 
 def test_the_shipped_schedules_cost_what_the_constant_ratio_costs() -> None:
     forward = ForwardFlops(800, 180, 200)
-    flat = run_cost(SHIPPED["jest@constant"], 300, forward, forward, 1e6, 10**9)
+    steps = SHIPPED["jest@constant"].optim.steps
+    flat = run_cost(SHIPPED["jest@constant"], steps, forward, forward, 1e6, 10**9)
     for name in ("jest@rising", "jest@falling", "jest@cosine"):
-        cost = run_cost(SHIPPED[name], 300, forward, forward, 1e6, 10**9)
+        cost = run_cost(SHIPPED[name], steps, forward, forward, 1e6, 10**9)
         for convention, value in cost.as_dict().items():
             assert value == pytest.approx(flat.as_dict()[convention], rel=1e-3)
-    half = [run_cost(SHIPPED[n], 150, forward, None, 0, 0) for n in ("jest@rising", "jest@falling")]
+    up, down = SHIPPED["jest@rising"], SHIPPED["jest@falling"]
+    half = [run_cost(run, steps // 2, forward, None, 0, 0) for run in (up, down)]
     assert half[0].cached < 0.7 * half[1].cached, "but at another time"
 
 
@@ -167,11 +169,14 @@ def test_a_scheduled_run_is_trained_recorded_and_resumed(workspace: Workspace) -
     assert len(next(x["chosen"] for x in lines if x.get("chosen"))) == 8
 
 
-@pytest.mark.parametrize("change,message", [
-    ({"selection": {"schedule": "cosine"}}, "schedule needs selection.filter_ratio_end"),
-    ({"selection": {"filter_ratio_end": 1.0}}, "filter_ratio_end: Input should be less than 1"),
-    ({"selection": {"filter_ratio_end": 0.9, "schedule": "linaer"}}, "'linear' or 'cosine'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"selection": {"schedule": "cosine"}}, "schedule needs selection.filter_ratio_end"),
+        ({"selection": {"filter_ratio_end": 1.0}}, "filter_ratio_end: Input should be less than 1"),
+        ({"selection": {"filter_ratio_end": 0.9, "schedule": "linaer"}}, "'linear' or 'cosine'"),
+    ],
+)
 def test_a_schedule_that_cannot_be_is_one_line(change: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_run(merge(tiny_run("jest").model_dump(), change))

@@ -28,7 +28,7 @@ from jestcli.runs.inputs import data_of, open_inputs
 from jestcli.runs.opened import open_run
 from jestcli.runs.reference import embed_all, open_reference
 from jestcli.runs.workspace import Workspace
-from jestcli.training.distributed import World
+from jestcli.training.distributed import DistEnv
 from jestcli.training.reference import (
     EmbeddingTable,
     OpenClipReference,
@@ -193,11 +193,14 @@ def test_an_open_clip_reference_sees_its_own_preprocessing(
     assert torch.equal(later.second(np.arange(3)), candidates.second(np.arange(3)))
 
 
-@pytest.mark.parametrize("word,message", [
-    ("ViT-B-61:openai", "no model 'ViT-B-61' (did you mean ViT-B-16"),
-    ("ViT-B-16:opnai", "no file and no tag 'opnai' (did you mean openai?)"),
-    ("ViT-B-16", "no file and no tag ''"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "word,message",
+    [
+        ("ViT-B-61:openai", "no model 'ViT-B-61' (did you mean ViT-B-16"),
+        ("ViT-B-16:opnai", "no file and no tag 'opnai' (did you mean openai?)"),
+        ("ViT-B-16", "no file and no tag ''"),
+    ],
+)
 def test_a_wrong_word_is_one_line(word: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_word(word)
@@ -254,8 +257,9 @@ def test_training_with_a_cache_equals_training_without(
         train_run(run, cached, "jest", nothing)
         one, other = (losses(place.folder(run)) for place in (live, cached))
         np.testing.assert_allclose(one, other, rtol=1e-5)
-        spent = [json.loads((p.folder(run) / "done.json").read_text())["flops"]
-                 for p in (live, cached)]  # fmt: skip
+        spent = [
+            json.loads((p.folder(run) / "done.json").read_text())["flops"] for p in (live, cached)
+        ]
         assert spent[0] == spent[1] and spent[0]["charged"] > spent[0]["cached"]
 
 
@@ -316,9 +320,13 @@ def test_a_source_of_which_nothing_is_kept_is_named(pool: Path, loading: Loading
 
 @pytest.mark.parametrize("kind", ["own", "open_clip"])
 def test_a_live_reference_computes_where_the_learner_does(
-    kind: str, pool: Path, loading: Loading, tmp_path: Path, checkpoint: str,
+    kind: str,
+    pool: Path,
+    loading: Loading,
+    tmp_path: Path,
+    checkpoint: str,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """On "meta", which every machine has, and where nothing that lies on the CPU can be mixed in.
 
     Torch refuses an operation between the two devices, so weights, pixels, tokens, mean and
@@ -334,7 +342,7 @@ def test_a_live_reference_computes_where_the_learner_does(
     else:
         run = make_run(settings(pool, reference_model=checkpoint))
     place = Workspace(None, tmp_path / "runs", loading)
-    data, world = data_of(run, place), World(device=torch.device("meta"))
+    data, world = data_of(run, place), DistEnv(device=torch.device("meta"))
     found = open_reference(run, place, data, world)
     assert found.call is not None and found.flops is not None and found.flops.full > 0
     drawn = shard_loader(data.pool, run.super_batch_size, second=found.live.second)  # type: ignore

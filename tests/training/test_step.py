@@ -14,13 +14,13 @@ from torch import Tensor
 
 from jestcli.config import Run
 from jestcli.data.loader import SuperBatch
-from jestcli.models.flexi import View
+from jestcli.models.flexi import Resolution
 from jestcli.models.towers import Clip
 from jestcli.selection import PairEmbeddings, learnability_of, select
 from jestcli.training.augment import augment, normalise
 from jestcli.training.loss import contrastive_loss
 from jestcli.training.optimiser import learning_rate, make_optimiser
-from jestcli.training.step import choose, embed, update
+from jestcli.training.step import encode_pairs, select_sub_batch, train_step
 
 
 def paper_sigmoid(image: Tensor, text: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def candidates(run: Run, step: int = 0) -> SuperBatch:
 
 
 def reference_of(model: Clip) -> Callable[[SuperBatch], PairEmbeddings]:
-    return lambda drawn: embed(model, drawn.images, drawn.tokens, None)
+    return lambda drawn: encode_pairs(model, drawn.images, drawn.tokens, None)
 
 
 @pytest.mark.parametrize("method", ["jest", "flexi", "independent", "easy-reference"])
@@ -89,13 +89,19 @@ def test_choose_returns_what_select_gives_for_the_same_embeddings(
     learner, model = tiny_model(run, seed=1), tiny_model(run, (8,), seed=2)
     drawn, step = candidates(run, 5), 5
     low = run.selection.low_res_scoring
-    mine = embed(learner, drawn.images, drawn.tokens, View(16 if low else 8, 32))
+    mine = encode_pairs(learner, drawn.images, drawn.tokens, Resolution(16 if low else 8, 32))
     theirs = reference_of(model)(drawn)
-    choice = choose(learner, reference_of(model), drawn, run, step, measure)
+    choice = select_sub_batch(learner, reference_of(model), drawn, run, step, measure)
     expected = select(
-        mine, theirs, size=8, sampler=run.selection.sampler, criterion=run.selection.criterion,
-        n_chunks=4, seed=3, step=5,
-    )  # fmt: skip
+        mine,
+        theirs,
+        size=8,
+        sampler=run.selection.sampler,
+        criterion=run.selection.criterion,
+        n_chunks=4,
+        seed=3,
+        step=5,
+    )
     assert torch.equal(choice.index, expected)
     if measure:
         whole = learnability_of(mine, theirs, torch.arange(16), loss="sigmoid")
@@ -112,11 +118,13 @@ def test_resolution_and_step_matter_to_the_choice() -> None:
     drawn = candidates(run)
     full = tiny_run("flexi", selection={"low_res_scoring": False})
     low, fine, later = (
-        choose(learner, reference_of(model), drawn, r, s).index
+        select_sub_batch(learner, reference_of(model), drawn, r, s).index
         for r, s in ((run, 0), (full, 0), (run, 1))
     )
     assert not torch.equal(low, later)
-    a, b = (embed(learner, drawn.images, drawn.tokens, View(p, 32)).image for p in (16, 8))
+    a, b = (
+        encode_pairs(learner, drawn.images, drawn.tokens, Resolution(p, 32)).image for p in (16, 8)
+    )
     assert not torch.allclose(a, b)
     assert len(fine) == len(low) == 8
 
@@ -125,15 +133,15 @@ def test_uniform_trains_on_everything_it_draws() -> None:
     run = tiny_run()
     drawn = candidates(run)
     assert len(drawn) == 8
-    assert choose(tiny_model(run), None, drawn, run, 0).index.tolist() == list(range(8))
+    assert select_sub_batch(tiny_model(run), None, drawn, run, 0).index.tolist() == list(range(8))
 
 
 def test_cabs_chooses_by_the_words_and_embeds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     run = tiny_run("cabs", seed=3)
     assert run.reference is None and run.super_batch_size == 16
     drawn = candidates(run, 5)
-    monkeypatch.setattr("jestcli.training.step.embed", None)  # would raise if called
-    choice = choose(tiny_model(run), None, drawn, run, 5, measure=True)
+    monkeypatch.setattr("jestcli.training.step.encode_pairs", None)  # would raise if called
+    choice = select_sub_batch(tiny_model(run), None, drawn, run, 5, measure=True)
     words = drawn.tokens.masked_fill((drawn.tokens == 0) | (drawn.tokens >= 598), -1)
     expected = select(None, None, size=8, sampler="cabs", labels=words, seed=3, step=5)
     assert torch.equal(choice.index, expected)
@@ -142,8 +150,8 @@ def test_cabs_chooses_by_the_words_and_embeds_nothing(monkeypatch: pytest.Monkey
 def test_embeddings_do_not_depend_on_the_micro_batch() -> None:
     run = tiny_run("jest")
     model, drawn = tiny_model(run), candidates(run)
-    whole = embed(model, drawn.images, drawn.tokens, None)
-    parts = embed(model, drawn.images, drawn.tokens, None, micro_batch=3)
+    whole = encode_pairs(model, drawn.images, drawn.tokens, None)
+    parts = encode_pairs(model, drawn.images, drawn.tokens, None, micro_batch=3)
     torch.testing.assert_close(parts.image, whole.image, rtol=0, atol=1e-6)
     torch.testing.assert_close(parts.text, whole.text, rtol=0, atol=1e-6)
     assert not whole.image.requires_grad and float(whole.scale) == pytest.approx(10)
@@ -152,9 +160,15 @@ def test_embeddings_do_not_depend_on_the_micro_batch() -> None:
     torch.testing.assert_close(whole.image, expected.detach(), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("share,sizes", [
-    (0.0, {8: 8}), (0.25, {16: 2, 8: 6}), (0.5, {16: 4, 8: 4}), (1.0, {16: 8}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "share,sizes",
+    [
+        (0.0, {8: 8}),
+        (0.25, {16: 2, 8: 6}),
+        (0.5, {16: 4, 8: 4}),
+        (1.0, {16: 8}),
+    ],
+)
 def test_update_splits_the_sub_batch_between_the_patch_sizes(
     share: float, sizes: dict[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,14 +177,14 @@ def test_update_splits_the_sub_batch_between_the_patch_sizes(
     seen: dict[int, int] = {}
     encode = learner.encode_image
 
-    def spy(images: Tensor, view: View | None = None) -> Tensor:
+    def spy(images: Tensor, view: Resolution | None = None) -> Tensor:
         assert view is not None
         seen[view.patch] = len(images)
         return encode(images, view)
 
     monkeypatch.setattr(learner, "encode_image", spy)
     drawn = candidates(run)
-    update(learner, make_optimiser(learner, run.optim), drawn, torch.arange(3, 11), run, 0)
+    train_step(learner, make_optimiser(learner, run.optim), drawn, torch.arange(3, 11), run, 0)
     assert seen == sizes
 
 
@@ -179,16 +193,20 @@ def test_every_pair_keeps_its_text_whatever_its_resolution() -> None:
     run = tiny_run("flexi", optim={"augment": False})
     learner, drawn, index = tiny_model(run), candidates(run), torch.arange(3, 11)
     images = normalise(drawn.images)
-    rows = {p: learner.encode_image(images, View(p, 32)).detach() for p in (8, 16)}
+    rows = {p: learner.encode_image(images, Resolution(p, 32)).detach() for p in (8, 16)}
     text = learner.encode_text(drawn.tokens).detach()
-    loss = update(learner, make_optimiser(learner, run.optim), drawn, index, run, 0)
+    loss = train_step(learner, make_optimiser(learner, run.optim), drawn, index, run, 0)
     found = []
     for low in range(2**8):  # every split into halves, the pairs being in no order
         if low.bit_count() == 4:
             mixed = torch.stack([rows[16 if low >> k & 1 else 8][i] for k, i in enumerate(index)])
-            found.append(float(contrastive_loss(
-                mixed, text[index], torch.tensor(10.0), torch.tensor(-10.0), "sigmoid"
-            )))  # fmt: skip
+            found.append(
+                float(
+                    contrastive_loss(
+                        mixed, text[index], torch.tensor(10.0), torch.tensor(-10.0), "sigmoid"
+                    )
+                )
+            )
     assert min(abs(loss - each) for each in found) < 1e-5
     assert max(abs(loss - each) for each in found) > 1e-3, "the split matters"
 
@@ -197,7 +215,7 @@ def trained(run: Run, steps: list[int]) -> tuple[list[float], dict[str, Tensor]]
     learner = tiny_model(run)
     optimiser = make_optimiser(learner, run.optim)
     index = torch.arange(8)
-    losses = [update(learner, optimiser, candidates(run, s), index, run, s) for s in steps]
+    losses = [train_step(learner, optimiser, candidates(run, s), index, run, s) for s in steps]
     return losses, learner.state_dict()
 
 
@@ -220,7 +238,7 @@ def test_update_clips_sets_the_rate_and_falls() -> None:
     drawn, index = candidates(run), torch.arange(8)
     losses = []
     for step in range(30):
-        losses.append(update(learner, optimiser, drawn, index, run, step))
+        losses.append(train_step(learner, optimiser, drawn, index, run, step))
         assert optimiser.param_groups[0]["lr"] == learning_rate(step, run.optim)
         norm = math.sqrt(sum(float(p.grad.square().sum()) for p in learner.parameters()))
         assert norm <= 1.0 + 1e-4

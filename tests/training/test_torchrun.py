@@ -27,9 +27,17 @@ from jestcli.training.checkpoint import read
 def as_torchrun(rank: int, port: int, words: list[str], env: dict[str, str]) -> None:
     """A rank as torchrun starts it."""
     torch.set_num_threads(1)
-    os.environ.update(env, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", COLUMNS="300",
-                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo",
-                      TORCHELASTIC_RUN_ID="test")  # fmt: skip
+    os.environ.update(
+        env,
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE="2",
+        COLUMNS="300",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        GLOO_SOCKET_IFNAME="lo",
+        TORCHELASTIC_RUN_ID="test",
+    )
     sys.argv = ["jest", *words]
     with Path(env["OUT"], f"rank-{rank}").open("w") as sys.stdout:
         sys.stderr = sys.stdout
@@ -50,8 +58,15 @@ def torchrun(words: list[str], data_root: Path, folder: Path) -> tuple[list[int 
 def test_two_processes_train_one_run(data_root: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = merge(TINY, {"reference": tiny_reference().model_dump(mode="json")})
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
-    words = ["train", "--method", "jest", "--config", str(tmp_path / "tiny.yaml"),
-             "--device", "cpu"]  # fmt: skip
+    words = [
+        "train",
+        "--method",
+        "jest",
+        "--config",
+        str(tmp_path / "tiny.yaml"),
+        "--device",
+        "cpu",
+    ]
     codes, said = torchrun(words, data_root, tmp_path)
     assert codes == [0, 0], said
     assert "mean of all" in said[0] and said[1] == "", "one voice"
@@ -71,15 +86,37 @@ def test_a_shell_command_trains_on_own_shards(tmp_path: Path) -> None:
     data = {"train": str(tmp_path / "pool"), "curated": str(tmp_path / "curated"), "window": 2}
     settings: dict[str, Any] = merge(TINY, {"data": data, "optim": {"steps": 2}})
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
-    words = ["torchrun", "--nproc-per-node", "2", "--master-port", str(free_port()),
-             "-m", "jestcli", "train", "--method", "jest", "--config", "tiny.yaml",
-             "--set", "reference.optim={steps: 1, warmup: 0}", "--data-workers", "1",
-             "--cache", "cache", "--device", "cpu"]  # fmt: skip
+    words = [
+        "torchrun",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        str(free_port()),
+        "-m",
+        "jestcli",
+        "train",
+        "--method",
+        "jest",
+        "--config",
+        "tiny.yaml",
+        "--set",
+        "reference.optim={steps: 1, warmup: 0}",
+        "--data-workers",
+        "1",
+        "--cache",
+        "cache",
+        "--device",
+        "cpu",
+    ]
     # The module that `torchrun` names, in this interpreter.
     command = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
-    env = os.environ | {"JEST_RUNS": str(tmp_path / "runs"), "COLUMNS": "300",
-                        "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo",
-                        "PYTHONPATH": str(Path(jestcli.__file__).parents[1])}  # fmt: skip
+    env = os.environ | {
+        "JEST_RUNS": str(tmp_path / "runs"),
+        "COLUMNS": "300",
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "PYTHONPATH": str(Path(jestcli.__file__).parents[1]),
+    }
     ran = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     folder = Path(ran.stdout.rpartition("run directory: ")[2].strip())
@@ -88,10 +125,13 @@ def test_a_shell_command_trains_on_own_shards(tmp_path: Path) -> None:
     assert len(list((tmp_path / "runs").glob("*/done.json"))) == 2
 
 
-@pytest.mark.parametrize("words,code,message", [
-    (["--set", "optim.batch_size=9"], 1, "jest: the batch_size of 9 does not divide by 2"),
-    (["--set", "optim.stesp=9"], 2, "jest: unknown setting optim.stesp (did you mean steps?)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words,code,message",
+    [
+        (["--set", "optim.batch_size=9"], 1, "jest: the batch_size of 9 does not divide by 2"),
+        (["--set", "optim.stesp=9"], 2, "jest: unknown setting optim.stesp (did you mean steps?)"),
+    ],
+)
 def test_a_mistake_is_one_line_in_every_rank(
     words: list[str], code: int, message: str, data_root: Path, tmp_path: Path
 ) -> None:

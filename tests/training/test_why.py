@@ -21,7 +21,7 @@ from jestcli.selection.scores import learnability_by_pair
 from jestcli.training.clock import PASSED
 from jestcli.training.metrics import METRICS
 from jestcli.training.signals import Interrupted
-from jestcli.training.step import Choice, choose, embed
+from jestcli.training.step import SubBatch, encode_pairs, select_sub_batch
 from jestcli.training.tracking import _flat
 
 RUN = tiny_run("jest")
@@ -35,9 +35,9 @@ def drawn() -> SuperBatch:
 def test_wrong_captions_are_counted_and_weighed() -> None:
     model, other, candidates = tiny_model(RUN), tiny_model(RUN, seed=9), drawn()
     learner, reference = (
-        embed(m, candidates.images, candidates.tokens, None) for m in (model, other)
+        encode_pairs(m, candidates.images, candidates.tokens, None) for m in (model, other)
     )
-    choice = choose(model, lambda _: reference, candidates, RUN, 0, measure=True)
+    choice = select_sub_batch(model, lambda _: reference, candidates, RUN, 0, measure=True)
     wrong = candidates.wrong
     assert wrong is not None and 0 < wrong.sum() < 16
     assert choice.wrong == (wrong.mean(), wrong[choice.index].mean())
@@ -46,18 +46,20 @@ def test_wrong_captions_are_counted_and_weighed() -> None:
     assert choice.learnability_wrong == pytest.approx(every[wrong].mean())
     assert choice.super_batch_learnability == pytest.approx(every.mean())
     assert learnability_of(learner, reference, choice.index) == choice.sub_batch_learnability
-    unknown = choose(model, lambda _: reference, replace(candidates, wrong=None), RUN, 0, True)
+    unknown = select_sub_batch(
+        model, lambda _: reference, replace(candidates, wrong=None), RUN, 0, True
+    )
     assert unknown.wrong is None and unknown.learnability_right is None
-    seldom = choose(model, lambda _: reference, candidates, RUN, 0)
+    seldom = select_sub_batch(model, lambda _: reference, candidates, RUN, 0)
     assert seldom.wrong is None, "at logging steps only"
     none = replace(candidates, wrong=wrong & False)
-    right = choose(model, lambda _: reference, none, RUN, 0, True)
+    right = select_sub_batch(model, lambda _: reference, none, RUN, 0, True)
     assert right.wrong == (0, 0) and right.learnability_wrong is None
 
 
 def test_a_sampler_without_a_reference_counts_them_too() -> None:
     run = tiny_run("cabs")
-    choice = choose(tiny_model(run), None, drawn(), run, 0, measure=True)
+    choice = select_sub_batch(tiny_model(run), None, drawn(), run, 0, measure=True)
     assert choice.wrong is not None and choice.learnability_right is None
 
 
@@ -98,14 +100,14 @@ def test_they_are_logged_tracked_and_recorded(
 
 def falling(monkeypatch: pytest.MonkeyPatch, values: dict[int, float]) -> None:
     """Let the mean learnability be this at these steps (0-based), else 1."""
-    real = loop.choose
+    real = loop.select_sub_batch
 
-    def choose_(*args: Any) -> Choice:
-        choice: Choice = real(*args)
+    def choose_(*args: Any) -> SubBatch:
+        choice: SubBatch = real(*args)
         return replace(choice, super_batch_learnability=values.get(args[4], 1.0))
 
     monkeypatch.setattr(loop, "LOG_EVERY", 1)
-    monkeypatch.setattr(loop, "choose", choose_)
+    monkeypatch.setattr(loop, "select_sub_batch", choose_)
 
 
 def test_a_learner_that_passes_its_reference_is_said_once_and_only_then(

@@ -47,17 +47,34 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder outside the repository with the wheel; its dependencies are this interpreter's."""
     folder = tmp_path_factory.mktemp("wheel")
     wheel = build("wheel", folder)
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index",
-               "--no-compile", "--disable-pip-version-check", "--target", str(folder / "site"),
-               str(wheel)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--no-compile",
+        "--disable-pip-version-check",
+        "--target",
+        str(folder / "site"),
+        str(wheel),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     return folder / "site"
 
 
 def run(site: Path, cwd: Path, *words: str) -> str:
     """A command's output, with the wheel as the only jestcli that it can find."""
-    env = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "COLUMNS": "200",
-           "JEST_RUNS": str(cwd / "runs"), "JEST_DATA": str(cwd / "data")}  # fmt: skip
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(site),
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "200",
+        "JEST_RUNS": str(cwd / "runs"),
+        "JEST_DATA": str(cwd / "data"),
+    }
     ran = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True)
     assert ran.returncode == 0 and ran.stderr == "", ran.stdout + ran.stderr
     return ran.stdout
@@ -93,8 +110,19 @@ def test_a_wheel_trains_on_own_shards_and_lists_the_experiments(site: Path, tmp_
     settings = merge(TINY, {"data": data, "optim": {"steps": 2}})
     settings["reference"] = {"optim": {**TINY["optim"], "steps": 2}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(settings))
-    words = ("train", "--method", "jest", "--config", "mine.yaml", "--data-workers", "0",
-             "--cache", "cache", "--device", "cpu")  # fmt: skip
+    words = (
+        "train",
+        "--method",
+        "jest",
+        "--config",
+        "mine.yaml",
+        "--data-workers",
+        "0",
+        "--cache",
+        "cache",
+        "--device",
+        "cpu",
+    )
     said = run(site, tmp_path, sys.executable, "-m", "jestcli", *words)
     assert "run directory: " in said
     assert len(list((tmp_path / "runs").glob("*/done.json"))) == 2, "the reference and the learner"
