@@ -20,7 +20,6 @@ import yaml
 from tiny import TINY, tiny_reference, tiny_run
 
 import jestcli
-from jestcli.config import merge
 from jestcli.paper import experiment
 from jestcli.paper import scheduler as reproduce
 from jestcli.runs.workspace import Workspace, is_done
@@ -168,7 +167,7 @@ def test_config_prints_what_config_reads(tmp_path: Path) -> None:
     words = ("config", "--method", "flexi", "--seed", "3", "--set", "optim.steps=700")
     code, out, _ = jest(*words, cwd=tmp_path)
     settings = yaml.safe_load(out)
-    assert code == 0 and settings["optim"]["steps"] == 700 and settings["reference"]["seed"] == 3
+    assert code == 0 and settings["optim"]["steps"] == 700 and settings["seed"] == 3
     (tmp_path / "mine.yaml").write_text(out)
     again = jest(
         "config", "--method", "flexi", "--seed", "3", "--config", "mine.yaml", cwd=tmp_path
@@ -179,7 +178,9 @@ def test_config_prints_what_config_reads(tmp_path: Path) -> None:
 def test_a_reference_is_trained_by_the_real_command(data_root: Path, tmp_path: Path) -> None:
     """No process is replaced here: one interpreter, which trains itself."""
     env = {"JEST_DATA": str(data_root), "JEST_RUNS": str(tmp_path / "runs")}
-    (tmp_path / "reference.yaml").write_text(yaml.safe_dump(merge(TINY, {"optim": {"steps": 2}})))
+    (tmp_path / "reference.yaml").write_text(
+        yaml.safe_dump(TINY | {"reference": tiny_reference().model_dump(mode="json")})
+    )
     words = ("train-reference", "--config", "reference.yaml")
     code, out, errors = jest(*words, cwd=tmp_path, **env)
     assert (code, errors) == (0, "")
@@ -261,9 +262,7 @@ def test_train_makes_what_is_missing_once(
 def test_the_reference_of_train_reference_is_the_one_that_jest_uses(
     home: Path, command: Command
 ) -> None:
-    reference = {k: v for k, v in merge(TINY, {"optim": {"steps": 2}}).items()}
-    write(home / "reference.yaml", reference)
-    assert command("train-reference", "--config", "reference.yaml")[0] == 0
+    assert command("train-reference", "--config", "learner.yaml")[0] == 0
     (only,) = (home / "runs").iterdir()
     code, out, _ = command("train", "--method", "jest", "--config", "learner.yaml")
     assert code == 0 and "4/4 jest (seed 0)" in out

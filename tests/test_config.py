@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from tiny import tiny_reference, tiny_run
 
 from jestcli import config
+from jestcli.commands.shared import read_asked
 from jestcli.config import (
     METHODS,
     ConfigError,
@@ -24,10 +25,14 @@ from jestcli.config import (
 )
 from jestcli.paper.experiment import (
     FOLDER,
+    check_reaches_reference,
     default_reference,
     default_run,
     find_experiment,
+    jobs,
     method_settings,
+    printed,
+    profile_jobs,
     read_experiment,
 )
 
@@ -195,8 +200,6 @@ def test_unknown_words_name_the_nearest() -> None:
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_experiments_that_ship_are_valid(path: Path) -> None:
-    from jestcli.paper.experiment import jobs
-
     experiment = read_experiment(path)
     assert find_experiment(path.stem) == path
     assert {job.seed for job in jobs(experiment, {})} == set(experiment.seeds)
@@ -237,7 +240,9 @@ def test_a_learner_reads_the_data_its_reference_was_made_for() -> None:
     assert run.reference.model == run.model
     assert run.reference.optim == plain.optim and run.reference.selection == plain.selection
     short = default_run("jest", {"reference": {"optim": {"steps": 2, "warmup": 1}}}, 1)
-    assert short.reference == default_reference({"optim": {"steps": 2, "warmup": 1}}, 1)
+    assert short.reference == default_reference(
+        {"reference": {"optim": {"steps": 2, "warmup": 1}}}, 1
+    )
     assert short.reference is not None and short.reference.reference is None
 
 
@@ -333,3 +338,83 @@ def test_a_field_added_later_changes_no_digest_until_it_is_used() -> None:
 
     assert config._determining(After()) == config._determining(Before())
     assert config._determining(After(b="other")) == {"a": 1, "b": "other"}
+
+
+# --- one experiment from either place: the method, and the reference ------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_config_prints_is_that_run_and_no_other_methods(method: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(printed(method, default_run(method, {}, 3))))
+    asked = read_asked(path, [])
+    assert (asked.method, asked.seed) == (method, 3)
+    assert default_run(asked.method, asked.settings, asked.seed) == default_run(method, {}, 3)
+    for other in METHODS:  # an explicit --method or --seed wins, and nothing of the file's stays
+        asked = read_asked(path, [], other, 4)
+        assert default_run(other, asked.settings, asked.seed) == default_run(other, {}, 4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_file_that_contradicts_the_method_is_refused(method: str, tmp_path: Path) -> None:
+    """Settings in full, as earlier versions printed them; without --method they mean their own."""
+    path = tmp_path / "old.yaml"
+    path.write_text(yaml.safe_dump(default_run(method, {}, 0).model_dump(mode="json")))
+    assert read_asked(path, []).method == read_asked(path, [], method).method == method
+    for other in {*METHODS, "mine:foo"} - {method}:
+        with pytest.raises(ConfigError) as caught:
+            read_asked(path, [], other)
+        said = str(caught.value)
+        assert f"--method {other} means" in said and f"but {path} says" in said and "\n" not in said
+
+
+def test_which_method_settings_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("method: flexi\nselection: {low_res_share: 0.25}\n")
+    assert read_asked(path, []).method == "flexi", "a dial of the method's is no contradiction"
+    assert read_asked(path, [], "jest").method == "jest"
+    assert capsys.readouterr().err == "jest: --method jest wins over `method: flexi`\n"
+    for pairs, method in (
+        ([], "jest"),
+        (["selection.sampler=gibbs"], "gibbs"),
+        (["source.kind=mixed", "selection.sampler=uniform"], "mixed"),
+        (["source.kind=filtered"], "jest"),
+    ):
+        assert read_asked(None, pairs).method == method
+    words = "--method jest means selection.sampler=joint, but --set says topk: say --method topk"
+    with pytest.raises(ConfigError, match=words):
+        read_asked(None, ["selection.sampler=topk"], "jest")
+    with pytest.raises(ConfigError, match="say --method curated"):
+        read_asked(None, ["source.kind=curated"], "uniform")
+    with pytest.raises(ConfigError, match="method must be a name"):
+        read_asked(None, ["method=[1]"])
+    with pytest.raises(ConfigError, match="no method 'jset'"):
+        read_asked(None, [], "jset")
+
+
+def test_an_experiment_refuses_what_its_runs_are_told_apart_by() -> None:
+    experiment = read_experiment(find_experiment("map"))
+    for over in ({"selection": {"sampler": "topk"}}, {"source": {"kind": "curated"}}):
+        with pytest.raises(ConfigError, match="an experiment's runs are told apart by it"):
+            jobs(experiment, over)
+        with pytest.raises(ConfigError, match="but --set says"):
+            profile_jobs("cpu", over)
+
+
+def test_train_and_train_reference_mean_one_reference() -> None:
+    """Whatever the file says of the learner."""
+    over = {
+        "data": {"curated_size": 500}, "model": {"layers": 2}, "engine": {"scoring_batch": 8},
+        "optim": {"steps": 7, "warmup": 3}, "source": {"noise_share": 0.5},
+        "selection": {"filter_ratio": 0.5}, "reference": {"optim": {"steps": 50, "warmup": 5}},
+    }  # fmt: skip
+    for word in ("cpu", "smoke", "gpu"):
+        reference = default_reference(over, 1, word)
+        run = default_run("jest", over, 1, word)
+        assert run.reference == reference and run.reference.digest() == reference.digest()
+        assert reference.optim.steps == 50 and reference.data.curated_size == 500
+        full = {k: v for k, v in printed("jest", run).items() if k != "method"}
+        assert default_reference(full, 1, word) == reference
+    check_reaches_reference(["data.level=weak", "reference.optim.steps=9"])
+    with pytest.raises(ConfigError, match=r"say --set reference\.optim\.steps=9"):
+        check_reaches_reference(["optim.steps=9"])

@@ -15,6 +15,7 @@ from jestcli.commands.options import (
     DataWorkers,
     Device,
     MaxFaults,
+    Method,
     Profile,
     RunWord,
     RunWords,
@@ -22,7 +23,7 @@ from jestcli.commands.options import (
     Set,
     Wandb,
 )
-from jestcli.commands.shared import make_console, make_workspace, read_settings
+from jestcli.commands.shared import make_console, make_workspace, read_asked
 
 app = typer.Typer()
 
@@ -91,30 +92,33 @@ def inspect(
 
 @app.command("config")
 def show_config(
-    method: Annotated[str, typer.Option(help="As in `jest train`.")] = "jest",
+    method: Method = None,
     profile: Profile = "cpu",
     config: Config = None,
     set_: Set = [],  # noqa: B006
-    seed: Seed = 0,
+    seed: Seed = None,
 ) -> None:
-    """Print the resolved settings of a run as YAML; its output is a valid --config.
+    """Print the resolved settings of a run as YAML; its output is a valid --config, for another
+    method, too: it names its own, and leaves out what that sets.
 
     Sources that run a shell command (pipe:) are named in comments on top.
     """
     import yaml
 
     from jestcli.data.sources import shell_commands
-    from jestcli.paper.experiment import default_run
+    from jestcli.paper.experiment import default_run, printed
 
-    run = default_run(method, read_settings(config, set_), seed, profile)
+    asked = read_asked(config, set_, method, seed)
+    run = default_run(asked.method, asked.settings, asked.seed, profile)
     for command in shell_commands((*run.data.train, *run.data.curated)):
         print(f"# runs in a shell: {' '.join(command.splitlines())}")
-    print(yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False), end="")
+    print(yaml.safe_dump(printed(asked.method, run), sort_keys=False), end="")
 
 
 @app.command("doctor")
 def doctor(
-    method: Annotated[str, typer.Option(help="As in `jest train`.")] = "jest",
+    method: Method = None,
+    profile: Profile = "cpu",
     config: Config = None,
     set_: Set = [],  # noqa: B006
     wandb: Wandb = "off",
@@ -124,7 +128,8 @@ def doctor(
     from jestcli.paper.experiment import default_run
     from jestcli.runs import doctor as stage
 
-    run = default_run(method, read_settings(config, set_), 0)
+    asked = read_asked(config, set_, method)
+    run = default_run(asked.method, asked.settings, asked.seed, profile)
     found = stage.examine(run, make_workspace(), device, wandb)
     make_console().print(stage.table(found))
     if any(finding.state == stage.BAD for finding in found):

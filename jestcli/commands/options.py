@@ -17,7 +17,28 @@ def _wandb_mode(mode: str) -> str:
     return mode
 
 
-Seed = Annotated[int, typer.Option(help="Seed of weights, order and every draw.")]
+Seed = Annotated[
+    int | None,
+    typer.Option(help="Seed of weights, order and every draw (default: the file's, or 0)."),
+]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        help="uniform, jest, flexi, independent, topk, easy-reference, hard-learner, "
+        "flexi-uniform; cabs (most even cover of the captions' words; no model scores); "
+        "jest-curated (a quarter of the batch curated); the controls curated, mixed, filtered, "
+        "finetune; or module:function. Default: `method:` of --config, or jest. Settings that "
+        "contradict it are refused."
+    ),
+]
+ReferenceSteps = Annotated[
+    int | None,
+    typer.Option(
+        "--reference-steps",
+        help="Steps of the reference's training (reference.optim.steps), the same for `jest train` "
+        "and `jest train-reference`.",
+    ),
+]
 Set = Annotated[
     list[str],
     typer.Option("--set", help="Change a setting, such as --set selection.filter_ratio=0.9."),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,57 @@ def read_settings(config: Path | None, pairs: list[str]) -> dict[str, Any]:
     from jestcli.config import merge, parse_overrides, read_yaml
 
     return merge(read_yaml(config) if config else {}, parse_overrides(pairs))
+
+
+def say(line: str) -> None:
+    """One line for the user beside a command's output, once where there are ranks."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"jest: {line}", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What `jest train` and its like are asked for: a method, a seed, and settings on top."""
+
+    method: str
+    seed: int
+    settings: dict[str, Any]
+
+
+def read_asked(
+    config: Path | None, pairs: list[str], method: str | None = None, seed: int | None = None
+) -> Asked:
+    """A file's settings, the command line's on top, and what method and seed they mean.
+
+    An option wins over the file's `method:` and `seed:`, which is said. Raises ConfigError where
+    settings contradict the method.
+    """
+    from jestcli.config import ConfigError, merge, parse_overrides, read_yaml
+    from jestcli.paper.experiment import check_method, method_of
+
+    of_file = read_yaml(config) if config else {}
+    places = {str(config): of_file, "--set": parse_overrides(pairs)}
+    settings = merge(of_file, places["--set"])
+    named: dict[str, Any] = {}
+    for key, option in (("method", method), ("seed", seed)):
+        there = settings.pop(key, None)
+        if None not in (option, there) and option != there:
+            say(f"--{key} {option} wins over `{key}: {there}`")
+        named[key] = there if option is None else option
+    if named["method"] is None:
+        named["method"] = method_of(settings)
+        if config and named["method"] != "jest":
+            say(f"these settings mean --method {named['method']}")
+    seed = 0 if named["seed"] is None else named["seed"]
+    if not isinstance(named["method"], str) or not isinstance(seed, int):
+        raise ConfigError(f"{config}: method must be a name and seed a number")
+    check_method(named["method"], places)
+    return Asked(named["method"], seed, settings)
+
+
+def reference_settings(steps: int | None) -> dict[str, Any]:
+    """What --reference-steps sets."""
+    return {} if steps is None else {"reference": {"optim": {"steps": steps}}}
 
 
 def init_settings(path: Path | None) -> dict[str, Any]:

@@ -15,9 +15,11 @@ from jestcli.commands.options import (
     Init,
     KeepLast,
     MaxFaults,
+    Method,
     NoiseShare,
     Profile,
     Reference,
+    ReferenceSteps,
     Seed,
     Set,
     Wandb,
@@ -27,7 +29,8 @@ from jestcli.commands.shared import (
     make_console,
     make_workspace,
     prepare,
-    read_settings,
+    read_asked,
+    reference_settings,
     train_jobs,
     with_reference,
 )
@@ -41,45 +44,48 @@ def train_reference(
     profile: Profile = "cpu",
     config: Config = None,
     set_: Set = [],  # noqa: B006 (typer reads the default once)
-    seed: Seed = 0,
+    seed: Seed = None,
     wandb: Wandb = "off",
     device: Device = "auto",
     keep_last: KeepLast = 1,
     init: Init = None,
+    reference_steps: ReferenceSteps = None,
     data_workers: DataWorkers = None,
     max_faults: MaxFaults = 0.05,
     cache: Cache = None,
     cache_gb: CacheGB = 50.0,
 ) -> None:
-    """Train the reference model on the small curated set, and embed the pool with it."""
-    from jestcli.config import merge
-    from jestcli.paper.experiment import Job, default_reference
+    """Train the reference model on the small curated set: the one that `jest train` uses with the
+    same settings.
 
+    data and model are both models' settings, those under `reference` (--set
+    reference.optim.lr=...) the reference's alone; optim, selection, source and engine are the
+    learner's.
+    """
+    from jestcli.config import merge
+    from jestcli.paper.experiment import Job, check_reaches_reference, default_reference
+
+    check_reaches_reference(set_)
     workspace = make_workspace(data_workers, max_faults, cache, cache_gb)
-    settings = merge(read_settings(config, set_), init_settings(init))
+    asked = read_asked(config, set_, seed=seed)
+    settings = merge(asked.settings, reference_settings(reference_steps))
+    settings = merge(settings, {"reference": init_settings(init)})
     if level is not None:
         settings = merge(settings, {"data": {"level": level}})
-    job = Job("reference", seed, default_reference(settings, seed, profile))
+    job = Job("reference", asked.seed, default_reference(settings, asked.seed, profile))
     train_jobs([job], wandb, device, keep_last, workspace)
 
 
 @app.command("train")
 def train(
-    method: Annotated[
-        str,
-        typer.Option(
-            help="uniform, jest, flexi, independent, topk, easy-reference, hard-learner, "
-            "flexi-uniform; cabs (most even cover of the captions' words; no model scores); "
-            "jest-curated (a quarter of the batch curated); the controls curated, mixed, filtered, "
-            "finetune; or module:function."
-        ),
-    ] = "jest",
+    method: Method = None,
     profile: Profile = "cpu",
     config: Config = None,
     set_: Set = [],  # noqa: B006
     reference: Reference = None,
+    reference_steps: ReferenceSteps = None,
     noise_share: NoiseShare = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     wandb: Wandb = "off",
     device: Device = "auto",
     keep_last: KeepLast = 1,
@@ -96,20 +102,25 @@ def train(
     from jestcli.config import merge
     from jestcli.paper.experiment import Job, default_run
 
-    settings = with_reference(read_settings(config, set_), reference)
+    asked = read_asked(config, set_, method, seed)
+    settings = with_reference(asked.settings, reference)
+    settings = merge(settings, reference_settings(reference_steps))
     if noise_share is not None:
         settings = merge(settings, {"source": {"noise_share": noise_share}})
-    run = default_run(method, merge(settings, init_settings(init)), seed, profile)
+    run = default_run(asked.method, merge(settings, init_settings(init)), asked.seed, profile)
     workspace = make_workspace(data_workers, max_faults, cache, cache_gb)
-    train_jobs([Job(method, seed, run)], wandb, device, keep_last, workspace)
+    train_jobs([Job(asked.method, asked.seed, run)], wandb, device, keep_last, workspace)
 
 
 @app.command("cache-reference")
 def cache_reference(
+    method: Method = None,
+    profile: Profile = "cpu",
     config: Config = None,
     set_: Set = [],  # noqa: B006
     reference: Reference = None,
-    seed: Seed = 0,
+    reference_steps: ReferenceSteps = None,
+    seed: Seed = None,
     device: Device = "auto",
     max_faults: MaxFaults = 0.05,
     cache: Cache = None,
@@ -120,16 +131,23 @@ def cache_reference(
     The embeddings lie beside your shards in jest-reference/, or in the data cache where shards are
     remote; `jest train` with the same settings then reads them and embeds only what is missing.
     """
+    from jestcli.config import ConfigError, merge
     from jestcli.paper.experiment import Job, default_run
-    from jestcli.runs.reference import cache_reference
+    from jestcli.runs.reference import cache_reference, scores_by_reference
     from jestcli.training.devices import pick_device
 
     where = pick_device(device)
-    settings = with_reference(read_settings(config, set_), reference)
-    run = default_run("jest", settings, seed)
+    asked = read_asked(config, set_, seed=seed)
+    settings = with_reference(asked.settings, reference)
+    settings = merge(settings, reference_settings(reference_steps))
+    run = default_run(asked.method, settings, asked.seed, profile)
+    if not scores_by_reference(run):
+        raise ConfigError(f"--method {asked.method} scores nothing with a reference")
     workspace, console = make_workspace(0, max_faults, cache, cache_gb), make_console()
     if run.reference is not None:
-        train_jobs([Job("reference", seed, run.reference)], "off", device, workspace=workspace)
+        train_jobs(
+            [Job("reference", asked.seed, run.reference)], "off", device, workspace=workspace
+        )
     prepare(run, None, workspace)
     for line in cache_reference(run, workspace, console, where):
         console.print(line)

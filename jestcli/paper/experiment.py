@@ -221,10 +221,10 @@ def _of_runs(word: str | None) -> dict[str, Any]:
 
 def profile_jobs(word: str, overrides: dict[str, Any], seed: int = 0) -> list[Job]:
     """The reference, uniform, JEST and Flexi-JEST runs at a profile's scale."""
-    runs = [
-        Job(method, seed, default_run(method, overrides, seed, word))
-        for method in ("uniform", "jest", "flexi")
-    ]
+    methods = ("uniform", "jest", "flexi")
+    for method in methods:
+        check_method(method, {"--set": overrides})
+    runs = [Job(method, seed, default_run(method, overrides, seed, word)) for method in methods]
     reference = runs[-1].run.reference
     return [Job("reference", seed, reference), *runs] if reference is not None else runs
 
@@ -254,8 +254,11 @@ def jobs(
     """Every run with every seed (or these), references included under their own names.
 
     names: of runs, or patterns such as "jest@0.8@*". Without names and seeds: in order of worth,
-    first what the file's tiers list. Raises ConfigError for a name that fits nothing.
+    first what the file's tiers list. Raises ConfigError for a name that fits nothing, and for an
+    override of what tells methods apart.
     """
+    for key in _telling(overrides).keys() - {SHARE}:
+        raise ConfigError(f"--set {key}: an experiment's runs are told apart by it")
     tiers = [Tier(runs=names or list(experiment.runs), seeds=seeds)]
     if names is None and seeds is None:
         tiers = [*experiment.tiers, *tiers]
@@ -324,20 +327,29 @@ def _reference(
     return merge(merge(base, METHODS["curated"]), written)
 
 
+LEARNERS_OWN = (
+    "optim",
+    "selection",
+    "source",
+    "engine",
+    "reference_model",
+    "init_from_reference",
+    "init",
+    "init_sha256",
+)
+
+
 def _for_reference(overrides: dict[str, Any]) -> dict[str, Any]:
     """Those overrides that reach a reference too: not what makes it one, its steps and source."""
-    own = (
-        "optim",
-        "selection",
-        "source",
-        "engine",
-        "reference",
-        "reference_model",
-        "init_from_reference",
-        "init",
-        "init_sha256",
-    )
+    own = (*LEARNERS_OWN, "reference")
     return _without_pool({key: value for key, value in overrides.items() if key not in own})
+
+
+def check_reaches_reference(pairs: list[str]) -> None:
+    """Raise ConfigError for a `--set` of `jest train-reference` that does not reach it."""
+    for pair in pairs:
+        if pair.split("=")[0].split(".")[0] in LEARNERS_OWN:
+            raise ConfigError(f"--set {pair} is the learner's: say --set reference.{pair}")
 
 
 def _without_pool(overrides: dict[str, Any]) -> dict[str, Any]:
@@ -371,12 +383,91 @@ def _check_sampler(name: str) -> None:
 
 
 def method_settings(method: str) -> dict[str, Any]:
-    """What a method's name means; `module:function` is a sampler of the user's own."""
+    """What a method's name means; a sampler's name, or `module:function` of the user's own, is
+    that sampler. Raises ConfigError."""
     if method in METHODS:
         return METHODS[method]
-    if ":" in method:
-        return {"selection": {"sampler": method}}
-    raise ConfigError(f"no method {method!r}{did_you_mean(method, list(METHODS))}")
+    if ":" not in method:
+        from jestcli.selection.registry import SAMPLERS  # imports torch
+
+        if method not in SAMPLERS:
+            raise ConfigError(f"no method {method!r}{did_you_mean(method, list(METHODS))}")
+    return {"selection": {"sampler": method}}
+
+
+SHARE = "selection.low_res_share"
+# What tells methods apart, by default; the share does by being zero or not.
+TELLING = {
+    "selection.sampler": "uniform",
+    "selection.criterion": "learnability",
+    "selection.low_res_scoring": False,
+    SHARE: False,
+    "source.kind": "pool",
+    "init_from_reference": False,
+}
+
+
+def _at(settings: dict[str, Any], key: str) -> Any:
+    """The value of a dotted key; None where there is none."""
+    value: Any = settings
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _telling(settings: dict[str, Any]) -> dict[str, Any]:
+    """Of these settings those that tell methods apart, by dotted key."""
+    found = {key: _at(settings, key) for key in TELLING}
+    if found[SHARE] is not None:
+        found[SHARE] = bool(found[SHARE])
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _meant_by(telling: dict[str, Any]) -> str | None:
+    """The method that these settings are."""
+    return next((m for m in METHODS if TELLING | _telling(METHODS[m]) == telling), None)
+
+
+def method_of(settings: dict[str, Any], default: str = "jest") -> str:
+    """The method that settings mean which name none: `default`, unless they say otherwise."""
+    given = _telling(settings)
+    telling = TELLING | _telling(METHODS[default]) | given
+    named = _meant_by(telling) if given else default
+    plain = _meant_by(TELLING | {"selection.sampler": telling["selection.sampler"]})
+    return named or plain or str(telling["selection.sampler"])
+
+
+def check_method(method: str, places: dict[str, dict[str, Any]]) -> None:
+    """Raise ConfigError where the settings of a place (a file, the command line) contradict what
+    `method` means, or make another method of it."""
+    own = _telling(method_settings(method))
+    meant = TELLING | own
+    whole = dict(meant)
+    for given in places.values():
+        whole |= _telling(given)
+    other = _meant_by(whole)
+    for place, given in places.items():
+        for key, value in _telling(given).items():
+            if value != meant[key] and (key in own or other is not None):
+                said = f"--method {method} means {key}={meant[key]}, but {place} says {value}"
+                near = f"say --method {other}, or " if other else ""
+                raise ConfigError(f"{said}: {near}leave {key} out there")
+
+
+def printed(method: str, run: Run) -> dict[str, Any]:
+    """A run's settings as a file states them: its method by name, without what that sets."""
+    settings = {"method": method, **run.model_dump(mode="json")}
+    plain = Run().model_dump(mode="json")
+    for key in (*TELLING, "source.curated_share"):
+        meant = _at(method_settings(method), key)
+        if _at(settings, key) == (_at(plain, key) if meant is None else meant):
+            path, _, last = key.rpartition(".")
+            del (_at(settings, path) if path else settings)[last]
+    if run.reference is None:
+        del settings["reference"]
+    elif settings["reference"]["seed"] == run.seed:
+        del settings["reference"]["seed"]  # it follows --seed, too
+    return settings
 
 
 def default_run(
@@ -384,15 +475,18 @@ def default_run(
 ) -> Run:
     """What `jest train --method NAME --profile NAME` trains, with its reference if it reads one.
 
+    overrides: settings on top; what they say under `reference` is for methods that read one.
     Raises ConfigError.
     """
     settings = _of_profile(profile, overrides)
     settings.pop("reference", None)
-    reads = (method in METHODS and needs_reference(method)) or ":" in method
+    source = overrides.get("source")
+    filtered = isinstance(source, dict) and source.get("kind") == "filtered"
+    reads = needs_reference(method) or filtered or overrides.get("init_from_reference") is True
     if reads and not overrides.get("reference_model"):
-        reference = default_reference(_for_reference(overrides), seed, profile)
-        settings["reference"] = reference.model_dump()
-    return build_run({"method": method, "seed": seed}, settings, overrides)
+        settings["reference"] = default_reference(overrides, seed, profile).model_dump()
+    rest = {key: value for key, value in overrides.items() if key != "reference"}
+    return build_run({"method": method, "seed": seed}, settings, rest)
 
 
 def _of_profile(word: str, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -404,9 +498,13 @@ def _of_profile(word: str, overrides: dict[str, Any]) -> dict[str, Any]:
 
 
 def default_reference(overrides: dict[str, Any], seed: int, profile: str = DEFAULT_PROFILE) -> Run:
-    """What `jest train-reference --profile NAME` trains: the profile's data and towers, and what it
-    says under `reference`. Raises ConfigError."""
+    """The one reference that `jest train-reference` and `jest train` mean by these settings: the
+    profile's data and towers, and what profile and overrides say under `reference`. `optim`,
+    `source` and what else is the learner's own do not reach it. Raises ConfigError."""
     settings = _of_profile(profile, overrides)
+    given = overrides.get("reference") or {}
+    if not isinstance(given, dict):
+        raise ConfigError(f"reference: {given!r} is no mapping of settings")
     own = merge(METHODS["curated"], settings.get("reference", {}))
-    base = merge(_for_reference(settings), own)
-    return make_run(merge(base | {"seed": seed}, _without_pool(overrides)))
+    base = merge(_for_reference(settings), own) | {"seed": seed}
+    return make_run(merge(merge(base, _for_reference(overrides)), given))
