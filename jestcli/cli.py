@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import logging
 import os
 import signal
 import sys
@@ -16,11 +16,12 @@ import typer
 from jestcli import __version__
 from jestcli.commands import bench, data, experiments, models, runs, training
 from jestcli.training.signals import handling
+from jestcli.utils.errors import explain
 from jestcli.utils.extras import how_to_install
+from jestcli.utils.plain import PlainFormatter, one_line
 
 DEBUG = "--debug"
 UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -70,6 +71,8 @@ def main(commands: typer.Typer = app) -> None:
     failed, 70 for what nobody foresaw (its trace is kept in a file), 130 after Ctrl-C or
     SIGTERM."""
     command = typer.main.get_command(commands)
+    if logging.lastResort is not None:  # prints warnings where nobody has set up logging
+        logging.lastResort.setFormatter(PlainFormatter())
     words = [word for word in sys.argv[1:] if word != DEBUG]
     debug = len(words) < len(sys.argv) - 1
     rank = "TORCHELASTIC_RUN_ID" in os.environ  # torchrun's SIGTERM ends it at once
@@ -94,18 +97,9 @@ def _explain(error: Exception) -> tuple[str, int]:
         return _with_near_word(error), getattr(error, "exit_code", 2)
     if name in ("Exit", "Abort"):
         return "", getattr(error, "exit_code", 1)
-    if name == "ConfigError":
-        return str(error), 2
-    if name in ("DataError", "StageError", "CheckpointError", "TrainingError", "RanksError"):
-        return str(error), 1
-    if name == "Interrupted":
-        return str(error), 130
     if isinstance(error, ModuleNotFoundError) and (advice := how_to_install(error.name or "")):
         return advice, 1
-    if isinstance(error, OSError) and error.errno in NO_ROOM:
-        where = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror}{where}", 1
-    return _keep_trace(error), UNFORESEEN
+    return explain(error) or (_keep_trace(error), UNFORESEEN)
 
 
 def _keep_trace(error: Exception) -> str:
@@ -114,7 +108,7 @@ def _keep_trace(error: Exception) -> str:
     what = " ".join(traceback.format_exception_only(error)[-1].split())
     try:
         kept, path = tempfile.mkstemp(prefix="jest-error-", suffix=".txt")
-        with os.fdopen(kept, "w") as file:
+        with os.fdopen(kept, "w", errors="backslashreplace") as file:
             file.write(f"jest {__version__}\n{' '.join(sys.argv)}\n\n{text}")
     except OSError:
         return f"unforeseen: {what}; run it with {DEBUG} to see where"
@@ -138,7 +132,7 @@ def _with_near_word(error: Any) -> str:
 
 def _fail(message: str, code: int) -> None:
     if message:
-        print(f"jest: {message}", file=sys.stderr)
+        print(f"jest: {one_line(message)}", file=sys.stderr)
     if "TORCHELASTIC_RUN_ID" in os.environ:  # a rank: the others may never answer a farewell
         sys.stdout.flush()
         sys.stderr.flush()

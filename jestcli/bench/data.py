@@ -28,6 +28,7 @@ from jestcli.data.loader import Source, SuperBatchLoader
 from jestcli.data.shard_dataset import open_shards
 from jestcli.data.sources import Loading
 from jestcli.data.tokens import small_tokenizer
+from jestcli.utils.console import Terminal
 
 SHARDS, SAMPLES, SIDE = 4, 64, (512, 384)  # of the drawn shards; pixels
 
@@ -102,7 +103,7 @@ def bench_data(
         super_batch, step_seconds: what training asks for: so many pairs in so many seconds (both
             are in a run's log, or from `jest bench train`); without, no demand is printed.
     """
-    console = console or Console()
+    console = console or Terminal()
     tokenizer = small_tokenizer(8192, 16)
     views = {
         "full": Transform(size, tokenizer),

@@ -18,13 +18,13 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from jestcli.runs.environment import git_commit
 from jestcli.selection import PairEmbeddings, select
 from jestcli.selection.noise import gumbel
+from jestcli.utils.console import Terminal
 
 
 def bench_selection(
@@ -275,5 +275,5 @@ def _show(result: dict[str, Any]) -> str:
     table = Table("", "measured", title="joint selection")
     for cell in cells:
         table.add_row(*cell)
-    Console().print(table)
+    Terminal().print(table)
     return "| | measured |\n|---|---|\n" + "".join(f"| {a} | {b} |\n" for a, b in cells)

@@ -9,6 +9,7 @@ import typer
 
 from jestcli.commands.options import Workers
 from jestcli.commands.shared import prepare
+from jestcli.utils.plain import say
 
 if TYPE_CHECKING:
     from jestcli.config import Run
@@ -47,7 +48,7 @@ def data_show(
     from jestcli.runs.data import show
 
     for path in show(default_root(), what, n, out):
-        print(path)
+        say(path)
 
 
 def sized_run(size: int) -> Run:

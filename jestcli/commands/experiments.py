@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jestcli.commands.options import Runs, Seeds, Set, Slurm, Wandb, Workers
-from jestcli.commands.shared import make_console, make_workspace, prepare, read_settings
+from jestcli.commands.shared import (
+    announce,
+    make_console,
+    make_workspace,
+    prepare,
+    read_settings,
+)
 from jestcli.utils.extras import need
+from jestcli.utils.plain import say
 
 if TYPE_CHECKING:
     from jestcli.paper.experiment import Job
@@ -140,7 +147,7 @@ def plot(
     chosen = read_experiment(find_experiment(experiment))
     work = jobs(chosen, read_settings(None, set_))
     for path in plots.plot(chosen, work, make_workspace(), out, make_console(), collect=collect):
-        print(path)
+        say(path)
 
 
 @app.command("report")
@@ -157,7 +164,7 @@ def report(
     from jestcli.paper.report import report as write_report
 
     for path in write_report(list_experiments(), results, out or results):
-        print(path)
+        say(path)
 
 
 def read_jobs(word: str, pairs: list[str], names: str | None, seeds: str | None) -> list[Job]:
@@ -178,13 +185,18 @@ def read_jobs(word: str, pairs: list[str], names: str | None, seeds: str | None)
 def run_and_draw(
     word: str, work: list[Job], workers: int | None, wandb: str, out: Path, slurm: str | None
 ) -> None:
+    from jestcli.runs.at_once import check_at_once
+
+    need("matplotlib")  # said before the training, not after it
+    for run in {job.run.digest(): job.run for job in work}.values():
+        check_at_once(run)
+    announce(*(job.run for job in work))
     from jestcli.paper import plot as plots
     from jestcli.paper.experiment import find_experiment, read_experiment
     from jestcli.paper.scheduler import plan, run_stages
     from jestcli.paper.slurm import launcher, parse_options
     from jestcli.runs.data import check_sizes
 
-    need("matplotlib")  # said before the training, not after it
     workspace, console = make_workspace(), make_console()
     launch = launcher(parse_options(slurm), workspace.runs / "slurm") if slurm else None
     prepare(work[0].run, None if slurm else workers)

@@ -23,7 +23,8 @@ from jestcli.commands.options import (
     Set,
     Wandb,
 )
-from jestcli.commands.shared import make_console, make_workspace, read_asked
+from jestcli.commands.shared import announce, make_console, make_workspace, read_asked
+from jestcli.utils.plain import say
 
 app = typer.Typer()
 
@@ -71,11 +72,13 @@ def inspect(
     from jestcli.runs.data import bars
     from jestcli.runs.listing import find
     from jestcli.runs.opened import newest_selecting
+    from jestcli.runs.workspace import read_run
     from jestcli.training.devices import pick_device
 
     where = pick_device(device)
     workspace = make_workspace(data_workers, max_faults, cache, cache_gb)
     folder = find(run, workspace.runs) if run else newest_selecting(workspace)
+    announce(read_run(folder)[1])
     with bars(make_console()) as show:
         written = inspection.inspect(
             folder,
@@ -87,7 +90,7 @@ def inspect(
             lambda done, total, line: show(line, done, total),
         )
     for path in written:
-        print(path)
+        say(path)
 
 
 @app.command("config")
@@ -101,17 +104,18 @@ def show_config(
     """Print the resolved settings of a run as YAML; its output is a valid --config, for another
     method, too: it names its own, and leaves out what that sets.
 
-    Sources that run a shell command (pipe:) are named in comments on top.
+    What it would run beside this suite – sources that are a shell command (pipe:), samplers that
+    are a function of somebody's (module:function) – is named in comments on top.
     """
     import yaml
 
-    from jestcli.data.sources import shell_commands
+    from jestcli.data.sources import runs_beside
     from jestcli.paper.experiment import default_run, printed
 
     asked = read_asked(config, set_, method, seed)
     run = default_run(asked.method, asked.settings, asked.seed, profile)
-    for command in shell_commands((*run.data.train, *run.data.curated)):
-        print(f"# runs in a shell: {' '.join(command.splitlines())}")
+    for line in runs_beside(run):
+        print(f"# {line}")
     print(yaml.safe_dump(printed(asked.method, run), sort_keys=False), end="")
 
 
@@ -153,4 +157,4 @@ def export(
 
     workspace = make_workspace()
     folder = find(run, workspace.runs)
-    print("import open_clip\n" + export_run(folder, out, patch, format_, workspace))
+    say("import open_clip\n" + export_run(folder, out, patch, format_, workspace))

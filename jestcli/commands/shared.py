@@ -89,16 +89,24 @@ def with_reference(settings: dict[str, Any], word: str | None) -> dict[str, Any]
     """Settings with an open_clip model as the reference, checked before anything else runs."""
     if word is None:
         return settings
-    from jestcli.training.reference import check_word
+    from jestcli.models.words import check_word
 
     check_word(word)
     return {**settings, "reference_model": word}
 
 
-def make_console() -> Console:
-    from rich.console import Console
+def announce(*runs: Run) -> None:
+    """Say what these configurations run beside this suite: they may be a stranger's."""
+    from jestcli.data.sources import runs_beside
 
-    return Console(soft_wrap=True)
+    for line in dict.fromkeys(line for run in runs for line in runs_beside(run)):
+        print(f"jest: the configuration {line}", file=sys.stderr)
+
+
+def make_console() -> Console:
+    from jestcli.utils.console import Terminal
+
+    return Terminal()
 
 
 def make_workspace(
@@ -150,6 +158,7 @@ def train_jobs(
 
     pick_device(device)  # a wrong word is said before anything is built
     workspace, console = workspace or make_workspace(), make_console()
+    announce(*(job.run for job in jobs))
     for job in jobs:
         if "TORCHELASTIC_RUN_ID" in os.environ:
             from jestcli.commands.ranks import train_as_rank

@@ -64,15 +64,17 @@ def train_reference(
     """
     from jestcli.config import merge
     from jestcli.paper.experiment import Job, check_reaches_reference, default_reference
+    from jestcli.runs.at_once import check_at_once
 
     check_reaches_reference(set_)
-    workspace = make_workspace(data_workers, max_faults, cache, cache_gb)
     asked = read_asked(config, set_, seed=seed)
     settings = merge(asked.settings, reference_settings(reference_steps))
     settings = merge(settings, {"reference": init_settings(init)})
     if level is not None:
         settings = merge(settings, {"data": {"level": level}})
     job = Job("reference", asked.seed, default_reference(settings, asked.seed, profile))
+    check_at_once(job.run)
+    workspace = make_workspace(data_workers, max_faults, cache, cache_gb)
     train_jobs([job], wandb, device, keep_last, workspace)
 
 
@@ -101,6 +103,7 @@ def train(
     """
     from jestcli.config import merge
     from jestcli.paper.experiment import Job, default_run
+    from jestcli.runs.at_once import check_at_once
 
     asked = read_asked(config, set_, method, seed)
     settings = with_reference(asked.settings, reference)
@@ -108,6 +111,7 @@ def train(
     if noise_share is not None:
         settings = merge(settings, {"source": {"noise_share": noise_share}})
     run = default_run(asked.method, merge(settings, init_settings(init)), asked.seed, profile)
+    check_at_once(run)
     workspace = make_workspace(data_workers, max_faults, cache, cache_gb)
     train_jobs([Job(asked.method, asked.seed, run)], wandb, device, keep_last, workspace)
 
@@ -133,14 +137,17 @@ def cache_reference(
     """
     from jestcli.config import ConfigError, merge
     from jestcli.paper.experiment import Job, default_run
-    from jestcli.runs.reference import cache_reference, scores_by_reference
-    from jestcli.training.devices import pick_device
+    from jestcli.runs.at_once import check_at_once
 
-    where = pick_device(device)
     asked = read_asked(config, set_, seed=seed)
     settings = with_reference(asked.settings, reference)
     settings = merge(settings, reference_settings(reference_steps))
     run = default_run(asked.method, settings, asked.seed, profile)
+    check_at_once(run)
+    from jestcli.runs.reference import cache_reference, scores_by_reference
+    from jestcli.training.devices import pick_device
+
+    where = pick_device(device)
     if not scores_by_reference(run):
         raise ConfigError(f"--method {asked.method} scores nothing with a reference")
     workspace, console = make_workspace(0, max_faults, cache, cache_gb), make_console()

@@ -16,6 +16,7 @@ import io
 import json
 import math
 import os
+import re
 import selectors
 import shutil
 import subprocess
@@ -30,7 +31,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from braceexpand import braceexpand
+
+from jestcli.config import Run
 from jestcli.utils.errors import DataError, explain_os_error
+from jestcli.utils.plain import one_line
 
 BLOCK = 1 << 20
 ATTEMPTS = 8  # to open a shard that other readers evict
@@ -109,15 +114,16 @@ def expand_urls(urls: str | Path | Sequence[str]) -> list[str]:
 
 
 def _expand(url: str | Path) -> list[str]:
-    from webdataset.shardlists import expand_urls as expand
-
     if isinstance(url, Path):
         return [_of_file(str(url))]
     if url.startswith("pipe:") and "{" not in url:
         return [url]  # a shell command may hold "::" and "$"
     try:
-        found = expand(url)
-    except (AssertionError, ValueError) as error:  # a variable that is not set; a brace alone
+        named = re.sub(r"\$\{(\w+)\}", lambda found: os.environ[f"WDS_{found[1]}"], url)
+        found = [each for part in named.split("::") for each in braceexpand(part)]
+    except KeyError as missing:
+        raise DataError(f"no shards can be meant by {url}: {missing} is not set") from None
+    except ValueError as error:  # a brace alone
         raise DataError(f"no shards can be meant by {url}: {error}") from None
     own = "file:"
     return [_of_file(each.removeprefix(own)) if each.startswith(own) else each for each in found]
@@ -126,6 +132,19 @@ def _expand(url: str | Path) -> list[str]:
 def is_remote(url: str) -> bool:
     """Whether a shard must be fetched before it can be read."""
     return url.startswith(("pipe:", "http://", "https://"))
+
+
+def runs_beside(run: Run) -> list[str]:
+    """What a configuration runs beside this suite, a line each: shell commands (`pipe:`) and
+    samplers that are somebody's own (`module:function`), its reference's too."""
+    found = []
+    for each in (run, run.reference):
+        if each is not None:
+            commands = shell_commands((*each.data.train, *each.data.curated))
+            found += [f"runs in a shell: {one_line(command)}" for command in commands]
+            if ":" in each.selection.sampler:
+                found.append(f"imports and calls: {one_line(each.selection.sampler)}")
+    return list(dict.fromkeys(found))
 
 
 def shell_commands(entries: Sequence[str]) -> list[str]:

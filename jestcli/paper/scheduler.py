@@ -222,11 +222,11 @@ def run_stages(
     most = workers or (JOBS if launch else usable_cores())
     started = time.monotonic()
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         TextColumn("{task.percentage:>5.1f}%"),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=console,
     )
     overall = bar.add_task("all stages", total=total, note="")

@@ -9,26 +9,26 @@ import json
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 
+from jestcli.utils.errors import explain
 from jestcli.utils.parent import end_with
+from jestcli.utils.plain import one_line
 
 STARTED_BY = "JEST_SCHEDULER"  # its process, where it is on this machine
 
 
 def main() -> int:
     task = json.load(sys.stdin)
-    from jestcli.config import ConfigError, Run
+    from jestcli.config import Run
     from jestcli.data.sources import Loading
     from jestcli.models.flexi import Resolution
     from jestcli.runs import reference
-    from jestcli.runs.workspace import StageError, Workspace
+    from jestcli.runs.workspace import Workspace
     from jestcli.train import train
-    from jestcli.training.checkpoint import CheckpointError
     from jestcli.training.devices import pick_device
     from jestcli.training.distributed import DistEnv
-    from jestcli.training.signals import Interrupted, TrainingError
-    from jestcli.utils.errors import DataError
     from jestcli.utils.progress import JsonLines
 
     run, progress = Run.model_validate(task["run"]), JsonLines()
@@ -45,12 +45,13 @@ def main() -> int:
         else:
             wandb, keep_last = task.get("wandb", "off"), task.get("keep_last", 1)
             train(run, workspace, task["label"], progress, wandb, DistEnv(device=device), keep_last)
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        return 130
-    except (ConfigError, DataError, StageError, TrainingError, CheckpointError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    except Exception as error:
+        said = explain(error)
+        if said is None:
+            traceback.print_exc()  # its last line says what happened
+        else:
+            print(one_line(said[0]), file=sys.stderr)
+        return 130 if said and said[1] == 130 else 1
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jestcli.config import VERIFIED, ConfigError, did_you_mean
 from jestcli.data.pools import verified_size
+from jestcli.utils.console import Terminal
 from jestcli.utils.errors import DataError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def bars(console: Console) -> Iterator[Callable[[str, int, int], None]]:
     )
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -76,12 +77,10 @@ def build(
 
     Raises DataError with one line that says what to do.
     """
-    from rich.console import Console
-
     from jestcli.icons.build import build as build_data
     from jestcli.icons.build import default_root, is_built, read_manifest, world_in
 
-    console = console or Console(stderr=True)
+    console = console or Terminal(stderr=True)
     root = root or default_root(size)
     world = world_in(root)
     if not is_built(root, world, size):
@@ -154,12 +153,11 @@ def list_sources(root: Path, console: Console | None = None) -> None:
 
     Raises DataError when nothing is built there.
     """
-    from rich.console import Console
     from rich.table import Table
 
     from jestcli.icons.build import read_manifest
 
-    console = console or Console()
+    console = console or Terminal()
     manifest = read_manifest(root)
     counts = manifest["counts"]
     training = Table(title=f"Training data in {root} ({manifest['size']} px)", title_justify="left")

@@ -48,13 +48,13 @@ def examine(run: Run, workspace: Workspace, device: str, wandb: str) -> list[Fin
         partial(_reference, run, workspace),
         partial(_wandb, wandb),
         partial(_sizes, run),
+        partial(_beside, run),
     ]
     if run.data.own:
         checks += [
             partial(_folder, "fetched shards", workspace.loading.cache, 4),
             partial(_shards, run, workspace),
             partial(_benchmarks, run),
-            partial(_commands, run),
         ]
     else:
         checks += [
@@ -192,14 +192,15 @@ def _runs(run: Run, workspace: Workspace) -> Finding:
 def _reference(run: Run, workspace: Workspace) -> Finding:
     """Whether the reference, and weights to start from, are there or can be made."""
     from jestcli.config import ConfigError
+    from jestcli.models.words import check_word
+    from jestcli.runs.at_once import check_weights
     from jestcli.runs.workspace import is_done
-    from jestcli.training.reference import check_word
     from jestcli.utils.errors import DataError
 
-    for name, path in (("init", run.init), ("model.pretrained", run.model.pretrained)):
-        looks_like_a_file = path is not None and (os.sep in path or name == "init")
-        if looks_like_a_file and not Path(path or "").is_file():
-            return Finding("weights", BAD, f"{name}: no file {path}")
+    try:
+        check_weights(run)
+    except ConfigError as error:
+        return Finding("weights", BAD, str(error))
     if run.reference_model is not None:
         try:
             _, weights = check_word(run.reference_model)
@@ -303,14 +304,13 @@ def _benchmarks(run: Run) -> Finding:
     return Finding("benchmarks", GOOD, ", ".join(each.name for each in found))
 
 
-def _commands(run: Run) -> Finding:
-    from jestcli.data.sources import shell_commands
+def _beside(run: Run) -> Finding:
+    from jestcli.data.sources import runs_beside
 
-    found = shell_commands((*run.data.train, *run.data.curated))
+    found = runs_beside(run)
     if not found:
-        return Finding("shell commands", GOOD, "no source runs one")
-    text = f"the shards come out of {'; '.join(found)}"
-    return Finding("shell commands", WARNING, f"{text}: run in a shell, so read them first")
+        return Finding("other code", GOOD, "nothing runs but this suite")
+    return Finding("other code", WARNING, f"{'; '.join(found)}; read it before you train")
 
 
 def _wandb(mode: str) -> Finding:
@@ -339,11 +339,12 @@ def _sizes(run: Run) -> Finding:
 def table(found: list[Finding]) -> Any:
     """A rich Table."""
     from rich.table import Table
+    from rich.text import Text
 
     out = Table(title="jest doctor", title_justify="left")
     colours = {GOOD: "green", WARNING: "yellow", BAD: "red"}
     for heading in ("what", "state", "found"):
         out.add_column(heading, overflow="fold")
     for each in found:
-        out.add_row(each.what, f"[{colours[each.state]}]{each.state}[/]", each.text)
+        out.add_row(each.what, Text(each.state, colours[each.state]), each.text)
     return out

@@ -8,10 +8,10 @@ up, and asks the live one for what it has not.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,13 +21,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from jestcli.config import ConfigError, did_you_mean
+from jestcli.config import ConfigError
 from jestcli.data.dataset import Dataset, Samples, Transform
 from jestcli.data.embeddings import Block, Blocks, TableFile
 from jestcli.data.loader import SuperBatch
 from jestcli.models.flexi import Resolution
 from jestcli.models.flops import ForwardFlops
 from jestcli.models.towers import Clip
+from jestcli.models.words import check_word
 from jestcli.selection import PairEmbeddings
 from jestcli.training.step import encode_pairs
 
@@ -201,28 +202,6 @@ def _key(model: torch.nn.Module, about: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_word(word: str) -> tuple[str, str]:
-    """Model and weights of `MODEL:TAG` or `MODEL:FILE`. Raises ConfigError with the nearest."""
-    import open_clip
-
-    name, _, weights = word.partition(":")
-    models = open_clip.list_models()
-    if name not in models:
-        raise ConfigError(f"--reference {word}: no model {name!r}{_near(name, models)}")
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if not Path(weights).is_file() and weights not in tags:
-        raise ConfigError(
-            f"--reference {word}: no file and no tag {weights!r}{_near(weights, tags)}"
-        )
-    return name, weights
-
-
-def _near(word: str, known: list[str]) -> str:
-    """The nearest word, or all where they are few."""
-    near = did_you_mean(word, known)
-    return near if "did you mean" in near or 0 < len(known) < 20 else ""
-
-
 def open_clip_reference(
     word: str, device: torch.device | None = None, micro_batch: int = MICRO_BATCH
 ) -> OpenClipReference:
@@ -238,8 +217,11 @@ def open_clip_reference(
         model = open_clip.create_model(name, weights, weights_only=True)
         tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:  # torch, safetensors and the hub each raise their own
-        why = " ".join(str(error).split())[:200]
-        raise ConfigError(f"--reference {word} cannot be used: {why}") from None
+        why = " ".join(str(error).split())
+        key = re.search(r"(?:_dict: \"|size mismatch for )([\w.]+)", why)
+        if key:  # how torch says that keys or shapes are others
+            why = f"these weights are not {name}'s: the first key that differs is {key[1]}"
+        raise ConfigError(f"--reference {word} cannot be used: {why[:200]}") from None
     cfg = PreprocessCfg(**model.visual.preprocess_cfg)
     steps: list[Any] = []
     for step in image_transform_v2(cfg, is_train=False).transforms:

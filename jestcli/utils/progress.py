@@ -38,7 +38,7 @@ class Lines:
         """A line, unless one was shown just now."""
         if done == total or time.monotonic() - self.last > self.seconds:
             self.last = time.monotonic()
-            self.console.print(f"{done}/{total} {line}", highlight=False, markup=False)
+            self.console.print(f"{done}/{total} {line}", highlight=False)
 
 
 class JsonLines:

@@ -31,7 +31,7 @@ def found(
 
 def test_a_healthy_machine(workspace: Workspace) -> None:
     states = {f.what: f.state for f in found(workspace).values()}
-    assert BAD not in states.values() and len(states) == 15
+    assert BAD not in states.values() and len(states) == 16
     assert states["embedded data"] == states["imports"] == states["repeatable sums"] == GOOD
 
 
@@ -106,7 +106,7 @@ def own_states(root: Path, **more: Any) -> dict[str, Finding]:
 def test_a_healthy_run_on_own_shards(root: Path) -> None:
     states = own_states(root)
     assert BAD not in {f.state for f in states.values()}, states
-    mine = ("own shards", "benchmarks", "reference", "model", "shell commands")
+    mine = ("own shards", "benchmarks", "reference", "model", "other code")
     assert {states[name].state for name in mine} == {GOOD}
     assert states["own shards"].text == (
         "pool: 2 shards, the first holds 3 pairs, 80 x 64 px; "
@@ -235,7 +235,7 @@ def test_commands_in_a_configuration_are_named(
     assert code == 0 and out.startswith(f"# runs in a shell: {source}\n")
     assert yaml.safe_load(out)["data"]["train"] == [source], "and it is still a configuration"
     states = own_states(root, data={"train": source})
-    assert states["shell commands"].state == WARNING and source in states["shell commands"].text
+    assert states["other code"].state == WARNING and source in states["other code"].text
     assert "pool: 2 shell commands, not tried" in states["own shards"].text
     assert not (root / "ran").exists(), "neither of them runs anything"
     hidden = f"{{pi,pi}}pe:cat {root}/pool/00.tar"

@@ -1,0 +1,55 @@
+"""What a run lacks, as far as that is known without reading data: said before anything starts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from jestcli.config import ConfigError, Run
+from jestcli.data.sources import is_remote, list_shards
+from jestcli.models.words import check_word
+from jestcli.utils.errors import DataError
+
+
+def check_at_once(run: Run) -> None:
+    """Whether files and folders that `run` and its reference name are there.
+
+    Imports neither torch nor open_clip (but for a reference's tag). Raises ConfigError, DataError.
+    """
+    check_weights(run)
+    for each in (run, run.reference):
+        if each is not None and each.data.own:
+            _check_shards(each)
+            _check_benchmarks(each)
+    if run.reference_model is not None:
+        check_word(run.reference_model)
+
+
+def check_weights(run: Run) -> None:
+    """Whether weights to start from are there. Raises ConfigError."""
+    for name, path in (("init", run.init), ("model.pretrained", run.model.pretrained)):
+        a_file = path is not None and (os.sep in path or name == "init")
+        if a_file and not Path(path or "").is_file():
+            raise ConfigError(f"{name}: no file {path}")
+
+
+def _check_shards(run: Run) -> None:
+    """At least one of every source's; how many may be missing is known when all are counted."""
+    kind = run.source.kind
+    read = [("data.train", run.data.train)] if kind != "curated" else []
+    read += [("data.curated", run.data.curated)] if kind in ("curated", "mixed") else []
+    for name, entries in read:
+        for entry in entries:
+            shards = list_shards(entry)
+            if not any(is_remote(shard) or Path(shard).is_file() for shard in shards):
+                raise DataError(f"{name}: no such file: {shards[0]}")
+
+
+def _check_benchmarks(run: Run) -> None:
+    if run.data.benchmarks is None:
+        return
+    folder = Path(run.data.benchmarks)
+    inside = [folder, *folder.iterdir()] if folder.is_dir() else []
+    listed = (folder / "benchmarks.json").exists()
+    if not listed and not any((each / "test").is_dir() for each in inside):
+        raise DataError(f"no benchmark in {folder}: expected folders with test/0.tar in them")

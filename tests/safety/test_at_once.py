@@ -1,0 +1,69 @@
+"""What is missing is said before torch is imported or a process started."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jestcli.config import make_run
+from jestcli.data.sources import runs_beside
+
+HERE = ("data.train=pool", "data.curated=curated")
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("pool", "curated", "empty"):
+        (tmp_path / name).mkdir()
+    for name in ("pool", "curated"):
+        (tmp_path / name / "0.tar").write_bytes(bytes(10240))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "settings,words,message",
+    [
+        (("data.train=nowhere", "data.curated=curated"), (), "data.train: no such file: nowhere"),
+        (("data.train=empty", "data.curated=curated"), (), "no .tar shard in the folder empty"),
+        (("data.train=pool", "data.curated=./{0..3}.tar"), (), "data.curated: no such file: 0.tar"),
+        ((*HERE, "data.benchmarks=none"), (), "no benchmark in none: expected folders"),
+        ((*HERE, "data.benchmarks=empty"), (), "no benchmark in empty: expected folders"),
+        ((*HERE, "init=none.pt"), (), "init: no file none.pt"),
+        (HERE, ("--reference", "ViT-B-16:none.pt"), "no file and no tag 'none.pt'"),
+        (HERE, ("--reference", "ViT-B16:none.pt"), "no model 'ViT-B16' (did you mean ViT-B-16"),
+    ],
+)
+def test_what_is_missing_is_said_at_once(
+    settings: tuple[str, ...], words: tuple[str, ...], message: str, place: Path
+) -> None:
+    start = (
+        "import sys\n"
+        "from jestcli import cli\n"
+        f"sys.argv = ['jest', 'train', *{[*words, *(w for s in settings for w in ('--set', s))]}]\n"
+        "try:\n"
+        "    cli.main()\n"
+        "finally:\n"
+        "    assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True)
+    assert done.returncode in (1, 2) and message in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (place / "runs").exists()
+
+
+def test_what_a_configuration_runs_is_named() -> None:
+    reference = {"data": {"curated": "pipe:cat b\n.tar"}, "source": {"kind": "curated"}}
+    run = make_run({
+        "data": {"train": ["a.tar", "pipe:cat a.tar", "file:pipe:x"], "curated": "c.tar"},
+        "selection": {"sampler": "their.module:function"}, "reference": reference,
+    })  # fmt: skip
+    assert runs_beside(run) == [
+        "runs in a shell: pipe:cat a.tar",
+        "imports and calls: their.module:function",
+        "runs in a shell: pipe:cat b .tar",
+    ]
+    assert runs_beside(make_run({})) == []

@@ -1,0 +1,82 @@
+"""Names from outside are shown as they are written: no escape reaches a terminal, no bracket is
+markup."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+
+import pytest
+from rich.progress import Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from jestcli import cli
+from jestcli.data.bad_samples import BadSampleLog, BadSampleRecord
+from jestcli.runs.doctor import BAD, Finding, table
+from jestcli.utils.console import Terminal
+from jestcli.utils.errors import DataError
+from jestcli.utils.plain import one_line, plain
+from jestcli.utils.progress import Bar
+
+EVIL = "[red]a[/x]:smile:\x1b]0;t\x01\x1b[2J\u202eb\udcff"
+SHOWN = "[red]a[/x]:smile:\\x1b]0;t\\x01\\x1b[2J\\u202eb\\udcff"
+
+
+def test_what_is_printable_stays() -> None:
+    for text in ("é – ‰ 学 🙂 [b]x[/b]", "a\nb\tc", "5 000\u202fB"):
+        assert plain(text) is text or plain(text) == text
+    assert plain(EVIL) == SHOWN and one_line("a\nb\r\x85") == "a b\\r\\x85"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_nothing_that_is_printed_is_markup_or_a_command(terminal: bool) -> None:
+    out = io.StringIO()
+    console = Terminal(
+        file=out, force_terminal=terminal, width=200, color_system="standard" if terminal else None
+    )
+    cells = Table(EVIL, title=EVIL, caption=EVIL)
+    cells.add_row(EVIL)
+    for one in (EVIL, Text(EVIL, style="red"), cells, table([Finding(EVIL, BAD, EVIL)])):
+        out.seek(0)
+        out.truncate()
+        console.print(one, highlight=False)
+        assert SHOWN in out.getvalue()
+        assert "\x1b]" not in out.getvalue() and "\x1b[2J" not in out.getvalue()
+    console.print(Text("x", style="red"))
+    assert ("\x1b[31m" in out.getvalue()) is terminal, "our own colours stay"
+
+
+def test_a_progress_bar_shows_what_it_is_told() -> None:
+    out = io.StringIO()
+    console = Terminal(file=out, force_terminal=True, width=200)
+    with Bar(console) as bar:
+        bar.show(1, 2, EVIL)
+    with Progress(TextColumn("{task.description}", markup=False), console=console) as progress:
+        progress.add_task(EVIL, total=1)
+    assert out.getvalue().count("[red]a[/x]:smile:") >= 2 and "\x1b]" not in out.getvalue()
+
+
+def test_an_error_and_a_warning_are_one_plain_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import typer
+
+    app = typer.Typer()
+
+    @app.command()
+    def broken() -> None:
+        logged = logging.getLogger("jestcli.data.bad_samples")
+        monkeypatch.setattr(logged, "propagate", False)  # pytest listens above
+        BadSampleLog().add([BadSampleRecord("pool", 0, 0, EVIL, f"{EVIL}\nx", EVIL)])
+        raise DataError(f"{EVIL}\nsecond line")
+
+    monkeypatch.setattr(sys, "argv", ["jest"])
+    with pytest.raises(SystemExit):
+        cli.main(app)
+    errors = capsys.readouterr().err
+    assert errors == (
+        f"skipped {SHOWN} x of {SHOWN}: {SHOWN} (more of the same are counted only)\n"
+        f"jest: {SHOWN} second line\n"
+    )
