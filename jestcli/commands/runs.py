@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jestcli.commands.options import RunWords
+from jestcli.utils.plain import say
 
 if TYPE_CHECKING:
     from jestcli.runs.listing import Listed
@@ -65,9 +66,9 @@ def runs(
         _compare(found)
     elif found:
         rows = [listing.short(each.row(), time.time()) for each in found]
-        print(listing.as_table([list(listing.COLUMNS), *rows], (3, 4, 6, 7, 8), _width()))
+        say(listing.as_table([list(listing.COLUMNS), *rows], (3, 4, 6, 7, 8), _width()))
     else:
-        print(f"no runs in {folder}" + (" fit these filters" if filters else ""))
+        say(f"no runs in {folder}" + (" fit these filters" if filters else ""))
 
 
 def _width() -> int | None:
@@ -82,15 +83,15 @@ def _compare(found: list[Listed]) -> None:
     for letter, each in zip(letters, found, strict=True):
         row = each.row()
         words = listing.short(row, time.time())
-        print(f"{letter}  {row['name']}: {', '.join((*words[1:3], f'seed {words[3]}'))}, "
+        say(f"{letter}  {row['name']}: {', '.join((*words[1:3], f'seed {words[3]}'))}, "
               f"{words[5]}, {words[4]} steps ({each.folder})")  # fmt: skip
     if settings := listing.differing(found):
-        print(f"\n{listing.as_table([['setting', *letters], *settings], (), _width())}")
+        say(f"\n{listing.as_table([['setting', *letters], *settings], (), _width())}")
     if scores := listing.score_rows(found):
         head = ["score, %", *letters, *(["B - A"] if len(scores[0]) > len(letters) + 1 else [])]
-        print(f"\n{listing.as_table([head, *scores], range(1, len(head)), _width())}")
+        say(f"\n{listing.as_table([head, *scores], range(1, len(head)), _width())}")
     if drawn := listing.curves(found, _width() or 80):
-        print(f"\n{drawn}")
+        say(f"\n{drawn}")
 
 
 def _prune(yes: bool) -> None:
@@ -101,6 +102,6 @@ def _prune(yes: bool) -> None:
         size = left.bytes
         gone = not yes or listing.remove(left)
         total += size if gone else 0
-        print(f"{left.folder}: {left.why}, {listing.in_bytes(size)}{'' if gone else ' (in use)'}")
+        say(f"{left.folder}: {left.why}, {listing.in_bytes(size)}{'' if gone else ' (in use)'}")
     verb = "freed" if yes else "could be freed: the same with --yes"
-    print(f"{listing.in_bytes(total)} {verb}" if found else "nothing is left over")
+    say(f"{listing.in_bytes(total)} {verb}" if found else "nothing is left over")
