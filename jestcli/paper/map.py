@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from jestcli.paper.caption import caption
 from jestcli.paper.methods import style
 from jestcli.paper.panels import MARK
 from jestcli.paper.records import Header, Record
-from jestcli.paper.saving import MORE, Cell, Ratio, cells, over_best, savings
+from jestcli.paper.saving import MORE, REACHED, Cell, Ratio, cells, over_best, savings
 from jestcli.paper.theme import Theme
 
 if TYPE_CHECKING:
@@ -28,13 +29,17 @@ if TYPE_CHECKING:
 
 PAPER = {"examples": 13.1, "charged": 9.9}  # Fig. 1, digitised [P]; the paper charges no reference
 CONTROLS = ("filtered", "filtered-20", "curated", "mixed", "finetune", "negclip")
-CURVES = ("jest", "filtered", "filtered-20", "curated", "mixed", "jest-curated", "uniform")
-LINES = {  # what figure 1 draws: (axis, over the best control) -> label, colour
-    ("examples", False): ("examples, over uniform", "#0072B2"),
-    ("cached", False): ("compute, over uniform", "#E69F00"),
-    ("charged", False): ("… with the reference's", "#D55E00"),
-    ("charged", True): ("the same, over the best control", "#009E73"),
-}
+WEAK = ("filtered-weak", "curated", "mixed")  # what has no better reference than jest-weak
+CURVES = ("jest", "jest-90", "filtered", "filtered-20", "curated", "mixed", "uniform")
+# What figure 1 draws: f = .9 instead of .8, axis, over the best control; label, colour.
+LINES = (
+    (False, "examples", False, "examples, over uniform", "#0072B2"),
+    (False, "cached", False, "compute, over uniform", "#E69F00"),
+    (False, "charged", False, "… with the reference's", "#D55E00"),
+    (False, "charged", True, "the same, over the best control", "#009E73"),
+    (True, "examples", False, "examples at f = .9", "#0072B2"),
+    (True, "charged", True, "over the best control at f = .9", "#009E73"),
+)
 
 
 def at_quality(records: Sequence[Record]) -> list[Record]:
@@ -67,7 +72,7 @@ def saving(
     curves = at_quality(records)
     name = named(method, quality)
     if control:
-        against = [named(c, quality) for c in CONTROLS if c != method]
+        against = [named(c, quality) for c in (WEAK if method.endswith("weak") else CONTROLS)]
         best = [
             o
             for o in over_best(curves, name, against)
@@ -85,23 +90,33 @@ def _steps(records: Sequence[Record], cell: Cell) -> int:
 # --- figure 1 ------------------------------------------------------------------------------------
 
 
-def draw_headline(
-    records: list[Record],
-    path: Path,
-    note: str,
-    steps: tuple[int, int] = (750, 3000),
-) -> list[Path]:
-    """Savings against pool quality at two lengths, and the curves at .8 wrong captions."""
+def lengths(records: Sequence[Record], method: str = "jest") -> list[int]:
+    """Steps that `method` was run for at two or more qualities (at any, if there are none)."""
+    at: dict[int, set[str]] = {}
+    for record in records:
+        parts = record["name"].split(MARK)
+        if parts[0] == method and len(parts) == 3:
+            at.setdefault(record["steps"], set()).add(parts[1])
+    return sorted(n for n, found in at.items() if len(found) > 1) or sorted(at)
+
+
+def draw_headline(records: list[Record], path: Path, note: str) -> list[Path]:
+    """Savings against pool quality at the shortest and longest length, a row for each reference;
+    below them the curves at .8 wrong captions."""
+    rows = [(m, ends) for m in ("jest", "jest-weak") if (ends := lengths(records, m))]
 
     def draw(theme: Theme) -> Figure:
-        figure = themes.new_figure(7.6)
-        for k, length in enumerate(dict.fromkeys(steps)):
-            axes = themes.place(figure, 0.75 + 4.25 * k, 0.75, 3.6, 2.75)
-            _savings(axes, records, length, theme, first=k == 0)
-        _curves(themes.place(figure, 0.75, 4.3, 5.6, 2.55), records, 0.8, theme)
+        height = 4.25 + 3.3 * len(rows)
+        figure = themes.new_figure(height)
+        for i, (method, ends) in enumerate(rows):
+            top = 1.05 + 3.3 * i
+            for k, length in enumerate(dict.fromkeys((ends[0], ends[-1]))):
+                axes = themes.place(figure, 0.75 + 4.25 * k, top, 3.6, 2.35)
+                _savings(axes, records, method, length, theme, first=(i, k) == (0, 0))
+        _curves(themes.place(figure, 0.75, height - 3.3, 5.6, 2.4), records, 0.8, theme)
         figure.text(
             0.02,
-            0.975,
+            1 - 0.2 / height,
             "What JEST saves, by the quality of the pool",
             weight="bold",
             size=themes.FONT + 3,
@@ -112,13 +127,16 @@ def draw_headline(
     return themes.both(draw, path)
 
 
-def _savings(axes: Axes, records: list[Record], steps: int, theme: Theme, first: bool) -> None:
+def _savings(
+    axes: Axes, records: list[Record], method: str, steps: int, theme: Theme, first: bool
+) -> None:
     """The lines of LINES at one length, with intervals; arrows where there is only a bound."""
-    shown = qualities(records)
+    shown = qualities(records, method)
     axes.set_yscale("log", base=2)
-    for number, ((axis, control), (label, colour)) in enumerate(LINES.items()):
-        x = [q + 0.014 * (number - 1.5) for q in shown]
-        found = [saving(records, "jest", q, steps, axis, control) for q in shown]
+    for number, (harder, axis, control, label, colour) in enumerate(LINES):
+        x = [q + 0.011 * (number - 2.5) for q in shown]
+        name = method.replace("jest", "jest-90") if harder else method
+        found = [saving(records, name, q, steps, axis, control) for q in shown]
         there = [(a, r) for a, r in zip(x, found, strict=True) if r is not None]
         if not there:
             continue
@@ -127,10 +145,10 @@ def _savings(axes: Axes, records: list[Record], steps: int, theme: Theme, first:
         axes.plot(
             [a for a, _ in there],
             [r.ratio for _, r in there],
-            marker="o",
+            marker="D" if harder else "o",
             ms=4.5,
             color=colour,
-            ls="" if alone else "-",
+            ls="" if alone else "--" if harder else "-",
             mfc=theme.background if alone else colour,
             label=label,
             zorder=3,
@@ -159,7 +177,7 @@ def _savings(axes: Axes, records: list[Record], steps: int, theme: Theme, first:
             va="bottom" if up else "top",
         )
     low, high = axes.get_ylim()
-    axes.set_ylim(min(low, 0.09), max(high, 48))
+    axes.set_ylim(min(low, 0.09), max(high, 100))
     axes.axhspan(axes.get_ylim()[0], 1, color=theme.grid, alpha=0.55, lw=0, zorder=0)
     axes.text(
         0.02,
@@ -169,21 +187,21 @@ def _savings(axes: Axes, records: list[Record], steps: int, theme: Theme, first:
         size=themes.FONT - 1.5,
         color=theme.muted,
     )
-    axes.set_yticks([2.0**k for k in range(-3, 6)], ["⅛", "¼", "½", "1", "2", "4", "8", "16", "32"])
+    axes.set_yticks([2.0**k for k in range(-3, 7)], [*"⅛¼½1248", "16", "32", "64"])
     axes.set_xlim(-0.06, 0.96)
     axes.set_xticks(shown, [f"{100 * q:g} %" for q in shown])
     axes.set_xlabel("wrong captions in the pool")
-    axes.set_title(
-        f"JEST, {steps:,} steps ({steps * records[0]['batch_size'] / 1000:,.0f}k examples)"
-    )
+    size = steps * records[0]["batch_size"] / 1000
+    which = "weak" if method.endswith("weak") else "strong"
+    axes.set_title(f"{size:,.0f}k examples, {which} reference")
+    axes.set_ylabel("times less than the other needs")
     if first:
-        axes.set_ylabel("times less than the other needs")
         axes.legend(
             frameon=False,
             fontsize=themes.FONT - 0.5,
             loc="lower left",
-            bbox_to_anchor=(-0.12, 1.07),
-            ncols=4,
+            bbox_to_anchor=(-0.14, 1.09),
+            ncols=3,
             columnspacing=1.4,
             handletextpad=0.4,
         )
@@ -345,15 +363,19 @@ def draw_map(records: list[Record], path: Path, note: str, steps: Sequence[int])
 def draw_all(header: Header, records: list[Record], folder: Path) -> list[Path]:
     """Every figure, and cells.md: the answer in sentences and a row for every cell."""
     steps = sorted({r["steps"] for r in records if r["name"].startswith("jest@")}) or [750]
-    shown = (steps[len(steps) // 2 - 1] if len(steps) > 1 else steps[0], steps[-1])
     note = caption(header, records) + strength(records)
-    written = draw_headline(records, folder / "figure1", note, shown)
+    written = draw_headline(records, folder / "figure1", note)
     written += draw_map(records, folder / "map", note, steps)
     written += draw_why(records, folder / "why", note)
     head, rows = table(records)
     lines = [f"| {' | '.join(map(str, row))} |" for row in (head, ["---"] * len(head), *rows)]
     page = folder / "cells.md"
-    text = ["# The map, cell by cell", "", *(f"- {x}" for x in answer(records, shown[-1])), ""]
+    text = [
+        "# The map, cell by cell",
+        "",
+        *answer(records),
+        "",
+    ]
     page.write_text("\n".join([*text, *lines, "", note, ""]))
     return [*written, page]
 
@@ -428,34 +450,61 @@ def draw_why(records: list[Record], path: Path, note: str) -> list[Path]:
 # --- words ---------------------------------------------------------------------------------------
 
 
-def answer(records: list[Record], steps: int) -> list[str]:
-    """What figure 1 says, a line for each pool quality; every number is from the records. Where an
-    interval is missing there is one seed alone; that is said once, not in every number."""
-    curves, lines = at_quality(records), []
-    for quality in qualities(records):
-        examples = saving(records, "jest", quality, steps, "examples", False)
-        compute = saving(records, "jest", quality, steps, "cached", False)
-        charged = saving(records, "jest", quality, steps, "charged", False)
-        control = saving(records, "jest", quality, steps, "charged", True)
-        if examples is None or compute is None or charged is None:
-            continue
-        scores = [
-            f"{style(method).label} {100 * cell.mean:.1f} %"
-            for method in ("jest", "uniform", "filtered", "filtered-20", "curated")
-            for cell in cells(curves, named(method, quality))
+def answer(records: list[Record]) -> list[str]:
+    """What figure 1 says, as lines of Markdown: a row for each pool quality and filter ratio at the
+    shortest and the longest length, and a sentence. Every number is from the records."""
+    curves, found = at_quality(records), lengths(records)
+    simpler: list[Ratio] = []
+    lines = [
+        "| examples | wrong captions | JEST | uniform | best simpler recipe "
+        "| fewer examples than uniform | less compute (with the reference's) "
+        "| over the simpler recipe that saves most, all charged (reference and scores given) |",
+        "|" + " --- |" * 8,
+    ]
+    ends = dict.fromkeys((found[0], found[-1])) if found else {}
+    for steps, quality, method in product(ends, qualities(records), ("jest", "jest-90")):
+        scores = {
+            name: 100 * cell.mean
+            for name in (method, "uniform", *CONTROLS)
+            for cell in cells(curves, named(name, quality))
             if _steps(curves, cell) == steps
-        ]
-        size = steps * records[0]["batch_size"] / 1000
-        text = (
-            f"**{100 * quality:g} % wrong captions, {size:,.0f}k examples:** {'; '.join(scores)}. "
-            f"Against uniform training JEST needs {examples} fewer examples and {compute} less "
-            f"compute ({charged} with the reference's)"
+        }
+        axes = ("examples", "cached", "charged")
+        over_uniform = [saving(records, method, quality, steps, x, False) for x in axes]
+        charged, given = (saving(records, method, quality, steps, x, True) for x in axes[:0:-1])
+        controls = [name for name in scores if name in CONTROLS]
+        if method not in scores or "uniform" not in scores or charged is None or not controls:
+            continue
+        best = max(controls, key=scores.__getitem__)
+        fewer, less, with_reference = map(_plain, over_uniform)
+        size, ratio = f"{steps * records[0]['batch_size'] / 1000:,.0f}k", method[5:] or "80"
+        lines.append(
+            f"| {size} | {100 * quality:g} % | {scores[method]:.1f} % at f = .{ratio.rstrip('0')} "
+            f"| {scores['uniform']:.1f} % | {scores[best]:.1f} % {style(best).label} "
+            f"| {fewer} | {less} ({with_reference}) | {_plain(charged)} ({_plain(given)}) |"
         )
-        if control is not None:
-            recipe = style(control.over.split(MARK)[0]).label
-            text += f"; with the reference's, against the best simpler recipe ({recipe}), {control}"
-        lines.append(text.replace(" (one seed: no interval)", "") + ".")
+        simpler.append(charged)
+    sure = [r for r in simpler if not math.isnan(r.low)]
+    more, less_than = sum(r.low > 1 for r in sure), sum(r.high < 1 for r in sure)
+    if sure:
+        lines += [
+            "",
+            f"Over the best simpler recipe, with everything charged, JEST saves in {more} of these "
+            f"{len(sure)} rows that have an interval and costs more in {less_than}; in the others "
+            "the interval holds 1.",
+        ]
     return lines
+
+
+def _plain(ratio: Ratio | None) -> str:
+    """A saving in a cell of a table; the simpler recipe that it is over, if there is one."""
+    if ratio is None:
+        return "–"
+    text = str(ratio).replace(" (one seed: no interval)", "")
+    if ratio.status != REACHED:  # a bound's interval only repeats it
+        text = text.partition(" [")[0]
+    over = ratio.over.split(MARK)[0]
+    return text if over == "uniform" else f"{text}, {style(over).label}"
 
 
 def _wrapped(text: str, width: int) -> str:

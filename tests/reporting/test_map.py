@@ -52,16 +52,18 @@ def test_winners_and_words_hold_the_records_numbers() -> None:
     best = maps.winners(records, [375, 750])
     assert best[0.8, 375][0][0] == "curated" and best[0.0, 375][0][0] == "jest"
     assert best[0.8, 750][0][0] == "jest"
-    (poor,) = maps.answer(records, 750)
-    assert poor.startswith("**80 % wrong captions, 192k examples:** JEST 20.0 %; Uniform 2.0 %")
-    assert "more than ×2" in poor and "JEST 20.0 %; Uniform 2.0 %" in poor
+    _, rule, *rows, _, sentence = maps.answer(records)
+    assert [row[:14] for row in rows] == ["| 96k | 0 % | ", "| 96k | 80 % |"]
+    assert " | ×4 [" in rows[1] and "Curated only" in rows[1]
+    assert all(row.count("|") == rule.count("|") for row in rows)
+    assert sentence.startswith("Over the best simpler recipe")
     _, rows = maps.table(records)
     assert ["JEST", "0.8", "375", 3, "4.00"] in [row[:5] for row in rows]
 
 
 def test_figures_are_drawn_light_and_dark(tmp_path: Path) -> None:
     records = made_up()
-    drawn = maps.draw_headline(records, tmp_path / "figure1", "made up", (375, 750))
+    drawn = maps.draw_headline(records, tmp_path / "figure1", "made up")
     drawn += maps.draw_map(records, tmp_path / "map", "made up", [375, 750])
     assert {path.name for path in drawn} == {
         "figure1.png",
