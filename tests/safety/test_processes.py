@@ -52,10 +52,11 @@ def children() -> list[int]:
 
 def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
-    go = context.Event()
+    there, go = context.Event(), context.Event()
     with hold(tmp_path):
-        child = context.Process(target=go.wait, daemon=True)
+        child = context.Process(target=lambda: (there.set(), go.wait()), daemon=True)
         child.start()
+        assert there.wait(60)
         with pytest.raises(Held), hold(tmp_path):
             pass
     with hold(tmp_path):
