@@ -20,6 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from jestcli.utils import catalogue
+from jestcli.utils.layout import IMAGES, Layout
 
 # Raise when a change alters what a run computes: old results then count as missing.
 # 2: which captions are wrong follows from each pair's key, and no pool holds the verified pairs;
@@ -105,6 +106,26 @@ class Data(_Strict):
     benchmarks: str | None = added(
         None, description="folder of benchmarks in clip-benchmark's wds layout, for own shards"
     )
+    keys: Literal["last", "first"] = added(
+        "last",
+        description="own shards: what a sample's members share is their name up to its last dot, "
+        "or up to its first (webdataset's rule, which takes a.1.jpg and a.2.jpg for one sample)",
+    )
+    image_types: tuple[Literal["jpg", "jpeg", "webp", "png"], ...] = added(
+        IMAGES,
+        min_length=1,
+        description="own shards: endings that are images; of several in a sample the first in this "
+        "order is read (a PNG beside a JPEG is a mask)",
+    )
+    caption_field: str | None = added(
+        None,
+        min_length=1,
+        description="own shards: the field of the .json that holds the caption; unset: its "
+        "captions (a list), else the .txt, else its caption",
+    )
+    caption_lines: bool = added(
+        False, description="own shards: every line of a .txt is a caption of its own"
+    )
     shots: int | None = added(
         None,
         ge=1,
@@ -112,7 +133,7 @@ class Data(_Strict):
         "classifier fitted to so many images a class (the paper: 10, on ImageNet)",
     )
 
-    @field_validator("train", "weights", "curated", mode="before")
+    @field_validator("train", "weights", "curated", "image_types", mode="before")
     @classmethod
     def _listed(cls, given: Any) -> Any:
         """One value stands for a list of one."""
@@ -122,6 +143,11 @@ class Data(_Strict):
     def own(self) -> bool:
         """Whether the shards are the user's, not the embedded data."""
         return bool(self.train or self.curated)
+
+    @property
+    def layout(self) -> Layout:
+        """How samples lie in the user's shards."""
+        return Layout(self.keys, self.image_types, self.caption_field, self.caption_lines)
 
     @model_validator(mode="after")
     def _own_shards(self) -> Data:

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from jestcli.data.shards import Report, fit, read_shards
+from jestcli.data.images import fit
+from jestcli.data.shards import Report, read_shards
 from jestcli.utils.errors import DataError
 from jestcli.utils.io import save_text
 from jestcli.utils.parallel import Progress, unordered

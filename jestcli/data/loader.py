@@ -30,8 +30,8 @@ from torch.utils.data import Dataset as TorchDataset
 
 from jestcli.data.bad_samples import FULL, BadSample, BadSampleLog, BadSampleRecord
 from jestcli.data.dataset import Dataset, Samples, Transform, in_sequence, merged
+from jestcli.data.images import fit
 from jestcli.data.order import Order, Pick
-from jestcli.data.shards import fit
 from jestcli.data.sources import Loading
 from jestcli.utils.errors import DataError
 from jestcli.utils.parallel import usable_cores

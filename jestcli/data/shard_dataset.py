@@ -21,8 +21,9 @@ from jestcli.data.bad_samples import BadSample, BadSampleLog, BadSampleRecord
 from jestcli.data.dataset import Dataset, Samples, TableKeys, Tokenizer, Transform
 from jestcli.data.decode import unique
 from jestcli.data.embeddings import ShardTable, TableFile
+from jestcli.data.images import fit
 from jestcli.data.order import Pick, WindowShuffle
-from jestcli.data.shards import Pair, decode, fit, words_of
+from jestcli.data.shards import Pair, decode, words_of
 from jestcli.data.sizes import stated_counts
 from jestcli.data.sources import Loading, ShardError, is_remote, list_shards, local
 from jestcli.data.tar import ShardIndex, TarFiles, read_index
@@ -111,7 +112,7 @@ class ShardDataset(Dataset):
 
     def pair(self, row: int, least: int | None = None) -> Pair:
         """The decoded pair; least: pixels that are enough. Raises BadSample."""
-        pair = decode(self.raw(row), least)
+        pair = decode(self.raw(row), least, self.loading.layout)
         if not pair.captions:
             raise BadSample("no caption")
         return pair
@@ -147,12 +148,12 @@ class ShardDataset(Dataset):
         )
 
     def image(self, row: int, least: int | None = None) -> Image.Image:
-        return decode(self.raw(row), least).image
+        return decode(self.raw(row), least, self.loading.layout).image
 
     def words(self, row: int) -> tuple[str, tuple[str, ...]]:
         """Key and captions, the image unread; none where they cannot be read."""
         try:
-            key, captions, meta = words_of(self.raw(row, images=False))
+            key, captions, meta = words_of(self.raw(row, images=False), self.loading.layout)
         except BadSample:
             shard, sample = self.locate(row)
             return self.files.key(self.shards[shard], sample), ()

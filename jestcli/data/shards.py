@@ -7,10 +7,8 @@ that cannot be read is skipped, counted by reason, and reported.
 
 from __future__ import annotations
 
-import io
 import json
 import logging
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,16 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 from PIL import Image
 
 from jestcli.data.bad_samples import BadSample
+from jestcli.data.images import decode_image
 from jestcli.data.sources import Loading, ShardError, expand_urls, opened
-from jestcli.data.tar import IMAGES, LARGEST_TEXT, TEXTS, ShardIndex, read_members, scan
+from jestcli.data.tar import LARGEST_TEXT, ShardIndex, read_members, scan
 from jestcli.utils.errors import DataError
+from jestcli.utils.layout import BY_LINE, IMAGES, PLAIN, TEXTS, Layout
 
-FORMATS = ("PNG", "JPEG", "WEBP")
-LARGEST_IMAGE = 100_000_000  # pixels
 LONGEST_CAPTION = 2_000  # characters; the rest is cut
 MOST_CAPTIONS = 64
 
@@ -72,12 +69,13 @@ class Pair:
     meta: dict[str, Any]  # the JSON object, {} where there is none; "cls": int of a .cls member
 
 
-def read_shards(urls: str | Path | Sequence[str], report: Report | None = None) -> Iterator[Pair]:
+def read_shards(
+    urls: str | Path | Sequence[str], report: Report | None = None, layout: Layout = BY_LINE
+) -> Iterator[Pair]:
     """Yield decoded image-caption pairs, in the shards' order; broken ones are skipped, counted.
 
-    A sample needs an image and a caption: the JSON's "captions" (a list), or its "caption", or the
-    lines of .txt; or a class number in .cls. A shard that breaks off keeps what came before. Raises
-    DataError when no shard can be read.
+    A sample needs an image and a caption (see `Layout`), or a class number in .cls. Of a damaged
+    shard all is read that can be. Raises DataError when no shard can be read.
     """
     report = report if report is not None else Report()
     shards = expand_urls(urls)
@@ -88,11 +86,11 @@ def read_shards(urls: str | Path | Sequence[str], report: Report | None = None) 
         try:
             # Indexed anew, not from a kept index: what is read once needs no memory of it.
             with opened(url, Loading()) as file:
-                index = scan(file, TEXTS)
+                index = scan(file, layout, TEXTS)
                 for reason, count in index.faults.items():
                     report.skip(reason, url, count)
                 for number in range(len(index)):
-                    pair = _decoded(file, index, number, url, report)
+                    pair = _decoded(file, index, number, url, report, layout)
                     if pair is not None:
                         yield pair
         except ShardError as error:
@@ -103,10 +101,10 @@ def read_shards(urls: str | Path | Sequence[str], report: Report | None = None) 
 
 
 def _decoded(
-    file: IO[bytes], index: ShardIndex, number: int, url: str, report: Report
+    file: IO[bytes], index: ShardIndex, number: int, url: str, report: Report, layout: Layout
 ) -> Pair | None:
     try:
-        pair = decode(read_members(file.fileno(), index, number, url))
+        pair = decode(read_members(file.fileno(), index, number, url), None, layout)
     except BadSample as reason:
         report.skip(str(reason), f"{url}:{index.keys[number]}")
         return None
@@ -114,12 +112,12 @@ def _decoded(
     return pair
 
 
-def decode(sample: dict[str, Any], least: int | None = None) -> Pair:
+def decode(sample: dict[str, Any], least: int | None = None, layout: Layout = PLAIN) -> Pair:
     """Decode one raw sample. Raises BadSample with the reason when it cannot be used.
 
     least: pixels of the shorter side that are enough (see `decode_image`).
     """
-    key, captions, meta = words_of(sample)
+    key, captions, meta = words_of(sample, layout)
     if not captions and "cls" not in meta:
         raise BadSample("no caption")
     extension = next((each for each in IMAGES if each in sample), None)
@@ -134,53 +132,14 @@ def decode(sample: dict[str, Any], least: int | None = None) -> Pair:
     )
 
 
-def words_of(sample: dict[str, Any]) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+def words_of(
+    sample: dict[str, Any], layout: Layout = PLAIN
+) -> tuple[str, tuple[str, ...], dict[str, Any]]:
     """Key, captions and JSON of a raw sample, its image unread. Raises BadSample."""
     meta = _meta(sample)
     key = meta.get("key")
-    key = key if isinstance(key, str) and key else str(sample.get("__key__", ""))
-    return key, _captions(sample, meta), meta
-
-
-def decode_image(content: bytes, least: int | None = None) -> Image.Image:
-    """PNG, JPEG or WebP bytes to an RGB image, transparency on white. Raises BadSample.
-
-    least: a JPEG is decoded at a half, a quarter or an eighth of its size, as long as the shorter
-    side keeps so many pixels: several times as fast, and nearly the image that was resized to it.
-    """
-    try:
-        image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
-        if image.width * image.height > LARGEST_IMAGE:
-            raise BadSample("image too large")
-        if least is not None and image.format == "JPEG":
-            scale = least / min(image.size)
-            image.draft("RGB", (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-        if image.mode == "RGB":
-            image.load()
-            return image
-        if image.mode == "P" or "transparency" in image.info or "A" in image.getbands():
-            image = image.convert("RGBA")
-            canvas = Image.new("RGBA", image.size, "white")
-            return Image.alpha_composite(canvas, image).convert("RGB")
-        return image.convert("RGB")
-    except BadSample:
-        raise
-    except Image.DecompressionBombError:
-        raise BadSample("image too large") from None
-    except Exception:  # Pillow raises many kinds on broken files
-        raise BadSample("broken image") from None
-
-
-def fit(image: Image.Image, size: int) -> np.ndarray:
-    """RGB image -> uint8 [size, size, 3]: shorter side to `size`, centre crop; as is if it fits."""
-    if image.size != (size, size):
-        scale = size / min(image.size)
-        width = max(size, round(image.width * scale))
-        height = max(size, round(image.height * scale))
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = (width - size) // 2, (height - size) // 2
-        image = image.crop((left, top, left + size, top + size))
-    return np.asarray(image)
+    key = _whole(key) if isinstance(key, str) and key else str(sample.get("__key__", ""))
+    return key, _captions(sample, meta, layout), meta
 
 
 def _meta(sample: dict[str, Any]) -> dict[str, Any]:
@@ -211,14 +170,24 @@ def _text(content: bytes) -> str:
         raise BadSample("text is not utf-8") from None
 
 
-def _captions(sample: dict[str, Any], meta: dict[str, Any]) -> tuple[str, ...]:
+def _captions(sample: dict[str, Any], meta: dict[str, Any], layout: Layout) -> tuple[str, ...]:
     found: list[Any] = []
-    listed = meta.get("captions")
-    if isinstance(listed, list):
+    listed = meta.get(layout.field or "captions")
+    if layout.field is not None:
+        if layout.field not in meta:
+            raise BadSample(f"no {layout.field!r} in the json")
+        found = listed if isinstance(listed, list) else [listed]
+    elif isinstance(listed, list):
         found = listed
     elif "txt" in sample:
-        found = _text(sample["txt"]).splitlines()
+        lines = [line.strip() for line in _text(sample["txt"]).splitlines()]
+        found = lines if layout.lines else [" ".join(filter(None, lines))]
     elif "caption" in meta:
         found = [meta["caption"]]
-    texts = (each.strip() for each in found[:MOST_CAPTIONS] if isinstance(each, str))
+    texts = (_whole(each.strip()) for each in found[:MOST_CAPTIONS] if isinstance(each, str))
     return tuple(text[:LONGEST_CAPTION] for text in texts if text)
+
+
+def _whole(text: str) -> str:
+    """Without the halves of characters that JSON can spell and no file can hold."""
+    return text.encode("utf-8", "replace").decode()

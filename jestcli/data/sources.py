@@ -35,6 +35,7 @@ from braceexpand import braceexpand
 
 from jestcli.config import Run
 from jestcli.utils.errors import DataError, explain_os_error
+from jestcli.utils.layout import PLAIN, Layout
 from jestcli.utils.plain import one_line
 
 BLOCK = 1 << 20
@@ -57,7 +58,7 @@ def default_cache() -> Path:
 
 @dataclass(frozen=True)
 class Loading:
-    """How data come here. Nothing in it changes what a run computes, so it is no part of a Run.
+    """How data come here. Nothing in it but `layout`, which a Run states, changes what is computed.
 
     workers: processes that read and decode (0: the training process itself; None: cores - 1).
     max_faults: the share of unreadable samples, or shards, above which a run stops.
@@ -74,6 +75,7 @@ class Loading:
     longest: float = 1800.0
     retries: int = 3
     pause: float = 1.0  # seconds before the second try, doubled for every further one
+    layout: Layout = PLAIN
 
 
 def list_shards(entry: str) -> list[str]:

@@ -1,7 +1,9 @@
 """The one reader of tar files: an index from the headers, then any sample is one read away.
 
 Only images, texts, JSON and class numbers are read, nothing is unpickled, and a member's name is a
-key, never a path.
+key, never a path. Headers are read here and not by `tarfile`, which follows what they claim: a size
+below zero, a thousand names for one member, a comment of gigabytes. Where the tar is damaged or
+another begins, reading goes on at the next header that proves itself by its checksum.
 """
 
 from __future__ import annotations
@@ -9,24 +11,56 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tarfile
 import threading
 from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from jestcli.data.bad_samples import BadSample
+from jestcli.data.images import DECODER
 from jestcli.data.sources import Loading, ShardError, is_remote, opened
 from jestcli.utils.errors import explain_os_error
 from jestcli.utils.io import save_text
+from jestcli.utils.layout import PLAIN, TEXTS, Layout
 
-FORMAT = 1
-IMAGES = ("png", "jpg", "jpeg", "webp")
-TEXTS = ("txt", "json", "cls")
+FORMAT = 2
 LARGEST_FILE = 100_000_000  # bytes of one image file
 LARGEST_TEXT = 1_000_000  # bytes of .txt, .json or .cls
+MOST_HEADERS = 5_000_000  # of a shard, blocks of zeros included
+IN_A_ROW = 16  # headers that only describe the next one
+LARGEST_HEADER = 1_000_000  # bytes of such a description
+LONGEST_NAME = 4_096
+MOST_DAMAGE = 1_000  # places of a shard where the next header is looked for
+MOST_TRIES = 10_000  # bytes that look like a header at one such place
+
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
+_BLOCK = tarfile.BLOCKSIZE
+_ZEROS = bytes(_BLOCK)
+_MAGIC, _MAGIC_AT = b"ustar", 257
+_LOOKED_AT = 1 << 16  # bytes at a time, for the next header
+_FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+_WITHOUT_CONTENT = (
+    tarfile.LNKTYPE,
+    tarfile.SYMTYPE,
+    tarfile.CHRTYPE,
+    tarfile.BLKTYPE,
+    tarfile.DIRTYPE,
+    tarfile.FIFOTYPE,
+)
+_RECORD = re.compile(rb"(\d{1,7}) ([^=]{1,1000})=")
+
+
+class Member(NamedTuple):
+    """A file in a tar: its name, where its bytes begin, and how many there are."""
+
+    name: str
+    offset: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -47,7 +81,7 @@ class ShardIndex:
     @property
     def identity(self) -> str:
         """Hash of the keys and of the size: what a cache of this shard is checked by."""
-        text = json.dumps([FORMAT, self.size, self.keys])
+        text = json.dumps([FORMAT, DECODER, self.size, self.keys])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -56,28 +90,17 @@ def read_index(url: str, loading: Loading) -> ShardIndex:
 
     Kept in `loading.cache`, not beside the shard: a downloaded data set cannot bring its own.
     """
-    kept = (
-        loading.cache / "index" / f"{hashlib.sha256(_absolute(url).encode()).hexdigest()[:24]}.json"
-    )
+    name = repr((_absolute(url), loading.layout))
+    kept = loading.cache / "index" / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.json"
     stamp = _stamp(url)
     found = _load(kept, stamp)
     if found is not None:
         return found
     with opened(url, loading) as file:
-        index = scan(file)
-    text = json.dumps(
-        {
-            "format": FORMAT,
-            "url": url,
-            "stamp": stamp,
-            "size": index.size,
-            "keys": index.keys,
-            "members": index.members,
-            "faults": index.faults,
-        }
-    )
+        index = scan(file, loading.layout)
+    about = {"format": FORMAT, "url": url, "stamp": stamp} | vars(index)
     try:
-        save_text(kept, text)
+        save_text(kept, json.dumps(about))
     except OSError as error:
         raise explain_os_error(error, f"keeping an index in {kept.parent}") from error
     return index
@@ -105,75 +128,237 @@ def _load(kept: Path, stamp: list[int] | None) -> ShardIndex | None:
             return None
         members = [{k: (v[0], v[1]) for k, v in each.items()} for each in about["members"]]
         return ShardIndex(about["size"], about["keys"], members, about["faults"])
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
         return None  # made again
 
 
-def scan(source: Path | IO[bytes], texts: tuple[str, ...] = ("txt", "json")) -> ShardIndex:
+# --- from headers to samples ---------------------------------------------------------------------
+
+
+def scan(
+    source: Path | IO[bytes], layout: Layout = PLAIN, texts: tuple[str, ...] | None = None
+) -> ShardIndex:
     """Read the headers of a tar, or of an open one. Raises ShardError when it is no tar.
 
-    A tar that breaks off keeps what came before. Samples without an image or without one of
-    `texts` (("cls",) for labelled ones), second members of one kind and second samples of one key
-    are left out and counted.
+    A damaged tar is read as far and as often as headers are found. Samples without an image or
+    without one of `texts` (None: a caption; ("cls",) for labelled ones), further images of a
+    sample, second members of one kind and second samples of one key are left out and counted.
     """
     faults: Counter[str] = Counter()
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
-    current, repeated = None, False
     try:
-        with (
-            source.open("rb") if isinstance(source, Path) else nullcontext(source) as file,
-            tarfile.open(fileobj=file, mode="r:") as tar,
-        ):
+        with source.open("rb") if isinstance(source, Path) else nullcontext(source) as file:
             size = os.fstat(file.fileno()).st_size
-            for member in _headers(tar, faults):
-                if not member.isreg():
-                    continue
-                key, extension = split_name(member.name)
-                if extension not in IMAGES and extension not in TEXTS:
-                    continue
-                if member.offset_data + member.size > size:
-                    faults["shard breaks off"] += 1
-                    break
-                if key != current:
-                    current, repeated = key, key in samples
-                    faults["duplicate key"] += repeated
-                if repeated:
-                    continue
-                own = samples.setdefault(key, {})
-                if extension in own:
-                    faults["duplicate member"] += 1
-                    continue
-                own[extension] = (member.offset_data, member.size)
-    except tarfile.TarError:
-        raise ShardError("not a tar file") from None
+            found = list(_members(file.fileno(), size, faults))
     except OSError as error:
         raise ShardError(f"cannot be read ({error.strerror})") from None
-    usable = {}
-    for key, own in samples.items():
-        if not any(extension in own for extension in IMAGES):
-            faults["no image"] += 1
-        elif not any(extension in own for extension in texts):
-            faults["no caption"] += 1
-        else:
-            usable[key] = own
+    usable = _samples(found, layout, texts or layout.texts, faults)
     return ShardIndex(size, list(usable), list(usable.values()), dict(+faults))
 
 
-def _headers(tar: tarfile.TarFile, faults: Counter[str]) -> Any:
-    """The members, as far as the tar can be read."""
-    try:
-        while (member := tar.next()) is not None:
-            yield member
-            tar.members = []  # type: ignore[attr-defined] # it would keep every header
-    except (tarfile.TarError, EOFError, ValueError):
+def _samples(
+    found: Iterable[Member], layout: Layout, texts: tuple[str, ...], faults: Counter[str]
+) -> dict[str, dict[str, tuple[int, int]]]:
+    """Key -> extension -> (offset, bytes) of the samples that can be used."""
+    every: dict[str, dict[str, tuple[int, int]]] = {}
+    current, repeated = None, False
+    for name, offset, size in found:
+        key, kind = layout.split(name)
+        if kind not in layout.images and kind not in TEXTS:
+            if kind.rpartition(".")[2] in layout.images:
+                faults["image whose key has dots (data.keys=last reads it)"] += 1
+            continue
+        if key != current:
+            current, repeated = key, key in every
+            faults["duplicate key"] += repeated
+        if repeated:
+            continue
+        if kind in every.setdefault(key, {}):
+            faults["duplicate member"] += 1
+            continue
+        every[key][kind] = (offset, size)
+    usable, odd = {}, {}
+    for key, own in every.items():
+        images = [kind for kind in layout.images if kind in own]
+        if images and any(kind in own for kind in texts):
+            faults[f"further image (read is the first of {', '.join(layout.images)})"] += (
+                len(images) - 1
+            )
+            kinds = (*images[:1], *TEXTS)
+            usable[key] = {kind: place for kind, place in own.items() if kind in kinds}
+        else:
+            odd[key] = "no caption" if images else "no image"
+    by_first_dot = Layout("first")
+    for key, why in odd.items():
+        # x.seg.png beside x.jpg and x.txt belongs to them, and nothing is missing.
+        faults[why] += by_first_dot.split(key)[0] not in usable
+    return usable
+
+
+def kinds_in(source: Path) -> str:
+    """The endings in a tar, the most frequent first, for a message. Raises ShardError."""
+    with source.open("rb") as file:
+        members = _members(file.fileno(), os.fstat(file.fileno()).st_size, Counter())
+        count = Counter(os.path.splitext(each.name)[1][:12] for each in members)
+    return ", ".join(kind or "no ending" for kind, _ in count.most_common(4)) or "nothing"
+
+
+# --- headers -------------------------------------------------------------------------------------
+
+
+def _members(fd: int, size: int, faults: Counter[str]) -> Iterator[Member]:
+    """The files of the tar that is open as `fd`, in order; what is lost is counted.
+
+    A member is given once the header behind it is found: one that another begins in is not whole.
+    """
+    at = behind = 0  # the next header; where to look for it when it is not there
+    held: Member | None = None
+    extra, seen, ended = _Extra(), False, False
+    for _ in range(MOST_HEADERS):
+        if at + _BLOCK > size:
+            break
+        block = os.pread(fd, _BLOCK, at)
+        if block == _ZEROS:  # the end; where tars were joined, another follows
+            ended, at = True, at + _BLOCK
+            continue
+        info = _header(block)
+        length = 0 if info is None else extra.length(info)
+        if info is None or at + _BLOCK + length > size:
+            if at == 0:
+                _refuse_compressed(block)
+            if info is not None:
+                behind, seen, ended = at + _BLOCK, True, False
+            faults["damaged place"] += 1
+            many = faults["damaged place"] > MOST_DAMAGE
+            after = None if many else _next_header(fd, size, behind)
+            if held is not None and (after is None or held.offset + held.size <= after):
+                yield held
+            held, extra = None, _Extra()
+            if after is None:
+                faults["damaged place"] -= 1
+                break
+            at = after
+            continue
+        if held is not None:
+            yield held
+        held, seen, ended = None, True, False
+        behind = at + _BLOCK
+        at = behind - (-length // _BLOCK) * _BLOCK
+        if info.type in _DESCRIBING:
+            extra.read(fd, info, behind)
+            continue
+        if info.type in _FILES:
+            why = extra.why or ("name too long" if len(extra.name) > LONGEST_NAME else "")
+            if why:
+                faults[why] += 1
+            else:
+                held = Member(extra.name or info.name, behind, length)
+        extra = _Extra()
+    else:
+        faults["too many members"] += 1
+        ended = True
+    if held is not None:
+        yield held
+    if not ended:
+        if not seen:
+            raise ShardError("not a tar file")
         faults["shard breaks off"] += 1
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """`a/b.c.jpg` -> (`a/b`, `c.jpg`): webdataset's rule, the extension in lower case."""
-    folder, slash, base = name.rpartition("/")
-    stem, _, extension = base.partition(".")
-    return folder + slash + stem, extension.lower()
+def _refuse_compressed(start: bytes) -> None:
+    for magic, name in COMPRESSED.items():
+        if start.startswith(magic):
+            raise ShardError(f"compressed by {name}: unpack it to a plain .tar")
+
+
+def _header(block: bytes) -> tarfile.TarInfo | None:
+    """What a block says, if its checksum is right and its numbers make sense."""
+    try:
+        info = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
+    except (tarfile.HeaderError, ValueError):
+        return None
+    return None if info.size < 0 or info.type == tarfile.GNUTYPE_SPARSE else info
+
+
+def _next_header(fd: int, size: int, start: int) -> int | None:
+    """Where the first header at or behind `start` begins: by its magic, then its checksum."""
+    at, tries = start + _MAGIC_AT, 0
+    while tries < MOST_TRIES:
+        block = os.pread(fd, _LOOKED_AT, at)
+        found = block.find(_MAGIC)
+        if found < 0:
+            at += len(block) - len(_MAGIC) + 1
+            if len(block) < _LOOKED_AT:
+                return None
+            continue
+        header = at + found - _MAGIC_AT
+        if _header(os.pread(fd, _BLOCK, header)) is not None:
+            return header
+        at, tries = at + found + 1, tries + 1
+    return None
+
+
+_DESCRIBING = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+
+
+@dataclass
+class _Extra:
+    """What headers before a member's own say of it. why: it cannot be used."""
+
+    name: str = ""
+    size: int | None = None
+    why: str = ""
+    count: int = 0
+
+    def length(self, info: tarfile.TarInfo) -> int:
+        """Bytes that follow the header `info`."""
+        if info.type in _WITHOUT_CONTENT:
+            return 0
+        return self.size if info.type in _FILES and self.size is not None else info.size
+
+    def read(self, fd: int, info: tarfile.TarInfo, offset: int) -> None:
+        self.count += 1
+        if self.count > IN_A_ROW:
+            self.why = "too many headers"
+        elif info.type in (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE):
+            return
+        elif info.size > LARGEST_HEADER:
+            self.why = "header too large"
+        elif info.type == tarfile.GNUTYPE_LONGNAME:
+            self.name = _name(os.pread(fd, info.size, offset))
+        else:
+            self._read_pax(os.pread(fd, info.size, offset))
+
+    def _read_pax(self, content: bytes) -> None:
+        at = 0
+        while at < len(content) and content[at]:
+            record = _RECORD.match(content, at)
+            end = at + int(record.group(1)) if record else 0
+            if record is None or not record.end() < end <= len(content):
+                self.why = "broken header"
+                return
+            key, value, at = record.group(2), content[record.end() : end - 1], end
+            if key == b"path":
+                self.name = _name(value)
+            elif key == b"size":
+                if not re.fullmatch(rb"\d{1,15}", value):
+                    self.why = "broken header"
+                    return
+                self.size = int(value)
+            elif key.startswith(b"GNU.sparse"):
+                self.why = "sparse file"
+
+
+def _name(content: bytes) -> str:
+    return content.partition(b"\0")[0].decode("utf-8", "backslashreplace")
+
+
+# --- from a sample to its bytes ------------------------------------------------------------------
 
 
 def read_members(
@@ -183,7 +368,7 @@ def read_members(
     webdataset's `__key__` and `__url__`; without `images` the words alone. Raises BadSample."""
     found: dict[str, Any] = {"__key__": index.keys[number], "__url__": url}
     for extension, (offset, size) in index.members[number].items():
-        image = extension in IMAGES
+        image = extension not in TEXTS
         if image and not images:
             continue
         if size > (LARGEST_FILE if image else LARGEST_TEXT):

@@ -22,11 +22,13 @@ import torch
 from torch import Tensor
 
 from jestcli.data.bad_samples import BadSample
-from jestcli.data.shards import decode_image, fit, read_shards
+from jestcli.data.images import decode_image, fit
+from jestcli.data.shards import read_shards
 from jestcli.data.sources import ShardError
-from jestcli.data.tar import IMAGES, ShardIndex, read_members, scan
+from jestcli.data.tar import ShardIndex, read_members, scan
 from jestcli.utils.errors import DataError
 from jestcli.utils.io import save_bytes
+from jestcli.utils.layout import IMAGES, PLAIN
 
 KEPT = 1  # counts changes of what is kept of a decoded split
 _ABOUT = ("mirrors", "description", "n", "n_classes", "confirmation")
@@ -248,7 +250,7 @@ def _read_shots(folder: Path, size: int | None, shots: int, n_classes: int) -> S
     of_class: dict[int, list[tuple[Path, ShardIndex, int]]] = {}
     for shard in shards:
         try:
-            index = scan(shard, ("cls",))
+            index = scan(shard, PLAIN, ("cls",))
             with shard.open("rb") as file:
                 for number in range(len(index)):
                     words = read_members(file.fileno(), index, number, str(shard), images=False)

@@ -23,7 +23,7 @@ from jestcli.config import Run
 from jestcli.data.bad_samples import BadSample
 from jestcli.data.contact_sheet import contact_sheet
 from jestcli.data.dataset import Dataset
-from jestcli.data.shards import fit
+from jestcli.data.images import fit
 from jestcli.paper import choices
 from jestcli.runs.opened import CPU, Opened, open_run
 from jestcli.runs.trained import new_learner

@@ -29,11 +29,14 @@ def main() -> int:
     from jestcli.train import train
     from jestcli.training.devices import pick_device
     from jestcli.training.distributed import DistEnv
+    from jestcli.utils.layout import Layout
     from jestcli.utils.progress import JsonLines
 
     run, progress = Run.model_validate(task["run"]), JsonLines()
     given = dict(task.get("loading", {}))
-    loading = Loading(**given | {"cache": Path(given["cache"])}) if given else Loading()
+    if given:
+        given |= {"cache": Path(given["cache"]), "layout": Layout(**given["layout"])}
+    loading = Loading(**given)
     data = Path(task["data"]) if task["data"] else None
     workspace = Workspace(data, Path(task["runs"]), loading)
     try:

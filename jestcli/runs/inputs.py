@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from jestcli.data.bad_samples import BadSampleLog
 from jestcli.data.dataset import CaptionNoise, ConcatDataset, Dataset, Transform
 from jestcli.data.decode import fingerprint
 from jestcli.data.decoded import DecodedDataset, build_decoded
+from jestcli.data.images import DECODER
 from jestcli.data.loader import Source, SuperBatchLoader, on_device
 from jestcli.data.pools import relevant, thinned, unverified_rows, verified_rows
 from jestcli.data.shard_dataset import RECORD, ShardDataset, open_shards
@@ -233,7 +234,8 @@ class ShardsData:
 def data_of(run: Run, workspace: Workspace, folder: Path | None = None) -> RunData:
     """What `run` reads. folder: of the run, where it is not the workspace's own."""
     if run.data.own:
-        return ShardsData(run.data, run.model, workspace.loading, folder or workspace.folder(run))
+        loading = replace(workspace.loading, layout=run.data.layout)
+        return ShardsData(run.data, run.model, loading, folder or workspace.folder(run))
     data = run.data
     return IconsData(
         workspace.data_root(run),
@@ -251,7 +253,7 @@ def data_key(run: Run, root: Path) -> str:
         return build_key(world_in(root), run.data.image_size)
     data, weights = run.data, (run.reference_model or "").partition(":")[2]
     shards = [shard for entry in (*data.train, *data.curated) for shard in list_shards(entry)]
-    return identity(shards) + (fingerprint(weights) if weights else "")
+    return f"{identity(shards)} {DECODER}{fingerprint(weights) if weights else ''}"
 
 
 def tokenizer_of(model: Model, data: Data) -> Any:

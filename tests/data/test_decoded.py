@@ -16,7 +16,8 @@ from PIL import Image
 from jestcli.data import decode
 from jestcli.data.decode import fingerprint, fingerprints
 from jestcli.data.decoded import build_decoded, open_decoded
-from jestcli.data.shards import Report, fit, read_shards
+from jestcli.data.images import fit
+from jestcli.data.shards import Report, read_shards
 from jestcli.data.tokens import small_tokenizer
 from jestcli.utils.errors import DataError
 

@@ -12,10 +12,10 @@ import torch
 from own_shards import caption, jpeg, make_shards, sample, served, shard_loader, write_tar
 
 from jestcli.data import sources
+from jestcli.data.images import decode_image, fit
 from jestcli.data.loader import SuperBatch
 from jestcli.data.order import ShardOrder, shares, weighted
 from jestcli.data.shard_dataset import ShardDataset, open_shards
-from jestcli.data.shards import decode_image, fit
 from jestcli.data.sources import Loading, ShardError, list_shards, local
 from jestcli.data.tar import TarFiles
 from jestcli.data.tokens import small_tokenizer

@@ -10,7 +10,7 @@ import pytest
 import torch
 from own_shards import caption, jpeg, sample, write_tar
 
-from jestcli.data.shards import decode_image, fit
+from jestcli.data.images import decode_image, fit
 from jestcli.evaluation.benchmarks import find_benchmarks
 from jestcli.utils.errors import DataError
 

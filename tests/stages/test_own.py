@@ -28,7 +28,8 @@ import jestcli.train as loop
 from jestcli import cli
 from jestcli.config import METHODS, Run, make_run, merge
 from jestcli.data import loader, shard_dataset
-from jestcli.data.shards import decode, decode_image, fit
+from jestcli.data.images import decode_image, fit
+from jestcli.data.shards import decode
 from jestcli.data.sources import Loading
 from jestcli.evaluation.benchmarks import find_benchmarks
 from jestcli.evaluation.evaluate import evaluate

@@ -16,9 +16,9 @@ from toy import train_run
 
 from jestcli.config import METHODS, ConfigError, Run, make_run, merge
 from jestcli.data.embeddings import FOLDER
+from jestcli.data.images import decode_image
 from jestcli.data.loader import SuperBatchLoader
 from jestcli.data.shard_dataset import ShardDataset, open_shards
-from jestcli.data.shards import decode_image
 from jestcli.data.sources import Loading
 from jestcli.data.tokens import small_tokenizer
 from jestcli.paper.inspection import replay
