@@ -160,22 +160,25 @@ def _samples(
 ) -> dict[str, dict[str, tuple[int, int]]]:
     """Key -> extension -> (offset, bytes) of the samples that can be used."""
     every: dict[str, dict[str, tuple[int, int]]] = {}
-    current, repeated = None, False
+    by_first_dot = Layout("first")
+    run, current, twice = 0, "", set()  # a run: a.jpg, a.seg.png, a.txt lie together
+    runs: dict[str, int] = {}
     for name, offset, size in found:
         key, kind = layout.split(name)
         if kind not in layout.images and kind not in TEXTS:
             if kind.rpartition(".")[2] in layout.images:
                 faults["image whose key has dots (data.keys=last reads it)"] += 1
             continue
-        if key != current:
-            current, repeated = key, key in every
-            faults["duplicate key"] += repeated
-        if repeated:
+        group = by_first_dot.split(name)[0]
+        run, current = run + (group != current), group
+        if runs.setdefault(key, run) != run:
+            twice.add((key, run))
             continue
         if kind in every.setdefault(key, {}):
             faults["duplicate member"] += 1
             continue
         every[key][kind] = (offset, size)
+    faults["duplicate key"] += len(twice)
     usable, odd = {}, {}
     for key, own in every.items():
         images = [kind for kind in layout.images if kind in own]
@@ -187,7 +190,6 @@ def _samples(
             usable[key] = {kind: place for kind, place in own.items() if kind in kinds}
         else:
             odd[key] = "no caption" if images else "no image"
-    by_first_dot = Layout("first")
     for key, why in odd.items():
         # x.seg.png beside x.jpg and x.txt belongs to them, and nothing is missing.
         faults[why] += by_first_dot.split(key)[0] not in usable
