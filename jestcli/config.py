@@ -14,7 +14,7 @@ import math
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -36,7 +36,17 @@ class ConfigError(Exception):
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    """Every number has bounds, which a test asks for: beyond them lie slips, not experiments."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+CLIPS_VOCABULARY = 49_408
+MOST_PAIRS = 10**10
+MOST_BATCH = 2**24
+MOST_STEPS = 10**8
+Size = Annotated[int, Field(ge=1, le=2**16)]  # of a tower
+Patch = Annotated[int, Field(ge=1, le=4096)]
 
 
 def added(default: Any, **about: Any) -> Any:
@@ -83,26 +93,32 @@ def _with_hash(given: Any, name: str) -> Any:
 class Data(_Strict):
     """What the model sees. The embedded data are icons and emoji, not photographs."""
 
-    image_size: int = Field(32, description="pixels, square")
-    context_length: int = Field(16, description="text tokens, start and end included")
-    vocab_size: int = Field(8192, description="entries of the small BPE vocabulary")
+    image_size: int = Field(32, ge=8, le=4096, description="pixels, square")
+    context_length: int = Field(
+        16, ge=3, le=4096, description="text tokens, start and end included"
+    )
+    vocab_size: int = Field(
+        8192, ge=514, le=2**20, description="entries of the small BPE vocabulary"
+    )
     level: str = Field(
         "strong",
         description="curation level of the curated set (`jest data list`); verified: pairs of the "
         "pool that are out of every run's pool, and whose captions are right",
     )
-    curated_size: int | None = Field(None, ge=1, description="use only the first n curated samples")
+    curated_size: int | None = Field(
+        None, ge=1, le=MOST_PAIRS, description="use only the first n curated samples"
+    )
     train: tuple[str, ...] = added(
         (),
         description="the pool in your own shards: folders of .tar files, patterns such as "
         "{000..099}.tar, http URLs, pipe: commands (each is run in a shell as it stands: read a "
         "stranger's configuration first); empty: the embedded data",
     )
-    weights: tuple[float, ...] = added(
+    weights: tuple[Annotated[float, Field(gt=0, le=1e9)], ...] = added(
         (), description="how often each source in data.train is read; empty: all shards alike"
     )
     curated: tuple[str, ...] = added((), description="your own curated set, for the reference")
-    window: int = added(8, ge=1, description="shards that are shuffled together")
+    window: int = added(8, ge=1, le=10**6, description="shards that are shuffled together")
     benchmarks: str | None = added(
         None, description="folder of benchmarks in clip-benchmark's wds layout, for own shards"
     )
@@ -129,6 +145,7 @@ class Data(_Strict):
     shots: int | None = added(
         None,
         ge=1,
+        le=10**6,
         description="own benchmarks with a train split also get a few-shot score, of a linear "
         "classifier fitted to so many images a class (the paper: 10, on ImageNet)",
     )
@@ -151,8 +168,8 @@ class Data(_Strict):
 
     @model_validator(mode="after")
     def _own_shards(self) -> Data:
-        if self.weights and (len(self.weights) != len(self.train) or min(self.weights) <= 0):
-            raise ValueError("weights must be one positive number for each entry of train")
+        if self.weights and (len(self.weights) != len(self.train)):
+            raise ValueError("weights must be one number for each entry of train")
         if self.benchmarks and not self.own:
             raise ValueError("benchmarks are for own shards: set train or curated")
         if self.shots and not self.benchmarks:
@@ -174,21 +191,25 @@ class Model(_Strict):
         description="vit: open_clip's own towers, or those of `name`; cnn: a convolutional image "
         "tower and a bag of tokens, which learn several times faster on a CPU at 32 px",
     )
-    channels: tuple[int, ...] = added(
+    channels: tuple[Size, ...] = added(
         (16, 32, 64, 128),
         description="cnn: channels of each 3x3 convolution; all but the last halve the side",
     )
-    embed_dim: int = 64
-    width: int = 64
-    layers: int = 3
-    head_width: int = 32
-    patch_sizes: tuple[int, ...] = Field(
+    embed_dim: Size = 64
+    width: Size = 64
+    layers: int = Field(3, ge=1, le=1000)
+    head_width: Size = 32
+    patch_sizes: tuple[Patch, ...] = Field(
         (4, 8), description="the learner's patch sizes in pixels, finest (full resolution) first"
     )
-    text_width: int = 64
-    text_layers: int = 1
-    init_logit_scale: float = Field(10.0, description="temperature scale at the start")
-    init_logit_bias: float = Field(-10.0, description="bias at the start (minus the paper's beta)")
+    text_width: Size = 64
+    text_layers: int = Field(1, ge=1, le=1000)
+    init_logit_scale: float = Field(
+        10.0, gt=0, le=1000, description="temperature scale at the start"
+    )
+    init_logit_bias: float = Field(
+        -10.0, ge=-1000, le=1000, description="bias at the start (minus the paper's beta)"
+    )
     pretrained: str | None = added(
         None, description="weights for a named model: a local file or one of open_clip's tags"
     )
@@ -219,8 +240,8 @@ class Model(_Strict):
     def _one_tower(self) -> Model:
         if self.tower == "cnn" and self.name is not None:
             raise ValueError("model.tower=cnn and model.name exclude each other")
-        if not self.channels or min(self.channels) < 1:
-            raise ValueError("model.channels must be positive numbers")
+        if not self.channels:
+            raise ValueError("model.channels is empty")
         return self
 
     @model_validator(mode="after")
@@ -231,13 +252,15 @@ class Model(_Strict):
 
 
 class Optim(_Strict):
-    steps: int = Field(900, ge=1)
-    batch_size: int = Field(128, ge=1, description="b: pairs in one gradient step")
-    lr: float = Field(2e-3, gt=0)
-    weight_decay: float = Field(1e-4, ge=0)
-    beta2: float = 0.95
-    warmup: int = Field(100, description="steps of linear warm-up; cosine to zero afterwards")
-    clip_norm: float = 1.0
+    steps: int = Field(900, ge=1, le=MOST_STEPS)
+    batch_size: int = Field(128, ge=1, le=MOST_BATCH, description="b: pairs in one gradient step")
+    lr: float = Field(2e-3, gt=0, le=10)
+    weight_decay: float = Field(1e-4, ge=0, le=100)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    warmup: int = Field(
+        100, ge=0, le=MOST_STEPS, description="steps of linear warm-up; cosine to zero afterwards"
+    )
+    clip_norm: float = Field(1.0, gt=0, le=1e6)
     loss: Literal["sigmoid", "softmax"] = "sigmoid"
     augment: bool = Field(True, description="random crop and colours, after selection only")
     schedule: Literal["cosine", "wsd"] = added(
@@ -284,8 +307,8 @@ class Selection(_Strict):
 
     sampler: str = Field("uniform", description="a name of jestcli.selection's registry, or a:b")
     criterion: Literal["learnability", "easy_reference", "hard_learner"] = "learnability"
-    filter_ratio: float = Field(0.8, ge=0, lt=1, description="f = 1 - b/B")
-    n_chunks: int = Field(16, ge=1)
+    filter_ratio: float = Field(0.8, ge=0, le=0.999, description="f = 1 - b/B")
+    n_chunks: int = Field(16, ge=1, le=MOST_BATCH)
     low_res_scoring: bool = Field(False, description="score the super-batch at low resolution")
     low_res_share: float = Field(
         0.0, ge=0, le=1, description="share of the sub-batch trained at low resolution"
@@ -302,7 +325,7 @@ class Selection(_Strict):
         "full", description="resolution at which the reference sees the candidates"
     )
     filter_ratio_end: float | None = added(
-        None, ge=0, lt=1, description="f of the last step: B goes there from filter_ratio's"
+        None, ge=0, le=0.999, description="f of the last step: B goes there from filter_ratio's"
     )
     schedule: Literal["linear", "cosine"] = added(
         "linear", description="how B goes there (both cost the mean of the two ends)"
@@ -346,7 +369,10 @@ class Source(_Strict):
     )
     keep: float = Field(0.2, gt=0, le=1, description="filtered: share of the pool that is kept")
     pool_size: int | None = added(
-        None, ge=1, description="use only a fixed random part of the pool, so many pairs"
+        None,
+        ge=1,
+        le=MOST_PAIRS,
+        description="use only a fixed random part of the pool, so many pairs",
     )
     noise_share: float = added(
         0.0,
@@ -373,8 +399,12 @@ class Source(_Strict):
 
 
 class Evaluation(_Strict):
-    points: int = Field(10, ge=1, description="evaluations along the run, log-spaced, end included")
-    max_images: int = Field(2000, description="images a benchmark along the run; the end uses all")
+    points: int = Field(
+        10, ge=1, le=10**5, description="evaluations along the run, log-spaced, end included"
+    )
+    max_images: int = Field(
+        2000, ge=1, le=MOST_PAIRS, description="images a benchmark along the run; the end uses all"
+    )
     part: Part = added(
         "all",
         description="which images of the benchmarks are scored: development (a quarter, by a hash "
@@ -396,12 +426,18 @@ class Engine(_Strict):
         False, description="compute activations again in the backward pass: less memory"
     )
     micro_batch: int | None = Field(
-        None, ge=1, description="pairs a rank holds activations of at a time; negatives are kept"
+        None,
+        ge=1,
+        le=MOST_BATCH,
+        description="pairs a rank holds activations of at a time; negatives are kept",
     )
     loss_chunk: int | None = Field(
-        None, ge=1, description="rows of the sigmoid loss's logits that exist at a time"
+        None,
+        ge=1,
+        le=MOST_BATCH,
+        description="rows of the sigmoid loss's logits that exist at a time",
     )
-    scoring_batch: int = Field(64, ge=1, description="candidates embedded at a time")
+    scoring_batch: int = Field(64, ge=1, le=MOST_BATCH, description="candidates embedded at a time")
     reference_cache: bool = added(
         True,
         description="embed the whole embedded pool with the reference once; false: the candidates "
@@ -414,14 +450,17 @@ class Engine(_Strict):
         "ddp", description="with several ranks: whole towers on each, or towers spread over them"
     )
     max_bad_steps: int = Field(
-        10, ge=0, description="steps skipped for values that are not finite before the run stops"
+        10,
+        ge=0,
+        le=MOST_STEPS,
+        description="steps skipped for values that are not finite before the run stops",
     )
 
 
 class Run(_Strict):
     """One model's training, from its data to its last evaluation."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     data: Data = Data()
     model: Model = Model()
     optim: Optim = Optim()
@@ -485,7 +524,10 @@ class Run(_Strict):
             raise ValueError("model.patch_sizes must divide data.image_size, finest first")
         if self.source.curated_in_pool and self.source.kind not in ("pool", "filtered"):
             raise ValueError("source.curated_in_pool needs source.kind pool or filtered")
-        if selection.sampler == "cabs" and catalogue.own_tokenizer(model.name, model.pretrained):
+        own_words = catalogue.own_tokenizer(model.name, model.pretrained)
+        if self.data.vocab_size > CLIPS_VOCABULARY and not own_words:
+            raise ValueError(f"data.vocab_size: CLIP's byte pairs are {CLIPS_VOCABULARY:,}")
+        if selection.sampler == "cabs" and own_words:
             raise ValueError(
                 "selection.sampler cabs reads words as CLIP's byte pairs, but "
                 f"{model.name} brings its own tokenizer"

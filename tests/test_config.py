@@ -90,7 +90,7 @@ def one_line(caught: pytest.ExceptionInfo[ConfigError]) -> str:
         ({"optim": 3}, "optim: Input should be a valid dictionary"),
         (
             {"selection": {"filter_ratio": 1.0}},
-            "selection.filter_ratio: Input should be less than 1",
+            "selection.filter_ratio: Input should be less than or equal to 0.999",
         ),
         ({"source": {"kind": "pol"}}, "source.kind: Input should be 'pool', 'curated',"),
         ({"selection": {"sampler": "joint"}}, "this selection or source needs a reference run"),
@@ -244,6 +244,59 @@ def test_a_learner_reads_the_data_its_reference_was_made_for() -> None:
         {"reference": {"optim": {"steps": 2, "warmup": 1}}}, 1
     )
     assert short.reference is not None and short.reference.reference is None
+
+
+def numbers(kind: Any, metadata: list[Any]) -> list[list[Any]]:
+    """The bounds of every number that a field of this type may hold: also within | and tuple."""
+    if typing.get_origin(kind) is typing.Annotated:
+        kind, *more = typing.get_args(kind)
+        metadata = [*metadata, *(bound for info in more for bound in info.metadata)]
+    if kind in (int, float):
+        return [metadata]
+    return [found for part in typing.get_args(kind) for found in numbers(part, metadata)]
+
+
+def test_every_number_has_both_bounds() -> None:
+    models, seen = [Run], []
+    for model in models:
+        for name, field in model.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                models.append(field.annotation)
+            for bounds in numbers(field.annotation, field.metadata):
+                seen.append(name)
+                assert any(hasattr(x, "ge") or hasattr(x, "gt") for x in bounds), name
+                assert any(hasattr(x, "le") or hasattr(x, "lt") for x in bounds), name
+    assert {"channels", "patch_sizes", "weights", "lr", "seed", "shots", "n_chunks"} <= set(seen)
+    assert len(seen) > 35
+
+
+@pytest.mark.parametrize(
+    "key,value",
+    [
+        ("data.image_size", 0),
+        ("data.context_length", 0),
+        ("data.vocab_size", 1),
+        ("data.vocab_size", 50_000),
+        ("optim.warmup", -3),
+        ("optim.lr", 1e9),
+        ("optim.lr", float("inf")),
+        ("optim.lr", float("nan")),
+        ("optim.batch_size", 10**12),
+        ("optim.beta2", 1),
+        ("evaluation.max_images", 0),
+        ("model.head_width", 0),
+        ("model.patch_sizes", [0]),
+        ("model.init_logit_scale", 0),
+        ("model.init_logit_scale", -1),
+        ("seed", -1),
+    ],
+)
+def test_a_number_out_of_bounds_is_one_line_with_its_name(key: str, value: Any) -> None:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    with pytest.raises(ConfigError) as caught:
+        make_run(value)
+    assert one_line(caught).startswith(key)
 
 
 def leaves(model: type[BaseModel], at: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
