@@ -139,6 +139,13 @@ def plot(
             "--collect", help="Take every finished run into OUT's records first (the headline's)."
         ),
     ] = False,
+    confirm: Annotated[
+        bool,
+        typer.Option(
+            "--confirm",
+            help="The map's headline on the withheld benchmark, once, at the end.",
+        ),
+    ] = False,
 ) -> None:
     """Draw an experiment's figure and table from recorded runs."""
     from jestcli.paper import plot as plots
@@ -146,8 +153,17 @@ def plot(
 
     chosen = read_experiment(find_experiment(experiment))
     work = jobs(chosen, read_settings(None, set_))
-    for path in plots.plot(chosen, work, make_workspace(), out, make_console(), collect=collect):
+    workspace = make_workspace()
+    for path in plots.plot(chosen, work, workspace, out, make_console(), collect=collect):
         say(path)
+    if confirm:
+        from jestcli.paper.confirm import confirm as score_withheld
+        from jestcli.paper.records import load_records
+
+        folder = out / chosen.name
+        _, records = load_records(folder / plots.RECORDS)
+        for path in score_withheld(records, workspace, folder):
+            say(path)
 
 
 @app.command("report")

@@ -7,8 +7,9 @@ from typing import Any
 
 from simulated_studies import record
 
+from jestcli.paper import confirm
 from jestcli.paper import map as maps
-from jestcli.paper.saving import MORE, REACHED
+from jestcli.paper.saving import MORE, REACHED, Ratio
 
 
 def run(name: str, seed: int, steps: int, score: float) -> dict[str, Any]:
@@ -75,3 +76,18 @@ def test_figures_are_drawn_light_and_dark(tmp_path: Path) -> None:
     }
     assert all(path.stat().st_size > 5000 for path in drawn)
     assert maps.draw_why(records, tmp_path / "why", "made up") == [], "nothing is known of why"
+
+
+def test_the_withheld_benchmark_is_set_beside_the_eight() -> None:
+    records = [{**r, "digest": f"{r['name']} {r['seed']}"} for r in made_up()]
+    half = {
+        r["digest"]: {"fxemoji": {"score": r["final"]["mean"] / 2, "n": 400, "chance": 0.0025}}
+        for r in records
+        if "@0.8" in r["name"] or r["name"].startswith("curated")
+    }
+    page = "\n".join(confirm.said(records, half))
+    assert "fxemoji (400 images)" in page and "| JEST | 96k | 3 | 2.00 |" in page
+    (short,) = [line for line in page.splitlines() if line.startswith("| JEST, 96k examples")]
+    assert short.count("×4 [") == 2 and short.endswith("| yes |"), "halved scores, the same saving"
+    other = Ratio(9.0, 8.0, 10.0, REACHED, "uniform@0.8")
+    assert not confirm.overlap(other, Ratio(3.0, 2.0, 4.0, REACHED, "uniform@0.8"))

@@ -1,0 +1,111 @@
+"""The headline on a benchmark that nobody has looked at (docs/protocol.md: confirmation).
+
+Every setting was chosen on a part of the eight benchmarks. The withheld one is scored once, when
+the headline stands, for the runs behind it; what it says is written as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jestcli.evaluation.benchmarks import list_benchmarks
+from jestcli.evaluation.evaluate import evaluate
+from jestcli.paper.map import at_quality, named
+from jestcli.paper.methods import style
+from jestcli.paper.panels import MARK
+from jestcli.paper.records import Record
+from jestcli.paper.saving import Ratio, cells, savings
+from jestcli.runs.trained import THREADS, load_folder
+from jestcli.runs.workspace import StageError, Workspace, read_run
+from jestcli.training.devices import set_threads
+from jestcli.utils.io import save_text
+
+QUALITY = 0.8
+METHODS = ("jest", "jest-90", "filtered", "filtered-20", "curated", "uniform")
+FILE = "confirmation.json"
+
+
+def confirm(records: list[Record], workspace: Workspace, folder: Path) -> list[Path]:
+    """Score the runs of METHODS at QUALITY on the withheld benchmarks, all images; write
+    confirmation.json and .md into `folder`. Runs scored before are not scored again. Raises
+    StageError where the data have no withheld benchmark, or no run is here."""
+    names = tuple(named(m, QUALITY) + MARK for m in METHODS)
+    asked = [r for r in records if r["name"].startswith(names)]
+    path = folder / FILE
+    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    set_threads(THREADS)
+    for record in asked:
+        run_folder = workspace.runs / record["digest"]
+        if record["digest"] in known or not run_folder.exists():
+            continue
+        _, run = read_run(run_folder)
+        withheld = list_benchmarks(workspace.data_root(run), confirmation=True)
+        if not withheld:
+            raise StageError(
+                f"no withheld benchmark in {workspace.data_root(run)}: build the data again"
+            )
+        model, tokenizer = load_folder(run, run_folder), workspace.inputs(run).tokenizer
+        known[record["digest"]] = evaluate(model, tokenizer, withheld)
+    if not known:
+        raise StageError("no run of the headline is here to score")
+    save_text(path, json.dumps(known, indent=1, sort_keys=True) + "\n")
+    page = folder / "confirmation.md"
+    save_text(page, "\n".join(said(records, known)) + "\n")
+    return [path, page]
+
+
+def said(records: list[Record], known: dict[str, Any]) -> list[str]:
+    """The page: every cell's score there, and each saving of JEST beside the eight benchmarks'."""
+    withheld = at_quality([_there(r, known[r["digest"]]) for r in records if r["digest"] in known])
+    benchmarks = next(iter(known.values()))
+    what = ", ".join(f"{name} ({row['n']:,} images)" for name, row in sorted(benchmarks.items()))
+    chance = sum(row["chance"] for row in benchmarks.values()) / len(benchmarks)
+    lines = [
+        "# Confirmation: the withheld benchmark",
+        "",
+        f"{what}: another vendor's emoji, in no training set, used for no choice; chance "
+        f"{100 * chance:.2f} %. {100 * QUALITY:g} % wrong captions.",
+        "",
+        "| method | examples | seeds | withheld % |",
+        "| --- | --- | --- | --- |",
+    ]
+    for method in METHODS:
+        for cell in cells(withheld, named(method, QUALITY)):
+            lines.append(
+                f"| {style(method).label} | {cell.examples / 1000:,.0f}k | {len(cell.scores)} "
+                f"| {100 * cell.mean:.2f} |"
+            )
+    lines += [
+        "",
+        "| JEST's saving in examples over uniform | withheld | the eight | overlap |",
+        "| --- | --- | --- | --- |",
+    ]
+    for method in ("jest", "jest-90"):
+        here, there = (
+            {s.cell.examples: s.ratio() for s in _savings(each, method)}
+            for each in (withheld, at_quality(records))
+        )
+        for examples in here.keys() & there.keys():
+            a, b = here[examples], there[examples]
+            lines.append(
+                f"| {style(method).label}, {examples / 1000:,.0f}k examples | {a} | {b} "
+                f"| {'yes' if overlap(a, b) else 'no'} |"
+            )
+    return lines
+
+
+def overlap(a: Ratio, b: Ratio) -> bool:
+    """Whether two intervals have a point in common. False without intervals."""
+    return a.low <= b.high and b.low <= a.high
+
+
+def _savings(curves: list[Record], method: str) -> list[Any]:
+    return savings(curves, named(method, QUALITY), named("uniform", QUALITY))
+
+
+def _there(record: Record, scores: dict[str, Any]) -> Record:
+    """The record with the withheld benchmarks' mean for its own."""
+    mean = sum(row["score"] for row in scores.values()) / len(scores)
+    return {**record, "final": {**record["final"], "mean": mean}}
