@@ -1,18 +1,22 @@
 """`jest bench selection`: time and memory of joint selection, and the same picks as the listing.
 
 Inputs are random unit embeddings with the SigLIP initialisation (scale 10, bias -10): bfloat16 on
-a GPU, float32 on a CPU. Everything is timed in one process, one after the other.
+a GPU, float32 on a CPU. Everything is timed in one process; what is compared takes turns (ABBA).
 """
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import platform
 import resource
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 import numpy as np
@@ -35,6 +39,7 @@ def bench_selection(
     device: str = "cpu",
     out: Path | None = None,
     listing: bool = True,
+    against: Path | None = None,
 ) -> dict[str, Any]:
     """Measure `select` and return, print and, if `out` is given, write the numbers.
 
@@ -42,10 +47,12 @@ def bench_selection(
     out: a path without or with suffix; `.json` and `.md` are written beside each other.
     listing: also run the paper's matrix listing (B x B matrices: 5 GB at B = 12,288), and
         on a GPU compare with float64 sums over the same rounded embeddings.
-    Seconds are the median of several runs after a first one (the first itself if it takes over
-    10 s; the listing runs once). CPU seconds depend less than wall time on what else the machine
-    does. Memory is the peak above the inputs (on CPU of the resident set, sampled). The GEMM
-    bound is the same matrix products in the same shapes, without anything else.
+    against: another checkout of this project, whose `select` is timed as well and must pick the
+        same pairs. Raises ValueError if there is none.
+    Seconds are the median of several rounds in which all take turns, after a first (two rounds
+    if one takes over 10 s; the listing runs once). CPU seconds depend less than wall time on what
+    else the machine does. Memory is the peak above the inputs (on CPU of the resident set,
+    sampled). The GEMM bound is the same matrix products in the same shapes, nothing else.
     """
     where = torch.device(device)
     learner, reference = (random_pairs(batch, dim, seed, where) for seed in (0, 1))
@@ -54,8 +61,15 @@ def bench_selection(
         return select(learner, reference, size=size, n_chunks=chunks)
 
     picks, memory = peak_memory(ours, where)
-    seconds, cpu_seconds = median_seconds(ours, where)
-    bound, _ = median_seconds(lambda: _products(learner, reference, size, chunks), where)
+    calls = {"select": ours, "products": lambda: _products(learner, reference, size, chunks)}
+    before = None if against is None else earlier(against)
+    if before is not None:
+        theirs = [before.PairEmbeddings(*vars(pairs).values()) for pairs in (learner, reference)]
+        calls["before"] = lambda: before.select(*theirs, size=size, n_chunks=chunks)
+    times = take_turns(calls, where)
+    (seconds, cpu_seconds), (bound, cpu_bound) = (
+        np.median(times[name], axis=0).tolist() for name in ("select", "products")
+    )
     row: dict[str, Any] = {
         "batch": batch,
         "size": size,
@@ -64,21 +78,35 @@ def bench_selection(
         "dtype": str(learner.image.dtype).removeprefix("torch."),
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
+        "cpu_quartiles": np.quantile(times["select"][:, 1], (0.25, 0.75)).tolist(),
+        "rounds": len(times["select"]),
         "extra_memory_bytes": memory,
         "gemm_seconds": bound,
+        "gemm_cpu_seconds": cpu_bound,
         "ratio_to_gemm_bound": seconds / bound,
+        "cpu_ratio_to_gemm_bound": cpu_seconds / cpu_bound,
         "gemm_tflop": _flop(batch, size, dim, chunks) / 1e12,
     }
+    if before is not None and against is not None:
+        wall, cpu = np.median(times["before"], axis=0).tolist()
+        row["before"] = {
+            "commit": git_commit(against / "jestcli") or "unknown",
+            "seconds": wall,
+            "cpu_seconds": cpu,
+            "cpu_quartiles": np.quantile(times["before"][:, 1], (0.25, 0.75)).tolist(),
+            "cpu_speedup": float(np.median(times["before"][:, 1] / times["select"][:, 1])),
+            "same_picks": bool(torch.equal(picks, cast(Tensor, calls["before"]()))),
+        }
     if listing and where.type == "cpu":
         scores, *matrices = timed(lambda: _losses(learner) - _losses(reference), where)
-        theirs, *rest = timed(lambda: _listing(scores, size, chunks), where)
+        listed, *rest = timed(lambda: _listing(scores, size, chunks), where)
         row["listing_seconds"] = matrices[0] + rest[0]
         row["listing_cpu_seconds"] = matrices[1] + rest[1]
         row["listing_matrices_seconds"] = matrices[0]
         row["speedup_over_listing"] = row["listing_seconds"] / seconds
         row["cpu_speedup_over_listing"] = row["listing_cpu_seconds"] / cpu_seconds
-        row["overlap_with_listing"] = float(np.isin(picks.numpy(), theirs).mean())
-        row["same_order_as_listing"] = bool(np.array_equal(picks.numpy(), theirs))
+        row["overlap_with_listing"] = float(np.isin(picks.numpy(), listed).mean())
+        row["same_order_as_listing"] = bool(np.array_equal(picks.numpy(), listed))
     elif listing:
         double = [as_double(pairs) for pairs in (learner, reference)]
         exact = select(*double, size=size, n_chunks=chunks)
@@ -180,6 +208,41 @@ def median_seconds(call: Callable[[], Any], device: torch.device) -> tuple[float
     return float(wall), float(cpu)
 
 
+def take_turns(
+    calls: dict[str, Callable[[], Any]], device: torch.device, budget: float = 15.0
+) -> dict[str, np.ndarray]:
+    """Wall and CPU seconds, [rounds, 2], of calls that take turns: there and back, then again.
+
+    After one round to warm up; rounds fill `budget` seconds, between 2 and 40 of them.
+    """
+    first = sum(timed(call, device)[1] for call in calls.values())
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+    for number in range(2 * min(20, max(1, round(budget / first / 2)))):
+        names = list(calls) if number % 2 == 0 else list(calls)[::-1]
+        for name in names:
+            found[name].append(timed(calls[name], device)[1:])
+    return {name: np.array(rows) for name, rows in found.items()}
+
+
+def earlier(checkout: Path) -> ModuleType:
+    """`jestcli.selection` of another checkout, beside this one. Raises ValueError."""
+    if not (checkout / "jestcli" / "selection" / "__init__.py").is_file():
+        raise ValueError(f"{checkout} is not a checkout of this project")
+    ours = {name: sys.modules.pop(name) for name in _loaded()}
+    sys.path.insert(0, str(checkout))
+    try:
+        return importlib.import_module("jestcli.selection")
+    finally:
+        sys.path.remove(str(checkout))
+        for name in _loaded():
+            del sys.modules[name]
+        sys.modules.update(ours)
+
+
+def _loaded() -> list[str]:
+    return [name for name in sys.modules if name.partition(".")[0] == "jestcli"]
+
+
 def peak_memory(call: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, int]:
     """The result of `call` and the most bytes it held above what was there before."""
     if device.type == "cuda":
@@ -221,7 +284,7 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _machine(device: torch.device) -> dict[str, str]:
+def _machine(device: torch.device) -> dict[str, str | float]:
     if device.type == "cuda":
         hardware = torch.cuda.get_device_name(device)
     else:
@@ -233,6 +296,7 @@ def _machine(device: torch.device) -> dict[str, str]:
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "commit": git_commit() or "unknown",
+        "load_average": round(os.getloadavg()[0], 1),
     }
 
 
@@ -244,17 +308,38 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
+def _time(seconds: float) -> str:
+    return f"{seconds:.3f} s" if seconds >= 0.1 else f"{1000 * seconds:.2f} ms"
+
+
 def _show(result: dict[str, Any]) -> str:
     """Print the numbers as a table; return the same as Markdown."""
     row, machine = result["selection"], result["machine"]
     shape = f"B = {row['batch']:,}, b = {row['size']:,}, d = {row['dim']}, N = {row['chunks']}"
     cells = [
         ("input", f"{shape}, {row['dtype']}"),
-        ("select", f"{row['seconds']:.3f} s, {row['cpu_seconds']:.3f} s of CPU"),
+        ("select", f"{_time(row['seconds'])}, {_time(row['cpu_seconds'])} of CPU"),
         ("extra memory", f"{row['extra_memory_bytes'] / 2**20:,.0f} MiB"),
-        ("matrix products alone", f"{row['gemm_seconds']:.3f} s ({row['gemm_tflop']:.3g} TFLOP)"),
-        ("select / products", f"{row['ratio_to_gemm_bound']:.2f}"),
+        (
+            "matrix products alone",
+            f"{_time(row['gemm_seconds'])}, {_time(row['gemm_cpu_seconds'])} of CPU "
+            f"({row['gemm_tflop']:.3g} TFLOP)",
+        ),
+        (
+            "select / products",
+            f"{row['ratio_to_gemm_bound']:.2f}, of CPU {row['cpu_ratio_to_gemm_bound']:.2f}",
+        ),
     ]
+    if "before" in row:
+        before = row["before"]
+        picks = "the same picks" if before["same_picks"] else "OTHER PICKS"
+        cells.append(
+            (
+                f"select at {before['commit']}, in turn",
+                f"{_time(before['seconds'])}, {_time(before['cpu_seconds'])} of CPU: "
+                f"{before['cpu_speedup']:.2f} times as much; {picks}",
+            )
+        )
     if "listing_seconds" in row:
         order = "same" if row["same_order_as_listing"] else "not the same"
         cells += [
@@ -271,7 +356,7 @@ def _show(result: dict[str, Any]) -> str:
         ]
     if "overlap_with_float64" in row:
         cells.append(("picks shared with float64", f"{row['overlap_with_float64']:.2%}"))
-    cells += [(name, value) for name, value in machine.items()]
+    cells += [(name, str(value)) for name, value in machine.items()]
     table = Table("", "measured", title="joint selection")
     for cell in cells:
         table.add_row(*cell)

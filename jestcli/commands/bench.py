@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,13 @@ def bench_selection(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="Write JSON here.")] = None,
     listing: Annotated[bool, typer.Option(help="Time the paper's matrix listing too.")] = True,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Another checkout of this project; its select takes turns with this."),
+    ] = None,
+    busy: Annotated[
+        bool, typer.Option(help="Write a record though the machine does other work.")
+    ] = False,
 ) -> None:
     """Time and memory of joint selection against the paper's listing and the GEMM bound."""
     import torch
@@ -35,7 +43,15 @@ def bench_selection(
         raise ConfigError("--device cuda: torch finds no GPU on this machine")
     if not 1 <= size <= batch or dim < 1 or chunks < 1:
         raise ConfigError("--size must be 1 to --batch; --dim and --chunks at least 1")
-    selection.run(batch, size, dim, chunks, device, out, listing)
+    if out is not None and os.getloadavg()[0] > (os.cpu_count() or 1) and not busy:
+        raise ConfigError(
+            f"the machine is busy (load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores): stop "
+            "what else runs, or give --busy and trust the CPU seconds alone"
+        )
+    try:
+        selection.run(batch, size, dim, chunks, device, out, listing, against)
+    except ValueError as problem:
+        raise ConfigError(f"--against {problem}") from None
 
 
 @app.command("train")
