@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -25,13 +26,14 @@ from jestcli.data.images import fit
 from jestcli.data.order import Pick, WindowShuffle
 from jestcli.data.shards import Pair, decode, words_of
 from jestcli.data.sizes import stated_counts
-from jestcli.data.sources import Loading, ShardError, is_remote, list_shards, local
+from jestcli.data.sources import Loading, ShardError, is_remote, list_shards, local, not_taken
 from jestcli.data.tar import ShardIndex, TarFiles, read_index
 from jestcli.utils.errors import DataError
 from jestcli.utils.hashing import hashes_of
 from jestcli.utils.io import save_text
 from jestcli.utils.parallel import Progress, silent, usable_cores
 
+logger = logging.getLogger(__name__)
 RECORD = "shards.json"
 FEW = 2_000  # captions of local shards that are read to look at a whole training
 
@@ -235,6 +237,9 @@ def open_shards(
     DataError when there are more of them than `loading.max_faults`, or none that can be read.
     """
     listed = [list_shards(entry) for entry in entries]
+    for entry, found in zip(entries, listed, strict=True):
+        if more := not_taken(entry):
+            logger.warning("%s: %s shards are read%s", entry, len(found), more)
     sources = listed if weights else [[shard for source in listed for shard in source]]
     shards = [shard for source in sources for shard in source]
     counts = iter(_recorded_counts(name, shards, loading, record, progress))
@@ -295,7 +300,7 @@ def _count(name: str, shards: list[str], loading: Loading, progress: Progress) -
             else:
                 counts[shard] = len(found)
                 log.add(
-                    BadSampleRecord(name, -1, 0, shard, f"{n} samples", reason)
+                    BadSampleRecord(name, -1, 0, shard, f"{n:,}", reason)
                     for reason, n in found.faults.items()
                 )
             progress(f"indexing the {name}", done, len(counts))

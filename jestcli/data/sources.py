@@ -42,6 +42,7 @@ BLOCK = 1 << 20
 ATTEMPTS = 8  # to open a shard that other readers evict
 ABANDONED = 3600.0  # seconds without a byte after which a half-written shard is nobody's
 LEFT_FREE = 1e9  # bytes of the disk that no shard is to fill
+PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 PATIENCE = 60.0  # seconds that a shard which could not be fetched is left alone
 
 
@@ -79,16 +80,16 @@ class Loading:
 
 
 def list_shards(entry: str) -> list[str]:
-    """The shards of one source: a folder's *.tar by name, a pattern's, or itself.
+    """The shards of one source: a folder's *.tar (or *.TAR) by name, a pattern's, or itself.
 
     Braces ({000..099}), `*` for local files and webdataset's `::` lists are expanded. Raises
     DataError when a folder or a `*` pattern holds none.
     """
     path = Path(entry.removeprefix("file:")).expanduser()
     if not is_remote(entry) and path.is_dir():
-        found = sorted(_of_file(str(each)) for each in path.glob("*.tar"))
+        found = sorted(_of_file(str(each)) for each in path.glob("[!.]*") if _named(each, ".tar"))
         if not found:
-            raise DataError(f"no .tar shard in the folder {path}")
+            raise DataError(f"no .tar shard in the folder {path}{not_taken(entry)}")
         return found
     shards: list[str] = []
     for url in expand_urls(entry):
@@ -101,6 +102,26 @@ def list_shards(entry: str) -> list[str]:
             raise DataError(f"no shard matches {name}")
         shards += map(_of_file, matches)
     return shards
+
+
+def not_taken(entry: str) -> str:
+    """What lies in a folder beside the shards that are read and looks like more of them, in words
+    that can follow others; "" for nothing, and for what is no folder."""
+    path = Path(entry.removeprefix("file:")).expanduser()
+    if is_remote(entry) or not path.is_dir():
+        return ""
+    lies = [each for each in path.iterdir() if not each.name.startswith(".")]
+    packed = sum(_named(each, *PACKED) for each in lies)
+    deeper = sum(
+        any(_named(x, ".tar", *PACKED) for x in each.iterdir()) for each in lies if each.is_dir()
+    )
+    words = [f"{packed:,} compressed tars (unpack them)"] if packed else []
+    words += [f"{deeper:,} sub-folders of tars (name them, or write */*.tar)"] if deeper else []
+    return f"; not read: {' and '.join(words)}" if words else ""
+
+
+def _named(path: Path, *endings: str) -> bool:
+    return path.name.lower().endswith(endings) and path.is_file()
 
 
 def _of_file(name: str) -> str:

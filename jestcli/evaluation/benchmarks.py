@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -24,11 +23,18 @@ from torch import Tensor
 from jestcli.data.bad_samples import BadSample
 from jestcli.data.images import decode_image, fit
 from jestcli.data.shards import read_shards
-from jestcli.data.sources import ShardError
-from jestcli.data.tar import ShardIndex, read_members, scan
+from jestcli.evaluation.folders import (
+    Labelled,
+    check,
+    class_names,
+    inside,
+    is_retrieval,
+    labelled,
+    shards_of,
+    templates,
+)
 from jestcli.utils.errors import DataError
 from jestcli.utils.io import save_bytes
-from jestcli.utils.layout import IMAGES, PLAIN
 
 KEPT = 1  # counts changes of what is kept of a decoded split
 _ABOUT = ("mirrors", "description", "n", "n_classes", "confirmation")
@@ -77,11 +83,11 @@ class Benchmark:
 
     @property
     def classes(self) -> list[str]:
-        return _lines(self.folder / "classnames.txt")
+        return class_names(self.folder)
 
     @property
     def templates(self) -> list[str]:
-        return _lines(self.folder / "zeroshot_classification_templates.txt")
+        return templates(self.folder)
 
     def split(self, name: str = "test") -> Split:
         """ "test" or "train". Raises DataError where too little is there to train a few shots."""
@@ -101,20 +107,21 @@ def list_benchmarks(root: Path, confirmation: bool = False) -> list[Benchmark]:
 
 def _read_list(folder: Path) -> list[Benchmark]:
     try:
-        rows = json.loads((folder / "benchmarks.json").read_text())
+        return [
+            Benchmark(
+                r["name"],
+                r["kind"],
+                r["metric"],
+                r["chance"],
+                folder / r["folder"],
+                {k: r.get(k, False) for k in _ABOUT},
+            )
+            for r in json.loads((folder / "benchmarks.json").read_text())
+        ]
     except (OSError, ValueError):
         raise DataError(f"no benchmarks in {folder}: run `jest data build` first") from None
-    return [
-        Benchmark(
-            r["name"],
-            r["kind"],
-            r["metric"],
-            r["chance"],
-            folder / r["folder"],
-            {k: r.get(k, False) for k in _ABOUT},
-        )
-        for r in rows
-    ]
+    except (KeyError, TypeError, AttributeError, RecursionError):
+        raise DataError(f"{folder / 'benchmarks.json'} is not a list of benchmarks") from None
 
 
 def find_benchmarks(folder: Path, image_size: int, shots: int | None = None) -> list[Benchmark]:
@@ -122,51 +129,35 @@ def find_benchmarks(folder: Path, image_size: int, shots: int | None = None) -> 
 
     Zero-shot where there are class names, retrieval both ways (R@1) where dataset_type.txt says
     so. shots: where there are class names and a train split, few-shot with so many images a class
-    too. Raises DataError when there is none (of a train split, where shots are asked for).
+    too. Raises DataError when there is none (of a train split, where shots are asked for), or for
+    one that cannot be scored (`folders.check`).
     """
     if (folder / "benchmarks.json").exists():
-        return [replace(each, image_size=image_size) for each in _read_list(folder)]
-    children = sorted(folder.iterdir()) if folder.is_dir() else []
+        listed = [replace(each, image_size=image_size) for each in _read_list(folder)]
+        for each in dict.fromkeys(one.folder for one in listed):
+            check(each)
+        return listed
     found: list[Benchmark] = []
-    for each in [folder, *children]:
-        if not (each / "test").is_dir():
-            continue
+    for each in inside(folder):
+        about = check(each, shots)
         name = each.name.removeprefix("wds_")
-        try:
-            if is_retrieval(each):
-                chance = 1 / len(_read_split(each, "test", image_size))
-                found += [
-                    Benchmark(
-                        f"{name}_{way}",
-                        "retrieval",
-                        f"{metric}_retrieval_recall@1",
-                        chance,
-                        each,
-                        {},
-                        image_size,
-                    )
-                    for way, metric in (("i2t", "text"), ("t2i", "image"))
-                ]
-            else:
-                one = Benchmark(name, "zero-shot", "acc1", 0.0, each, {}, image_size)
-                found.append(replace(one, chance=1 / len(one.classes)))
-                if shots is not None and (each / "train").is_dir():
-                    few = f"{name}_{shots}shot"
-                    found.append(replace(found[-1], name=few, kind="few-shot", shots=shots))
-        except (OSError, ValueError, ZeroDivisionError) as error:
-            raise DataError(f"{each} is not in clip-benchmark's wds layout: {error}") from None
-    if not found:
-        raise DataError(f"no benchmark in {folder}: expected folders with test/0.tar in them")
+        if about.retrieval:
+            one = Benchmark(name, "retrieval", "", 1 / about.n, each, {}, image_size)
+            found += [
+                replace(one, name=f"{name}_{way}", metric=f"{query}_retrieval_recall@1")
+                for way, query in (("i2t", "text"), ("t2i", "image"))
+            ]
+            continue
+        one = Benchmark(name, "zero-shot", "acc1", 1 / about.n_classes, each, {}, image_size)
+        found.append(one)
+        if shots is not None and (each / "train").is_dir():
+            found.append(replace(one, name=f"{name}_{shots}shot", kind="few-shot", shots=shots))
     if shots is not None and not any(each.kind == "few-shot" for each in found):
         raise DataError(
             f"data.shots={shots}, but no labelled benchmark in {folder} has a train split: "
             "expected train/0.tar beside its test/0.tar"
         )
     return found
-
-
-def _lines(path: Path) -> list[str]:
-    return [line for line in path.read_text().split("\n") if line]
 
 
 def _to_tensor(image: Any, size: int | None) -> Tensor:
@@ -204,18 +195,10 @@ def _read_split(folder: Path, name: str, size: int | None) -> Split:
 
 
 def _decode_split(folder: Path, name: str, size: int | None) -> Split:
-    """All samples of clip-benchmark's layout that can be used: a class number each, or captions.
-
-    nshards.txt says how many shards are read, where there is one, as clip-benchmark has it.
-    """
-    counted = folder / name / "nshards.txt"
-    if counted.exists():
-        shards = [folder / name / f"{i}.tar" for i in range(int(counted.read_text()))]
-    else:
-        shards = sorted((folder / name).glob("*.tar"))
+    """All samples of clip-benchmark's layout that can be used: a class number each, or captions."""
     retrieval = is_retrieval(folder)
     images, labels, captions = [], [], []
-    for shard in shards:
+    for shard in shards_of(folder, name):
         for pair in read_shards(shard):
             if (retrieval and not pair.captions) or (not retrieval and "cls" not in pair.meta):
                 raise DataError(
@@ -231,12 +214,6 @@ def _decode_split(folder: Path, name: str, size: int | None) -> Split:
     return Split(torch.stack(images), torch.tensor(labels), None)
 
 
-def is_retrieval(folder: Path) -> bool:
-    """Whether a benchmark's folder says that it is for retrieval."""
-    kind = folder / "dataset_type.txt"
-    return kind.exists() and kind.read_text().strip().lower() == "retrieval"
-
-
 @cache
 def _read_shots(folder: Path, size: int | None, shots: int, n_classes: int) -> Split:
     """`shots` images of every class of the train split, the same for every model and run.
@@ -244,35 +221,17 @@ def _read_shots(folder: Path, size: int | None, shots: int, n_classes: int) -> S
     Labels are read first and only what is chosen is decoded. Of a class with fewer images all are
     taken; raises DataError for a class without one.
     """
-    shards = sorted((folder / "train").glob("*.tar"))
-    if not shards:
-        raise DataError(f"{folder / 'train'} holds no shard: expected 0.tar")
-    of_class: dict[int, list[tuple[Path, ShardIndex, int]]] = {}
-    for shard in shards:
-        try:
-            index = scan(shard, PLAIN, ("cls",))
-            with shard.open("rb") as file:
-                for number in range(len(index)):
-                    words = read_members(file.fileno(), index, number, str(shard), images=False)
-                    label = _label(words["cls"], shard)
-                    of_class.setdefault(label, []).append((shard, index, number))
-        except (ShardError, BadSample) as reason:
-            raise DataError(f"{shard}: {reason}") from None
-    missing = next((c for c in range(n_classes) if c not in of_class), None)
-    if missing is not None or max(of_class) >= n_classes:
-        what = f"no image of class {missing}" if missing is not None else f"class {max(of_class)}"
-        raise DataError(f"{folder / 'train'} has {what}; classnames.txt names {n_classes:,}")
+    of_class: dict[int, list[Labelled]] = {}
+    for each in labelled(folder, "train", n_classes):
+        of_class.setdefault(each.label, []).append(each)
     images, labels = [], []
     for label in range(n_classes):
-        every = of_class[label]
+        every = of_class.get(label, [])
         dice = torch.Generator().manual_seed(label)
         taken = 0
         for i in torch.randperm(len(every), generator=dice).tolist():
-            shard, index, number = every[i]
-            with shard.open("rb") as file, suppress(BadSample):
-                members = read_members(file.fileno(), index, number, str(shard))
-                kind = next(each for each in IMAGES if each in members)
-                images.append(_to_tensor(decode_image(members[kind]), size))
+            with suppress(BadSample):
+                images.append(_to_tensor(decode_image(every[i].image()), size))
                 taken += 1
             if taken == shots:
                 break
@@ -280,10 +239,3 @@ def _read_shots(folder: Path, size: int | None, shots: int, n_classes: int) -> S
             raise DataError(f"{folder / 'train'}: no image of class {label} can be read")
         labels += [label] * taken
     return Split(torch.stack(images), torch.tensor(labels), None)
-
-
-def _label(content: bytes, shard: Path) -> int:
-    number = re.fullmatch(rb"\s*(\d{1,9})\s*", content)
-    if number is None:
-        raise DataError(f"{shard}: a .cls member is not a class number")
-    return int(number.group(1))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jestcli.config import ConfigError, Run
 from jestcli.data.sources import is_remote, list_shards
+from jestcli.evaluation.folders import check, inside
 from jestcli.models.words import check_word
 from jestcli.utils.errors import DataError
 
@@ -49,7 +50,6 @@ def _check_benchmarks(run: Run) -> None:
     if run.data.benchmarks is None:
         return
     folder = Path(run.data.benchmarks)
-    inside = [folder, *folder.iterdir()] if folder.is_dir() else []
-    listed = (folder / "benchmarks.json").exists()
-    if not listed and not any((each / "test").is_dir() for each in inside):
-        raise DataError(f"no benchmark in {folder}: expected folders with test/0.tar in them")
+    if not (folder / "benchmarks.json").exists():
+        for each in inside(folder):
+            check(each, run.data.shots)

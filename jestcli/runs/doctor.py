@@ -9,17 +9,20 @@ import platform
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from jestcli.config import Run
+from jestcli.data.sources import Loading
 from jestcli.runs.workspace import Workspace
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "clip-benchmark", "webdataset", "numpy")
+LOOKED_AT = 100  # local shards of a source
 GOOD, WARNING, BAD = "ok", "warning", "will break"
 
 
@@ -250,15 +253,14 @@ def _data(run: Run, workspace: Workspace) -> Finding:
 
 
 def _shards(run: Run, workspace: Workspace) -> Finding:
-    """The first pair of every source, the reference's too, can be read: one shard of each is
-    opened, or fetched. A shell command is not run: the configuration may be a stranger's."""
-    from jestcli.data.bad_samples import BadSample
-    from jestcli.data.shard_dataset import ShardDataset
-    from jestcli.data.sources import ShardError, list_shards
-    from jestcli.data.tar import read_index
+    """The headers of every source's shards, the reference's too, and the first pair of each: of
+    LOOKED_AT local ones, or of one that is fetched. A shell command is not run: the configuration
+    may be a stranger's."""
+    from jestcli.data.sources import list_shards, not_taken
     from jestcli.runs.inputs import splits
     from jestcli.utils.errors import DataError
 
+    loading = replace(workspace.loading, layout=run.data.layout)
     read = [
         (split, entry)
         for each in (run, run.reference)
@@ -266,32 +268,61 @@ def _shards(run: Run, workspace: Workspace) -> Finding:
         for split in splits(each)
         for entry in (each.data.train if split == "pool" else each.data.curated)
     ]
-    said = []
+    said, state = [], GOOD
     for split, entry in dict.fromkeys(read):
         try:
             shards = list_shards(entry)
             if shards[0].startswith("pipe:"):
                 said.append(f"{split}: {len(shards):,} shell commands, not tried")
                 continue
-            count = len(read_index(shards[0], workspace.loading))
-            if not count:
-                raise BadSample("no image with a caption (.txt or .json)")
-            first = ShardDataset(((shards[0],),), ((count,),), workspace.loading)
-            image = first.pair(0).image
-            first.close()
+            text, lost = _look_at(shards, loading)
         except DataError as error:
-            return Finding("own shards", BAD, str(error))
+            return Finding("own shards", BAD, f"{split}: {error}")
+        more = not_taken(entry)
+        state = WARNING if lost or more else state
+        said.append(f"{split}: {len(shards):,} shards, {text}{more}{lost}")
+    return Finding("own shards", state, "; ".join(said))
+
+
+def _look_at(shards: list[str], loading: Loading) -> tuple[str, str]:
+    """What the first of `shards` hold, and what of it cannot be read ("" for nothing). Raises
+    DataError where more of them than a run allows have no first pair."""
+    from jestcli.data.bad_samples import BadSample
+    from jestcli.data.shard_dataset import ShardDataset
+    from jestcli.data.sources import ShardError, is_remote
+    from jestcli.data.tar import read_index
+    from jestcli.utils.errors import DataError
+
+    some = shards[:1] if is_remote(shards[0]) else shards[:LOOKED_AT]
+    lost: Counter[str] = Counter()
+    where: dict[str, str] = {}
+    pairs, size, broken = 0, "", 0
+    for shard in some:
+        reasons: dict[str, int] = {}
+        try:
+            index = read_index(shard, loading)
+            reasons = index.faults
+            if not len(index):
+                raise BadSample("no image with a caption (.txt or .json)")
+            one = ShardDataset(((shard,),), ((len(index),),), loading)
+            image = one.pair(0).image
+            one.close()
+            pairs += len(index)
+            size = size or f"{image.width} x {image.height} px"
         except (ShardError, BadSample) as reason:
-            return Finding("own shards", BAD, f"{split}, {shards[0]}: {reason}")
-        said.append(
-            f"{split}: {len(shards):,} shards, the first holds {count:,} pairs, "
-            f"{image.width} x {image.height} px"
-        )
-    return Finding("own shards", GOOD, "; ".join(said))
+            reasons, broken = reasons | {str(reason): 1}, broken + 1
+        lost.update(reasons)
+        where = {reason: shard for reason in reasons} | where
+    words = ", ".join(f"{n:,} x {reason} ({where[reason]})" for reason, n in lost.most_common(6))
+    if broken > loading.max_faults * len(some):
+        raise DataError(f"{broken:,} of {len(some):,} shards looked at: {words}")
+    what = "they hold" if len(some) == len(shards) else f"the first {len(some):,} hold"
+    return f"{what} {pairs:,} pairs, {size}", f"; left out: {words}" if words else ""
 
 
 def _benchmarks(run: Run) -> Finding:
     from jestcli.evaluation.benchmarks import find_benchmarks
+    from jestcli.evaluation.folders import check
     from jestcli.utils.errors import DataError
 
     data = run.data
@@ -299,9 +330,12 @@ def _benchmarks(run: Run) -> Finding:
         return Finding("benchmarks", WARNING, "no data.benchmarks: nothing will be evaluated")
     try:
         found = find_benchmarks(Path(data.benchmarks), data.image_size, data.shots)
+        folders = dict.fromkeys(each.folder for each in found)
+        notes = [note for each in folders for note in check(each, data.shots).notes]
     except DataError as error:
         return Finding("benchmarks", BAD, str(error))
-    return Finding("benchmarks", GOOD, ", ".join(each.name for each in found))
+    names = ", ".join(each.name for each in found)
+    return Finding("benchmarks", WARNING if notes else GOOD, "; ".join([names, *notes]))
 
 
 def _beside(run: Run) -> Finding:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from own_shards import caption, jpeg, sample, write_tar
 
+from jestcli.config import make_run
 from jestcli.data.images import decode_image, fit
 from jestcli.evaluation.benchmarks import find_benchmarks
+from jestcli.evaluation.folders import check
+from jestcli.runs.doctor import BAD, _benchmarks
 from jestcli.utils.errors import DataError
 
 
@@ -72,5 +77,108 @@ def test_shards_are_counted_by_the_file_that_says_so(tmp_path: Path) -> None:
     assert len(find_benchmarks(tmp_path, 32)[0].split()) == 6
     (other / "test" / "nshards.txt").write_text("3\n")
     moved = other.rename(tmp_path / "wds_more")
-    with pytest.raises(DataError, match=r"2\.tar: no such file"):
-        find_benchmarks(moved, 32)[0].split()
+    with pytest.raises(DataError, match=r"2\.tar: cannot be read \(No such file"):
+        find_benchmarks(moved, 32)
+
+
+def written(path: Path, content: str | bytes | None) -> None:
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def members(folder: Path, split: str, *samples: dict[str, bytes]) -> None:
+    write_tar(folder / split / "0.tar", *samples)
+
+
+def flowers(n: int, label: str = "0", image: bytes | None = None) -> dict[str, bytes]:
+    return {f"{n}.jpg": image or jpeg(n), f"{n}.cls": label.encode()}
+
+
+CLASSES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
+BMP = {"1.bmp": b"BM", "1.cls": b"0", "2.bmp": b"BM", "2.cls": b"0"}
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no class names": (lambda f: written(f / CLASSES, None), "classnames.txt: No such file"),
+    "a class without a name": (
+        lambda f: written(f / CLASSES, "rose\n\ntulip\n"),
+        "line 2 is empty",
+    ),
+    "class names in another coding": (
+        lambda f: written(f / CLASSES, b"ros\xe9\ntulip"),
+        "not UTF-8",
+    ),
+    "no templates": (lambda f: written(f / TEMPLATES, None), "templates.txt: No such file"),
+    "a template without a class": (lambda f: written(f / TEMPLATES, "a photo\n"), "needs {c}"),
+    "a template that formats": (
+        lambda f: written(f / TEMPLATES, "a {c} {c:>999999999}"),
+        "needs {c}",
+    ),
+    "no test split": (lambda f: shutil.rmtree(f / "test"), "no test split: expected test/0.tar"),
+    "no shard": (lambda f: (f / "test" / "0.tar").unlink(), "test holds no shard: expected 0.tar"),
+    "shards not counted": (
+        lambda f: written(f / "test" / "nshards.txt", "many"),
+        "nshards.txt does",
+    ),
+    "no tar": (lambda f: written(f / "test" / "0.tar", "<html>" * 200), "0.tar: not a tar file"),
+    "another image type": (lambda f: members(f, "test", BMP), "its members are .bmp, .cls"),
+    "images without labels": (
+        lambda f: members(f, "test", flowers(1), {"2.jpg": jpeg(2)}),
+        "1 images have no .cls",
+    ),
+    "a label out of range": (
+        lambda f: members(f, "test", flowers(1), flowers(2, "2")),
+        "2 is of class 2, but classnames",
+    ),
+    "a label of words": (
+        lambda f: members(f, "test", flowers(1, "rose")),
+        "1: broken class number",
+    ),
+    "images that are none": (
+        lambda f: members(f, "test", flowers(1, image=b"no"), flowers(2, image=b"no")),
+        "no image of .*test can be read; the first: .*0.tar: 1: broken image",
+    ),
+    "a class without a training image": (
+        lambda f: members(f, "train", flowers(1)),
+        "train has no image of class 1",
+    ),
+    "empty captions": (
+        lambda f: (
+            written(f / "dataset_type.txt", "retrieval"),
+            members(f, "test", sample(1), sample(2, txt=b" \n", json=None)),
+        ),
+        "000000002 has an empty caption",
+    ),
+    "one image to retrieve": (
+        lambda f: (written(f / "dataset_type.txt", "retrieval"), members(f, "test", sample(1))),
+        "holds one image",
+    ),
+    "a list of something": (
+        lambda f: written(f.parent / "benchmarks.json", '[{"name": "x"}]'),
+        "is not a list of",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_cannot_be_scored_is_said_before_training(fault: str, tmp_path: Path) -> None:
+    folder = labelled(tmp_path, tmp_path / "executed")
+    assert len(find_benchmarks(tmp_path, 32, shots=2)) == 2
+    break_it, words = FAULTS[fault]
+    break_it(folder)
+    with pytest.raises(DataError, match=words) as said:
+        find_benchmarks(tmp_path, 32, shots=2)
+    assert "\n" not in str(said.value) and str(tmp_path) in str(said.value)
+    run = make_run({"data": {"train": "x.tar", "benchmarks": str(tmp_path), "shots": 2}})
+    finding = _benchmarks(run)
+    assert (finding.state, finding.text) == (BAD, str(said.value))
+
+
+def test_what_is_odd_but_can_be_scored_is_noted(tmp_path: Path) -> None:
+    folder = labelled(tmp_path, tmp_path / "executed")
+    (folder / CLASSES).write_text("rose\ntulip\naster\n")
+    members(folder, "test", flowers(1), {"2.cls": b"1"}, flowers(3))
+    (found,) = find_benchmarks(tmp_path, 32)
+    assert found.chance == 1 / 3 and len(found.split()) == 2
+    notes = check(folder).notes
+    assert notes == (f"{folder}/test/0.tar: 1 no image", "2 of 3 classes have no test image")

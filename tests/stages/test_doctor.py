@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from own_shards import make_shards, sample, write_tar
+from own_shards import jpeg, make_shards, sample, write_tar
 from tiny import TINY, tiny_run
 
 from jestcli import cli
@@ -109,8 +109,8 @@ def test_a_healthy_run_on_own_shards(root: Path) -> None:
     mine = ("own shards", "benchmarks", "reference", "model", "other code")
     assert {states[name].state for name in mine} == {GOOD}
     assert states["own shards"].text == (
-        "pool: 2 shards, the first holds 3 pairs, 80 x 64 px; "
-        "curated: 1 shards, the first holds 3 pairs, 80 x 64 px"
+        "pool: 2 shards, they hold 6 pairs, 80 x 64 px; "
+        "curated: 1 shards, they hold 3 pairs, 80 x 64 px"
     )
     assert states["benchmarks"].text == "pairs_i2t, pairs_t2i"
     assert "embedded data" not in states
@@ -125,7 +125,7 @@ BROKEN_SHARDS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no tar": (lambda root: (root / "pool" / "00.tar").write_bytes(b"x" * 2000), "not a tar file"),
     "no caption": (
         lambda root: write_tar(root / "curated" / "00.tar", sample(1, txt=None, json=None)),
-        "curated, ",
+        "curated: 1 of 1",
     ),
     "no image": (
         lambda root: write_tar(root / "pool" / "00.tar", sample(1, jpg=b"no")),
@@ -140,6 +140,24 @@ def test_shards_that_cannot_be_read_will_break(case: str, root: Path) -> None:
     break_it(root)
     finding = own_states(root)["own shards"]
     assert finding.state == BAD and words in finding.text and "\n" not in finding.text
+
+
+def test_what_is_lost_of_shards_is_said_before_training(root: Path) -> None:
+    write_tar(root / "pool" / "00.tar", sample(0), sample(1, txt=None, json=None), sample(2))
+    whole = (root / "pool" / "01.tar").read_bytes()
+    (root / "pool" / "01.tar").write_bytes(whole.rstrip(b"\0")[:-3000] + whole)
+    write_tar(root / "pool" / "deeper" / "00.tar", sample(9))
+    (root / "pool" / "02.tar.gz").write_bytes(b"\x1f\x8b")
+    write_tar(root / "pool" / "02.TAR", sample(10, png=jpeg(1)))
+    finding = own_states(root)["own shards"]
+    assert finding.state == WARNING and "pool: 3 shards, they hold" in finding.text
+    for words in (
+        "not read: 1 compressed tars (unpack them) and 1 sub-folders of tars",
+        "1 x no caption (",
+        "1 x damaged place (",
+        "1 x further image (read is the first of jpg, ",
+    ):
+        assert words in finding.text, finding.text
 
 
 def test_a_missing_reference_or_benchmark_will_break(root: Path) -> None:
