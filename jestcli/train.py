@@ -68,9 +68,12 @@ def train(
     TrainingError when too many steps are not finite or the disk is full.
     """
     folder = workspace.folder(run)
+    # Rank 0's view of the disk counts: on network file systems others may see an older state.
     if world.broadcast_flag(is_done(folder)):
         return folder
+    # Before anything is loaded or trained: this can be known at once.
     check_division(run, world)
+    # A reference is an ordinary run of its own; `jest train-reference` calls the same.
     if run.reference is not None:
         train(run.reference, workspace, f"{label}: reference", progress, wandb, world, keep_last)
     if world.device.type == "cpu":
@@ -78,9 +81,11 @@ def train(
     with ExitStack() as stack:
         track: Track = ignore
         if world.main:
+            # Two processes writing one run directory would mix their checkpoints.
             stack.enter_context(only_writer(folder))
             start_folder(folder, run, label)
             track = stack.enter_context(tracker(wandb, folder, label, run))
+        # The others open the run only when its directory and configuration are there.
         world.wait()
         Trainer(run, workspace, folder, label, progress, track, world, keep_last).fit()
         world.wait()
@@ -89,6 +94,7 @@ def train(
 
 def check_division(run: Run, world: DistEnv) -> None:
     """Raise StageError unless every rank gets equally many pairs of each step."""
+    # A scheduled filter ratio draws another size at every step: all of them must divide.
     drawn = {run.super_batch_at(step) for step in range(run.optim.steps if run.scheduled else 1)}
     sizes = {"batch_size": [run.optim.batch_size], "super-batch": sorted(drawn)}
     if run.selects and run.curated_pairs:
@@ -129,12 +135,15 @@ class Trainer:
 
         # --- model: fresh, or the weights it starts from ------------------------------------------
         self.learner = self.new_learner()
+        # Counted on the plain model: wrappers and compilation hide modules from the counter.
         self.flops = learner_flops(run, self.learner)
         if run.init_from_reference and run.reference is not None:
             load_model(workspace.folder(run.reference) / MODEL, self.learner)
+        # By content hash: weights that changed under the same name are another run.
         if run.init is not None:
             start_from(Path(run.init), run.init_sha256, self.learner)
         self.trainee = make_trainee(self.learner, run, world)
+        # After make_trainee: FSDP replaces parameters, and an optimiser holds them by identity.
         self.optimiser = make_optimiser(self.learner, run.optim)
 
         # --- reference: what candidates are scored with; None where the sampler reads none --------
@@ -143,6 +152,7 @@ class Trainer:
         # --- resume: from this run's own checkpoint, else from a trunk that lengths share ---------
         self.trunk = workspace.trunk(run)
         self.checkpoints, self.metrics = Checkpoints(folder, keep_last), folder / METRICS
+        # Own state first: a trunk is shared and may end before this run's last checkpoint.
         state, lines = self.checkpoints.load(self.learner, self.optimiser), b""
         if not state and self.trunk is not None:
             most = trunk.shared_steps(run)
@@ -157,8 +167,11 @@ class Trainer:
                 # What was logged after the checkpoint will be logged again.
                 file.truncate(0 if lines else state.get("metrics_bytes", 0))
                 file.write(lines)
+            # A branch tells W&B the part that its trunk has trained, so that curves begin at step
+            # 1.
             for known in lines.splitlines():
                 self.track(json.loads(known))
+        # MFU is of all devices together.
         peak = peak_flops(world.device) * world.size
         self.speed = Speed(self.watch, self.step, run.optim.steps, run.optim.batch_size, peak)
         self.line = ""
@@ -173,12 +186,16 @@ class Trainer:
                     candidates, choice = self.one_step()
                     if self.step in self.evaluate_at:
                         self.evaluate_now(candidates, choice)
+                    # A signal reaches ranks at different steps; they stop together, at the first
+                    # that any saw.
                     self.save_if_due(stop := self.world.any(stopped.is_set()))
                     if stop:
                         steps = self.run.optim.steps
                         raise Interrupted(f"stopped at step {self.step} of {steps}; all is saved")
         finally:
             self.inputs.close()
+        # Outside the signal handler: done.json is written whole, or the run resumes at its last
+        # step.
         self.finish()
 
     def one_step(self) -> tuple[SuperBatch, SubBatch | None]:
@@ -186,7 +203,9 @@ class Trainer:
         body. A step whose numbers are not finite changes nothing and is counted."""
         run, world, step, watch = self.run, self.world, self.step, self.watch
         self.step = done = step + 1
+        # The first step too: a wrong set-up shows in its numbers before minutes are spent.
         logging = done % LOG_EVERY == 0 or done == 1
+        # Loading is prefetched by workers; what is timed here is only what training waits.
         with watch("draw"):
             super_batch = self.inputs.loader(step)
         choice, loss = None, math.nan
@@ -199,6 +218,8 @@ class Trainer:
                 loss = train_step(
                     self.trainee, self.optimiser, super_batch, choice.index, run, step, world
                 )
+        # Nothing of the model has changed: going on is safe, and counted, so that it cannot go
+        # unseen.
         except NonFiniteError as problem:
             self.skip(problem, super_batch)
         if logging and choice is not None and math.isfinite(loss):
@@ -231,6 +252,7 @@ class Trainer:
     def log_step(self, super_batch: SuperBatch, choice: SubBatch, loss: float) -> None:
         """Log what the step did, what it cost, and why its pairs were chosen."""
         done, loader = self.step, self.inputs.loader
+        # What the device executes: the reference's embeddings come from a table.
         step_flops = self.cost_after(done).cached - self.cost_after(done - 1).cached
         record = {
             "step": done,
@@ -267,10 +289,12 @@ class Trainer:
                 "flops": self.cost_after(self.step).as_dict(),
             }
         )
+        # For the log alone: what is reported is the last score, never the best.
         if scores and (self.best is None or mean_score(scores) > self.best["mean"]):
             self.best = {"step": self.step, "mean": mean_score(scores)}
         if choice is not None:
             self.draw_chosen(super_batch, choice)
+        # Evaluation takes minutes on rank 0; collectives of the next step would time out.
         self.world.wait()
 
     def draw_chosen(self, super_batch: SuperBatch, choice: SubBatch) -> None:
@@ -286,6 +310,7 @@ class Trainer:
         if not self.world.main:
             return {}
         most = None if final else self.run.evaluation.max_images
+        # Choices are made on development images, reports on the others (docs/protocol.md).
         part = self.run.evaluation.part
         return evaluate(on_cpu(model), self.tokenizer, self.benchmarks, most, part)
 
@@ -324,6 +349,7 @@ class Trainer:
         model, inputs = self.whole_model(), self.inputs
         if not self.world.main:
             return
+        # Before done.json: whoever sees that file may load the weights.
         save_model(self.folder / MODEL, model, {"run": self.run.digest()})
         scores, seconds = last_scores(self.folder), time.perf_counter() - self.started
         flops = self.flops

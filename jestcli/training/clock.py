@@ -52,6 +52,7 @@ class Stopwatch:
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
         start = self._now()
+        # A stack: selecting is timed inside scoring and must not count twice.
         self._inner.append(0.0)
         try:
             yield
@@ -62,6 +63,8 @@ class Stopwatch:
 
     def _now(self) -> float:
         if self.device.type == "cuda":
+            # Kernels run behind the program: without a sync their time would fall on whatever waits
+            # next.
             torch.cuda.synchronize(self.device)
             return time.perf_counter()
         return time.process_time()
@@ -79,6 +82,7 @@ class Speed:
         """After `step` steps, `flops` being what a step executes and `waited` seconds for data."""
         now, seconds = time.monotonic(), dict(self.watch.seconds)
         last, then, before, waited_before = self.before
+        # Since the last line and not since the start: a change of speed shows at once.
         self.before = step, now, seconds, waited
         spent = {part: seconds[part] - before[part] for part in PARTS}
         total, done, wall = sum(spent.values()) or 1e-9, step - last, max(now - then, 1e-9)
@@ -99,6 +103,7 @@ def peak_flops(device: torch.device) -> float:
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
+        # The makers' number, not a measured one: an MFU is comparable with others' then.
         known = [peak for word, peak in PEAKS.items() if word in name]
         if known:
             return known[0]
@@ -106,6 +111,7 @@ def peak_flops(device: torch.device) -> float:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     x = torch.ones(n, n, device=device, dtype=dtype)
     best = float("inf")
+    # The best of four: the first pays for warming up, others for what else runs.
     for _ in range(4):
         watch = Stopwatch(device)
         with watch("update"):

@@ -49,6 +49,7 @@ class DistEnv:
 
     def wait(self) -> None:
         """Until every rank is here, however long it takes."""
+        # Over gloo: NCCL's watchdog would end ranks that wait for an evaluation.
         if self.patient is not None:
             dist.barrier(group=self.patient)
 
@@ -65,6 +66,7 @@ class DistEnv:
         """The ranks' average of each number, the same on every rank."""
         if self.group is None:
             return list(numbers)
+        # float64, so that flags and losses come out the same whatever the order of the sum.
         wire = torch.tensor(numbers, dtype=torch.float64, device=self.device)
         dist.all_reduce(wire, group=self.group)
         return (wire / self.size).tolist()
@@ -81,6 +83,7 @@ class DistEnv:
         """The ranks' equally many rows, one after the other."""
         if self.group is None:
             return rows
+        # By rank: global index r * n + i is then simply a row of the result.
         parts = [torch.empty_like(rows) for _ in range(self.size)]
         dist.all_gather(parts, rows.contiguous(), group=self.group)
         return torch.cat(parts)
@@ -94,6 +97,7 @@ class DistEnv:
         """What every rank says, by rank."""
         if self.group is None:
             return [mine]
+        # As bytes in tensors: all_gather_object would unpickle what another host sent.
         content = torch.frombuffer(bytearray(mine.encode() + b"\0"), dtype=torch.uint8)
         longest = torch.tensor([len(content)], device=self.device)
         dist.all_reduce(longest, dist.ReduceOp.MAX, group=self.group)
@@ -122,6 +126,7 @@ def join(device: torch.device, timeout: timedelta = timedelta(minutes=10)) -> It
     answering for `timeout` ends the others: their collectives raise, which becomes RanksError.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
+    # No process group: one process must give the bits of a run without torchrun.
     if size == 1:
         yield DistEnv(device=device)
         return
@@ -132,8 +137,10 @@ def join(device: torch.device, timeout: timedelta = timedelta(minutes=10)) -> It
     with _said_plainly(rank):
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timeout)
+        # Its own group: a long wait must not share a timeout with collectives that should be quick.
         patient: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
         yield DistEnv(rank, size, device, dist.group.WORLD, patient)
+        # None leaves while another still reads from it.
         dist.barrier(group=patient)
         dist.destroy_process_group()
 
@@ -144,6 +151,8 @@ def _said_plainly(rank: int) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, dist.DistError) as error:
+        # torch raises a plain RuntimeError for a lost peer; anything else is a fault of ours and
+        # goes on.
         text = str(error)
         signs = ("gloo", "NCCL", "Connection", "Timed out", "timeout", "Broken pipe", "peer")
         if not isinstance(error, dist.DistError) and not any(sign in text for sign in signs):
@@ -168,11 +177,14 @@ def owners(home: Tensor, n_low: int, world: int) -> Tensor:
     """
     owner = torch.full_like(home, -1)
     share = len(home) // world
+    # Low-resolution pairs are cheaper: an equal count of each kind keeps ranks in step.
     low = torch.tensor([n_low // world + (rank < n_low % world) for rank in range(world)])
     for part, quota in ((slice(0, n_low), low), (slice(n_low, None), share - low)):
         at_home, free = home[part], quota.clone()
         mine = owner[part]
         for rank in range(world):
+            # First come, first kept: deterministic, so every rank computes the same table without
+            # asking.
             stays = torch.nonzero(at_home == rank).flatten()[: int(quota[rank])]
             mine[stays] = rank
             free[rank] -= len(stays)
@@ -193,6 +205,7 @@ def share(
     Returns:
         uint8 [b / world, 3, S, S], int64 [b / world, L], places int64 [b / world], ascending.
     """
+    # Global number r * n + i: the rank that holds a pair is the quotient.
     home = index // len(candidates)
     owner = home if balanced else owners(home, n_low, world.size)
     held = torch.nonzero(home == world.rank).flatten()
@@ -203,6 +216,7 @@ def share(
         torch.bincount(ranks, minlength=world.size).tolist()
         for ranks in (owner[held], home[places])
     )
+    # Only now are the chosen decoded in full: the super-batch never is, and never travels.
     pixels, tokens = candidates.full(index[held] - world.rank * len(candidates))
     order = places.argsort()
     pixels, tokens = (world.all_to_all(x, out, into)[order.to(x.device)] for x in (pixels, tokens))

@@ -32,13 +32,16 @@ def make_trainee(learner: Clip, run: Run, world: DistEnv) -> nn.Module:
         learner.double()
     if run.optim.loss == "softmax" and learner.clip.logit_bias is not None:
         learner.clip.logit_bias.requires_grad_(False)  # no gradient: DDP would wait for it
+    # Statistics over the whole batch, on however many ranks: torch's SyncBatchNorm is CUDA's alone.
     for norm in learner.norms:
         norm.group = world.group
     if engine.activation_checkpointing:
         _checkpoint_activations(learner)
+    # The two encoders and not the module: scoring and training then share the compiled graphs.
     if engine.compile:
         learner.encode_image = torch.compile(learner.encode_image)  # type: ignore[method-assign]
         learner.encode_text = torch.compile(learner.encode_text)  # type: ignore[method-assign]
+    # Alone there is nothing to average; a wrapper would only cost.
     if world.group is None:
         return learner
     if engine.shard == "fsdp":
@@ -78,10 +81,12 @@ def _sharded(learner: Clip, world: DistEnv) -> nn.Module:
     `average_whole` averages their gradients.
     """
     mesh = dist.init_device_mesh(world.device.type, (world.size,))
+    # Blocks first, the root last: FSDP2 groups what is left in the outer call.
     for block in _blocks(learner):
         fully_shard(block, mesh=mesh)
     whole = {p for p in learner.parameters() if p.ndim == 0}
     fully_shard(learner, mesh=mesh, ignored_params=whole)
+    # Scoring calls these without forward(); unregistered they would see shards as weights.
     for name in ("encode_image", "encode_text"):
         register_fsdp_forward_method(learner, name)
     return learner
@@ -94,12 +99,16 @@ def average_whole(trainee: nn.Module, world: DistEnv) -> None:
     for parameter in trainee.parameters():
         if parameter.grad is not None and not isinstance(parameter, DTensor):
             dist.all_reduce(parameter.grad, group=world.group)
+            # The loss is a mean over the batch: gradients are averaged, as DDP does with the
+            # others.
             parameter.grad /= world.size
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     """Scale all gradients so that their joint L2 norm is at most `limit`; the norm before, 0-d."""
     parameters = list(parameters)
+    # clip_grad_norm_ refuses a mix of plain and sharded tensors: norms are taken by kind and
+    # joined.
     kinds = [[p for p in parameters if isinstance(p, DTensor) is sharded] for sharded in (0, 1)]
     if not kinds[1]:
         return torch.nn.utils.clip_grad_norm_(parameters, limit)
@@ -115,6 +124,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
 
 def running_statistics(trainee: nn.Module) -> list[Tensor]:
     """The buffers that a training step moves, without gradient: those of batch norms."""
+    # A model without batch norms has no `norms`: nothing to restore.
     model = getattr(trainee, "module", trainee)  # DDP's
     return [buffer for norm in getattr(model, "norms", ()) for buffer in norm.buffers()]
 
@@ -126,6 +136,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 def unsharded(learner: Clip, fresh: Callable[[], Clip]) -> Clip:
     """`learner`, or a whole copy of a sharded one (every rank must ask)."""
+    # The learner itself: a copy would double the memory for nothing.
     if not any(isinstance(p, DTensor) for p in learner.parameters()):
         return learner
     copy = fresh().to(next(learner.parameters()))

@@ -32,6 +32,7 @@ def contrastive_loss(
     """
     if chunk is not None:
         return _chunked_sigmoid(image, text, scale, bias, chunk, world)
+    # open_clip's own, so that a loss here is a loss there; tests hold them equal.
     ranks = {"rank": world.rank, "world_size": world.size}
     if kind == "softmax":
         loss: Tensor = ClipLoss(local_loss=True, gather_with_grad=True, **ranks)(image, text, scale)
@@ -47,6 +48,7 @@ def _chunked_sigmoid(
     texts = text if world.group is None else _Gathered.apply(text, world)
     own = world.rank * len(image)
     total = image.new_zeros(())
+    # b x b logits of 32,768 pairs would be 4 GB; the gradient is the same.
     for start in range(0, len(image), chunk):
         rows = image[start : start + chunk]
         part: Any = checkpoint(
@@ -59,6 +61,7 @@ def _chunked_sigmoid(
 def _sigmoid_rows(rows: Tensor, texts: Tensor, scale: Tensor, bias: Tensor, first: int) -> Tensor:
     """Summed loss of `rows` of the logits, the first of which is row `first` of the batch."""
     logits = scale * rows @ texts.T + bias
+    # +1 for the pair itself, -1 for all others (eq. 2).
     labels = torch.full_like(logits, -1)
     labels.diagonal(first).fill_(1)
     return -F.logsigmoid(labels * logits).sum()
@@ -75,5 +78,7 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         gradient = gradient.contiguous()
+        # Each rank's texts met every rank's images: their gradients add up before each takes its
+        # own.
         dist.all_reduce(gradient, group=ctx.world.group)
         return gradient[ctx.world.rank * ctx.n :][: ctx.n], None

@@ -19,6 +19,7 @@ METRICS = "metrics.jsonl"
 def evaluation_steps(run: Run) -> set[int]:
     """Steps after which the run is evaluated: log-spaced from 5 % of the run, the end included."""
     last, n = run.optim.steps, run.evaluation.points
+    # Curves are read against log examples: equal distances there.
     points = np.geomspace(max(1, 0.05 * last), last, n) if n > 1 else [last]
     return {round(p) for p in points} | {last}
 
@@ -26,6 +27,7 @@ def evaluation_steps(run: Run) -> set[int]:
 def last_scores(folder: Path) -> dict[str, dict[str, Any]]:
     """Scores of the last evaluation in a run directory: the final one, once the run is over."""
     lines = (folder / METRICS).read_text().splitlines()
+    # From the end: a long run has many lines, and the last evaluation is all that is asked.
     records = (json.loads(line) for line in reversed(lines))
     scores: dict[str, dict[str, Any]] = next(r["scores"] for r in records if "scores" in r)
     return scores

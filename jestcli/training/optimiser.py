@@ -12,6 +12,7 @@ from jestcli.config import Optim
 
 def make_optimiser(model: nn.Module, settings: Optim) -> torch.optim.AdamW:
     """Weight decay on matrices only, as in the SigLIP family."""
+    # Decay of scale, bias and norms would pull the temperature to a value of its own.
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
     return torch.optim.AdamW(
@@ -31,6 +32,7 @@ def learning_rate(step: int, settings: Optim) -> float:
     With wsd (warm-up, stable, decay) it does not depend on the run's length before the decay; that
     falls as 1 - sqrt of its share that is over (Haegele et al. 2024, arXiv 2405.18392).
     """
+    # Before the decay no term holds `steps`: runs of all lengths are one trunk (trunk.py).
     stable = settings.schedule == "wsd"
     warmup = settings.warmup if stable else min(settings.warmup, settings.steps // 2)
     if step < warmup:

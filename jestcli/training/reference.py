@@ -257,6 +257,7 @@ class EmbeddingTable:
         missing = torch.nonzero(~there).flatten()
         if not len(missing):
             return PairEmbeddings(image, text, *self.reference.scale)
+        # Rows that could not be embedded ahead, or whose file is not made yet: the model is asked.
         live = self.reference(batch, missing)
         if len(missing) == len(there):
             return live
@@ -276,6 +277,7 @@ class EmbeddingTable:
             known = torch.ones(len(rows), dtype=torch.bool)
             return self.resident.image[at], self.resident.text[text_at], known
         d = max((each[0].shape[1] for each in self.maps if each is not None), default=0)
+        # A moved caption has its own row's text: noise needs no second table.
         image, text = self._read(0, rows, d), self._read(1, captions, d)
         known = torch.from_numpy(~(np.isnan(image[:, :1]) | np.isnan(text[:, :1])).any(1) & (d > 0))
         return torch.from_numpy(image), torch.from_numpy(text), known
@@ -309,6 +311,7 @@ class EmbeddingTable:
     def on_device(self, device: torch.device) -> EmbeddingTable:
         """The same from the device's memory, where all of the table is put."""
         out = EmbeddingTable(self.files, self.reference)
+        # The embedded pool's table is some hundred MB: on the card a look-up costs no transfer.
         out.resident = self.pairs(np.arange(self.starts[-1])).to(device)
         return out
 
@@ -323,6 +326,7 @@ def fill(
     """
     made, start, total = 0, 0, len(dataset)
     for file in files:
+        # Whole and of these very bytes, or made again: a stale table is another reference.
         if not file.current():
             file.write(_blocks(reference, dataset, start, file.n, total, progress))
             made += 1
@@ -337,6 +341,7 @@ def _blocks(
     """The embeddings of rows start … start + n of a data set, block by block."""
 
     def blocks(done: int) -> Iterator[tuple[int, Block | None]]:
+        # Blocks of whole rows: a killed table goes on at the last one that was flushed.
         for first in range(done, n, BLOCK):
             last = min(first + BLOCK, n)
             samples = dataset.read(

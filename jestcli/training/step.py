@@ -38,9 +38,12 @@ def encode_pairs(
     In evaluation mode, and the mode is left as it was. Computed `micro_batch` pairs at a time; 64
     is fastest on a CPU: activations stay in its cache.
     """
+    # Any parameter tells device and precision; this one every tower has.
     like = model.clip.logit_scale
     image_rows, text_rows = [], []
     with model.scoring():
+        # In evaluation mode no pair's embedding depends on its neighbours, so blocks change
+        # nothing.
         for start in range(0, len(images), micro_batch):
             part = slice(start, start + micro_batch)
             pixels = normalise(images[part].to(like.device)).to(like.dtype)
@@ -83,6 +86,7 @@ class SubBatch:
 def offered(run: Run, candidates: SuperBatch, world: DistEnv = SINGLE_PROCESS) -> SuperBatch:
     """Those of this rank's candidates that a sampler chooses from: the curated pairs of the batch
     stand behind them."""
+    # check_division (train.py) has seen to it that every rank holds equally many.
     curated = run.curated_pairs // world.size if run.selects else 0
     return candidates.first(len(candidates) - curated) if curated else candidates
 
@@ -102,11 +106,15 @@ def select_sub_batch(
     With source.kind=mixed the curated pairs of the batch are in it, whatever is chosen beside them.
     """
     selection, engine, held = run.selection, run.engine, len(candidates)
+    # Uniform training: the super-batch is the batch, and no one is scored for nothing.
     if not run.selects:
         return SubBatch(torch.arange(held * world.size))
     candidates = offered(run, candidates, world)
     learner_pairs = reference_pairs = None
+    # A sampler that ignores the learner (easy-reference) pays for its forward only when it is
+    # logged.
     if selection.scores and (measure or selection.reads_learner):
+        # Flexi-JEST scores candidates at the low resolution (paper, section 4.3).
         view = learner.low if selection.low_res_scoring else learner.full
         with autocast(run, world.device):
             learner_pairs = encode_pairs(
@@ -114,12 +122,14 @@ def select_sub_batch(
             )
     if selection.scores and reference:
         reference_pairs = reference(candidates).to(world.device)
+    # One NaN would make every score NaN and the choice arbitrary: the step is skipped instead.
     check_embeddings("the learner's", learner_pairs, world, held)
     check_embeddings("the reference's", reference_pairs, world, held)
     with watch("select"):
         words = None
         if selection.sampler == "cabs":
             words = word_ids(candidates.tokens, run.data.vocab_size)
+        # By seed and step alone: a resumed run, or one on more ranks, draws the same noise.
         index = select(
             learner_pairs,
             reference_pairs,
@@ -135,7 +145,9 @@ def select_sub_batch(
             group=world.group,
             mode=engine.selection_mode,
         ).cpu()
+    # The sampler numbered what it was offered; training numbers all that every rank holds.
     batch = _with_curated(index, len(candidates), held, world)
+    # Means over the whole super-batch cost a gather and a sync: logged steps alone pay.
     if not measure:
         return SubBatch(batch)
     return replace(
@@ -168,6 +180,7 @@ def _measured(
         shares = (float(known.double().mean()), float(known[index].double().mean()))
     if learner is None or reference is None:
         return SubBatch(index, wrong=shares)
+    # Learnability is against all negatives of the super-batch, so every rank's rows are needed.
     whole = [world.pairs(pairs) for pairs in (learner, reference)]
     everything = torch.arange(len(whole[0]))
     every, chosen = (
@@ -197,25 +210,34 @@ def train_step(
     does not depend on the number of ranks.
     """
     dice = torch_generator(run.seed, "train", step)
+    # The choice comes in chunks, hard ones first: without mixing the low-resolution share would be
+    # always the same chunks.
     index = index[torch.randperm(len(index), generator=dice)]
     n_low = round(len(index) * run.selection.low_res_share)
+    # Balanced selection took equally many from every rank already: no pair has to travel.
     balanced = run.engine.selection_mode == "balanced"
     pixels, tokens, places = share(candidates, index, n_low, world, balanced)
+    # Pixels travel as uint8, a quarter of float32.
     images = normalise(pixels.to(world.device))
     images = images.double() if run.engine.precision == "float64" else images
     if run.optim.augment:
+        # Drawn for the whole batch and then cut: a pair's crop does not depend on the number of
+        # ranks.
         images = augment(images, torch.rand(3, len(index), generator=dice)[:, places].to(images))
     batch = Batch(images, tokens.to(world.device), int((places < n_low).sum()))
+    # The forward pass moves batch norms' running statistics; a skipped step must not.
     statistics = running_statistics(learner)
     before = [each.clone() for each in statistics]
     optimiser.zero_grad()
     mine = backward(learner, batch, run, world)
     norm = float(clip_gradients(learner.parameters(), run.optim.clip_norm))
+    # Every rank must come to the same verdict on the step, or one would wait for ever.
     (loss,) = world.all_reduce_mean(float(mine))
     if not math.isfinite(loss + norm):
         for each, kept in zip(statistics, before, strict=True):
             each.copy_(kept)
         raise NonFiniteError(f"the loss is {loss}, the gradient's norm {norm}:", index)
+    # The rate is a function of the step, not of a scheduler's state: nothing to save or to resume.
     for group in optimiser.param_groups:
         group["lr"] = learning_rate(step, run.optim)
     optimiser.step()

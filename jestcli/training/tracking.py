@@ -27,6 +27,7 @@ def tracker(mode: str, folder: Path, label: str, run: Run) -> Iterator[Track]:
     if mode == "off":
         yield ignore
         return
+    # Only where it is asked for: the import takes a second and looks at the network.
     import wandb
 
     tracked = wandb.init(

@@ -61,12 +61,15 @@ def leave(
 ) -> None:
     """Leave the state after about["step"] steps for other lengths, unless it is there."""
     path = path_of(folder, about["step"])
+    # Another length left it, with the same bits: writing again would only race with a reader.
     if _usable(path, world):
         return
+    # Evaluations lie at other steps in other lengths: a branch makes its own.
     lines = [x for x in metrics.read_bytes().splitlines(True) if "scores" not in json.loads(x)]
     content = np.frombuffer(b"".join(lines), np.uint8).copy()
     about = about | _where(world) | {"best": None, "metrics_bytes": len(content)}
     folder.mkdir(parents=True, exist_ok=True)
+    # What a killed write left; an hour old, so not one that is being written now.
     sweep(folder, idle=3600)
     write_atomic(path, pack(tensors | {METRICS: torch.from_numpy(content)}, about))
 
@@ -83,9 +86,11 @@ def take(
     if world.main:
         there = (path_of(folder, step) for step in steps_there(folder, at_most))
         found = next((path.name for path in there if _usable(path, world)), "")
+    # Ranks must not look for themselves: a file may appear between two looks.
     found = world.texts(found)[0]
     if not found:
         return {}, b""
+    # Read again by every rank: weights are needed everywhere, and the file system is shared.
     tensors, about = read(folder / found)
     content = tensors.pop(METRICS).numpy().tobytes()
     fill_training(folder / found, tensors, model, optimiser)
