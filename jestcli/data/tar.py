@@ -35,8 +35,8 @@ MOST_HEADERS = 5_000_000  # of a shard, blocks of zeros included
 IN_A_ROW = 16  # headers that only describe the next one
 LARGEST_HEADER = 1_000_000  # bytes of such a description
 LONGEST_NAME = 4_096
-MOST_DAMAGE = 1_000  # places of a shard where the next header is looked for
-MOST_TRIES = 10_000  # bytes that look like a header at one such place
+MOST_DAMAGE = 200  # places of a shard where the next header is looked for
+MOST_TRIES = 1_000  # bytes that look like a header at one such place
 
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
 _BLOCK = tarfile.BLOCKSIZE

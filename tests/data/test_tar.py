@@ -18,6 +18,7 @@ from jestcli.data.shard_dataset import open_shards
 from jestcli.data.shards import decode, read_shards
 from jestcli.data.sources import Loading, ShardError
 from jestcli.data.tar import IN_A_ROW, MOST_DAMAGE, ShardIndex, scan
+from jestcli.utils.errors import DataError
 from jestcli.utils.layout import Layout
 
 BLOCK = 512
@@ -156,6 +157,23 @@ def test_a_compressed_tar_is_refused_by_name(name: str, tmp_path: Path) -> None:
     path.write_bytes(squeeze(path.read_bytes()))
     with pytest.raises(ShardError, match=f"compressed by {name}: unpack it"):
         scan(path)
+
+
+def test_a_folder_says_what_it_leaves_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    packed = tmp_path / "pool" / "b.tar.gz"
+    write_tar(tmp_path / "pool" / "deeper" / "a.tar", sample(5))
+    packed.write_bytes(gzip.compress(shard(tmp_path).read_bytes()))
+    loading = Loading(workers=0, cache=tmp_path / "cache")
+    left = "not read: 1 compressed tars (unpack them) and 1 sub-folders of tars"
+    with pytest.raises(DataError, match=r"no \.tar shard in the folder .*; ") as none:
+        open_shards("pool", (str(tmp_path / "pool"),), loading)
+    assert left in str(none.value)
+    shard(tmp_path / "pool", name="A.TAR")
+    write_tar(tmp_path / "pool" / "._A.TAR", named("x.jpg"))
+    assert len(open_shards("pool", (str(tmp_path / "pool"),), loading)) == 10
+    assert f"1 shards are read; {left}" in caplog.text
+    with pytest.raises(DataError, match=r"b\.tar\.gz: compressed by gzip: unpack it"):
+        open_shards("pool", (str(packed),), loading)
 
 
 # --- headers that lie -----------------------------------------------------------------------------
