@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from jestcli.utils import catalogue
 from jestcli.utils.layout import IMAGES, Layout
+from jestcli.utils.reading import UNREADABLE
 
 # Raise when a change alters what a run computes: old results then count as missing.
 # 2: which captions are wrong follows from each pair's key, and no pool holds the verified pairs;
@@ -714,31 +715,54 @@ def _both_dicts(a: Any, b: Any) -> bool:
     return isinstance(a, dict) and isinstance(b, dict)
 
 
+DEEPEST = 32  # levels of settings
+MOST_SETTINGS = 100_000
+
+
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:
     """`["a.b=1"]` -> `{"a": {"b": 1}}`; values are YAML scalars. Raises ConfigError."""
     out: dict[str, Any] = {}
     for pair in pairs:
         key, sep, text = pair.partition("=")
-        if not sep or not key:
-            raise ConfigError(f"--set {pair}: expected key=value, such as optim.steps=200")
+        if not sep or not key or key.count(".") > DEEPEST:
+            raise ConfigError(f"--set {pair[:200]}: expected key=value, such as optim.steps=200")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(f"--set {pair}: the value is not a YAML scalar") from None
+            value = _from_yaml(text)
+        except (yaml.YAMLError, *UNREADABLE):
+            shown = " ".join(pair[:200].split())
+            raise ConfigError(f"--set {shown}: the value is not a YAML scalar") from None
         for part in reversed(key.split(".")):
             value = {part: value}
         out = merge(out, value)
     return out
 
 
+def _from_yaml(text: str) -> Any:
+    """Plain data. Raises ValueError, too, for what an alias makes endless, or thousandfold."""
+    value = yaml.safe_load(text)
+    level = [value]
+    for _ in range(DEEPEST):
+        nested = [x.values() if isinstance(x, dict) else x for x in level if _holds(x)]
+        level = [child for each in nested for child in each]
+        if not level:
+            return value
+        if len(level) > MOST_SETTINGS:
+            break
+    raise ValueError("it is nested too deeply")
+
+
+def _holds(value: Any) -> bool:
+    return isinstance(value, dict | list | tuple | set)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A mapping from a YAML file, safely. Raises ConfigError in one line."""
     try:
-        value = yaml.safe_load(path.read_text())
+        value = _from_yaml(path.read_text())
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}{_neighbour(path)}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, *UNREADABLE) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())[:300]}") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{path} is not a mapping of settings")
     return value

@@ -83,8 +83,10 @@ def _compare(found: list[Listed]) -> None:
     for letter, each in zip(letters, found, strict=True):
         row = each.row()
         words = listing.short(row, time.time())
-        say(f"{letter}  {row['name']}: {', '.join((*words[1:3], f'seed {words[3]}'))}, "
-              f"{words[5]}, {words[4]} steps ({each.folder})")  # fmt: skip
+        say(
+            f"{letter}  {row['name']}: {', '.join((*words[1:3], f'seed {words[3]}'))}, "
+            f"{words[5]}, {words[4]} steps ({each.folder})"
+        )
     if settings := listing.differing(found):
         say(f"\n{listing.as_table([['setting', *letters], *settings], (), _width())}")
     if scores := listing.score_rows(found):

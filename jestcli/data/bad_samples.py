@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jestcli.utils.errors import DataError
+from jestcli.utils.reading import parse_json, reading
 
 LEAST_READ = 200  # samples before a share of faults means anything
 FULL = -1  # the attempt of a sample that was scored, but broke when decoded at full size
@@ -111,5 +112,5 @@ def _read(path: Path) -> Iterable[BadSampleRecord]:
     whole = content.rpartition(b"\n")[0]
     if len(whole) + 1 < len(content):
         path.write_bytes(whole + b"\n" if whole else b"")
-    for line in whole.splitlines():
-        yield BadSampleRecord(**json.loads(line))
+    with reading(path, ": without it a resumed run may see other samples"):
+        return [BadSampleRecord(**parse_json(line)) for line in whole.splitlines()]

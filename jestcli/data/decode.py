@@ -20,6 +20,7 @@ from jestcli.data.shards import Report, read_shards
 from jestcli.utils.errors import DataError
 from jestcli.utils.io import save_text
 from jestcli.utils.parallel import Progress, unordered
+from jestcli.utils.reading import parse_json
 
 FORMAT = 1
 COLUMNS = ("source", "category", "family")
@@ -32,7 +33,7 @@ def fingerprints(urls: Sequence[str], folder: Path) -> list[str]:
     memory = folder / "shards.json"
     known: dict[str, list[str]] = {}
     with suppress(OSError, ValueError, TypeError, AttributeError):
-        known = {url: [seen, own] for url, (seen, own) in json.loads(memory.read_text()).items()}
+        known = {url: [seen, own] for url, (seen, own) in parse_json(memory.read_bytes()).items()}
     found = {}
     for url in urls:
         path = Path(url.removeprefix("file:"))

@@ -38,6 +38,7 @@ from jestcli.utils.errors import DataError, explain_os_error
 from jestcli.utils.hashing import first_by_hash, hashes_of
 from jestcli.utils.io import save_array
 from jestcli.utils.parallel import Progress, silent
+from jestcli.utils.reading import UNREADABLE, parse_json, reading
 
 UNKNOWN = "unknown"
 
@@ -77,8 +78,7 @@ class DecodedDataset(Dataset):
     @cached_property
     def keys(self) -> list[str]:
         """Key of each image."""
-        found: list[str] = json.loads((self.folder / "keys.json").read_text())
-        return found
+        return self._texts("keys.json", len(self))
 
     @cached_property
     def hashes(self) -> np.ndarray:
@@ -98,7 +98,13 @@ class DecodedDataset(Dataset):
     @cached_property
     def captions(self) -> list[str]:
         """Text of each token row."""
-        found: list[str] = json.loads((self.folder / "captions.json").read_text())
+        return self._texts("captions.json", len(self.tokens))
+
+    def _texts(self, name: str, n: int) -> list[str]:
+        with reading(path := self.folder / name, ": delete the decoded data set"):
+            found: list[str] = parse_json(path.read_bytes())
+            if len(found) != n or not isinstance(found, list):
+                raise ValueError(f"not {n:,} texts")
         return found
 
     def all_captions(self, row: int) -> list[str]:
@@ -229,7 +235,7 @@ def build_decoded(
 def open_decoded(folder: Path) -> DecodedDataset:
     """Open a built store. Raises DataError when there is none or a file is damaged."""
     try:
-        meta = json.loads((folder / "store.json").read_text())
+        meta = parse_json((folder / "store.json").read_bytes())
 
         def array(name: str) -> np.ndarray:
             return np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
@@ -246,5 +252,5 @@ def open_decoded(folder: Path) -> DecodedDataset:
         )
     except FileNotFoundError:
         raise DataError(f"no decoded data set in {folder}: build it with build_decoded") from None
-    except (ValueError, KeyError) as error:
+    except UNREADABLE as error:
         raise DataError(f"the decoded data set {folder} is damaged ({error}): delete it") from error

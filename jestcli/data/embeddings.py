@@ -29,6 +29,7 @@ from jestcli.data.sources import Loading, ShardError, is_remote
 from jestcli.data.tar import read_index
 from jestcli.utils.errors import DataError, explain_os_error
 from jestcli.utils.io import save_array, save_text
+from jestcli.utils.reading import parse_json
 
 FOLDER = "jest-reference"
 FLUSHED = 32  # blocks after which a decoded data set's table is safe against a kill
@@ -106,7 +107,7 @@ class DecodedTable:
         if self.checked or not self.current():
             return
         self.checked.append(True)
-        sums = json.loads((self.folder / "cache.json").read_text()).get("crc32", {})
+        sums = parse_json((self.folder / "cache.json").read_bytes()).get("crc32", {})
         for name in ("image", "text"):
             _compare(self.folder / f"{name}.npy", sums.get(name), f"the folder {self.folder}")
 
@@ -175,7 +176,7 @@ class ShardTable:
             return
         self.checked.append(True)
         path = self._path()
-        known = json.loads(path.with_suffix(".json").read_text()).get("crc32")
+        known = parse_json(path.with_suffix(".json").read_bytes()).get("crc32")
         _compare(path, known, "it, then run `jest cache-reference` again")
 
     def write(self, blocks: Blocks) -> None:
@@ -206,7 +207,7 @@ class ShardTable:
         """Why the file must not be used; None if it may."""
         path = self._path()
         try:
-            about = json.loads(path.with_suffix(".json").read_text())
+            about = parse_json(path.with_suffix(".json").read_bytes())
             array = np.load(path, mmap_mode="r", allow_pickle=False)
             if about["key"] != self.key:
                 return "are another model's"

@@ -32,6 +32,7 @@ from jestcli.utils.errors import DataError
 from jestcli.utils.hashing import hashes_of
 from jestcli.utils.io import save_text
 from jestcli.utils.parallel import Progress, silent, usable_cores
+from jestcli.utils.reading import read_json, reading
 
 logger = logging.getLogger(__name__)
 RECORD = "shards.json"
@@ -256,8 +257,9 @@ def _recorded_counts(
     if record is None:
         return _count(name, shards, loading, progress)
     with _locked(record):
-        known = json.loads(record.read_text()) if record.exists() else {}
-        own = known.get(name, {})
+        known = read_json(record) if record.exists() else {}
+        with reading(record, ": delete it, and the shards are counted again"):
+            own = {shard: int(count) for shard, count in known.get(name, {}).items()}
         if set(own) != set(shards):
             own = dict(zip(shards, _count(name, shards, loading, progress), strict=True))
             save_text(record, json.dumps(known | {name: own}, indent=1))

@@ -7,7 +7,6 @@ that cannot be read is skipped, counted by reason, and reported.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections import Counter
@@ -24,6 +23,7 @@ from jestcli.data.sources import Loading, ShardError, expand_urls, opened
 from jestcli.data.tar import LARGEST_TEXT, ShardIndex, read_members, scan
 from jestcli.utils.errors import DataError
 from jestcli.utils.layout import BY_LINE, IMAGES, PLAIN, TEXTS, Layout
+from jestcli.utils.reading import parse_json
 
 LONGEST_CAPTION = 2_000  # characters; the rest is cut
 MOST_CAPTIONS = 64
@@ -146,8 +146,8 @@ def _meta(sample: dict[str, Any]) -> dict[str, Any]:
     meta: dict[str, Any] = {}
     if "json" in sample:
         try:
-            found = json.loads(_text(sample["json"]))
-        except (ValueError, RecursionError):
+            found = parse_json(_text(sample["json"]))
+        except ValueError:
             raise BadSample("broken json") from None
         if not isinstance(found, dict):
             raise BadSample("json is not an object")

@@ -8,7 +8,6 @@ number. They are claims: the reader finds out when it has the shard (data/shard_
 from __future__ import annotations
 
 import hashlib
-import json
 import posixpath
 from collections.abc import Callable
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
@@ -16,6 +15,7 @@ from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 from jestcli.data.sources import Loading, download_small
 from jestcli.utils.errors import explain_os_error
 from jestcli.utils.io import save_bytes
+from jestcli.utils.reading import parse_json
 
 SIZES = "sizes.json"
 MOST = 1_000_000  # samples of a shard; a larger claim is not believed: an order has to hold them
@@ -78,7 +78,7 @@ def _fetched(url: str, loading: Loading) -> dict[str, object]:
 
 def _object(content: bytes) -> dict[str, object]:
     try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):
+        found = parse_json(content)
+    except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

@@ -27,6 +27,7 @@ from jestcli.data.sources import Loading, ShardError, is_remote, opened
 from jestcli.utils.errors import explain_os_error
 from jestcli.utils.io import save_text
 from jestcli.utils.layout import PLAIN, TEXTS, Layout
+from jestcli.utils.reading import parse_json
 
 FORMAT = 2
 LARGEST_FILE = 100_000_000  # bytes of one image file
@@ -123,7 +124,7 @@ def _stamp(url: str) -> list[int] | None:
 
 def _load(kept: Path, stamp: list[int] | None) -> ShardIndex | None:
     try:
-        about: dict[str, Any] = json.loads(kept.read_text())
+        about: dict[str, Any] = parse_json(kept.read_bytes())
         if about["format"] != FORMAT or about["stamp"] != stamp:
             return None
         members = [{k: (v[0], v[1]) for k, v in each.items()} for each in about["members"]]

@@ -35,6 +35,7 @@ from jestcli.evaluation.folders import (
 )
 from jestcli.utils.errors import DataError
 from jestcli.utils.io import save_bytes
+from jestcli.utils.reading import parse_json
 
 KEPT = 1  # counts changes of what is kept of a decoded split
 _ABOUT = ("mirrors", "description", "n", "n_classes", "confirmation")
@@ -116,7 +117,7 @@ def _read_list(folder: Path) -> list[Benchmark]:
                 folder / r["folder"],
                 {k: r.get(k, False) for k in _ABOUT},
             )
-            for r in json.loads((folder / "benchmarks.json").read_text())
+            for r in parse_json((folder / "benchmarks.json").read_bytes())
         ]
     except (OSError, ValueError):
         raise DataError(f"no benchmarks in {folder}: run `jest data build` first") from None
@@ -181,7 +182,7 @@ def _read_split(folder: Path, name: str, size: int | None) -> Split:
         np.load(kept, allow_pickle=False) as found,
     ):
         labels = torch.from_numpy(found["labels"]) if "labels" in found else None
-        captions = json.loads(str(found["captions"])) if labels is None else None
+        captions = parse_json(str(found["captions"])) if labels is None else None
         return Split(torch.from_numpy(found["images"]), labels, captions)
     split = _decode_split(folder, name, size)
     content, images = io.BytesIO(), split.images.numpy()

@@ -44,6 +44,7 @@ from jestcli.icons.write import (
 from jestcli.utils.errors import DataError, explain_os_error
 from jestcli.utils.lock import Held, hold
 from jestcli.utils.parallel import Progress, silent, unordered
+from jestcli.utils.reading import UNREADABLE, read_json, reading
 
 FORMAT = 4  # counts changes of this package that change what it writes
 SIZE = 32
@@ -67,13 +68,15 @@ def build_key(world: World, size: int) -> str:
 def read_manifest(root: Path) -> dict[str, Any]:
     """The manifest of a built root. Raises DataError when there is none."""
     try:
-        manifest: dict[str, Any] = json.loads((root / "manifest.json").read_text())
+        manifest = read_json(path := root / "manifest.json")
+        with reading(path):
+            counts = manifest["counts"]
+            int(counts["pool"]), int(counts["pool_pairs"]), int(counts["curated"])
+            dict(counts["levels"]), len(counts["benchmarks"]), dict(manifest["files"])
     except FileNotFoundError:
         raise DataError(f"no data in {root}: run `jest data build` first") from None
-    except ValueError:
-        raise DataError(
-            f"{root / 'manifest.json'} is damaged: delete it, then run `jest data build`"
-        ) from None
+    except DataError as error:
+        raise DataError(f"{error}: delete it, then run `jest data build`") from None
     return manifest
 
 
@@ -87,7 +90,7 @@ def world_in(root: Path, world: World = WORLD) -> World:
         for name, spec in specs.items():
             package, _, version = spec.rpartition("@")
             found[name] = Package(package, version, hashes[name])
-    except (DataError, KeyError):  # nothing yet, or another version's
+    except (DataError, *UNREADABLE):  # nothing yet, or another version's
         return world
     there = replace(world, packages=found)
     return there if is_selection(there) else world

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +16,7 @@ from jestcli.icons.spec import World
 from jestcli.utils.errors import DataError, explain_os_error
 from jestcli.utils.io import save_text
 from jestcli.utils.parallel import Progress, unordered
+from jestcli.utils.reading import parse_json
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def draw_world(
         source = sources / f"{prefix}.json"
         if not source.exists():
             raise DataError(f"the icon package lists {prefix} but holds no such collection")
-        collection = describe(world, prefix, about[prefix], json.loads(source.read_text()))
+        collection = describe(world, prefix, about[prefix], parse_json(source.read_text()))
         collections[prefix] = collection
         units += [
             Unit(prefix, start, min(start + UNIT, len(collection.names)), source, rasters, size)
@@ -172,7 +172,7 @@ def draw_world(
     icons: list[Drawn] = []
     failed: dict[str, str] = {}
     for each in units:
-        index = json.loads((rasters / f"{each.name}.json").read_text())
+        index = parse_json((rasters / f"{each.name}.json").read_text())
         for row, (icon, digest) in enumerate(zip(index["names"], index["digests"], strict=True)):
             icons.append(Drawn(each.prefix, icon, each.name, row, digest))
         failed |= {f"{each.prefix}/{icon}": why for icon, why in index["failed"].items()}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from typing import Any
 
 from jestcli.icons.spec import Package
 from jestcli.utils.errors import DataError, explain_os_error
+from jestcli.utils.reading import parse_json
 
 Fetcher = Callable[[Package, Path, Path], Path]
 """(package, empty folder to put the tarball in, folder for tools) -> the tarball."""
@@ -152,7 +152,7 @@ def members(tarball: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str,
 def read_json(tarball: Path, name: str) -> Any:
     """One JSON member, parsed. Raises DataError when the tarball lacks it."""
     for _, content in members(tarball, lambda member: member == name):
-        return json.loads(content)
+        return parse_json(content)
     raise DataError(f"{tarball.name} holds no {name}: the pinned version has another layout")
 
 

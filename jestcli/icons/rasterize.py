@@ -21,6 +21,7 @@ from PIL import Image
 from jestcli.icons.leakage import raster_digest, signatures
 from jestcli.utils.errors import explain_os_error
 from jestcli.utils.io import save_array, save_text
+from jestcli.utils.reading import parse_json
 
 UNIT = 4_000
 _MEMBER = re.compile(r"package/json/([a-z0-9]+(?:-[a-z0-9]+)*)\.json")
@@ -85,7 +86,7 @@ def draw(svg: str, size: int) -> np.ndarray:
 
 def draw_unit(unit: Unit) -> str:
     """Draw one unit into its cache and return its name. Meant for a worker process."""
-    collection = json.loads(unit.source.read_text())
+    collection = parse_json(unit.source.read_text())
     icons = list(collection["icons"].items())[unit.start : unit.stop]
     images = np.empty((len(icons), unit.size, unit.size, 3), np.uint8)
     names: list[str] = []

@@ -19,6 +19,7 @@ from PIL import Image
 from jestcli.icons.leakage import Rasters, raster_digest, signatures
 from jestcli.utils.errors import DataError, explain_os_error
 from jestcli.utils.io import save_text
+from jestcli.utils.reading import parse_json
 
 _RECORD = re.compile(r"\d+ (\w+)=([^\n]*)\n")
 
@@ -94,7 +95,7 @@ def read_back(path: Path) -> Rasters:
     try:
         for name, content in _ustar(path.read_bytes()):
             if name.endswith(".json"):
-                meta = json.loads(content)
+                meta = parse_json(content)
                 keys.append(meta["key"])
                 families.append(meta["family"])
             elif name.endswith(".png"):

@@ -5,7 +5,6 @@ Nothing is trained here: super-batches are drawn anew and selected from with the
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from jestcli.runs.workspace import Workspace
 from jestcli.selection import PairEmbeddings, learnability_of, pairwise_learnability, select
 from jestcli.training.checkpoint import write_json
 from jestcli.training.step import encode_pairs
+from jestcli.utils.reading import read_json
 
 CHUNKS = (1, 2, 4, 8, 16, 32)
 RATIOS = (0.0, 0.5, 0.8, 0.9)
@@ -84,7 +84,7 @@ def measure_all(runs: dict[int, Run], workspace: Workspace, folder: Path) -> lis
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / MEASURED
-    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    known = read_json(path) if path.exists() else {}
     for seed, run in sorted(runs.items()):
         name = workspace.folder(run).name
         if known.get(str(seed), {}).get("run") != name:

@@ -7,7 +7,6 @@ whether accuracy on rarely named classes suffers.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,6 +24,7 @@ from jestcli.paper.statistics import hits_of
 from jestcli.runs.opened import open_run
 from jestcli.runs.workspace import Workspace, is_done, read_done
 from jestcli.training.checkpoint import write_json
+from jestcli.utils.reading import read_json
 
 SUPER_BATCHES = 16
 THIRDS = ("rare", "middle", "frequent")
@@ -35,7 +35,7 @@ def measure_all(jobs: list[Job], workspace: Workspace, folder: Path) -> list[dic
     """Measure every finished learner of `jobs` into `folder`, unless it was; returns all."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / MEASURED
-    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    known = read_json(path) if path.exists() else {}
     counts: Counter[str] | None = None
     for job in jobs:
         where, key = workspace.folder(job.run), f"{job.name} {job.seed}"

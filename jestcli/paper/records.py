@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from jestcli.config import ConfigError, Run, make_run
+from jestcli.utils.reading import parse_json, reading
 
 FORMAT = 1
 CONVENTIONS = ("cached_reuse", "cached", "uncached", "charged")
@@ -176,7 +177,10 @@ def load_records(path: Path) -> tuple[Header, list[Record]]:
     content = _read(path)
     if content.get("format") != FORMAT:
         raise RecordError(f"{path} has record format {content.get('format')}, not {FORMAT}")
-    return Header(content["data"], content["profile"]), content["records"]
+    with reading(path):
+        for record in content["records"]:
+            str(record["name"]), int(record["seed"])
+        return Header(content["data"], content["profile"]), content["records"]
 
 
 def total_seconds(record: Record) -> float:
@@ -306,7 +310,7 @@ def _round(value: float) -> float:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text())
+        value = parse_json(path.read_bytes())
     except FileNotFoundError:
         what = "the run is not finished" if path.name == "done.json" else "no such file"
         raise RecordError(f"{path}: {what}") from None
@@ -319,6 +323,6 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in path.read_text().splitlines() if line]
+        return [parse_json(line) for line in path.read_bytes().splitlines() if line]
     except (OSError, ValueError) as error:
         raise RecordError(f"{path}: {' '.join(str(error).split())}") from None

@@ -7,7 +7,6 @@ as Markdown, whose figures are linked.
 from __future__ import annotations
 
 import base64
-import json
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from jestcli.paper.verdicts import (
 )
 from jestcli.runs.workspace import Workspace
 from jestcli.training.checkpoint import write_atomic
+from jestcli.utils.reading import read_json
 
 NAME = "report"
 TITLE = "What of JEST holds, where"
@@ -88,7 +88,7 @@ def report(experiments: list[Experiment], results: Path, out: Path) -> list[Path
             headers[experiment.name], records[experiment.name] = load_records(folder / RECORDS)
         for name in (MEASURED, DIVERSITY):
             if (folder / name).exists():
-                measured[experiment.name] = list(json.loads((folder / name).read_text()).values())
+                measured[experiment.name] = list(read_json(folder / name).values())
     names = {experiment.name for experiment in experiments}
     claims = [claim for claim in CLAIMS if claim.experiment in names]
     verdicts = judge_all(claims, gather(records, measured))

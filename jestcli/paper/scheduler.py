@@ -35,7 +35,9 @@ from jestcli.runs.trained import learner_flops, on_meta
 from jestcli.runs.workspace import StageError, Workspace, is_done
 from jestcli.training.checkpoint import CHECKPOINT, step_of
 from jestcli.training.trunk import shared_steps, steps_there
+from jestcli.utils.errors import DataError
 from jestcli.utils.parallel import usable_cores
+from jestcli.utils.reading import UNREADABLE, parse_json, read_json
 
 JOBS = 64  # on a cluster at once, unless told
 Launch = Callable[[dict[str, Any], Path], OnCluster]
@@ -431,12 +433,12 @@ def seconds_per_flop(workspace: Workspace) -> float:
     found = []
     for path in workspace.runs.glob("*/done.json"):
         try:
-            done = json.loads(path.read_text())
+            done = read_json(path)
             lines = (path.parent / "metrics.jsonl").read_text().splitlines()
-            settings = json.loads((path.parent / "config.json").read_text())
+            settings = read_json(path.parent / "config.json")
             if settings["selection"]["sampler"] == "uniform":
-                spent = json.loads(lines[-1])["seconds"]["update"]
+                spent = parse_json(lines[-1])["seconds"]["update"]
                 found.append(spent / done["flops"]["cached"])
-        except (OSError, ValueError, KeyError, IndexError, TypeError):
+        except (OSError, DataError, *UNREADABLE, ZeroDivisionError):
             continue  # another version's
     return statistics.median(found) if found else TYPICAL

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from jestcli.config import VERIFIED, ConfigError, did_you_mean
 from jestcli.data.pools import verified_size
 from jestcli.utils.console import Terminal
 from jestcli.utils.errors import DataError
+from jestcli.utils.reading import parse_json, reading
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -200,12 +200,13 @@ def list_sources(root: Path, console: Console | None = None) -> None:
 
 def read_benchmarks(root: Path) -> list[dict[str, Any]]:
     """The entries of benchmarks.json. Raises DataError when there is none."""
-    try:
-        found: list[dict[str, Any]] = json.loads(
-            (root / "benchmarks" / "benchmarks.json").read_text()
-        )
-    except FileNotFoundError:
-        raise DataError(f"no benchmarks in {root}: run `jest data build` first") from None
+    path = root / "benchmarks" / "benchmarks.json"
+    if not path.exists():
+        raise DataError(f"no benchmarks in {root}: run `jest data build` first")
+    with reading(path):
+        found: list[dict[str, Any]] = parse_json(path.read_bytes())
+        for each in found:
+            str(each["name"]), str(each["folder"])
     return found
 
 

@@ -5,7 +5,6 @@ Reads JSON alone and imports nothing heavy, so that it answers at once.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from jestcli.utils.lock import Held, held, hold
+from jestcli.utils.reading import parse_json
 
 TAIL = 1 << 20  # bytes at the end of metrics.jsonl in which the last step is looked for
 ABANDONED = 3600.0  # seconds after which a half-written file is nobody's
@@ -440,7 +440,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _parsed(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except ValueError:  # half a line
         return {}
     return found if isinstance(found, dict) else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -18,8 +17,10 @@ from jestcli.icons.build import default_root, is_selection, world_in
 from jestcli.runs.environment import environment
 from jestcli.runs.listing import default_runs
 from jestcli.training.checkpoint import write_json
+from jestcli.utils.errors import DataError
 from jestcli.utils.io import sweep
 from jestcli.utils.lock import Held, hold
+from jestcli.utils.reading import read_json, reading
 
 if TYPE_CHECKING:
     from jestcli.runs.inputs import RunData
@@ -106,13 +107,19 @@ def is_done(folder: Path) -> bool:
 def read_run(folder: Path) -> tuple[str, Run]:
     """Label and config of a run directory. Raises StageError."""
     try:
-        settings = json.loads((folder / "config.json").read_text())
+        settings = read_json(folder / "config.json")
         label = settings.pop("label")
         return label, Run.model_validate(settings)
-    except (OSError, ValueError, KeyError, TypeError, ValidationError):
+    except (OSError, DataError, KeyError, ValidationError):
         raise StageError(f"{folder} is not a run directory of this version") from None
 
 
 def read_done(folder: Path) -> dict[str, Any]:
-    done: dict[str, Any] = json.loads((folder / "done.json").read_text())
+    """What a finished run says of itself. Raises DataError where that is damaged."""
+    path = folder / "done.json"
+    done = read_json(path)
+    with reading(path):
+        for score in done["scores"].values():
+            [float(score[key]) for key in ("score", "stderr", "chance", "n")]
+        float(done["flops"]["charged"])
     return done

@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from jestcli.training.engine import like, whole
+from jestcli.utils.reading import parse_json
 
 CHECKPOINT = "checkpoint.safetensors"
 BEST = "best.safetensors"
@@ -174,7 +175,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         text = header.get("about", "")
         if "crc32" in header and header["crc32"] != _checksum(tensors, text):
             raise ValueError("its numbers have changed on disk")
-        about = json.loads(text)
+        about = parse_json(text)
         if not isinstance(about, dict):
             raise ValueError("its header is damaged")
         if "crc32" not in header:
@@ -191,7 +192,7 @@ def step_of(path: Path) -> int:
     """The step that a training checkpoint holds, from its header alone; 0 if that says none."""
     try:
         with safe_open(path, framework="pt") as file:
-            return int(json.loads((file.metadata() or {})["about"])["step"])
+            return int(parse_json((file.metadata() or {})["about"])["step"])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
         return 0
 

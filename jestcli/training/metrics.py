@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from jestcli.config import Run
 from jestcli.training.signals import TrainingError
+from jestcli.utils.reading import parse_json, reading
 
 METRICS = "metrics.jsonl"
 
@@ -26,20 +26,23 @@ def evaluation_steps(run: Run) -> set[int]:
 
 def last_scores(folder: Path) -> dict[str, dict[str, Any]]:
     """Scores of the last evaluation in a run directory: the final one, once the run is over."""
-    lines = (folder / METRICS).read_text().splitlines()
-    # From the end: a long run has many lines, and the last evaluation is all that is asked.
-    records = (json.loads(line) for line in reversed(lines))
-    scores: dict[str, dict[str, Any]] = next(r["scores"] for r in records if "scores" in r)
+    path = folder / METRICS
+    with reading(path):
+        # From the end: a long run has many lines, and the last evaluation is all that is asked.
+        records = (parse_json(line) for line in reversed(path.read_bytes().splitlines()))
+        scores: dict[str, dict[str, Any]] = next(r["scores"] for r in records if "scores" in r)
+        scores.items()
     return scores
 
 
 def chosen_in_training(folder: Path) -> list[tuple[int, np.ndarray]]:
     """(step, rows int64 [b] of the pool) of every logged step that names its sub-batch."""
-    found = []
-    for line in (folder / METRICS).read_text().splitlines():
-        record = json.loads(line)
-        if record.get("chosen"):
-            found.append((record["step"], np.asarray(record["chosen"], np.int64)))
+    found, path = [], folder / METRICS
+    with reading(path):
+        for line in path.read_bytes().splitlines():
+            record = parse_json(line)
+            if record.get("chosen"):
+                found.append((int(record["step"]), np.asarray(record["chosen"], np.int64)))
     return found
 
 

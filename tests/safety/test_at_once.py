@@ -57,10 +57,13 @@ def test_what_is_missing_is_said_at_once(
 
 def test_what_a_configuration_runs_is_named() -> None:
     reference = {"data": {"curated": "pipe:cat b\n.tar"}, "source": {"kind": "curated"}}
-    run = make_run({
-        "data": {"train": ["a.tar", "pipe:cat a.tar", "file:pipe:x"], "curated": "c.tar"},
-        "selection": {"sampler": "their.module:function"}, "reference": reference,
-    })  # fmt: skip
+    run = make_run(
+        {
+            "data": {"train": ["a.tar", "pipe:cat a.tar", "file:pipe:x"], "curated": "c.tar"},
+            "selection": {"sampler": "their.module:function"},
+            "reference": reference,
+        }
+    )
     assert runs_beside(run) == [
         "runs in a shell: pipe:cat a.tar",
         "imports and calls: their.module:function",

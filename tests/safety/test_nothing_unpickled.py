@@ -11,8 +11,18 @@ import pytest
 import jestcli
 
 ROOT = Path(jestcli.__file__).parent
-MODULES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal",
-           "code", "pty"}  # fmt: skip
+MODULES = {
+    "pickle",
+    "_pickle",
+    "cPickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "shelve",
+    "marshal",
+    "code",
+    "pty",
+}
 # Parts of libraries that decode by a member's name, pickles included, and those that call them.
 DECODERS = ("webdataset.", "clip_benchmark.datasets")
 ALLOWED = {"icons/write.py": {"webdataset.writer.TarWriter"}}
@@ -66,13 +76,26 @@ def test_no_module_can_run_what_a_file_holds(path: Path) -> None:
     assert not list(faults(path.read_text(), path.relative_to(ROOT).as_posix()))
 
 
-@pytest.mark.parametrize("text", [
-    "import pickle", "from pickle import load", "import torch; torch.load(f)", "eval(x)",
-    "torch.load(f, weights_only=False)", "np.load(f, allow_pickle=True)", "yaml.load(f, Loader=L)",
-    "import webdataset as wds", "from webdataset.autodecode import Decoder", "os.system(x)",
-    "from clip_benchmark.datasets.builder import build_dataset", "subprocess.run(x, shell=True)",
-    "open_clip.create_model(a, b)", "def f():\n  import dill", "yaml.unsafe_load(f)",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import pickle",
+        "from pickle import load",
+        "import torch; torch.load(f)",
+        "eval(x)",
+        "torch.load(f, weights_only=False)",
+        "np.load(f, allow_pickle=True)",
+        "yaml.load(f, Loader=L)",
+        "import webdataset as wds",
+        "from webdataset.autodecode import Decoder",
+        "os.system(x)",
+        "from clip_benchmark.datasets.builder import build_dataset",
+        "subprocess.run(x, shell=True)",
+        "open_clip.create_model(a, b)",
+        "def f():\n  import dill",
+        "yaml.unsafe_load(f)",
+    ],
+)
 def test_the_test_sees_what_it_looks_for(text: str) -> None:
     assert list(faults(text))
 
@@ -108,10 +131,13 @@ def test_members_that_are_pickles_are_not_read(tmp_path: Path) -> None:
     data = open_shards("pool", (str(tmp_path / "pool"),), Loading(0, cache=tmp_path), window=2)
     assert data.pair(0).captions
     flowers, pairs = tmp_path / "b" / "wds_flowers", tmp_path / "b" / "wds_pairs"
-    write_tar(flowers / "test" / "0.tar", *[
-        {f"{n}.jpg": jpeg(n), f"{n}.cls": b"%d" % (n % 2)} | {f"{n}.{k}": trap for k in traps}
-        for n in range(4)
-    ])  # fmt: skip
+    write_tar(
+        flowers / "test" / "0.tar",
+        *[
+            {f"{n}.jpg": jpeg(n), f"{n}.cls": b"%d" % (n % 2)} | {f"{n}.{k}": trap for k in traps}
+            for n in range(4)
+        ],
+    )
     (flowers / "classnames.txt").write_text("rose\naster\n")
     (flowers / "zeroshot_classification_templates.txt").write_text("a {c}\n")
     write_tar(pairs / "test" / "0.tar", *[sample(n, json=None, **traps) for n in range(3)])
