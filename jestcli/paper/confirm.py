@@ -34,7 +34,7 @@ def confirm(records: list[Record], workspace: Workspace, folder: Path) -> list[P
     names = tuple(named(m, QUALITY) + MARK for m in METHODS)
     asked = [r for r in records if r["name"].startswith(names)]
     path = folder / FILE
-    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    known = read_json(path) if path.exists() else {}
     set_threads(THREADS)
     for record in asked:
         run_folder = workspace.runs / record["digest"]
