@@ -22,6 +22,7 @@ DECODER = 2
 FORMATS = ("PNG", "JPEG", "WEBP")
 MOST_PIXELS = 2**26  # 8192 x 8192; decoded, 256 MiB
 MOST_ASPECT = 50  # long side over short side: the square cut out of more shows next to nothing
+MOST_WORK = 2**33  # pixels times scans of a JPEG: a few bytes make a scan, and each takes its time
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT: dict[int | None, Image.Transpose] = {
@@ -50,6 +51,10 @@ def decode_image(content: bytes, least: int | None = None) -> Image.Image:
             raise BadSample("image too large")
         if long > MOST_ASPECT * short:
             raise BadSample("image too thin")
+        if image.format in ("JPEG", "MPO"):
+            scans = content.count(b"\xff\xda")
+            if scans * short * long > MOST_WORK:
+                raise BadSample("too many scans")
         if least is not None and image.format == "JPEG":
             scale = least / short
             image.draft("RGB", (math.ceil(image.width * scale), math.ceil(image.height * scale)))

@@ -197,3 +197,11 @@ def test_absurd_sides_are_refused_before_anything_is_decoded(
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded"))
     with pytest.raises(BadSample, match=why):
         decode_image(png(width, height, 8, 6, b"\0" * 40))
+
+
+def test_a_jpeg_of_a_million_scans_is_refused() -> None:
+    content = encoded(Image.new("RGB", (2000, 2000)), "JPEG", progressive=True)
+    assert decode_image(content).size == (2000, 2000)
+    last = content[content.rindex(b"\xff\xda") : -2]
+    with pytest.raises(BadSample, match="too many scans"):
+        decode_image(content[:-2] + 5_000 * last + content[-2:])
