@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from jestcli import __version__
-from jestcli.commands import bench, data, experiments, models, runs, training
+from jestcli.commands import bench, data, experiments, forecast, models, runs, training
 from jestcli.training.signals import handling
 from jestcli.utils.errors import explain
 from jestcli.utils.extras import how_to_install
@@ -39,7 +39,7 @@ data in ./.data (or $JEST_DATA). A finished stage is not run again, and an
 interrupted one goes on where it stopped.
 """,
 )
-for commands in (training, experiments, models, runs):
+for commands in (training, forecast, experiments, models, runs):
     app.add_typer(commands.app)
 app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")

@@ -120,6 +120,11 @@ class Data(_Strict):
     )
     curated: tuple[str, ...] = added((), description="your own curated set, for the reference")
     window: int = added(8, ge=1, le=10**6, description="shards that are shuffled together")
+    decoded: bool = added(
+        False,
+        description="decode own shards once, to image_size, and read the pixels from then on: for "
+        "sets of which a small copy fits the cache",
+    )
     benchmarks: str | None = added(
         None, description="folder of benchmarks in clip-benchmark's wds layout, for own shards"
     )
@@ -171,6 +176,8 @@ class Data(_Strict):
     def _own_shards(self) -> Data:
         if self.weights and (len(self.weights) != len(self.train)):
             raise ValueError("weights must be one number for each entry of train")
+        if self.decoded and (self.weights or not self.own or self.layout != Layout()):
+            raise ValueError("decoded is for own shards in the usual layout, without weights")
         if self.benchmarks and not self.own:
             raise ValueError("benchmarks are for own shards: set train or curated")
         if self.shots and not self.benchmarks:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import jestcli
 
-# Lower first. The method (utils to runs and train), around it the icons, the paper, the commands.
+# Lower first. The method (utils to runs and train), around it the icons, the paper and
+# what is measured with its means (bench, forecast), the commands.
 ORDER = [
     "utils",
     "config",
@@ -21,6 +22,7 @@ ORDER = [
     "train",
     "paper",
     "bench",
+    "forecast",
     "commands",
     "cli",
 ]

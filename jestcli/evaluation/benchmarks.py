@@ -134,10 +134,10 @@ def find_benchmarks(folder: Path, image_size: int, shots: int | None = None) -> 
     one that cannot be scored (`folders.check`).
     """
     if (folder / "benchmarks.json").exists():
-        listed = [replace(each, image_size=image_size) for each in _read_list(folder)]
+        listed = [each for each in _read_list(folder) if not each.about["confirmation"]]
         for each in dict.fromkeys(one.folder for one in listed):
             check(each)
-        return listed
+        return [replace(each, image_size=image_size) for each in listed]
     found: list[Benchmark] = []
     for each in inside(folder):
         about = check(each, shots)

@@ -18,7 +18,7 @@ from jestcli.data.decoded import DecodedDataset, build_decoded
 from jestcli.data.images import DECODER
 from jestcli.data.loader import Source, SuperBatchLoader, on_device
 from jestcli.data.pools import relevant, thinned, unverified_rows, verified_rows
-from jestcli.data.shard_dataset import RECORD, ShardDataset, open_shards
+from jestcli.data.shard_dataset import RECORD, open_shards
 from jestcli.data.sources import Loading, identity, list_shards
 from jestcli.data.tokens import SmallTokenizer, small_tokenizer
 from jestcli.evaluation.benchmarks import Benchmark, find_benchmarks, list_benchmarks
@@ -49,7 +49,8 @@ class RunData(Protocol):
     embeds_first: the pool is small enough to be embedded by the reference before training.
     """
 
-    embeds_first: bool
+    @property
+    def embeds_first(self) -> bool: ...
 
     @property
     def loading(self) -> Loading: ...
@@ -176,7 +177,10 @@ class ShardsData:
     model: Model
     loading: Loading
     folder: Path
-    embeds_first = False
+
+    @property
+    def embeds_first(self) -> bool:
+        return self.data.decoded
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -187,17 +191,24 @@ class ShardsData:
         return self.loading.cache
 
     @cached_property
-    def pool(self) -> ShardDataset:
+    def pool(self) -> Dataset:
         return self.dataset("pool")
 
     @cached_property
-    def curated(self) -> ShardDataset:
+    def curated(self) -> Dataset:
         return self.dataset("curated")
 
     def dataset(
         self, split: str, workers: int | None = None, progress: Progress = silent
-    ) -> ShardDataset:
+    ) -> Dataset:
         data, pool = self.data, split == "pool"
+        if data.decoded:
+            entries, folder = data.train if pool else data.curated, self.loading.cache / "decoded"
+            shards = [shard for entry in entries for shard in list_shards(entry)]
+            size, tokenizer = data.image_size, self.tokenizer
+            return build_decoded(
+                shards, folder, size, tokenizer, workers=workers, progress=progress
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         return open_shards(
             split,

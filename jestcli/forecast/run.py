@@ -1,0 +1,246 @@
+"""`jest forecast`, top to bottom: sample, reference, what it sees, races, answer, page."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from jestcli.config import ConfigError, Model, Run, explain, make_run, merge
+from jestcli.data.dataset import CaptionNoise, Dataset
+from jestcli.data.decoded import DecodedDataset, build_decoded
+from jestcli.data.sources import list_shards
+from jestcli.forecast import page
+from jestcli.forecast import races as racing
+from jestcli.forecast.answer import answer
+from jestcli.forecast.races import Races
+from jestcli.forecast.sample import Sample, hold_out, take
+from jestcli.forecast.seen import look
+from jestcli.paper.experiment import read_profile
+from jestcli.runs.data import bars
+from jestcli.runs.inputs import RunData, data_of, pool_rows
+from jestcli.runs.trained import THREADS
+from jestcli.runs.workspace import StageError, Workspace, read_run
+from jestcli.training.devices import set_threads
+from jestcli.utils.errors import DataError
+from jestcli.utils.io import save_text
+from jestcli.utils.parallel import usable_cores
+from jestcli.utils.randomness import generator
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SHARDS = 64  # of a large set that are looked at
+POOL, CURATED, HELD = 60_000, 40_000, 2_000  # pairs at most
+READING = 0.2  # share of the time for reading the pool
+FEWEST = {"pool": 100, "curated": 40}
+SECOND_LOOK = 224  # pixels of the copy where the reference is an open_clip model
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user wants to know. overrides: settings of a run (data.train is the pool)."""
+
+    overrides: dict[str, Any]
+    out: Path
+    minutes: float = 25.0
+    reference: str | None = None
+    benchmarks: str | None = None
+    tower: str = "ViT-B-16"
+    examples: float = 1e8
+    tflops: float = 100.0
+    workers: int | None = None
+
+
+def source_run(overrides: dict[str, Any]) -> Run:
+    """The pool and the curated set as the user has them. Raises ConfigError."""
+    profile = read_profile("cpu")
+    kept = {k: v for k, v in overrides.items() if k in ("data", "source")}
+    run = make_run(merge({"data": profile["data"]}, kept))
+    if run.data.own and not (run.data.train and run.data.curated):
+        missing = "--curated" if run.data.train else "--pool"
+        raise ConfigError(f"a forecast needs a pool and a curated set: give {missing}, too")
+    few = {name: tuple(_some(getattr(run.data, name))) for name in ("train", "curated")}
+    return run.model_copy(update={"data": run.data.model_copy(update=few)})
+
+
+def _some(entries: tuple[str, ...]) -> list[str]:
+    """At most SHARDS shards of these, at random."""
+    shards = [shard for entry in entries for shard in list_shards(entry)]
+    dice = generator(0, "shards to look at")
+    return [shards[i] for i in sorted(dice.permutation(len(shards))[:SHARDS].tolist())]
+
+
+def forecast(asked: Asked, workspace: Workspace, console: Console) -> list[Path]:
+    """Everything; returns what was written. Killed, the same call goes on. Raises ConfigError,
+    DataError, StageError in one line."""
+    started, out = time.time(), asked.out
+    end = started + 60 * asked.minutes
+    _check_tower(asked.tower)
+    source = source_run(asked.overrides)
+    _same_question(asked)
+    place = replace(
+        workspace, runs=out / "runs", loading=replace(workspace.loading, cache=out / "cache")
+    )
+    console.print(f"ends by about {_clock(end)}; stopped, the same command goes on")
+    word, given = _reference(asked, workspace, place)
+    samples = _sample(asked, source, workspace, word is not None, console)
+
+    data = {
+        "train": [str(samples["pool"].folder)],
+        "curated": [str(samples["curated"].folder)],
+        "decoded": True,
+        **{k: getattr(source.data, k) for k in ("image_size", "vocab_size", "context_length")},
+    }
+    if given is not None:
+        data |= {k: given["data"][k] for k in ("image_size", "vocab_size", "context_length")}
+    settings = racing.base_settings(data, asked.overrides)
+    settings |= {"reference_model": word} if word else {}
+    made = {name: _decoded(name, samples, settings, place) for name in ("pool", "curated", "held")}
+    settings["data"]["benchmarks"] = asked.benchmarks or _benchmarks(source, made, out, workspace)
+
+    races = _lengths(Races(settings, racing.FEWEST, given=given), asked, end, console)
+    first = races.jobs(("curated",))  # its longest is the reference
+    first += [job for job in races.jobs(("uniform",)) if job.run.optim.steps <= races.lengths[1]]
+    racing.train_all(first, place, asked.workers, console)
+
+    seen = look(races.run("jest", races.steps), made["held"], str(samples["held"].folder), place)
+    races = replace(races, keep=racing.keep_of(seen.share.looks_wrong.value))
+    for line in page.seen_lines(seen, samples):
+        console.print(line, highlight=False)
+    jobs = races.jobs(racing.RECIPES)
+    console.print(f"races of {races.lengths[0]:,} and {races.lengths[1]:,} steps; {_clock(end)}")
+    racing.train_all(jobs, place, asked.workers, console)
+    records = racing.records_of(jobs, place)
+    found = answer(records)
+    lines = page.answer_lines(asked, races, found)
+    written = page.write(asked, source, races, samples, seen, made["pool"], records, found, lines)
+    for line in ("", *lines):
+        console.print(line, highlight=False)
+    return written
+
+
+def _check_tower(name: str) -> None:
+    try:
+        Model.model_validate({"name": name})
+    except ValidationError as error:
+        raise ConfigError(f"--tower: {explain(error, Model)}") from None
+
+
+def _clock(when: float) -> str:
+    return time.strftime("%H:%M", time.localtime(when))
+
+
+def _same_question(asked: Asked) -> None:
+    """Raises ConfigError where `out` holds another question's answer."""
+    path = asked.out / "asked.json"
+    question = json.dumps([asked.overrides, asked.reference, asked.benchmarks], sort_keys=True)
+    if path.exists() and path.read_text() != question:
+        raise ConfigError(f"{asked.out} holds another forecast: name another folder with --out")
+    save_text(path, question)
+
+
+def _reference(
+    asked: Asked, workspace: Workspace, place: Workspace
+) -> tuple[str | None, dict[str, Any] | None]:
+    """An open_clip model's name, or the settings of a finished run, whose model is copied beside
+    the races; neither: one is trained. Raises ConfigError, StageError."""
+    word = asked.reference
+    if word is None:
+        return None, None
+    folder = Path(word)
+    if not folder.is_dir():
+        folder = workspace.runs / word
+    if not (folder / "config.json").exists():
+        from jestcli.training.reference import check_word
+
+        check_word(word)
+        return word, None
+    _, run = read_run(folder)
+    if not (folder / "done.json").exists():
+        raise StageError(f"--reference {word}: the run is not finished")
+    there = place.folder(run)
+    if not there.exists():
+        shutil.copytree(folder, there, ignore=shutil.ignore_patterns("*checkpoint*", "selected"))
+    return None, run.model_dump(mode="json")
+
+
+def _sample(
+    asked: Asked, source: Run, workspace: Workspace, large: bool, console: Console
+) -> dict[str, Sample]:
+    """The pool, the curated pairs, and those held out of them, copied small."""
+    folder, size = asked.out / "sample", SECOND_LOOK if large else source.data.image_size
+    data: RunData = data_of(source, workspace, asked.out / "counted")
+    pool: Dataset = data.pool_of(source)
+    rows = pool_rows(source, data)
+    if source.source.noise_share:
+        pool = CaptionNoise(
+            pool, source.source.noise_share, data.tokenizer, data.may_be_wrong(source)
+        )
+    curated, chosen, _ = data.curated_of(source)
+    there = {
+        "pool": np.arange(len(pool)) if rows is None else rows,
+        "curated": np.arange(len(curated)) if chosen is None else chosen,
+    }
+    for name, least in FEWEST.items():
+        if len(there[name]) < least:
+            few = len(there[name])
+            raise DataError(f"the {name} has {few:,} pairs; a forecast needs {least:,} at least")
+    order = generator(0, "held out").permutation(there["curated"])
+    n_held = min(HELD, max(FEWEST["curated"] // 2, len(order) // 10))
+    parts = {
+        "pool": (pool, there["pool"], POOL, READING),
+        "curated": (curated, order[n_held:], CURATED, READING / 2),
+        "held": (curated, order[:n_held], HELD, READING / 4),
+    }
+    found = {}
+    with bars(console) as report:
+        for name, (dataset, mine, most, share) in parts.items():
+            seconds, show = 60 * asked.minutes * share, partial(report, f"reading the {name}")
+            found[name] = take(dataset, mine, folder / name, size, most, seconds, show)
+    for name, each in found.items():
+        bad = f"; could not be read: {each.unreadable}" if each.unreadable else ""
+        console.print(f"{name}: {each.pairs:,} pairs of {each.of:,} copied{bad}")
+    return found
+
+
+def _decoded(
+    name: str, samples: dict[str, Sample], settings: dict[str, Any], place: Workspace
+) -> DecodedDataset:
+    run = make_run({"data": {k: v for k, v in settings["data"].items() if k != "benchmarks"}})
+    tokenizer = place.inputs(run).tokenizer
+    shards = list_shards(str(samples[name].folder))
+    folder = place.loading.cache / "decoded"
+    return build_decoded(shards, folder, run.data.image_size, tokenizer, workers=1)
+
+
+def _benchmarks(
+    source: Run, made: dict[str, DecodedDataset], out: Path, workspace: Workspace
+) -> str:
+    """The embedded data's own, or retrieval over the curated pairs held out."""
+    if not source.data.own:
+        return str(workspace.data_root(source) / "benchmarks")
+    folder = out / "benchmarks" / "wds_heldout"
+    if not folder.exists():
+        hold_out(made["held"], np.arange(len(made["held"])), folder)
+    return str(folder.parent)
+
+
+def _lengths(races: Races, asked: Asked, end: float, console: Console) -> Races:
+    """With the length of the shorter race: the user's, the one chosen before, or by the time."""
+    path, named = asked.out / "lengths.json", asked.overrides.get("optim", {}).get("steps")
+    if path.exists() or named:
+        steps = named or json.loads(path.read_text())
+    else:
+        set_threads(THREADS)
+        workers = asked.workers or usable_cores()
+        steps = racing.choose_steps(races, end - time.time(), workers)
+        save_text(path, json.dumps(steps))
+    return replace(races, steps=steps)

@@ -1,0 +1,134 @@
+"""A small copy of a pool, or of a curated set, that races can be run on: pictures of the races'
+size with their first captions, as shards that everything else in the suite reads.
+
+Written part by part, in a random order of the pool, until there are enough or time is up; a killed
+one goes on after its last part.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from jestcli.data.dataset import Dataset, Transform
+from jestcli.utils.errors import DataError
+from jestcli.utils.io import save_bytes, save_text
+from jestcli.utils.randomness import generator
+
+PART = 1_000  # pairs read between two looks at the clock
+LEAST = 2_000  # pairs that are read whatever the clock says
+ABOUT = "sample.json"
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """folder: of its shards. pairs: that could be read, of `asked`; of: in the shards looked at;
+    unreadable: why -> how many of the others."""
+
+    folder: Path
+    pairs: int
+    asked: int
+    of: int
+    unreadable: dict[str, int]
+
+    @property
+    def bad_share(self) -> float:
+        return 1 - self.pairs / max(1, self.asked)
+
+
+def _no_tokens(texts: list[str]) -> np.ndarray:
+    return np.zeros((len(texts), 1))
+
+
+def take(
+    dataset: Dataset,
+    rows: np.ndarray,
+    folder: Path,
+    size: int,
+    most: int,
+    seconds: float,
+    report: Report,
+) -> Sample:
+    """Copy up to `most` of these rows, chosen at random; after `seconds` no more than LEAST.
+
+    size: pixels, square. Raises DataError where none can be read.
+    """
+    done = folder / ABOUT
+    if done.exists():
+        return Sample(folder, **json.loads(done.read_text()))
+    order = rows[generator(0, "sample").permutation(len(rows))][:most]
+    transform, start = Transform(size, _no_tokens, scoring_size=size), time.monotonic()
+    bad: Counter[str] = Counter()
+    pairs = asked = 0
+    for first in range(0, len(order), PART):
+        if asked >= LEAST and time.monotonic() - start > seconds:
+            break
+        path = folder / f"{first // PART:05d}.tar"
+        about = path.with_suffix(".json")
+        if not about.exists():
+            part = np.sort(order[first : first + PART])  # neighbours in a shard one after another
+            save_text(about, json.dumps(_copy(dataset, part, transform, path)))
+        read, reasons = json.loads(about.read_text())
+        pairs, asked, bad = (
+            pairs + read,
+            asked + len(order[first : first + PART]),
+            bad + Counter(reasons),
+        )
+        report(asked, len(order))
+    if not pairs:
+        why = ", ".join(f"{count:,} {reason}" for reason, count in bad.most_common(3))
+        raise DataError(f"none of {asked:,} pairs could be read: {why}")
+    found = Sample(folder, pairs, asked, len(rows), dict(bad))
+    save_text(done, json.dumps({k: v for k, v in asdict(found).items() if k != "folder"}))
+    return found
+
+
+def _copy(
+    dataset: Dataset, rows: np.ndarray, transform: Transform, path: Path
+) -> tuple[int, dict[str, int]]:
+    """Write these rows as one shard; returns how many could be read, and why others could not."""
+    samples = dataset.read(rows, transform)
+    texts = samples.texts or dataset.captions_of(samples.row)
+    pictures = list(samples.images.permute(0, 2, 3, 1).numpy()) if len(samples.row) else []
+    names = [dataset.name(row) for row in samples.row.tolist()]
+    write(path, list(zip(names, pictures, texts, strict=True)))
+    return len(names), Counter(str(reason) for reason in samples.bad.values())
+
+
+def write(path: Path, pairs: list[tuple[str, np.ndarray, str]]) -> None:
+    """A shard of (key, uint8 [s, s, 3], caption)."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        for number, (name, picture, text) in enumerate(pairs):
+            image = io.BytesIO()
+            Image.fromarray(np.ascontiguousarray(picture)).save(image, "PNG")
+            about = json.dumps({"key": name, "caption": text}).encode()
+            for kind, member in (("png", image.getvalue()), ("json", about)):
+                info = tarfile.TarInfo(f"{number:06d}.{kind}")
+                info.size = len(member)
+                tar.addfile(info, io.BytesIO(member))
+    save_bytes(path, content.getvalue())
+
+
+def hold_out(dataset: Dataset, rows: np.ndarray, folder: Path) -> None:
+    """These rows of a decoded sample as a retrieval benchmark in clip-benchmark's layout, each
+    caption once: two pairs with one caption could not both be right."""
+    captions = dataset.captions_of(rows)
+    first = {text: row for text, row in reversed(list(zip(captions, rows.tolist(), strict=True)))}
+    pairs = [
+        (dataset.name(row), np.asarray(dataset.image(row)), text)
+        for text, row in sorted(first.items(), key=lambda item: item[1])
+    ]
+    write(folder / "test" / "0.tar", pairs)
+    save_text(folder / "dataset_type.txt", "retrieval")
+    save_text(folder / "test" / "nshards.txt", "1")

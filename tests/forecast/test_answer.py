@@ -1,0 +1,121 @@
+"""What a forecast says of races whose result is known."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from jestcli.forecast.answer import NO, OPEN, YES, answer, ranking, sentences
+from jestcli.forecast.races import LENGTHS, LONGER, RECIPES, keep_of
+
+COST = {"jest": 8.0, "jest-curated": 7.0}  # of a pair trained on, in forwards; others 3
+
+
+def record(name: str, seed: int, steps: int, score: float, extra: float = 0.0) -> dict[str, Any]:
+    cached = 100 * COST.get(name, 3.0)
+    charged = cached + (extra / steps if name not in ("uniform", "curated", "mixed") else 0.0)
+    flops = dict.fromkeys(("cached_reuse", "cached", "uncached"), cached) | {"charged": charged}
+    return {
+        "name": name,
+        "seed": seed,
+        "steps": steps,
+        "batch_size": 100,
+        "super_batch_size": 500,
+        "final": {"mean": score},
+        "flops_per_iteration": flops,
+        "seconds": {"update": 1.0},
+        "environment": {"threads": 1},
+        "passed_reference": None,
+        "curve": [
+            {
+                "step": steps,
+                "examples": 100 * steps,
+                "seconds": 1.0,
+                "mean": score,
+                "flops": {k: v * steps for k, v in flops.items()},
+            }
+        ],
+    }
+
+
+def races(
+    rates: dict[str, float], noise: float = 0.001, extra: float = 0.0
+) -> list[dict[str, Any]]:
+    """Each recipe's score grows by .05 a doubling, from its rate at 100 steps; two seeds of the
+    shorter race that differ by twice `noise`."""
+    found = []
+    for name in RECIPES:
+        for k in LENGTHS.get(name, (1, LONGER)):
+            score = rates.get(name, 0.01) + 0.05 * math.log2(k)
+            found.append(record(name, 0, 100 * k, score - noise, extra))
+        found.append(record(name, 1, 100, rates.get(name, 0.01) + noise, extra))
+    return found
+
+
+def test_the_winner_its_saving_and_what_it_is_worth() -> None:
+    """JEST stands .1 above uniform: two doublings, four times fewer examples at 8/3 of the cost."""
+    found = answer(races({"uniform": 0.2, "jest": 0.3, "filtered": 0.21}))
+    assert found.now.best == "jest" and found.now.rows[1].name == "filtered"
+    assert found.now.examples == 20_000 and found.now.raced and not found.later.raced
+    saving = found.saving["jest"]
+    assert saving["examples"].ratio == pytest.approx(4, rel=0.1)
+    assert saving["cached"].ratio == pytest.approx(4 * 3 / 8, rel=0.1)
+    assert saving["examples"].low < 4 < saving["examples"].high
+    assert found.selecting == "jest" and found.over_simple is not None
+
+
+def test_whether_it_pays_is_asked_with_the_reference_charged() -> None:
+    rates = {"uniform": 0.25, "easy": 0.3}
+    assert answer(races(rates)).pays == YES
+    assert answer(races(rates, extra=1e9)).pays == NO
+    assert answer(races({"uniform": 0.2, "filtered": 0.2, "easy": 0.2}, noise=0.03)).pays == OPEN
+
+
+def test_a_lead_within_the_error_is_said() -> None:
+    found = answer(races({"jest": 0.3, "easy": 0.299}, noise=0.01))
+    assert found.now.level[0] == "easy"
+    assert any("within the error" in line for line in sentences(found))
+
+
+def test_a_longer_run_may_change_the_winner() -> None:
+    every = races({"filtered": 0.3, "jest": 0.25})
+    for row in every:  # JEST gains twice as fast
+        if row["name"] == "jest" and row["steps"] == 200:
+            row["final"]["mean"] = 0.345
+    found = answer(every)
+    assert (found.now.best, found.later.best) == ("filtered", "jest")
+    lines = " ".join(sentences(found))
+    assert "A longer run would change its mind" in lines and "nothing was raced" in lines
+
+
+def test_a_reference_that_was_passed_is_named() -> None:
+    every = races({"jest": 0.3})
+    every[-5]["passed_reference"] = None
+    for row in every:
+        if row["name"] == "jest" and row["steps"] == 200:
+            row["passed_reference"] = 50
+    assert any("after 25 % of its steps" in line for line in sentences(answer(every)))
+
+
+def test_one_seed_gives_no_interval_and_no_verdict() -> None:
+    found = answer([r for r in races({"jest": 0.3}) if r["seed"] == 0])
+    assert found.pays == OPEN and math.isnan(found.now.rows[0].se)
+    assert set(found.now.level) == {r.name for r in found.now.rows[1:]}
+    assert "no interval" in " ".join(sentences(found))
+
+
+def test_every_sentence_is_one_and_no_name_of_the_code_is_in_it() -> None:
+    for lines in (sentences(answer(races({"jest": 0.3, "mixed": 0.29}))),):
+        assert all(line.endswith(".") and "{" not in line for line in lines)
+        assert not any("jest-curated" in line or "nan" in line for line in lines)
+
+
+def test_between_lengths_a_score_is_read_off_the_curve() -> None:
+    found = ranking(races({"jest": 0.3}, noise=0.0), 100 * 100 * math.sqrt(2))
+    assert found.rows[0].score == pytest.approx(0.325)
+
+
+def test_the_filter_keeps_less_of_a_worse_pool() -> None:
+    assert [keep_of(x) for x in (0.0, 0.2, 0.5, 0.8, 1.0)] == [0.2, 0.2, 0.12, 0.05, 0.05]

@@ -1,0 +1,200 @@
+"""`jest forecast`, from a shell command to its page, in small."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import forked
+import numpy as np
+import pytest
+import yaml
+from own_shards import make_shards, sample, write_tar
+from tiny import TINY
+
+from jestcli import cli
+from jestcli.config import ConfigError, merge
+from jestcli.data.decoded import build_decoded
+from jestcli.data.shard_dataset import open_shards
+from jestcli.data.sources import Loading
+from jestcli.data.tokens import small_tokenizer
+from jestcli.forecast import races as racing
+from jestcli.forecast.races import RECIPES, Races
+from jestcli.forecast.sample import take
+from jestcli.paper import scheduler
+from jestcli.paper.experiment import default_run
+
+SETTINGS = {
+    "data": {"vocab_size": 600, "context_length": 8},
+    "model": {"tower": "cnn", "channels": [4, 8], "embed_dim": 8, "text_width": 8},
+    "optim": {"steps": 4, "batch_size": 8, "warmup": 2},
+    "selection": {"filter_ratio": 0.5, "n_chunks": 2},
+}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a pool of 120 pairs, of which two are broken, and 48 curated ones."""
+    popen = SimpleNamespace(Popen=forked.ForkedPopen, PIPE=subprocess.PIPE)
+    monkeypatch.setattr(scheduler, "subprocess", popen)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JEST_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("JEST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    make_shards(tmp_path / "pool", 2, 59)
+    bad = [sample(900, jpg=b"no picture"), sample(901, txt=None, json=None)]
+    write_tar(tmp_path / "pool" / "02.tar", *bad, *map(sample, (902, 902)))
+    make_shards(tmp_path / "good", 1, 48, first=1000)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(SETTINGS))
+    return tmp_path
+
+
+def jest(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["jest", *words])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return int(stopped.value.code or 0)
+
+
+def test_from_shards_to_an_answer_and_on_where_it_was_stopped(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (
+        "forecast",
+        "--pool",
+        str(place / "pool" / "*.tar"),
+        "--curated",
+        str(place / "good"),
+        "--config",
+        "tiny.yaml",
+        "--workers",
+        "2",
+    )
+    for name in ("mixed", "easy", "jest-curated"):  # a run of each takes as long as this test
+        monkeypatch.delitem(RECIPES, name)
+    train = racing.train_all
+    with monkeypatch.context() as patch:
+
+        def stopped(jobs: list, *more: object) -> None:
+            if len(jobs) > 8:
+                raise KeyboardInterrupt
+            train(jobs, *more)
+
+        patch.setattr(racing, "train_all", stopped)
+        assert jest(monkeypatch, *words) == 130
+    out, errors = capsys.readouterr()
+    assert "goes on from there" in errors and "ends by about" in out
+    before = {path: path.stat().st_mtime_ns for path in place.glob("forecast/**/done.json")}
+    assert len(before) == 8  # the curated set's and uniform training's
+
+    assert jest(monkeypatch, *words) == 0
+    out, errors = capsys.readouterr()
+    assert errors == "", errors
+    assert "pool: 120 pairs of 122 copied; could not be read" in out
+    assert "from wrong captions" in out and "Best at the longer race" in out
+    assert "goes on" in out and "GPU-hours" in out and "favours" not in out
+    assert all(path.stat().st_mtime_ns == then for path, then in before.items())
+
+    folder = place / "forecast"
+    found = json.loads((folder / "forecast.json").read_text())
+    assert {r["name"] for r in found["records"]} == set(RECIPES)
+    assert found["races"]["steps"] == [4, 8] and found["seen"]["share"]["n"] == 120
+    assert found["samples"]["pool"]["unreadable"]
+    names = [row["name"] for row in found["answer"]["now"]["rows"]]
+    assert sorted(names) == sorted(RECIPES)
+    page = (folder / "forecast.html").read_text()
+    assert page.count("data:image/svg+xml;base64,") == 6 and "data:image/png" in page
+    assert "http" not in page.replace("http-equiv", "") and "<script" not in page
+    assert "favours training on the curated set" in page.replace("\n", " ")
+    config = yaml.safe_load((folder / "recipe.yaml").read_text())
+    method = RECIPES[names[0]]["method"]
+    run = default_run(method, config, 0)
+    assert run.model.name == "ViT-B-16" and run.data.train == (str(place / "pool" / "*.tar"),)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (("--pool", "POOL"), "give --curated, too"),
+        (("--curated", "GOOD"), "give --pool, too"),
+        (("--pool", "nowhere/*.tar", "--curated", "GOOD"), "no shard matches nowhere/*.tar"),
+        (("--pool", "POOL", "--curated", "GOOD", "--tower", "ViT-B-61"), "did you mean ViT-B-16"),
+        (("--pool", "POOL", "--curated", "GOOD", "--reference", "ViT-B-61:x"), "no model"),
+        (("--pool", "GOOD", "--curated", "GOOD"), "the pool has 48 pairs"),
+        (("--pool", "POOL", "--curated", "GOOD", "--minutes", "0.1"), "too little time"),
+        (("--pool", "p/a.tar", "--curated", "c/a.tar", "x/b.tar"), "Quote the patterns"),
+        (("--pool", "POOL", "--curated", "GOOD", "--set", "optim.lr=fast"), "optim.lr"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    said: str,
+) -> None:
+    (place / "tiny.yaml").write_text(
+        yaml.safe_dump({k: v for k, v in SETTINGS.items() if k != "optim"})
+    )
+    places = {"POOL": str(place / "pool"), "GOOD": str(place / "good")}
+    given = [places.get(word, word) for word in words]
+    assert jest(monkeypatch, "forecast", "--config", "tiny.yaml", *given) in (1, 2)
+    errors = capsys.readouterr().err
+    assert said in errors and errors.count("\n") == 1 and "Traceback" not in errors
+
+
+def test_a_folder_of_another_forecast_is_left_alone(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "forecast").mkdir()
+    (place / "forecast" / "asked.json").write_text("[]")
+    words = ("--pool", str(place / "pool"), "--curated", str(place / "good"))
+    assert jest(monkeypatch, "forecast", *words) == 2
+    assert "holds another forecast" in capsys.readouterr().err
+
+
+def test_a_sample_is_copied_part_by_part_and_goes_on(place: Path) -> None:
+    """The same pairs under the same names, wherever the first attempt ended."""
+    loading = Loading(workers=0, cache=place / "cache")
+    pool = open_shards("pool", (str(place / "pool"),), loading)
+    whole = take(pool, np.arange(len(pool)), place / "whole", 16, 100, 60.0, lambda *_: None)
+    assert (whole.asked, whole.of) == (100, 122) and whole.pairs == 100 - sum(
+        whole.unreadable.values()
+    )
+    tokenizer = small_tokenizer(600, 8)
+    decoded = build_decoded(str(place / "whole" / "00000.tar"), place / "d", 16, tokenizer)
+    at = decoded.keys.index(f"{place / 'pool' / '00.tar'}:000000007")
+    assert decoded.captions[at] == pool.captions_of(np.array([7]))[0]
+    (place / "whole" / "sample.json").unlink()
+    content = (place / "whole" / "00000.tar").stat().st_mtime_ns
+    again = take(pool, np.arange(len(pool)), place / "whole", 16, 100, 60.0, lambda *_: None)
+    assert again == whole and (place / "whole" / "00000.tar").stat().st_mtime_ns == content
+
+
+def test_races_are_the_suites_own_runs_and_share_their_trunks() -> None:
+    data = {"train": ["pool.tar"], "curated": ["good.tar"], "decoded": True, "image_size": 32}
+    races = Races(racing.base_settings(data, SETTINGS), 40)
+    jobs = races.jobs(RECIPES)
+    assert {job.name for job in jobs} == set(RECIPES)
+    by_name = {(job.name, job.seed, job.run.optim.steps): job.run for job in jobs}
+    assert races.reference == by_name["curated", 0, 160]
+    assert by_name["jest", 0, 80].reference == races.reference
+    assert ("uniform", 0, 320) in by_name and ("jest", 1, 80) not in by_name
+    longer, shorter = by_name["jest", 0, 80], by_name["jest", 0, 40]
+    same = shorter.optim.model_copy(update={"steps": 80})
+    assert longer == shorter.model_copy(update={"optim": same})
+
+
+def test_lengths_follow_from_the_time_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = {"train": ["pool.tar"], "curated": ["good.tar"], "decoded": True, "image_size": 32}
+    races = Races(racing.base_settings(data, merge(TINY, SETTINGS)), 50)
+    monkeypatch.setattr(racing, "calibrate", lambda run, flops: (1e9, 1e9))
+    one = racing.choose_steps(races, 3_000, 2)
+    # The chains of one recipe bound what more processes can do.
+    assert racing.choose_steps(races, 6_000, 2) == pytest.approx(2 * one, rel=0.15)
+    assert one < racing.choose_steps(races, 3_000, 4) <= racing.choose_steps(races, 3_000, 400)
+    with pytest.raises(ConfigError, match="too little time"):
+        racing.choose_steps(races, 1, 2)
