@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,8 @@ from pydantic import ValidationError
 from jestcli.config import ConfigError, Model, Run, explain, make_run, merge
 from jestcli.data.dataset import CaptionNoise, Dataset
 from jestcli.data.decoded import DecodedDataset, build_decoded
-from jestcli.data.sources import list_shards
+from jestcli.data.sources import ShardError, list_shards
+from jestcli.data.tar import read_index
 from jestcli.forecast import page
 from jestcli.forecast import races as racing
 from jestcli.forecast.answer import answer
@@ -205,10 +207,26 @@ def _sample(
         for name, (dataset, mine, most, share) in parts.items():
             seconds, show = 60 * asked.minutes * share, partial(report, f"reading the {name}")
             found[name] = take(dataset, mine, folder / name, size, most, seconds, show)
+    if source.data.own:
+        found["pool"] = replace(found["pool"], no_samples=_left_out(source, workspace))
     for name, each in found.items():
-        bad = f"; could not be read: {each.unreadable}" if each.unreadable else ""
-        console.print(f"{name}: {each.pairs:,} pairs of {each.of:,} copied{bad}")
+        bad = each.unreadable | each.no_samples
+        listed = ", ".join(f"{count:,} {why}" for why, count in bad.items())
+        words = f"; could not be used: {listed}" if bad else ""
+        console.print(f"{name}: {each.pairs:,} pairs of {each.of:,} copied{words}")
     return found
+
+
+def _left_out(source: Run, workspace: Workspace) -> dict[str, int]:
+    """What of the shards looked at is no sample, by reason."""
+    found: Counter[str] = Counter()
+    for shard in source.data.train:
+        try:
+            loading = replace(workspace.loading, layout=source.data.layout)
+            found.update(read_index(shard, loading).faults)
+        except ShardError as reason:
+            found[str(reason)] += 1
+    return dict(found)
 
 
 def _decoded(

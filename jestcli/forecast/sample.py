@@ -13,7 +13,7 @@ import tarfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +33,15 @@ Report = Callable[[int, int], None]
 @dataclass(frozen=True)
 class Sample:
     """folder: of its shards. pairs: that could be read, of `asked`; of: in the shards looked at;
-    unreadable: why -> how many of the others."""
+    unreadable: why -> how many of the others; no_samples: the same of what an index of all these
+    shards leaves out."""
 
     folder: Path
     pairs: int
     asked: int
     of: int
     unreadable: dict[str, int]
+    no_samples: dict[str, int] = field(default_factory=dict)
 
     @property
     def bad_share(self) -> float:
