@@ -65,10 +65,11 @@ def source_run(overrides: dict[str, Any]) -> Run:
     """The pool and the curated set as the user has them. Raises ConfigError."""
     profile = read_profile("cpu")
     kept = {k: v for k, v in overrides.items() if k in ("data", "source")}
-    run = make_run(merge({"data": profile["data"]}, kept))
-    if run.data.own and not (run.data.train and run.data.curated):
-        missing = "--curated" if run.data.train else "--pool"
+    named = {name for name in ("train", "curated") if kept.get("data", {}).get(name)}
+    if len(named) == 1:
+        missing = "--pool" if "curated" in named else "--curated"
         raise ConfigError(f"a forecast needs a pool and a curated set: give {missing}, too")
+    run = make_run(merge({"data": profile["data"]}, kept))
     few = {name: tuple(_some(getattr(run.data, name))) for name in ("train", "curated")}
     return run.model_copy(update={"data": run.data.model_copy(update=few)})
 
