@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -41,7 +41,7 @@ def start(function: Callable[..., None], *args: Any) -> BaseProcess:
     return process
 
 
-def worker(task: str, out: Connection | None, errors: Path, env: dict[str, str]) -> None:
+def worker(task: str, out: Connection | Path, errors: Path, env: dict[str, str]) -> None:
     """`python -m jestcli.paper.worker` with `task` on its standard input."""
     from jestcli.paper.worker import main
 
@@ -50,9 +50,10 @@ def worker(task: str, out: Connection | None, errors: Path, env: dict[str, str])
     if env.get("PYTHONWARNINGS") == "ignore":  # a fresh interpreter would see it by itself
         warnings.simplefilter("ignore")
     sys.stdin = io.StringIO(task)
-    sys.stdout = _Sender(out) if out else io.StringIO()
+    sys.stdout = out.open("a") if isinstance(out, Path) else _Sender(out)
     with errors.open("a") as sys.stderr:
         code = main()
+        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
 
@@ -83,23 +84,13 @@ class _Task(io.StringIO):
 class ForkedPopen:
     """What the scheduler needs of subprocess.Popen to start a worker."""
 
-    def __init__(self, command: list[str], stderr: Any, env: dict[str, str], **_: Any):
+    def __init__(self, command: list[str], stdout: Any, stderr: Any, env: dict[str, str], **_: Any):
         assert command[1:] == ["-m", "jestcli.paper.worker"]
         self.stdin = _Task(self._go)
-        self.env, self.errors = env, Path(stderr.name)
-        self.receive, self._send = CONTEXT.Pipe(duplex=False)
-        self.stdout = self._lines()
+        self.env, self.logs = env, (Path(stdout.name), Path(stderr.name))
 
     def _go(self, task: str) -> None:
-        self.process = start(worker, task, self._send, self.errors, dict(self.env))
-        self._send.close()
-
-    def _lines(self) -> Iterator[str]:
-        while True:
-            try:
-                yield self.receive.recv()
-            except (EOFError, OSError):
-                return
+        self.process = start(worker, task, *self.logs, dict(self.env))
 
     def poll(self) -> int | None:
         return self.process.exitcode

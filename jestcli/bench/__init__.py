@@ -1,0 +1,19 @@
+"""What `jest bench` measures on this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jestcli.utils.io import save_text
+
+
+def save(result: dict[str, Any], text: str, out: Path | None) -> list[Path]:
+    """Write the numbers as JSON and the page as Markdown beside it; returns both paths."""
+    if out is None:
+        return []
+    made = [out.with_suffix(".json"), out.with_suffix(".md")]
+    save_text(made[0], json.dumps(result, indent=1) + "\n")
+    save_text(made[1], text)
+    return made

@@ -8,7 +8,6 @@ full and reduced; the demand is the super-batch over the time of a training step
 from __future__ import annotations
 
 import io
-import json
 import os
 import platform
 import tarfile
@@ -20,31 +19,30 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 
+from jestcli.bench import save
 from jestcli.data.dataset import Transform
 from jestcli.data.loader import Source, SuperBatchLoader
 from jestcli.data.shard_dataset import open_shards
 from jestcli.data.sources import Loading
 from jestcli.data.tokens import small_tokenizer
 from jestcli.utils.console import Terminal
+from jestcli.utils.tables import Table
 
 SHARDS, SAMPLES, SIDE = 4, 64, (512, 384)  # of the drawn shards; pixels
 
 
 def draw_shards(folder: Path) -> str:
     """JPEG shards in img2dataset's layout: smooth pictures with some noise, quality 90."""
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for shard in range(SHARDS):
         with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
             for number in range(SAMPLES):
-                rough = dice.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-                smooth = Image.fromarray(rough).resize(SIDE, Image.Resampling.BICUBIC)
-                noise = dice.normal(0, 8, (SIDE[1], SIDE[0], 3))
-                pixels = np.clip(np.asarray(smooth) + noise, 0, 255).astype(np.uint8)
+                rough = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+                smooth = np.asarray(rough.resize(SIDE, Image.Resampling.BICUBIC))
+                pixels = np.clip(smooth + rng.normal(0, 8, smooth.shape), 0, 255)
                 buffer = io.BytesIO()
-                Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
+                Image.fromarray(pixels.astype(np.uint8)).save(buffer, "JPEG", quality=90)
                 members = {"jpg": buffer.getvalue(), "txt": b"a picture of something"}
                 for kind, content in members.items():
                     info = tarfile.TarInfo(f"{shard:05d}{number:04d}.{kind}")
@@ -54,12 +52,7 @@ def draw_shards(folder: Path) -> str:
 
 
 def rate(
-    shards: tuple[str, ...],
-    transform: Transform,
-    batch: int,
-    workers: int,
-    seconds: float,
-    cache: Path,
+    shards: tuple[str, ...], view: Transform, batch: int, workers: int, seconds: float, cache: Path
 ) -> tuple[float, float | None]:
     """Pairs a second that a loader of so many workers gives, its start apart.
 
@@ -68,7 +61,7 @@ def rate(
     loading = Loading(workers=workers, cache=cache, max_faults=1.0)
     dataset = open_shards("pool", shards, loading)
     source = Source(dataset, dataset.order(0, "pool"), batch)
-    loader = SuperBatchLoader([source], transform, 0, loading)
+    loader = SuperBatchLoader([source], view, 0, loading)
     try:
         loader(0)
         started, used, step = time.perf_counter(), time.process_time(), 0
@@ -91,7 +84,6 @@ def bench_data(
     super_batch: int | None = None,
     step_seconds: float | None = None,
     out: Path | None = None,
-    console: Console | None = None,
 ) -> dict[str, Any]:
     """Measure, print and, if `out` is given, write the numbers.
 
@@ -103,67 +95,41 @@ def bench_data(
         super_batch, step_seconds: what training asks for: so many pairs in so many seconds (both
             are in a run's log, or from `jest bench train`); without, no demand is printed.
     """
-    console = console or Terminal()
-    tokenizer = small_tokenizer(8192, 16)
-    views = {
-        "full": Transform(size, tokenizer),
-        "reduced": Transform(size, tokenizer, scoring_size),
-    }
-    rows = []
+    console, tokenizer, rows = Terminal(), small_tokenizer(8192, 16), []
+    views = {"full": None, "reduced": scoring_size}
     with tempfile.TemporaryDirectory(prefix="jest-bench-") as name:
         sources = shards or (draw_shards(Path(name)),)
-        for decode, view in views.items():
+        for decode, reduced in views.items():
             for count in workers:
-                given, core = rate(sources, view, batch, count, seconds, Path(name) / "cache")
-                rows.append(
-                    {
-                        "decode": decode,
-                        "workers": count,
-                        "pairs_per_second": given,
-                        "pairs_per_core_second": core,
-                    }
-                )
+                view, cache = Transform(size, tokenizer, reduced), Path(name) / "cache"
+                given, core = rate(sources, view, batch, count, seconds, cache)
+                speed = {"pairs_per_second": given, "pairs_per_core_second": core}
+                rows.append({"decode": decode, "workers": count, **speed})
     demand = super_batch / step_seconds if super_batch and step_seconds else None
     result = {
         "shards": list(shards) or f"drawn: JPEG, {SIDE[0]} x {SIDE[1]}, quality 90",
-        "size": size,
-        "scoring_size": scoring_size,
-        "batch": batch,
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
-        "machine": platform.machine(),
-        "torch": torch.__version__,
-        "rows": rows,
-        "demand_pairs_per_second": demand,
+        **{"size": size, "scoring_size": scoring_size, "batch": batch, "cores": os.cpu_count()},
+        **{"load_average": os.getloadavg()[0], "machine": platform.machine()},
+        **{"torch": torch.__version__, "rows": rows, "demand_pairs_per_second": demand},
     }
     console.print(table(result))
     console.print(verdict(result))
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1) + "\n")
-        out.with_suffix(".md").write_text(markdown(result))
-        console.print(f"wrote {out} and {out.with_suffix('.md')}")
+    for path in save(result, markdown(result), out):
+        console.print(f"wrote {path}")
     return result
 
 
 def table(result: dict[str, Any]) -> Table:
     """Pairs a second by decode and workers."""
-    title = f"The loader at {result['size']} px (reduced: {result['scoring_size']} px)"
-    shown = Table(title=title, title_justify="left")
-    shown.add_column("decode")
-    for heading in ("workers", "pairs/s", "pairs/core second", "of the demand"):
-        shown.add_column(heading, justify="right")
-    demand = result["demand_pairs_per_second"]
+    demand, rows = result["demand_pairs_per_second"], []
     for row in result["rows"]:
-        given = row["pairs_per_second"]
+        given, core = row["pairs_per_second"], row["pairs_per_core_second"]
         share = f"{100 * given / demand:.0f} %" if demand else "-"
-        shown.add_row(row["decode"], str(row["workers"]), f"{given:,.0f}", _core(row), share)
-    return shown
-
-
-def _core(row: dict[str, Any]) -> str:
-    found = row["pairs_per_core_second"]
-    return f"{found:,.0f}" if found is not None else ""
+        alone = f"{core:,.0f}" if core is not None else ""
+        rows.append((row["decode"], str(row["workers"]), f"{given:,.0f}", alone, share))
+    title = f"The loader at {result['size']} px (reduced: {result['scoring_size']} px)"
+    head = ("decode", "workers", "pairs/s", "pairs/core second", "of the demand")
+    return Table(title, head, rows)
 
 
 def verdict(result: dict[str, Any]) -> str:
@@ -183,24 +149,10 @@ def verdict(result: dict[str, Any]) -> str:
 
 def markdown(result: dict[str, Any]) -> str:
     """The table for a reader of the repository."""
-    demand = result["demand_pairs_per_second"]
-    lines = [
-        "# The loader",
-        "",
-        f"`jest bench data`: {result['shards']}, to {result['size']} px (reduced: "
+    return (
+        f"# The loader\n\n`jest bench data`: {result['shards']}, to {result['size']} px (reduced: "
         f"{result['scoring_size']} px). {result['cores']} cores, load average "
-        f"{result['load_average']:.1f} when it was measured: other work ran beside it.",
-        "",
-        "Pairs a core second are of processor time: what one core gives, whatever runs beside it.",
-        "",
-        "| decode | workers | pairs/s | pairs/core second |",
-        "|---|---:|---:|---:|",
-        *(
-            f"| {r['decode']} | {r['workers']} | {r['pairs_per_second']:,.0f} | {_core(r)} |"
-            for r in result["rows"]
-        ),
-        "",
-        verdict(result) + ("." if demand is None else ""),
-        "",
-    ]
-    return "\n".join(lines)
+        f"{result['load_average']:.1f} when it was measured: other work ran beside it.\n\n"
+        "Pairs a core second are of processor time: what one core gives, whatever runs beside it."
+        f"\n\n{table(result).markdown()}\n\n{verdict(result)}\n"
+    )

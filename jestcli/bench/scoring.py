@@ -7,42 +7,91 @@ sub-batch chosen by joint selection stays the same (same noise), for every way o
 
 from __future__ import annotations
 
-import json
 import platform
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.stats import spearmanr
 
 from jestcli.config import Run
-from jestcli.data.loader import SuperBatch
+from jestcli.data.loader import SuperBatch, SuperBatchLoader
 from jestcli.models.flexi import Resolution
 from jestcli.models.flops import forward_flops
 from jestcli.models.towers import Clip
+from jestcli.paper.experiment import default_run
+from jestcli.paper.inspection import own_learnability
+from jestcli.runs.evaluate import list_runs
+from jestcli.runs.inputs import sources, transform_of
+from jestcli.runs.reference import OpenedReference
+from jestcli.runs.trained import MODEL, THREADS, load_folder, new_learner
+from jestcli.runs.workspace import StageError, Workspace, read_run
 from jestcli.selection import PairEmbeddings, select
+from jestcli.training.devices import set_threads
 from jestcli.training.step import encode_pairs
+from jestcli.utils.tables import Table
 
 
-@dataclass(frozen=True)
-class Scored:
-    """One way of scoring, over all super-batches.
+def bench_scoring(
+    workspace: Workspace, folder: Path | None, batches: int, untrained: bool
+) -> dict[str, Any]:
+    """Rows of every way of scoring, and what they were measured on.
 
-    image_mflop, text_mflop: a pair's forward pass. milliseconds: of the processor, a pair.
-    spearman: of the diagonal learnability with full resolution's; overlap: share of the chosen
-    sub-batch that full resolution chooses too. floor: what two choices by different noise share.
+    Args:
+        folder: a run directory; None is the newest finished run that has a reference and selects.
+        batches: super-batches of the pool, at steps after the run's last.
+        untrained: fresh weights for both models instead (costs are the same, agreement means
+            nothing).
+    Raises StageError.
     """
+    set_threads(THREADS)
+    if untrained:
+        run = default_run("jest", {}, 0)
+        assert run.reference is not None
+        label = "untrained models: their agreement says nothing about trained ones"
+        other = run.reference.model_copy(update={"seed": run.reference.seed + 1})
+        learner, reference = new_learner(run), new_learner(other)
+    else:
+        label, run, learner, reference = _trained(workspace, folder)
+    data, nothing = workspace.inputs(run), OpenedReference()
+    # The whole of the run's pool, whatever it takes of it, at full resolution.
+    pool = run.source.model_copy(update={"kind": "pool"})
+    full = run.selection.model_copy(update={"low_res_scoring": False})
+    whole = run.model_copy(update={"source": pool, "selection": full})
+    (source,) = sources(whole, data, nothing)
+    view = transform_of(whole, data, nothing)
+    loader = SuperBatchLoader([source], view, run.seed, data.loading)
+    drawn = [loader(run.optim.steps + step) for step in range(batches)]
+    loader.close()
+    what = "pairs from own shards" if run.data.own else "icons and emoji, not photographs"
+    threads = torch.get_num_threads()
+    about = (
+        f"Learner and reference: {label}, {run.optim.steps:,} steps. Pool of "
+        f"{len(source.order):,} {what}; {batches} super-batches of B = {run.super_batch_size}, "
+        f"b = {run.optim.batch_size}, N = {run.selection.n_chunks} chunks. {platform.machine()}, "
+        f"torch {torch.__version__}, {threads} thread(s); CPU seconds, measured beside whatever "
+        "else the machine did."
+    )
+    pairs = [(each, encode_pairs(reference, each.images, each.tokens, None)) for each in drawn]
+    return {"about": about, "run": run.digest(), **measure(run, learner, pairs)}
 
-    name: str
-    image_mflop: float
-    text_mflop: float
-    percent_flops: float
-    milliseconds: float
-    spearman: float
-    overlap: float
+
+def _trained(workspace: Workspace, folder: Path | None) -> tuple[str, Run, Clip, Clip]:
+    """Label, run, learner and reference of a finished run directory (default: the newest)."""
+    known = list_runs(workspace)
+    finished = {read_run(each)[1]: each for each in known}
+    for each in [folder] if folder is not None else reversed(known):
+        label, run = read_run(each)
+        there = run.reference in finished and (each / MODEL).exists()
+        if run.reference is not None and run.selection.scores and there:
+            reference = load_folder(run.reference, finished[run.reference])
+            return label, run, load_folder(run, each), reference
+    raise StageError(
+        f"no finished run with its reference in {folder or workspace.runs}: "
+        "`jest train --method jest` makes one (or --untrained, for costs alone)"
+    )
 
 
 def ways(run: Run) -> dict[str, Resolution]:
@@ -57,15 +106,6 @@ def ways(run: Run) -> dict[str, Resolution]:
     }
 
 
-def diagonal(learner: PairEmbeddings, reference: PairEmbeddings) -> torch.Tensor:
-    """Each pair's own learnability, the score that orders the first chunk: float [B]."""
-    losses = [
-        F.softplus(-(p.scale * (p.image * p.text).sum(dim=1) + p.bias))
-        for p in (learner, reference)
-    ]
-    return losses[0] - losses[1]
-
-
 def measure(
     run: Run, learner: Clip, batches: list[tuple[SuperBatch, PairEmbeddings]]
 ) -> dict[str, Any]:
@@ -74,25 +114,25 @@ def measure(
     Args:
         run: the learner's run; its selection settings choose.
         batches: super-batches and their reference embeddings at the reference's full resolution.
-    Returns rows (see `Scored`) and `noise_overlap`, the share that two choices at full resolution
-    with different noise have in common: what an overlap of 1 has to be compared with.
+    Returns a row a way – image_mflop, text_mflop: a pair's forward pass; milliseconds: of the
+    processor, a pair; spearman: of the diagonal learnability with full resolution's; overlap: share
+    of the chosen sub-batch that full resolution chooses too – and `noise_overlap`, the share that
+    two choices at full resolution with different noise have in common: what an overlap of 1 has to
+    be compared with.
     """
-    model_ways = ways(run)
     learner.eval()
-    rows: list[Scored] = []
-    full: list[tuple[torch.Tensor, torch.Tensor]] = []
+    rows: list[dict[str, Any]] = []
+    full: list[tuple[np.ndarray, torch.Tensor]] = []
     noise: list[float] = []
-    full_flops = 0
-    for name, view in model_ways.items():
+    for name, view in ways(run).items():
         learner.set_low(view)
         flops = forward_flops(learner, run.data.image_size, run.data.context_length)
-        full_flops = full_flops or flops.low
         seconds, correlations, overlaps = 0.0, [], []
         for step, (candidates, reference) in enumerate(batches):
             start = time.process_time()
             pairs = encode_pairs(learner, candidates.images, candidates.tokens, view)
             seconds += time.process_time() - start
-            score, chosen = diagonal(pairs, reference), _choose(run, pairs, reference, step)
+            score, chosen = own_learnability(pairs, reference), _choose(run, pairs, reference, step)
             if name == "full":
                 full.append((score, chosen))
                 other = _choose(run, pairs, reference, step + len(batches))
@@ -100,34 +140,21 @@ def measure(
             correlations.append(float(spearmanr(score, full[step][0]).statistic))
             overlaps.append(_shared(chosen, full[step][1]))
         count = sum(len(candidates) for candidates, _ in batches)
-        rows.append(
-            Scored(
-                name,
-                flops.image_low / 1e6,
-                flops.text / 1e6,
-                100 * flops.low / full_flops,
-                1000 * seconds / count,
-                sum(correlations) / len(batches),
-                sum(overlaps) / len(batches),
-            )
-        )
-    return {"rows": [asdict(row) for row in rows], "noise_overlap": sum(noise) / len(noise)}
+        rows.append({"name": name, "image_mflop": flops.image_low / 1e6})
+        rows[-1] |= {"text_mflop": flops.text / 1e6, "milliseconds": 1000 * seconds / count}
+        mflop = [row["image_mflop"] + row["text_mflop"] for row in (rows[-1], rows[0])]
+        rows[-1] |= {"percent_flops": 100 * mflop[0] / mflop[1]}
+        rows[-1] |= {"spearman": float(np.mean(correlations)), "overlap": float(np.mean(overlaps))}
+    return {"rows": rows, "noise_overlap": float(np.mean(noise))}
 
 
 def _choose(
     run: Run, learner: PairEmbeddings, reference: PairEmbeddings, step: int
 ) -> torch.Tensor:
-    return select(
-        learner,
-        reference,
-        size=run.optim.batch_size,
-        sampler="joint",
-        criterion="learnability",
-        loss=run.optim.loss,
-        n_chunks=run.selection.n_chunks,
-        seed=run.seed,
-        step=step,
-    )
+    """By joint learnability, whatever the run's own sampler is."""
+    size, loss, chunks = run.optim.batch_size, run.optim.loss, run.selection.n_chunks
+    settings: dict[str, Any] = {"size": size, "loss": loss, "n_chunks": chunks, "seed": run.seed}
+    return select(learner, reference, step=step, **settings)
 
 
 def _shared(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -136,39 +163,23 @@ def _shared(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def as_markdown(result: dict[str, Any]) -> str:
     """The table, and on what it was measured."""
-    head = ["scoring", "MFLOP image", "text", "% FLOPs", "CPU ms a pair", "Spearman", "overlap"]
-    lines = ["# `jest bench scoring`", "", result["about"], ""]
-    lines += [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
-    for row in result["rows"]:
-        cells = [
-            row["name"],
-            f"{row['image_mflop']:.2f}",
-            f"{row['text_mflop']:.2f}",
-            f"{row['percent_flops']:.0f}",
-            f"{row['milliseconds']:.3f}",
-            f"{row['spearman']:.3f}",
-            f"{row['overlap']:.3f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += [
-        "",
+    columns = {
+        "image_mflop": ("MFLOP image", ".2f"),
+        "text_mflop": ("text", ".2f"),
+        "percent_flops": ("% FLOPs", ".0f"),
+        "milliseconds": ("CPU ms a pair", ".3f"),
+        "spearman": ("Spearman", ".3f"),
+        "overlap": ("overlap", ".3f"),
+    }
+    cells = [
+        [row["name"], *(format(row[key], digits) for key, (_, digits) in columns.items())]
+        for row in result["rows"]
+    ]
+    head = ["scoring", *(heading for heading, _ in columns.values())]
+    return (
+        f"# `jest bench scoring`\n\n{result['about']}\n\n{Table('', head, cells).markdown()}\n\n"
         "Spearman: of every pair's own learnability (the diagonal score) with full resolution's, "
         "mean over super-batches. Overlap: share of the jointly chosen sub-batch that full "
         "resolution chooses too, with the same noise; two choices at full resolution with "
-        f"different noise share {result['noise_overlap']:.3f}.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def write(out: Path, result: dict[str, Any]) -> list[Path]:
-    """`out` as .json and .md beside each other."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    made = [out.with_suffix(".json"), out.with_suffix(".md")]
-    made[0].write_text(json.dumps(result, indent=1) + "\n")
-    made[1].write_text(as_markdown(result))
-    return made
-
-
-def machine() -> str:
-    return f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} thread(s)"
+        f"different noise share {result['noise_overlap']:.3f}.\n"
+    )

@@ -7,9 +7,7 @@ a GPU, float32 on a CPU. Everything is timed in one process; what is compared ta
 from __future__ import annotations
 
 import importlib
-import json
 import os
-import platform
 import resource
 import sys
 import threading
@@ -22,13 +20,14 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.table import Table
 from torch import Tensor
 
-from jestcli.runs.environment import git_commit
+from jestcli.bench import save
+from jestcli.runs.environment import environment, git_commit
 from jestcli.selection import PairEmbeddings, select
 from jestcli.selection.noise import gumbel
 from jestcli.utils.console import Terminal
+from jestcli.utils.tables import Table
 
 
 def bench_selection(
@@ -54,7 +53,7 @@ def bench_selection(
     else the machine does. Memory is the peak above the inputs (on CPU of the resident set,
     sampled). The GEMM bound is the same matrix products in the same shapes, nothing else.
     """
-    where = torch.device(device)
+    where, console = torch.device(device), Terminal()
     learner, reference = (random_pairs(batch, dim, seed, where) for seed in (0, 1))
 
     def ours() -> Tensor:
@@ -64,47 +63,38 @@ def bench_selection(
     calls = {"select": ours, "products": lambda: _products(learner, reference, size, chunks)}
     before = None if against is None else earlier(against)
     if before is not None:
-        theirs = [before.PairEmbeddings(*vars(pairs).values()) for pairs in (learner, reference)]
-        calls["before"] = lambda: before.select(*theirs, size=size, n_chunks=chunks)
+        pairs = [before.PairEmbeddings(*vars(each).values()) for each in (learner, reference)]
+        calls["before"] = lambda: before.select(*pairs, size=size, n_chunks=chunks)
     times = take_turns(calls, where)
-    (seconds, cpu_seconds), (bound, cpu_bound) = (
-        np.median(times[name], axis=0).tolist() for name in ("select", "products")
-    )
+    selected, products = (_medians(times[name]) for name in ("select", "products"))
+    seconds, cpu_seconds = selected["seconds"], selected["cpu_seconds"]
+    bound, cpu_bound = products["seconds"], products["cpu_seconds"]
+    # The products that selection needs: two models, two directions, all chunks but the last.
+    flop = 2 * 2 * 2 * (size // chunks * (chunks - 1)) * batch * dim
     row: dict[str, Any] = {
-        "batch": batch,
-        "size": size,
-        "dim": dim,
-        "chunks": chunks,
+        **{"batch": batch, "size": size, "dim": dim, "chunks": chunks},
         "dtype": str(learner.image.dtype).removeprefix("torch."),
-        "seconds": seconds,
-        "cpu_seconds": cpu_seconds,
-        "cpu_quartiles": np.quantile(times["select"][:, 1], (0.25, 0.75)).tolist(),
-        "rounds": len(times["select"]),
-        "extra_memory_bytes": memory,
-        "gemm_seconds": bound,
-        "gemm_cpu_seconds": cpu_bound,
-        "ratio_to_gemm_bound": seconds / bound,
-        "cpu_ratio_to_gemm_bound": cpu_seconds / cpu_bound,
-        "gemm_tflop": _flop(batch, size, dim, chunks) / 1e12,
+        **selected,
+        **{"rounds": len(times["select"]), "extra_memory_bytes": memory},
+        **{"gemm_seconds": bound, "ratio_to_gemm_bound": seconds / bound},
+        **{"gemm_cpu_seconds": cpu_bound, "cpu_ratio_to_gemm_bound": cpu_seconds / cpu_bound},
+        "gemm_tflop": flop / 1e12,
     }
     if before is not None and against is not None:
-        wall, cpu = np.median(times["before"], axis=0).tolist()
+        cpu = times["before"][:, 1] / times["select"][:, 1]
         row["before"] = {
             "commit": git_commit(against / "jestcli") or "unknown",
-            "seconds": wall,
-            "cpu_seconds": cpu,
-            "cpu_quartiles": np.quantile(times["before"][:, 1], (0.25, 0.75)).tolist(),
-            "cpu_speedup": float(np.median(times["before"][:, 1] / times["select"][:, 1])),
+            **_medians(times["before"]),
+            "cpu_speedup": float(np.median(cpu)),
             "same_picks": bool(torch.equal(picks, cast(Tensor, calls["before"]()))),
         }
     if listing and where.type == "cpu":
         scores, *matrices = timed(lambda: _losses(learner) - _losses(reference), where)
         listed, *rest = timed(lambda: _listing(scores, size, chunks), where)
-        row["listing_seconds"] = matrices[0] + rest[0]
-        row["listing_cpu_seconds"] = matrices[1] + rest[1]
-        row["listing_matrices_seconds"] = matrices[0]
-        row["speedup_over_listing"] = row["listing_seconds"] / seconds
-        row["cpu_speedup_over_listing"] = row["listing_cpu_seconds"] / cpu_seconds
+        wall, cpu = (a + b for a, b in zip(matrices, rest, strict=True))
+        row |= {"listing_seconds": wall, "listing_cpu_seconds": cpu}
+        row |= {"listing_matrices_seconds": matrices[0], "speedup_over_listing": wall / seconds}
+        row["cpu_speedup_over_listing"] = cpu / cpu_seconds
         row["overlap_with_listing"] = float(np.isin(picks.numpy(), listed).mean())
         row["same_order_as_listing"] = bool(np.array_equal(picks.numpy(), listed))
     elif listing:
@@ -112,23 +102,15 @@ def bench_selection(
         exact = select(*double, size=size, n_chunks=chunks)
         row["overlap_with_float64"] = float(torch.isin(picks, exact).double().mean())
     result = {"selection": row, "machine": _machine(where)}
-    text = _show(result)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
-        out.with_suffix(".md").write_text(text)
+    console.print(shown := table(result))
+    save(result, shown.markdown() + "\n", out)
     return result
-
-
-run = bench_selection
 
 
 def random_pairs(batch: int, dim: int, seed: int, device: torch.device) -> PairEmbeddings:
     """Random unit embeddings [batch, dim] of pairs that resemble each other: bfloat16 on a GPU."""
-    generator = torch.Generator().manual_seed(seed)
-    image, text = (
-        F.normalize(torch.randn(batch, dim, generator=generator), dim=1) for _ in range(2)
-    )
+    rng = torch.Generator().manual_seed(seed)
+    image, text = (F.normalize(torch.randn(batch, dim, generator=rng), dim=1) for _ in range(2))
     text = F.normalize(text + image / 2, dim=1)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     return PairEmbeddings(image.to(device, dtype), text.to(device, dtype), 10.0, -10.0)
@@ -173,14 +155,8 @@ def _listing(scores: np.ndarray, size: int, chunks: int) -> np.ndarray:
     return inds
 
 
-def _flop(batch: int, size: int, dim: int, chunks: int) -> int:
-    """Of the products that selection needs: two models, two directions, all chunks but the last."""
-    members = size // chunks * (chunks - 1)
-    return 2 * 2 * 2 * members * batch * dim
-
-
 def _products(learner: PairEmbeddings, reference: PairEmbeddings, size: int, chunks: int) -> None:
-    """Those products and nothing else, in blocks of one chunk."""
+    """The matrix products that selection needs and nothing else, in blocks of one chunk."""
     m = size // chunks
     block = learner.image.new_empty(m, len(learner))
     for _ in range(chunks - 1):
@@ -224,6 +200,12 @@ def take_turns(
     return {name: np.array(rows) for name, rows in found.items()}
 
 
+def _medians(times: np.ndarray) -> dict[str, Any]:
+    wall, cpu = np.median(times, axis=0).tolist()
+    quartiles = np.quantile(times[:, 1], (0.25, 0.75)).tolist()
+    return {"seconds": wall, "cpu_seconds": cpu, "cpu_quartiles": quartiles}
+
+
 def earlier(checkout: Path) -> ModuleType:
     """`jestcli.selection` of another checkout, beside this one. Raises ValueError."""
     if not (checkout / "jestcli" / "selection" / "__init__.py").is_file():
@@ -253,12 +235,11 @@ def peak_memory(call: Callable[[], Tensor], device: torch.device) -> tuple[Tenso
         result = call()
         wait(device)
         return result, torch.cuda.max_memory_allocated(device) - before
-    before, peak, done = _resident(), 0, threading.Event()
+    before, seen, done = _resident(), [0], threading.Event()
 
     def watch() -> None:
-        nonlocal peak
         while not done.wait(0.002):
-            peak = max(peak, _resident())
+            seen.append(_resident())
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -267,7 +248,7 @@ def peak_memory(call: Callable[[], Tensor], device: torch.device) -> tuple[Tenso
     finally:
         done.set()
     watcher.join()
-    return result, max(peak - before, 0)
+    return result, max(max(seen) - before, 0)
 
 
 def _resident() -> int:
@@ -285,80 +266,49 @@ def wait(device: torch.device) -> None:
 
 
 def _machine(device: torch.device) -> dict[str, str | float]:
-    if device.type == "cuda":
-        hardware = torch.cuda.get_device_name(device)
-    else:
-        hardware = f"{_cpu_name()}, {torch.get_num_threads()} threads"
-    return {
-        "hardware": hardware,
-        "device": str(device),
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "commit": git_commit() or "unknown",
-        "load_average": round(os.getloadavg()[0], 1),
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    about = environment()
+    cpu = f"{about['cpu']}, {about['threads']} threads"
+    hardware = about["gpu"] if device.type == "cuda" else cpu
+    numpy, commit = np.__version__, about["commit"] or "unknown"
+    versions = {"python": about["python"], "torch": str(torch.__version__), "numpy": numpy}
+    where = {"hardware": hardware, "device": str(device), **versions, "commit": commit}
+    return {**where, "load_average": round(os.getloadavg()[0], 1)}
 
 
 def _time(seconds: float) -> str:
     return f"{seconds:.3f} s" if seconds >= 0.1 else f"{1000 * seconds:.2f} ms"
 
 
-def _show(result: dict[str, Any]) -> str:
-    """Print the numbers as a table; return the same as Markdown."""
-    row, machine = result["selection"], result["machine"]
+def _times(row: dict[str, Any], of: str = "") -> str:
+    return f"{_time(row[f'{of}seconds'])}, {_time(row[f'{of}cpu_seconds'])} of CPU"
+
+
+def table(result: dict[str, Any]) -> Table:
+    """The numbers in words."""
+    row = result["selection"]
     shape = f"B = {row['batch']:,}, b = {row['size']:,}, d = {row['dim']}, N = {row['chunks']}"
-    cells = [
-        ("input", f"{shape}, {row['dtype']}"),
-        ("select", f"{_time(row['seconds'])}, {_time(row['cpu_seconds'])} of CPU"),
-        ("extra memory", f"{row['extra_memory_bytes'] / 2**20:,.0f} MiB"),
-        (
-            "matrix products alone",
-            f"{_time(row['gemm_seconds'])}, {_time(row['gemm_cpu_seconds'])} of CPU "
-            f"({row['gemm_tflop']:.3g} TFLOP)",
-        ),
-        (
-            "select / products",
-            f"{row['ratio_to_gemm_bound']:.2f}, of CPU {row['cpu_ratio_to_gemm_bound']:.2f}",
-        ),
-    ]
+    cells = {
+        "input": f"{shape}, {row['dtype']}",
+        "select": _times(row),
+        "extra memory": f"{row['extra_memory_bytes'] / 2**20:,.0f} MiB",
+        "matrix products alone": f"{_times(row, 'gemm_')} ({row['gemm_tflop']:.3g} TFLOP)",
+        "select / products": f"{row['ratio_to_gemm_bound']:.2f}, of CPU "
+        f"{row['cpu_ratio_to_gemm_bound']:.2f}",
+    }
     if "before" in row:
         before = row["before"]
         picks = "the same picks" if before["same_picks"] else "OTHER PICKS"
-        cells.append(
-            (
-                f"select at {before['commit']}, in turn",
-                f"{_time(before['seconds'])}, {_time(before['cpu_seconds'])} of CPU: "
-                f"{before['cpu_speedup']:.2f} times as much; {picks}",
-            )
-        )
+        speed = f"{before['cpu_speedup']:.2f} times as much"
+        cells[f"select at {before['commit']}, in turn"] = f"{_times(before)}: {speed}; {picks}"
     if "listing_seconds" in row:
         order = "same" if row["same_order_as_listing"] else "not the same"
-        cells += [
-            (
-                "matrix listing",
-                f"{row['listing_seconds']:.2f} s, {row['listing_cpu_seconds']:.2f} s of CPU; "
-                f"{row['listing_matrices_seconds']:.2f} s for its matrices",
-            ),
-            (
-                "listing / select",
-                f"{row['speedup_over_listing']:.1f}, of CPU {row['cpu_speedup_over_listing']:.1f}",
-            ),
-            ("picks shared with it", f"{row['overlap_with_listing']:.2%}, order {order}"),
-        ]
+        seconds, cpu = row["listing_seconds"], row["listing_cpu_seconds"]
+        wall, of_cpu = row["speedup_over_listing"], row["cpu_speedup_over_listing"]
+        matrices = f"{row['listing_matrices_seconds']:.2f} s for its matrices"
+        cells["matrix listing"] = f"{seconds:.2f} s, {cpu:.2f} s of CPU; {matrices}"
+        cells["listing / select"] = f"{wall:.1f}, of CPU {of_cpu:.1f}"
+        cells["picks shared with it"] = f"{row['overlap_with_listing']:.2%}, order {order}"
     if "overlap_with_float64" in row:
-        cells.append(("picks shared with float64", f"{row['overlap_with_float64']:.2%}"))
-    cells += [(name, str(value)) for name, value in machine.items()]
-    table = Table("", "measured", title="joint selection")
-    for cell in cells:
-        table.add_row(*cell)
-    Terminal().print(table)
-    return "| | measured |\n|---|---|\n" + "".join(f"| {a} | {b} |\n" for a, b in cells)
+        cells["picks shared with float64"] = f"{row['overlap_with_float64']:.2%}"
+    cells |= {name: str(value) for name, value in result["machine"].items()}
+    return Table("joint selection", ("", "measured"), list(cells.items()))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,15 +18,14 @@ import numpy as np
 import torch
 from open_clip.loss import SigLipLoss
 from rich.console import Console
-from rich.table import Table
 
+from jestcli.bench import save
 from jestcli.config import METHODS, Run, make_run, merge
 from jestcli.data.loader import SuperBatch
 from jestcli.models.flops import forward_flops, step_cost
 from jestcli.models.towers import Clip, build_model
 from jestcli.runs.environment import environment
 from jestcli.training.augment import normalise
-from jestcli.training.checkpoint import write_atomic, write_json
 from jestcli.training.clock import Stopwatch, peak_flops
 from jestcli.training.distributed import DistEnv
 from jestcli.training.energy import EnergyMeter
@@ -35,23 +33,21 @@ from jestcli.training.engine import make_trainee
 from jestcli.training.gradients import autocast
 from jestcli.training.optimiser import learning_rate, make_optimiser
 from jestcli.training.step import encode_pairs, select_sub_batch, train_step
+from jestcli.utils.tables import Table
 
 LIMITS = {"jest": 1.1, "flexi": 1.2}  # measured over counted cost, at most
 Step = Callable[[int], None]
 CONTENDERS = ("uniform", "jest", "flexi", "open_clip")
 
 
-def run(
+def bench_training(
     settings: dict[str, Any], rounds: int, device: torch.device, out: Path | None, console: Console
 ) -> dict[str, Any]:
     """Measure, print a table and write JSON (and the table, as Markdown) if `out` is given."""
     result = measure(settings, rounds, device)
-    console.print(_table(result))
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(out, result)
-        write_atomic(out.with_suffix(".md"), _markdown(result).encode())
-        console.print(f"wrote {out} and {out.with_suffix('.md')}")
+    console.print(table(result))
+    for path in save(result, _markdown(result), out):
+        console.print(f"wrote {path}")
     return result
 
 
@@ -89,8 +85,7 @@ def measure(
         "batch_size": case.optim.batch_size,
         "super_batch_size": _case(settings, "jest").super_batch_size,
         "model": case.model.model_dump(mode="json"),
-        "image_size": case.data.image_size,
-        "context_length": case.data.context_length,
+        **case.data.model_dump(include={"image_size", "context_length"}),
         "engine": case.engine.model_dump(mode="json"),
         "rounds": rounds,
         "peak_flops": peak,
@@ -119,14 +114,12 @@ def _case(settings: dict[str, Any], method: str) -> Run:
 
 
 def _candidates(case: Run, seed: int) -> SuperBatch:
-    dice, n = np.random.default_rng(seed), case.super_batch_size
-    images = dice.integers(0, 256, (n, 3, case.data.image_size, case.data.image_size), np.uint8)
-    tokens = dice.integers(1, case.data.vocab_size - 2, (n, case.data.context_length))
+    rng, n, size = np.random.default_rng(seed), case.super_batch_size, case.data.image_size
+    images = torch.from_numpy(rng.integers(0, 256, (n, 3, size, size), np.uint8))
+    tokens = rng.integers(1, case.data.vocab_size - 2, (n, case.data.context_length))
     tokens[:, -1] = case.data.vocab_size - 1
-    rows = np.arange(n)
-    return SuperBatch(
-        np.zeros(n, np.int64), rows, rows, torch.from_numpy(images), torch.from_numpy(tokens), str
-    )
+    rows, source = np.arange(n), np.zeros(n, np.int64)
+    return SuperBatch(source, rows, rows, images, torch.from_numpy(tokens), str)
 
 
 def _ours(case: Run, device: torch.device, resident: bool = False) -> tuple[Step, float]:
@@ -173,17 +166,13 @@ def _open_clips(case: Run, device: torch.device) -> Step:
     drawn = _candidates(case, 0)
     images, tokens = normalise(drawn.images).to(device), drawn.tokens.to(device)
     named = list(model.named_parameters())
-    vectors = [p for n, p in named if p.ndim < 2 or "bn" in n or "ln" in n or "bias" in n]
-    known = {id(p) for p in vectors}
-    others = [p for _, p in named if id(p) not in known]
-    optimiser = torch.optim.AdamW(
-        [
-            {"params": vectors, "weight_decay": 0.0},
-            {"params": others, "weight_decay": case.optim.weight_decay},
-        ],
-        lr=case.optim.lr,
-        betas=(0.9, case.optim.beta2),
-    )
+    plain = {n for n, p in named if p.ndim < 2 or "bn" in n or "ln" in n or "bias" in n}
+    decays = ((0.0, True), (case.optim.weight_decay, False))
+    groups = [
+        {"params": [p for n, p in named if (n in plain) == alone], "weight_decay": decay}
+        for decay, alone in decays
+    ]
+    optimiser = torch.optim.AdamW(groups, lr=case.optim.lr, betas=(0.9, case.optim.beta2))
     loss_of = SigLipLoss()
     forward = torch.compile(model) if case.engine.compile else model
 
@@ -209,97 +198,61 @@ def _take_turns(
 ) -> dict[str, list[float]]:
     """Seconds of each round's step, after two rounds of warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(-2, rounds):
+    for number in range(rounds + 2):
         for name, step in contenders.items():
             watch = Stopwatch(device)
             with watch("update"):
-                step(number + 2)
-            if number >= 0:
-                seconds[name].append(watch.seconds["update"])
-    return seconds
+                step(number)
+            seconds[name].append(watch.seconds["update"])
+    return {name: spent[2:] for name, spent in seconds.items()}
 
 
 def _row(
     name: str, seconds: dict[str, list[float]], counted: dict[str, float], batch: int
 ) -> dict[str, Any]:
     """Medians; the ratio to uniform is the median over rounds of the same round's ratio."""
-    mine = seconds[name]
-    ratios = [a / b for a, b in zip(mine, seconds["uniform"], strict=True)]
-    measured, expected = statistics.median(ratios), counted[name] / counted["uniform"]
-    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [measured] * 3
+    mine, ratios = seconds[name], np.divide(seconds[name], seconds["uniform"])
+    measured, expected = float(np.median(ratios)), counted[name] / counted["uniform"]
+    quartiles = np.quantile(ratios, (0.25, 0.75), method="weibull")
     return {
         "name": name,
-        "seconds": statistics.median(mine),
-        "examples_per_second": batch / statistics.median(mine),
+        "seconds": float(np.median(mine)),
+        "examples_per_second": batch / float(np.median(mine)),
         "ratio": measured,
-        "ratio_quartiles": [quartiles[0], quartiles[2]],
+        "ratio_quartiles": [float(x) for x in quartiles],
         "counted_ratio": expected,
         "over_counted": measured / expected,
         "limit": LIMITS.get(name),
     }
 
 
-COLUMNS = (
-    "step",
-    "s",
-    "examples/s",
-    "time, of uniform",
-    "quartiles",
-    "FLOPs, of uniform",
-    "time / FLOPs",
-    "at most",
-    "of peak",
-)
-
-
-def _cells(row: dict[str, Any]) -> list[str]:
-    low, high = row["ratio_quartiles"]
-    return [
-        row["name"],
-        f"{row['seconds']:.4f}",
-        f"{row['examples_per_second']:,.0f}",
-        f"{row['ratio']:.2f}",
-        f"{low:.2f} to {high:.2f}",
-        f"{row['counted_ratio']:.2f}",
-        f"{row['over_counted']:.2f}",
-        f"{row['limit']:.1f}" if row["limit"] else "",
-        f"{100 * row['mfu']:.0f} %",
-    ]
-
-
-def _title(result: dict[str, Any]) -> str:
-    return (
+def table(result: dict[str, Any]) -> Table:
+    """A row a contender."""
+    rows = []
+    for row in result["rows"]:
+        low, high = row["ratio_quartiles"]
+        speed = (f"{row['seconds']:.4f}", f"{row['examples_per_second']:,.0f}")
+        ratios = (f"{row['ratio']:.2f}", f"{low:.2f} to {high:.2f}", f"{row['counted_ratio']:.2f}")
+        limit = f"{row['limit']:.1f}" if row["limit"] else ""
+        over = (f"{row['over_counted']:.2f}", limit, f"{100 * row['mfu']:.0f} %")
+        rows.append((row["name"], *speed, *ratios, *over))
+    title = (
         f"Training steps on {result['device']}: b = {result['batch_size']}, "
         f"B = {result['super_batch_size']}, {result['rounds']} rounds, {result['clock']}"
     )
-
-
-def _table(result: dict[str, Any]) -> Table:
-    table = Table(title=_title(result), title_justify="left")
-    for k, heading in enumerate(COLUMNS):
-        table.add_column(heading, justify="right" if k else "left")
-    for row in result["rows"]:
-        table.add_row(*_cells(row))
-    return table
+    columns = ("step", "s", "examples/s", "time, of uniform", "quartiles", "FLOPs, of uniform")
+    return Table(title, (*columns, "time / FLOPs", "at most", "of peak"), rows)
 
 
 def _markdown(result: dict[str, Any]) -> str:
-    about = result["environment"]
-    lines = [
-        "# `jest bench train`",
-        "",
-        f"{_title(result)}. {about['cpu']}, {about['cores']} cores, "
-        f"{about['threads']} thread, torch {about['packages']['torch']}, commit {about['commit']}.",
-        "",
-        "| " + " | ".join(COLUMNS) + " |",
-        "|" + "---|" * len(COLUMNS),
-        *("| " + " | ".join(_cells(row)) + " |" for row in result["rows"]),
-        "",
+    shown, about = table(result), result["environment"]
+    return (
+        f"# `jest bench train`\n\n{shown.title}. {about['cpu']}, {about['cores']} cores, "
+        f"{about['threads']} thread, torch {about['packages']['torch']}, commit {about['commit']}."
+        f"\n\n{shown.markdown()}\n\n"
         "One step each in turn; medians. The reference's embeddings are cached. FLOPs are those "
         "that the step executes (the reference-cached convention without re-use). open_clip's "
         "step gets its images ready as floats, as from its loader's workers; the suite's "
         "normalises and augments bytes within the measured time. Settings: "
-        f"`{json.dumps(result['engine'])}`.",
-        "",
-    ]
-    return "\n".join(lines)
+        f"`{json.dumps(result['engine'])}`.\n"
+    )

@@ -49,7 +49,7 @@ def bench_selection(
             "what else runs, or give --busy and trust the CPU seconds alone"
         )
     try:
-        selection.run(batch, size, dim, chunks, device, out, listing, against)
+        selection.bench_selection(batch, size, dim, chunks, device, out, listing, against)
     except ValueError as problem:
         raise ConfigError(f"--against {problem}") from None
 
@@ -72,7 +72,7 @@ def bench_train(
     chosen = pick_device(device)
     if chosen.type == "cpu":
         set_threads(1)  # as in training
-    training.run(read_settings(config, set_), rounds, chosen, out, make_console())
+    training.bench_training(read_settings(config, set_), rounds, chosen, out, make_console())
 
 
 @app.command("data")
@@ -100,17 +100,8 @@ def bench_data(
         raise ConfigError("--scoring-size must not be above --size, --workers not below 0")
     from jestcli.bench import data
 
-    data.bench_data(
-        tuple(shards or ()),
-        size,
-        scoring_size,
-        batch,
-        counts,
-        seconds,
-        super_batch,
-        step_seconds,
-        out,
-    )
+    sources, demand = tuple(shards or ()), (super_batch, step_seconds)
+    data.bench_data(sources, size, scoring_size, batch, counts, seconds, *demand, out)
 
 
 @app.command("scoring")
@@ -132,13 +123,13 @@ def bench_scoring(
     """
     from rich.markdown import Markdown
 
-    from jestcli.bench import scoring
-    from jestcli.bench.of_run import bench_scoring as measure
+    from jestcli.bench import save, scoring
     from jestcli.runs.listing import find
 
     workspace, console = make_workspace(), make_console()
     folder = find(run, workspace.runs) if run else None
-    result = measure(workspace, folder, batches, untrained)
-    console.print(Markdown(scoring.as_markdown(result)))
-    for path in scoring.write(out, result) if out else []:
+    result = scoring.bench_scoring(workspace, folder, batches, untrained)
+    page = scoring.as_markdown(result)
+    console.print(Markdown(page))
+    for path in save(result, page, out):
         console.print(f"wrote {path}")

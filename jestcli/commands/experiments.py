@@ -77,7 +77,7 @@ def reproduce(
     experiment = experiment or "map"
     quick = None if headline else read_experiment(find_experiment(experiment)).quick
     names = ",".join(quick.runs) if quick else None
-    seeds = ",".join(map(str, quick.seeds)) if quick else None
+    seeds = ",".join(map(str, quick.seeds or [])) if quick else None
     work = read_jobs(experiment, set_, names, seeds)
     if list_:
         from jestcli.paper.scheduler import cost_table
@@ -104,26 +104,14 @@ def plan_costs(
     out: Annotated[Path | None, typer.Option(help="Write OUT.md and OUT.json.")] = None,
 ) -> None:
     """Print what runs would cost before anything runs: FLOPs by convention, memory, time."""
-    from rich.table import Table
-
     from jestcli.paper import plan
     from jestcli.paper.experiment import planned_jobs
 
     jobs = planned_jobs(what, read_settings(None, set_))
     plans, console = plan.make_plans(jobs, pool, devices, timed), make_console()
     lines = plan.notes(jobs[-1].run, devices, timed)
-    for title, (head, rows) in (
-        ("An iteration", plan.iteration_rows(plans)),
-        ("The whole run", plan.total_rows(plans)),
-    ):
-        table = Table(title=f"{what}: {title.lower()}", title_justify="left")
-        for i, heading in enumerate(head):
-            table.add_column(heading, justify="right" if i else "left")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-    for line in lines:
-        console.print(line)
+    for each in (*plan.tables(plans), *lines):
+        console.print(each)
     for path in plan.write(out, f"`jest plan {what}`", plans, lines) if out else []:
         console.print(f"wrote {path}")
 

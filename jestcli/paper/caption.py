@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from jestcli.paper.records import Header, Record
 from jestcli.paper.statistics import by_name
 
@@ -13,13 +11,16 @@ def caption(header: Header, records: list[Record]) -> str:
     if not records:
         return f"{header.data}; profile {header.profile}; nothing run yet."
     sets = {k: v["n"] for r in records for k, v in r["benchmarks"].items()}
+    counts = [len(runs) for runs in by_name(records).values()]
+    few, most, seeds = min(counts), max(counts), sorted({record["seed"] for record in records})
+    n = f"n = {few}" if few == most else f"n = {few} to {most}"
     parts = [
         f"Data: {header.data}; profile {header.profile}",
-        _seeds(records),
+        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))} ({n} a method)",
         f"{len(sets)} benchmarks with {sum(sets.values()):,} test items in all",
-        _error(records),
+        "± and bands: 95 % t-interval over seeds" if most > 1 else "one seed, so no error bar",
         hardware(records),
-        f"commit {commits(records)}",
+        "commit " + ", ".join(sorted({str(r["environment"].get("commit")) for r in records})),
     ]
     if any(r["retrieval_rescaled"] for r in records):
         parts.append(
@@ -31,34 +32,9 @@ def caption(header: Header, records: list[Record]) -> str:
 def hardware(records: list[Record]) -> str:
     """Processors that ran the records; every run's threads are named, as seconds depend on them."""
     found = []
-    for record in records:
-        e = record["environment"]
-        device = e.get("gpu") or e.get("cpu") or "unknown processor"
-        device = device.replace("(R)", "").replace("(TM)", "")
-        text = f"{device}, {e.get('cores')} cores, {_threads(e)}"
-        found.append(f"{text}, torch {e.get('torch')}")
+    for about in (record["environment"] for record in records):
+        device = about.get("gpu") or about.get("cpu") or "unknown processor"
+        device, n = device.replace("(R)", "").replace("(TM)", ""), about.get("threads")
+        threads = f"{n} thread{'' if n == 1 else 's'} a run"
+        found.append(f"{device}, {about.get('cores')} cores, {threads}, torch {about.get('torch')}")
     return " and ".join(dict.fromkeys(found))
-
-
-def commits(records: list[Record]) -> str:
-    return ", ".join(sorted({str(r["environment"].get("commit")) for r in records}))
-
-
-def _threads(environment: dict[str, Any]) -> str:
-    n = environment.get("threads")
-    return f"{n} thread{'' if n == 1 else 's'} a run"
-
-
-def _error(records: list[Record]) -> str:
-    if all(len(runs) == 1 for runs in by_name(records).values()):
-        return "one seed, so no error bar"
-    return "± and bands: 95 % t-interval over seeds"
-
-
-def _seeds(records: list[Record]) -> str:
-    counts = {name: len(runs) for name, runs in by_name(records).items()}
-    seeds = sorted({record["seed"] for record in records})
-    listed = ", ".join(map(str, seeds))
-    few = min(counts.values())
-    n = f"n = {few}" if few == max(counts.values()) else f"n = {few} to {max(counts.values())}"
-    return f"seed{'s' if len(seeds) > 1 else ''} {listed} ({n} a method)"

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from jestcli.data.dataset import Dataset
 from jestcli.paper import theme as look
-from jestcli.paper.grid import frame
-from jestcli.paper.methods import BLUE, VERMILLION
+from jestcli.paper.methods import BLUE, COLOURS, VERMILLION
 from jestcli.paper.theme import Theme
+from jestcli.utils.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LINE = 0.13  # inches between labels
 TOP = 8  # names shown at either end
 LEAST = 20  # candidates of a source, for its rate to mean something
 WORDS = "words"  # the group of captions by their length
 PLURAL = {"source": "sources", "category": "categories"}
+TITLES = {"source": "Source set", "category": "Category", WORDS: "Words in the caption"}
 LENGTHS = ("1", "2", "3", "4", "5", "6+")
+Labels = Callable[[np.ndarray], Sequence[str]]  # rows int64 [n] -> each one's label
 
 
 class Chosen(Protocol):
@@ -41,14 +41,9 @@ class Chosen(Protocol):
 
 
 def describe(
-    pairs: Dataset,
-    replays: Sequence[Chosen],
-    in_training: list[tuple[int, np.ndarray]],
-    overlaps: dict[str, dict[str, float]],
-    drift: dict[str, float],
-    near_duplicates: tuple[float, float],
+    pairs: Dataset, replays: Sequence[Chosen], in_training: list[tuple[int, np.ndarray]]
 ) -> dict[str, Any]:
-    """All that is reported about a run's choices, as plain data.
+    """What is reported about a run's choices, as plain data.
 
     rates: group -> name -> [offered, chosen, chosen / offered relative to the mean], by what the
     pairs are grouped in and by words in the caption. over_time: group -> name -> share of the
@@ -57,38 +52,33 @@ def describe(
     offered = np.concatenate([r.rows for r in replays])
     chosen = np.concatenate([r.rows[r.index] for r in replays])
     random = np.concatenate([r.rows[: len(r.index)] for r in replays])
-    groups = {name: labelled(pairs, name) for name in (*pairs.groups, WORDS)}
+    groups: dict[str, Labels] = {name: partial(pairs.labels, name) for name in pairs.groups}
+    groups[WORDS] = lambda rows: [_length(caption) for caption in pairs.captions_of(rows)]
     most = {WORDS: pairs.most_captions}
+    scores = [r.score for r in replays], [r.score[r.index] for r in replays]
     return {
         "super_batches": len(replays),
         "offered": len(offered),
         "chosen": len(chosen),
-        "rates": {k: rates(labels, offered, chosen) for k, labels in groups.items()},
+        "rates": {name: rates(labels, offered, chosen) for name, labels in groups.items()},
         "over_time": {k: over_time(x, in_training, most.get(k)) for k, x in groups.items()},
         "diversity": {"chosen": diversity(pairs, chosen), "random": diversity(pairs, random)},
-        "overlap": overlaps,
         "overlap_by_chance": len(chosen) / len(offered),
-        "drift": drift,
-        "near_duplicates": {"chosen": near_duplicates[0], "random": near_duplicates[1]},
-        "score": {
-            "offered": _spread(np.concatenate([r.score for r in replays])),
-            "chosen": _spread(np.concatenate([r.score[r.index] for r in replays])),
-        },
+        "score": dict(zip(("offered", "chosen"), map(_spread, scores), strict=True)),
     }
-
-
-def labelled(pairs: Dataset, group: str) -> Any:
-    """rows int64 [n] -> each one's label, by one of the pairs' groups or words in the caption."""
-    if group == WORDS:
-        return lambda rows: [_length(caption) for caption in pairs.captions_of(rows)]
-    return partial(pairs.labels, group)
 
 
 def _length(caption: str) -> str:
     return LENGTHS[min(max(len(caption.split()), 1), len(LENGTHS)) - 1]
 
 
-def rates(labels: Any, offered: np.ndarray, chosen: np.ndarray) -> dict[str, list[float]]:
+def _spread(scores: list[np.ndarray]) -> dict[str, float]:
+    values = np.concatenate(scores)
+    low, middle, high = map(float, np.quantile(values, (0.05, 0.5, 0.95)))
+    return {"mean": float(values.mean()), "p05": low, "p50": middle, "p95": high}
+
+
+def rates(labels: Labels, offered: np.ndarray, chosen: np.ndarray) -> dict[str, list[float]]:
     """label -> [offered, chosen, its share of being chosen over the mean share]."""
     before, after = Counter(labels(offered)), Counter(labels(chosen))
     mean = len(chosen) / len(offered)
@@ -96,7 +86,7 @@ def rates(labels: Any, offered: np.ndarray, chosen: np.ndarray) -> dict[str, lis
 
 
 def over_time(
-    labels: Any,
+    labels: Labels,
     in_training: list[tuple[int, np.ndarray]],
     most: int | None = None,
     spans: int = 10,
@@ -112,8 +102,7 @@ def over_time(
     every = 1 if most is None else math.ceil(sum(map(len, rows)) / most)
     counts = [Counter(labels(each[::every])) for each in rows]
     top = [k for k, _ in sum(counts, Counter()).most_common(TOP)]
-    totals = [sum(c.values()) for c in counts]
-    share = {k: [c[k] / n for c, n in zip(counts, totals, strict=True)] for k in top}
+    share = {k: [c[k] / sum(c.values()) for c in counts] for k in top}
     return {"step": [in_training[int(p[-1])][0] for p in parts], "share": share}
 
 
@@ -126,10 +115,8 @@ def diversity(pairs: Dataset, rows: np.ndarray) -> dict[str, float]:
         counts = Counter(pairs.labels(group, rows))
         found |= {PLURAL[group]: len(counts), f"effective_{PLURAL[group]}": effective(counts)}
     captions = Counter(pairs.captions_of(rows))
-    return found | {
-        "effective_captions": effective(captions),
-        "distinct_captions": len(captions) / len(rows),
-    }
+    distinct = len(captions) / len(rows)
+    return found | {"effective_captions": effective(captions), "distinct_captions": distinct}
 
 
 def effective(counts: Counter[str]) -> float:
@@ -138,47 +125,33 @@ def effective(counts: Counter[str]) -> float:
     return float(np.exp(-(p * np.log(p)).sum()))
 
 
-def _spread(values: np.ndarray) -> dict[str, float]:
-    names = ("p05", "p50", "p95")
-    found = dict(zip(names, map(float, np.quantile(values, (0.05, 0.5, 0.95))), strict=True))
-    return {"mean": float(values.mean()), **found}
-
-
 # --- figure --------------------------------------------------------------------------------------
-
-
-def draw_choices(facts: dict[str, Any], path: Path) -> list[Path]:
-    """Write `path`.png, .svg and -dark.png."""
-    return look.both(lambda theme: make_choices(facts, theme), path)
 
 
 def make_choices(facts: dict[str, Any], theme: Theme) -> Figure:
     """What is chosen more and less often than the mean, and shares over training."""
-    note = (
-        f"Run {facts['run']}; {facts['super_batches']} new super-batches, {facts['offered']:,} "
-        f"pairs offered, {facts['chosen']:,} chosen by the final weights; groups of fewer than "
-        f"{LEAST} offered pairs are left out."
+    words = (
+        f"Selection: {facts['selects']}. Left: how much more often than the mean a group is "
+        "chosen. Right: shares of the sub-batches during training."
     )
+    note = f"{_measured(facts)} Groups of fewer than {LEAST} offered pairs are left out."
     heights = {name: 1.5 if name == WORDS else 3.1 for name in facts["rates"]}
-    figure, top = frame(
-        f"What {facts['label']} chooses",
-        f"Selection: {facts['selects']}. Left: how much more "
-        "often than the mean a group is chosen. Right: shares of the sub-batches during training.",
-        note,
-        sum(heights.values()) + 0.2,
-        theme,
-    )
-    at = top + 0.25
+    body = sum(heights.values()) + 0.2
+    figure, at = look.frame(f"What {facts['label']} chooses", words, note, body, theme)
     for name, height in heights.items():
-        axes = look.place(figure, 1.9, at, 2.3, height - 0.72)
-        axes.set_title(
-            {"source": "Source set", "category": "Category", WORDS: "Words in the caption"}[name]
-        )
-        _rates(axes, facts["rates"][name], name == WORDS, theme)
-        right = look.place(figure, 5.0, at, 2.4, height - 0.72)
-        _shares(right, facts["over_time"][name], height - 0.72, theme)
+        left, right = (look.place(figure, x, at + 0.25, 2.3, height - 0.72) for x in (1.9, 5.0))
+        left.set_title(TITLES[name])
+        _rates(left, facts["rates"][name], name == WORDS, theme)
+        _shares(right, facts["over_time"][name], theme)
         at += height
     return figure
+
+
+def _measured(facts: dict[str, Any]) -> str:
+    return (
+        f"Run {facts['run']}; {facts['super_batches']} new super-batches, {facts['offered']:,} "
+        f"pairs offered, {facts['chosen']:,} chosen with the final weights."
+    )
 
 
 def _rates(axes: Axes, table: dict[str, list[float]], in_order: bool, theme: Theme) -> None:
@@ -186,9 +159,8 @@ def _rates(axes: Axes, table: dict[str, list[float]], in_order: bool, theme: The
     names = list(known) if in_order else sorted(known, key=lambda k: known[k])
     if len(names) > 2 * TOP and not in_order:
         names = names[:TOP] + names[-TOP:]
-    values = [known[n] for n in names]
-    colours = [theme.colour(BLUE if v >= 1 else VERMILLION) for v in values]
-    axes.barh(range(len(names)), [v - 1 for v in values], left=1, color=colours, height=0.7)
+    colours = [theme.colour(BLUE if known[n] >= 1 else VERMILLION) for n in names]
+    axes.barh(range(len(names)), [known[n] - 1 for n in names], left=1, color=colours, height=0.7)
     axes.set_yticks(range(len(names)), [_short(n, 26) for n in names], fontsize=6.2)
     axes.axvline(1, color=theme.muted, lw=0.8)
     axes.set_xlabel("times the mean rate", size=7)
@@ -196,27 +168,16 @@ def _rates(axes: Axes, table: dict[str, list[float]], in_order: bool, theme: The
     axes.grid(axis="y", visible=False)
 
 
-def _shares(axes: Axes, series: dict[str, Any], height: float, theme: Theme) -> None:
-    """height: of the axes, inches."""
-    from jestcli.paper.grid import COLOURS
-
+def _shares(axes: Axes, series: dict[str, Any], theme: Theme) -> None:
     if not series["step"]:
-        axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center")
-        axes.set_xticks([])
-        axes.set_yticks([])
+        look.empty(axes, "not recorded")
         return
     ends = []
-    for i, (name, share) in enumerate(list(series["share"].items())[: len(COLOURS)]):
-        colour = theme.colour(COLOURS[i])
-        axes.plot(series["step"], [100 * s for s in share], color=colour, lw=1.3)
-        ends.append((100 * share[-1], name, colour))
-    low, high = axes.get_ylim()
-    heights = [(y - low) / (high - low) for y, _, _ in ends]
-    gap = LINE / height
-    for (_, name, colour), y in zip(ends, look.spread(heights, gap, 0, 1), strict=True):
-        axes.text(
-            1.02, y, _short(name, 24), transform=axes.transAxes, size=6.4, color=colour, va="center"
-        )
+    for bare, (name, share) in zip(COLOURS, series["share"].items(), strict=False):
+        colour, y = theme.colour(bare), [100 * s for s in share]
+        axes.plot(series["step"], y, color=colour, lw=1.3)
+        ends.append((series["step"][-1], y[-1], _short(name, 24), colour))
+    look.label_ends(axes, ends)
     axes.set_xlabel("step", size=7)
     axes.set_ylabel("% of sub-batch", size=7)
     axes.tick_params(labelsize=7)
@@ -232,48 +193,35 @@ def _short(name: str, most: int) -> str:
 
 def to_markdown(facts: dict[str, Any], sheets: list[str]) -> str:
     """The report of `jest inspect`."""
-    many, few = facts["diversity"]["random"], facts["diversity"]["chosen"]
+    both, near = facts["diversity"], facts["near_duplicates"]
+    rows = [
+        [key.replace("_", " "), *(_n(both[kind][key]) for kind in ("chosen", "random"))]
+        for key in both["chosen"]
+    ]
+    shares = [f"{100 * near[kind]:.1f}" for kind in ("chosen", "random")]
+    varied = Table("", ("", "chosen", "random, as many"), [*rows, ["near-duplicate, %", *shares]])
+    names = list(facts["overlap"])
+    rows = [[a, *(f"{100 * facts['overlap'][a][b]:.0f}" for b in names)] for a in names]
+    overlap = Table("", ("share of … chosen by … too, %", *names), rows)
+    rows = [[kind, *(f"{x:.2f}" for x in row.values())] for kind, row in facts["score"].items()]
+    head = ("nats, learner minus reference", "mean", "5 %", "median", "95 %")
+    drift = "; ".join(f"{k} {v:.2f}" for k, v in facts["drift"].items())
     lines = [
         f"# What {facts['label']} chooses",
-        f"Run {facts['run']}; selection: {facts['selects']}. {facts['super_batches']} new "
-        f"super-batches, {facts['offered']:,} pairs offered, {facts['chosen']:,} chosen with the "
-        "final weights.",
+        f"Selection: {facts['selects']}. {_measured(facts)}",
         "![shares](choices.png)",
-        "## Diversity",
-        "| | chosen | random, as many |\n|---|---:|---:|\n"
-        + "\n".join(f"| {k.replace('_', ' ')} | {_n(few[k])} | {_n(many[k])} |" for k in few)
-        + f"\n| near-duplicate in the batch, % | {100 * facts['near_duplicates']['chosen']:.1f} | "
-        f"{100 * facts['near_duplicates']['random']:.1f} |",
+        f"## Diversity\n\n{varied.markdown()}",
         "Effective: exp of the entropy. Near-duplicate: another image of the same sub-batch with "
         "a cosine of at least .98 by the reference.",
-        "## Overlap of strategies",
-        _overlap(facts),
-        "## Scores",
-        "| nats, learner minus reference | mean | 5 % | median | 95 % |\n"
-        "|---|---:|---:|---:|---:|\n"
-        + "\n".join(
-            f"| {k} | {v['mean']:.2f} | {v['p05']:.2f} | {v['p50']:.2f} | {v['p95']:.2f} |"
-            for k, v in facts["score"].items()
-        ),
-        "Rank correlation of a pair's score: "
-        + "; ".join(f"{k} {v:.2f}" for k, v in facts["drift"].items())
-        + ".",
+        f"## Overlap of strategies\n\n{overlap.markdown()}",
+        f"By chance: {100 * facts['overlap_by_chance']:.0f} %.",
+        f"## Scores\n\n{Table('', head, rows).markdown()}",
+        f"Rank correlation of a pair's score: {drift}.",
         "## Pictures",
         *(f"![{name}]({name})" for name in sheets),
         "scores.csv holds the scores by key, uids.npy the chosen pairs as a DataComp uid file.",
     ]
     return "\n\n".join(lines) + "\n"
-
-
-def _overlap(facts: dict[str, Any]) -> str:
-    names = list(facts["overlap"])
-    head = "| share of … chosen by … too, % | " + " | ".join(names) + " |"
-    rows = [
-        f"| {a} | " + " | ".join(f"{100 * facts['overlap'][a][b]:.0f}" for b in names) + " |"
-        for a in names
-    ]
-    chance = f"By chance: {100 * facts['overlap_by_chance']:.0f} %."
-    return "\n".join([head, "|---|" + "---:|" * len(names), *rows, "", chance])
 
 
 def _n(value: float) -> str:

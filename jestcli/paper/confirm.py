@@ -13,14 +13,14 @@ from typing import Any
 from jestcli.evaluation.benchmarks import list_benchmarks
 from jestcli.evaluation.evaluate import evaluate
 from jestcli.paper.map import at_quality, named
-from jestcli.paper.methods import style
-from jestcli.paper.panels import MARK
+from jestcli.paper.methods import MARK, style
 from jestcli.paper.records import Record
 from jestcli.paper.saving import Ratio, cells, savings
 from jestcli.runs.trained import THREADS, load_folder
 from jestcli.runs.workspace import StageError, Workspace, read_run
 from jestcli.training.devices import set_threads
 from jestcli.utils.io import save_text
+from jestcli.utils.reading import read_json
 
 QUALITY = 0.8
 METHODS = ("jest", "jest-90", "filtered", "filtered-20", "curated", "uniform")

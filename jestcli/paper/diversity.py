@@ -1,126 +1,186 @@
-"""Diversity of what is chosen, as a figure and a table."""
+"""Does choosing batches cost diversity? What is chosen against what is drawn, and the rare classes.
+
+"Selecting diverse data promotes fairness" was said of JEST by the press; the paper measures no
+such thing. Measured here: how many source sets, categories and captions the chosen pairs span, and
+whether accuracy on rarely named classes suffers.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jestcli.data.dataset import Dataset
+from jestcli.evaluation.benchmarks import Benchmark
 from jestcli.paper import theme as look
-from jestcli.paper.grid import frame
+from jestcli.paper.choices import diversity
+from jestcli.paper.experiment import Job
+from jestcli.paper.inspection import near_duplicates, replay
 from jestcli.paper.methods import BLUE, GREEN, ORANGE, VERMILLION, style
+from jestcli.paper.statistics import hits_of
 from jestcli.paper.theme import Theme
+from jestcli.runs.opened import open_run
+from jestcli.runs.workspace import Workspace, is_done, read_done
+from jestcli.training.checkpoint import write_json
+from jestcli.utils.reading import read_json
+from jestcli.utils.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MEASURED = "diversity.json"
+SUPER_BATCHES = 16
 SPANS = {  # column -> what it is called
     "effective_sources": "effective source sets",
     "effective_categories": "effective categories",
     "distinct_captions": "distinct captions, share",
 }
 THIRDS = {"rare": ORANGE, "middle": GREEN, "frequent": BLUE}
+LONGEST = 4  # words of a class name that are counted
+Measured = list[dict[str, Any]]
 
 
-def draw_diversity(
-    title: str, measured: list[dict[str, Any]], names: list[str], note: str, path: Path
-) -> list[Path]:
-    """Write `path`.png, .svg and -dark.png. measured: of stages/diversity.measure_all."""
-    return look.both(lambda theme: make_diversity(title, measured, names, note, theme), path)
+def measure_all(jobs: list[Job], workspace: Workspace, folder: Path) -> Measured:
+    """Measure every finished learner of `jobs` into `folder`, unless it was; returns all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / MEASURED
+    known = read_json(path) if path.exists() else {}
+    counts: Counter[str] | None = None
+    for job in jobs:
+        where, key = workspace.folder(job.run), f"{job.name} {job.seed}"
+        if not is_done(where) or known.get(key, {}).get("run") == where.name:
+            continue
+        data = workspace.inputs(job.run)
+        counts = counts if counts is not None else phrases(first_captions(data.pool))
+        accuracy = by_frequency(read_done(where)["scores"], data.benchmarks(), counts)
+        known[key] = {"run": where.name, "name": job.name, "seed": job.seed, "accuracy": accuracy}
+        known[key] |= choices_of(job, workspace)
+        write_json(path, known)
+    return [known[key] for key in sorted(known)]
+
+
+def choices_of(job: Job, workspace: Workspace) -> dict[str, Any]:
+    """Diversity of chosen and random sub-batches; neither where there is no reference to score
+    with (plain uniform training: its sub-batches are the random ones)."""
+    run = job.run
+    if not (run.reference or run.reference_model) or run.source.kind in ("curated", "mixed"):
+        return {"chosen": None, "random": None, "near_duplicates": None}
+    opened = open_run(workspace.folder(job.run), workspace)
+    replays = replay(opened, SUPER_BATCHES)
+    chosen = np.concatenate([r.rows[r.index] for r in replays])
+    random = np.concatenate([r.rows[: len(r.index)] for r in replays])
+    found = {"chosen": diversity(opened.pairs, chosen), "random": diversity(opened.pairs, random)}
+    return {**found, "near_duplicates": list(near_duplicates(replays))}
+
+
+def first_captions(pool: Dataset, most: int = 500_000) -> Iterable[str]:
+    """The caption of every pair of the pool; of shards that hold more, of so many spread evenly:
+    enough to order class names by how often they are named."""
+    n = len(pool) if pool.in_memory else min(len(pool), most)
+    return pool.captions_of(np.linspace(0, len(pool) - 1, n).astype(np.int64))
+
+
+def phrases(captions: Iterable[str]) -> Counter[str]:
+    """How many captions hold each phrase of up to LONGEST words."""
+    counts: Counter[str] = Counter()
+    for caption in captions:
+        words = caption.lower().split()
+        ends = [(i, i + n) for n in range(1, LONGEST + 1) for i in range(len(words) - n + 1)]
+        counts.update({" ".join(words[start:end]) for start, end in ends})
+    return counts
+
+
+def by_frequency(
+    scores: dict[str, dict[str, Any]], benchmarks: list[Benchmark], counts: Counter[str]
+) -> dict[str, float]:
+    """Accuracy on the rarest, middle and most frequent third of each benchmark's classes, mean
+    over the benchmarks that record which items were right."""
+    found: dict[str, list[float]] = {third: [] for third in THIRDS}
+    for benchmark in benchmarks:
+        right = hits_of(scores[benchmark.name]) if benchmark.name in scores else None
+        labels = benchmark.split().labels if right is not None else None
+        if right is None or labels is None:
+            continue
+        frequency = np.array([counts[name.lower()] for name in benchmark.classes])
+        order = np.argsort(frequency, kind="stable")
+        for third, classes in zip(THIRDS, np.array_split(order, 3), strict=True):
+            among = np.isin(labels.numpy(), classes)
+            if among.any():
+                found[third].append(float(right[among].mean()))
+    return {third: float(np.mean(v)) for third, v in found.items() if v}
+
+
+# --- figure and table ----------------------------------------------------------------------------
+
+
+def _values(measured: Measured, name: str, part: str, key: str) -> list[float]:
+    """Of every seed of a method that has it."""
+    parts = [one[part] for one in measured if one["name"] == name]
+    return [each[key] for each in parts if key in (each or {})]
 
 
 def make_diversity(
-    title: str, measured: list[dict[str, Any]], names: list[str], note: str, theme: Theme
+    title: str, measured: Measured, names: list[str], note: str, theme: Theme
 ) -> Figure:
     """A row a method: chosen (filled) against random (hollow) batches, and accuracy by how often
-    a class is named in the pool."""
-    height = 0.32 * max(len(names), 3) + 0.3
-    figure, top = frame(
-        title,
-        "Filled: chosen pairs; hollow: as many random pairs of the same pool. Effective: "
-        "exp of the entropy.\nRight: accuracy by how often the pool names a class. Thin lines: "
-        "range over seeds.",
-        note,
-        height + 0.75,
-        theme,
+    a class is named in the pool. measured: of `measure_all`."""
+    words = (
+        "Filled: chosen pairs; hollow: as many random pairs of the same pool. Effective: exp of "
+        "the entropy.\nRight: accuracy by how often the pool names a class. Thin lines: range over "
+        "seeds."
     )
-    width, left = 1.5, 1.45
-    for i, (key, words) in enumerate(SPANS.items()):
-        axes = look.place(figure, left + i * (width + 0.3), top + 0.2, width, height)
+    height = 0.32 * max(len(names), 3) + 0.3
+    figure, top = look.frame(title, words, note, height + 0.75, theme)
+    for i, (key, heading) in enumerate([*SPANS.items(), ("", "accuracy, %")]):
+        axes = look.place(figure, 1.45 + 1.8 * i, top + 0.2, 1.5, height)
+        kinds = [("random", key, BLUE, "none"), ("chosen", key, VERMILLION, None)]
+        if not key:
+            kinds = [("accuracy", third, colour, None) for third, colour in THIRDS.items()]
+            for k, (third, colour) in enumerate(THIRDS.items()):
+                look.say(axes, 0.34 * k, 1.03, third, color=theme.colour(colour))
         for y, name in enumerate(names):
-            for kind, filled in (("random", False), ("chosen", True)):
-                values = [
-                    m[kind][key] for m in measured if m["name"] == name and key in (m[kind] or {})
-                ]
+            for part, field, bare, fill in kinds:
+                values = [v if key else 100 * v for v in _values(measured, name, part, field)]
                 if values:
-                    colour = theme.colour(VERMILLION if filled else BLUE)
+                    colour = theme.colour(bare)
                     axes.plot([min(values), max(values)], [y, y], color=colour, lw=0.9)
-                    axes.plot(
-                        [np.mean(values)],
-                        [y],
-                        "o",
-                        ms=5,
-                        color=colour,
-                        mfc=colour if filled else "none",
-                    )
-        _rows(axes, names, words, i == 0)
-    axes = look.place(figure, left + 3 * (width + 0.3), top + 0.2, width, height)
-    for y, name in enumerate(names):
-        for third, colour in THIRDS.items():
-            values = [
-                m["accuracy"][third]
-                for m in measured
-                if m["name"] == name and third in m["accuracy"]
-            ]
-            if values:
-                axes.plot([100 * np.mean(values)], [y], "D", ms=4, color=theme.colour(colour))
-    for i, (third, colour) in enumerate(THIRDS.items()):
-        axes.text(
-            0.34 * i, 1.03, third, transform=axes.transAxes, size=7, color=theme.colour(colour)
-        )
-    _rows(axes, names, "accuracy, %", False)
-    if not measured:
-        axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center")
+                    axes.plot([np.mean(values)], [y], "o", color=colour, mfc=fill or colour)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_yticks(range(len(names)), [style(n).label for n in names] if i == 0 else [])
+        axes.set_xlabel(heading, size=7.4)
+        axes.tick_params(axis="x", labelsize=7)
+        if not measured:
+            look.say(axes, 0.5, 0.5, "not run", ha="center")
     return figure
 
 
-def _rows(axes: Any, names: list[str], words: str, labelled: bool) -> None:
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_yticks(range(len(names)), [style(n).label for n in names] if labelled else [])
-    axes.set_xlabel(words, size=7.4)
-    axes.tick_params(axis="x", labelsize=7)
-
-
-def to_markdown(measured: list[dict[str, Any]], names: list[str], note: str) -> str:
+def to_markdown(measured: Measured, names: list[str], note: str) -> str:
     """The same as a table, means over seeds; "not run" where nothing was measured."""
     head = ["method", "seeds", *SPANS.values(), "near-duplicates %", *THIRDS]
     rows = []
     for name in names:
         found = [m for m in measured if m["name"] == name]
-        if not found:
-            rows.append([style(name).label, *["not run"] * (len(head) - 1)])
-            continue
-        cells = [style(name).label, str(len(found))]
-        for key in SPANS:
-            cells.append(_against([m for m in found if key in (m["chosen"] or {})], key))
-        pairs = [m["near_duplicates"] for m in found if m["near_duplicates"]]
-        cells.append(" / ".join(f"{100 * x:.1f}" for x in np.mean(pairs, 0)) if pairs else "–")
-        for third in THIRDS:
-            values = [m["accuracy"][third] for m in found if third in m["accuracy"]]
-            cells.append(f"{100 * np.mean(values):.1f}" if values else "–")
-        rows.append(cells)
-    lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+        cells = ["not run"] * (len(head) - 1)
+        if found:
+            both = (
+                (_values(found, name, kind, key) for kind in ("chosen", "random")) for key in SPANS
+            )
+            pairs = [m["near_duplicates"] for m in found if m["near_duplicates"]]
+            thirds = (_values(found, name, "accuracy", third) for third in THIRDS)
+            cells = [
+                str(len(found)),
+                *(" / ".join(f"{np.mean(v):.2f}" for v in two if v) or "–" for two in both),
+                " / ".join(f"{100 * x:.1f}" for x in np.mean(pairs, 0)) if pairs else "–",
+                *(f"{100 * np.mean(v):.1f}" if v else "–" for v in thirds),
+            ]
+        rows.append([style(name).label, *cells])
     words = (
         "Chosen / random of the same pool. Near-duplicates: pairs with an image in their own batch "
         "at a cosine of .98 by the reference. Rare, middle, frequent: accuracy in % on each third "
         "of a benchmark's classes by how often the pool's captions name them."
     )
-    return "\n".join(lines) + f"\n\n{words} {note}\n"
-
-
-def _against(found: list[dict[str, Any]], key: str) -> str:
-    if not found:
-        return "–"
-    return " / ".join(f"{np.mean([m[k][key] for m in found]):.2f}" for k in ("chosen", "random"))
+    return f"{Table('', head, rows).markdown()}\n\n{words} {note}\n"

@@ -19,10 +19,8 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-from jestcli.paper.groups import value
-from jestcli.paper.methods import style
-from jestcli.paper.panels import line_of, value_of
-from jestcli.paper.records import Record
+from jestcli.paper.methods import line_of, style, value_of
+from jestcli.paper.records import Record, value
 from jestcli.paper.statistics import LEVEL
 
 POWER = 0.8
@@ -141,20 +139,12 @@ class Fit:
         return Effect(contrast, float(row @ self.result.params), se, df, n)
 
 
-def fit(
-    records: Iterable[Record],
-    metric: str = "mean",
-    condition: Callable[[Record], str] = lambda record: record["name"],
-) -> Fit:
-    """Fit score = condition + seed + error to all runs that have `metric` (see `groups.value`).
-
-    Args:
-        condition: what a record is an instance of; with several lengths under one name it must
-            tell them apart. Of one seed of a condition the record given last counts.
-    """
+def fit(records: Iterable[Record], metric: str = "mean") -> Fit:
+    """Fit score = condition + seed + error to all runs that have `metric` (see `records.value`);
+    the condition is the name. Of one seed of a condition the record given last counts."""
     from statsmodels.regression.linear_model import OLS
 
-    found = [(condition(r), r) for r in records if value(r, metric) is not None]
+    found = [(r["name"], r) for r in records if value(r, metric) is not None]
     alias: dict[str, str] = {}
     owner: dict[str, str] = {}  # of a digest
     for name, record in found:

@@ -11,7 +11,7 @@
     quick: {runs: [names], seeds: [0]}   # what `jest reproduce` trains itself
     tiers: [{runs: [patterns], seeds: [0]}, ...]   # in order of worth: what runs first
     compact: true   # records hold end points alone, where there are hundreds of runs
-    figure: {kind: ..., panels: [...]}   # how it is drawn (paper/panels.py)
+    figure: {kind: ..., panels: [...]}   # how it is drawn (see `Figure`)
 
 A run or reference with `vary: {a.b: [1, 2], c: [x, y]}` stands for one for each place in the lists
 (they go together), called name@1 and name@2 after the first of them. `grid: {a.b: [1, 2],
@@ -21,12 +21,13 @@ c: [x, y]}` stands for every combination, called name@1@x, name@1@y, ... In plac
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -41,7 +42,9 @@ from jestcli.config import (
     needs_reference,
     read_yaml,
 )
-from jestcli.paper.panels import Figure
+
+T = TypeVar("T")
+Settings = dict[str, Any]
 
 
 def _shipped() -> Path:
@@ -58,33 +61,57 @@ PROFILES = FOLDER / "profiles"
 DEFAULT_PROFILE = "cpu"  # what `jest train` takes without --profile
 
 
-class Quick(BaseModel):
+class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-    runs: list[str]
-    seeds: list[int]
 
 
-class Tier(BaseModel):
+class Panel(_Strict):
+    """Final scores by one setting: a line for each name of runs `name@value`.
+
+    lines: name -> label; levels: runs without a value -> label, drawn as horizontal lines; x: what
+    the axis is called; log: a logarithmic axis; ordered: whether the setting's values are more and
+    less of something (else their points stand side by side and are not joined); metrics: of
+    paper/grid.py, at most two.
+    """
+
+    title: str
+    x: str
+    lines: dict[str, str]
+    levels: dict[str, str] = {}
+    log: bool = False
+    ordered: bool = True
+    metrics: tuple[Literal["mean", "nats", "noise", "curated"], ...] = ("mean", "nats")
+
+
+class Figure(_Strict):
+    """kind: "curves" (score against cost), "grid" (final scores by a setting, in panels), "matrix"
+    (Figure 2), "choices" (what was chosen), "map" (savings by pool), "table" (no figure)."""
+
+    kind: Literal["curves", "grid", "matrix", "choices", "table", "map"] = "curves"
+    panels: tuple[Panel, ...] = ()
+
+
+class Tier(_Strict):
     """Runs that are worth about the same; runs: names or patterns such as "jest@0.8@*"."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     runs: list[str]
     seeds: list[int] | None = None
 
 
-class Experiment(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Experiment(_Strict):
+    """An experiment's file, its `vary` and `grid` written out."""
+
     name: str
     title: str
     claim: str
     refuted_if: str
     profile: str | None = None
     scale: str | None = None
-    base: dict[str, Any] = {}
-    references: dict[str, dict[str, Any] | str] = {}
-    runs: dict[str, dict[str, Any] | str]
+    base: Settings = {}
+    references: dict[str, Settings | str] = {}
+    runs: dict[str, Settings | str]
     seeds: list[int]
-    quick: Quick | None = None
+    quick: Tier | None = None
     tiers: list[Tier] = []
     compact: bool = False
     figure: Figure = Figure()
@@ -101,18 +128,29 @@ class Job:
 
     @property
     def label(self) -> str:
+        """Such as "jest (seed 0)"."""
         return f"{self.name} (seed {self.seed})"
+
+
+def _pick(known: Mapping[str, T], what: str, word: str, written: str = "") -> T:
+    """Raises ConfigError with the nearest name."""
+    if word not in known:
+        near = did_you_mean(word, list(known))
+        raise ConfigError(f"no {what} {(written or word)!r}{near}")
+    return known[word]
+
+
+def _in(folder: Path) -> dict[str, Path]:
+    return {p.stem: p for p in sorted(folder.glob("*.yaml"))}
+
+
+# --- files ---------------------------------------------------------------------------------------
 
 
 def find_experiment(word: str) -> Path:
     """A path, or a name in `experiments/`. Raises ConfigError with the nearest name."""
     path = Path(word)
-    if path.suffix in (".yaml", ".yml"):
-        return path
-    known = {p.stem: p for p in sorted(FOLDER.glob("*.yaml"))}
-    if word not in known:
-        raise ConfigError(f"no experiment {word!r}{did_you_mean(word, list(known))}")
-    return known[word]
+    return path if path.suffix in (".yaml", ".yml") else _pick(_in(FOLDER), "experiment", word)
 
 
 def read_experiment(path: Path) -> Experiment:
@@ -121,66 +159,52 @@ def read_experiment(path: Path) -> Experiment:
         read = Experiment.model_validate({"name": path.stem, **read_yaml(path)})
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain(error, Experiment)}") from None
-    profile, scale = _of_runs(read.profile), _of_runs(read.scale)
-    return read.model_copy(
-        update={
-            "base": merge(scale, read.base),
-            "references": _spread(read.references, {}, path),
-            "runs": _spread(read.runs, profile, path),
-        }
+    # An experiment names its references itself.
+    profile, scale = (
+        {k: v for k, v in read_profile(word).items() if k != "reference"} if word else {}
+        for word in (read.profile, read.scale)
     )
+    changed = {
+        "base": merge(scale, read.base),
+        "references": _spread(read.references, {}, path),
+        "runs": _spread(read.runs, profile, path),
+    }
+    return read.model_copy(update=changed)
 
 
 def list_experiments() -> list[Experiment]:
     """Those in `experiments/`, in order of worth: the headline first."""
-    found = [read_experiment(path) for path in sorted(FOLDER.glob("*.yaml"))]
-    return sorted(found, key=lambda e: (_worth(e.name), e.name))
-
-
-def _worth(name: str) -> int:
-    return WORTH.index(name) if name in WORTH else len(WORTH)
+    found = [read_experiment(path) for path in _in(FOLDER).values()]
+    worth = {name: i for i, name in enumerate(WORTH)}
+    return sorted(found, key=lambda e: (worth.get(e.name, len(WORTH)), e.name))
 
 
 def _spread(
-    named: dict[str, dict[str, Any] | str], profile: dict[str, Any], path: Path
-) -> dict[str, dict[str, Any] | str]:
-    """Settings laid on `profile`, and every `vary` written out as runs of its own.
+    named: dict[str, Settings | str], profile: Settings, path: Path
+) -> dict[str, Settings | str]:
+    """Settings laid on `profile`, every `vary` and `grid` written out as runs of its own.
 
     Raises ConfigError for lists that do not fit.
     """
-    out: dict[str, dict[str, Any] | str] = {}
+    out: dict[str, Settings | str] = {}
     for name, settings in named.items():
         if isinstance(settings, str):
             out[name] = settings
             continue
         rest = merge(profile, {k: v for k, v in settings.items() if k not in ("vary", "grid")})
-        if "grid" in settings:
-            out |= _combinations(name, settings["grid"], rest, path)
-            continue
-        vary = settings.get("vary")
-        if vary is None:
+        kind = next((k for k in ("grid", "vary") if settings.get(k) is not None), None)
+        if kind is None:
             out[name] = rest
             continue
-        lists = list(vary.values()) if isinstance(vary, dict) else []
-        if not lists or any(not isinstance(x, list) or len(x) != len(lists[0]) for x in lists):
-            raise ConfigError(f"{path}: {name}.vary: expected lists of one length by setting")
-        for values in zip(*lists, strict=True):
-            flat = dict(zip(vary, values, strict=True))
-            out[f"{name}@{_said(values[0])}"] = merge(rest, _nested(flat))
-    return out
-
-
-def _combinations(
-    name: str, grid: Any, rest: dict[str, Any], path: Path
-) -> dict[str, dict[str, Any] | str]:
-    """One run for every combination of the grid's lists. Raises ConfigError."""
-    lists = list(grid.values()) if isinstance(grid, dict) else []
-    if not lists or not all(isinstance(x, list) and x for x in lists):
-        raise ConfigError(f"{path}: {name}.grid: expected a list of values by setting")
-    out: dict[str, dict[str, Any] | str] = {}
-    for values in product(*lists):
-        flat = dict(zip(grid, values, strict=True))
-        out["@".join([name, *map(_said, values)])] = merge(rest, _nested(flat))
+        varied, every = settings[kind], kind == "grid"
+        lists = list(varied.values()) if isinstance(varied, dict) else []
+        whole = bool(lists) and all(isinstance(x, list) and x for x in lists)
+        if not whole or (not every and len(set(map(len, lists))) > 1):
+            what = "a list of values" if every else "lists of one length"
+            raise ConfigError(f"{path}: {name}.{kind}: expected {what} by setting")
+        for values in product(*lists) if every else zip(*lists, strict=True):
+            said = [_said(value) for value in (values if every else values[:1])]
+            out["@".join([name, *said])] = merge(rest, _nested(zip(varied, values, strict=True)))
     return out
 
 
@@ -189,37 +213,27 @@ def _said(value: Any) -> str:
     return "all" if value is None else str(value).rpartition("@")[2]
 
 
-def _nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """{"a.b": 1} -> {"a": {"b": 1}}."""
-    out: dict[str, Any] = {}
-    for key, value in flat.items():
+def _nested(flat: Iterable[tuple[str, Any]]) -> Settings:
+    """("a.b", 1) -> {"a": {"b": 1}}."""
+    out: Settings = {}
+    for key, value in flat:
         for part in reversed(key.split(".")):
             value = {part: value}
         out = merge(out, value)
     return out
 
 
-def find_profile(word: str) -> Path:
-    """The file of a scale profile. Raises ConfigError with the nearest name."""
-    known = {p.stem: p for p in sorted(PROFILES.glob("*.yaml"))}
-    if word not in known:
-        raise ConfigError(f"no profile {word!r}{did_you_mean(word, list(known))}")
-    return known[word]
-
-
-def read_profile(word: str) -> dict[str, Any]:
-    """A scale profile's settings: its file without `about`. Raises ConfigError."""
-    settings = read_yaml(find_profile(word))
+def read_profile(word: str) -> Settings:
+    """A scale profile's settings: its file without `about`. Raises ConfigError with the nearest
+    name."""
+    settings = read_yaml(_pick(_in(PROFILES), "profile", word))
     return {key: value for key, value in settings.items() if key != "about"}
 
 
-def _of_runs(word: str | None) -> dict[str, Any]:
-    """A profile's settings without its reference's: an experiment names its references."""
-    settings = read_profile(word) if word else {}
-    return {key: value for key, value in settings.items() if key != "reference"}
+# --- jobs ----------------------------------------------------------------------------------------
 
 
-def profile_jobs(word: str, overrides: dict[str, Any], seed: int = 0) -> list[Job]:
+def profile_jobs(word: str, overrides: Settings, seed: int = 0) -> list[Job]:
     """The reference, uniform, JEST and Flexi-JEST runs at a profile's scale."""
     methods = ("uniform", "jest", "flexi")
     for method in methods:
@@ -229,25 +243,23 @@ def profile_jobs(word: str, overrides: dict[str, Any], seed: int = 0) -> list[Jo
     return [Job("reference", seed, reference), *runs] if reference is not None else runs
 
 
-def planned_jobs(word: str, overrides: dict[str, Any]) -> list[Job]:
+def planned_jobs(word: str, overrides: Settings) -> list[Job]:
     """The runs that `jest plan WORD` counts: a profile's, or an experiment's with its first seed.
 
     Raises ConfigError with the nearest name.
     """
-    profiles = {p.stem for p in PROFILES.glob("*.yaml")}
+    profiles = _in(PROFILES)
     if word in profiles:
         return profile_jobs(word, overrides)
-    experiments = {p.stem for p in FOLDER.glob("*.yaml")}
-    if Path(word).suffix not in (".yaml", ".yml") and word not in experiments:
-        known = [*profiles, *experiments]
-        raise ConfigError(f"no profile or experiment {word!r}{did_you_mean(word, known)}")
+    if Path(word).suffix not in (".yaml", ".yml"):
+        _pick(profiles | _in(FOLDER), "profile or experiment", word)
     experiment = read_experiment(find_experiment(word))
     return jobs(experiment, overrides, seeds=experiment.seeds[:1])
 
 
 def jobs(
     experiment: Experiment,
-    overrides: dict[str, Any],
+    overrides: Settings,
     names: list[str] | None = None,
     seeds: list[int] | None = None,
 ) -> list[Job]:
@@ -277,18 +289,17 @@ def _matching(experiment: Experiment, patterns: list[str]) -> list[str]:
     for pattern in patterns:
         names = [name for name in experiment.runs if fnmatchcase(name, pattern)]
         if not names:
-            raise ConfigError(f"no run {pattern!r}{did_you_mean(pattern, list(experiment.runs))}")
+            _pick(experiment.runs, "run", pattern)
         found |= dict.fromkeys(names)
     return list(found)
 
 
-def _expanded(experiment: Experiment, name: str, seed: int, overrides: dict[str, Any]) -> list[Job]:
+def _expanded(experiment: Experiment, name: str, seed: int, overrides: Settings) -> list[Job]:
     """The run `name`, its reference first where the file names one."""
     written = experiment.runs[name]
     if isinstance(written, str):
         other, original = _elsewhere(written)
-        if original not in other.runs:
-            raise ConfigError(f"no run {written!r}{did_you_mean(original, list(other.runs))}")
+        _pick(other.runs, "run", original, written)
         *before, job = _expanded(other, original, seed, overrides)
         return [*before, Job(name, seed, job.run)]
     settings = dict(written)
@@ -296,10 +307,10 @@ def _expanded(experiment: Experiment, name: str, seed: int, overrides: dict[str,
     if isinstance(reference, str):
         settings["reference"] = _reference(experiment, reference, seed, overrides)
     run = build_run(settings, merge(experiment.base, {"seed": seed}), overrides)
-    job = Job(name, seed, run)
     if not isinstance(reference, str) or run.reference is None:
-        return [job]
-    return [Job(reference_name(reference), seed, run.reference), job]
+        return [Job(name, seed, run)]
+    called = HEADLINE_REFERENCES.get(reference, f"reference {reference}")
+    return [Job(called, seed, run.reference), Job(name, seed, run)]
 
 
 def _elsewhere(word: str) -> tuple[Experiment, str]:
@@ -308,18 +319,8 @@ def _elsewhere(word: str) -> tuple[Experiment, str]:
     return read_experiment(find_experiment(file)), name
 
 
-def reference_name(name: str) -> str:
-    """What results call a reference: the headline's by their role, another by its own name."""
-    return HEADLINE_REFERENCES.get(name, f"reference {name}")
-
-
-def _reference(
-    experiment: Experiment, name: str, seed: int, overrides: dict[str, Any]
-) -> dict[str, Any]:
-    if name not in experiment.references:
-        near = did_you_mean(name, list(experiment.references))
-        raise ConfigError(f"no reference {name!r}{near}")
-    written = experiment.references[name]
+def _reference(experiment: Experiment, name: str, seed: int, overrides: Settings) -> Settings:
+    written = _pick(experiment.references, "reference", name)
     if isinstance(written, str):
         other, original = _elsewhere(written)
         return _reference(other, original, seed, overrides)
@@ -327,22 +328,8 @@ def _reference(
     return merge(merge(base, METHODS["curated"]), written)
 
 
-LEARNERS_OWN = (
-    "optim",
-    "selection",
-    "source",
-    "engine",
-    "reference_model",
-    "init_from_reference",
-    "init",
-    "init_sha256",
-)
-
-
-def _for_reference(overrides: dict[str, Any]) -> dict[str, Any]:
-    """Those overrides that reach a reference too: not what makes it one, its steps and source."""
-    own = (*LEARNERS_OWN, "reference")
-    return _without_pool({key: value for key, value in overrides.items() if key not in own})
+LEARNERS_OWN = {"optim", "selection", "source", "engine", "reference_model"}
+LEARNERS_OWN |= {"init_from_reference", "init", "init_sha256"}
 
 
 def check_reaches_reference(pairs: list[str]) -> None:
@@ -352,7 +339,13 @@ def check_reaches_reference(pairs: list[str]) -> None:
             raise ConfigError(f"--set {pair} is the learner's: say --set reference.{pair}")
 
 
-def _without_pool(overrides: dict[str, Any]) -> dict[str, Any]:
+def _for_reference(overrides: Settings) -> Settings:
+    """Those overrides that reach a reference too: not what makes it one, its steps and source."""
+    own = {*LEARNERS_OWN, "reference"}
+    return _without_pool({key: value for key, value in overrides.items() if key not in own})
+
+
+def _without_pool(overrides: Settings) -> Settings:
     """A reference reads the curated set alone: the same one, whatever the pool is."""
     data = overrides.get("data")
     if not isinstance(data, dict):
@@ -361,28 +354,29 @@ def _without_pool(overrides: dict[str, Any]) -> dict[str, Any]:
     return overrides | {"data": kept}
 
 
-def build_run(settings: dict[str, Any], base: dict[str, Any], overrides: dict[str, Any]) -> Run:
-    """A Run from a method's meaning, settings on top and the command line's overrides last."""
+# --- one run -------------------------------------------------------------------------------------
+
+
+def build_run(settings: Settings, base: Settings, overrides: Settings) -> Run:
+    """A Run from a method's meaning, settings on top and the command line's overrides last.
+
+    Raises ConfigError, also for a sampler that is not there, before anything is built or trained.
+    """
     settings = dict(settings)
     method = str(settings.pop("method", "uniform"))
     run = make_run(merge(merge(merge(base, method_settings(method)), settings), overrides))
-    _check_sampler(run.selection.sampler)
+    sampler = run.selection.sampler
+    if sampler not in ("uniform", "joint") and ":" not in sampler:  # own ones: where they run
+        from jestcli.selection.registry import find  # imports torch
+
+        try:
+            find(sampler)
+        except ValueError as problem:
+            raise ConfigError(f"selection.{problem}") from None
     return run
 
 
-def _check_sampler(name: str) -> None:
-    """Raise ConfigError for a sampler that is not there, before anything is built or trained."""
-    if name in ("uniform", "joint") or ":" in name:  # a user's own is imported where it runs
-        return
-    from jestcli.selection.registry import find  # imports torch
-
-    try:
-        find(name)
-    except ValueError as problem:
-        raise ConfigError(f"selection.{problem}") from None
-
-
-def method_settings(method: str) -> dict[str, Any]:
+def method_settings(method: str) -> Settings:
     """What a method's name means; a sampler's name, or `module:function` of the user's own, is
     that sampler. Raises ConfigError."""
     if method in METHODS:
@@ -391,7 +385,7 @@ def method_settings(method: str) -> dict[str, Any]:
         from jestcli.selection.registry import SAMPLERS  # imports torch
 
         if method not in SAMPLERS:
-            raise ConfigError(f"no method {method!r}{did_you_mean(method, list(METHODS))}")
+            _pick(METHODS, "method", method)
     return {"selection": {"sampler": method}}
 
 
@@ -407,7 +401,7 @@ TELLING = {
 }
 
 
-def _at(settings: dict[str, Any], key: str) -> Any:
+def _at(settings: Settings, key: str) -> Any:
     """The value of a dotted key; None where there is none."""
     value: Any = settings
     for part in key.split("."):
@@ -415,7 +409,7 @@ def _at(settings: dict[str, Any], key: str) -> Any:
     return value
 
 
-def _telling(settings: dict[str, Any]) -> dict[str, Any]:
+def _telling(settings: Settings) -> Settings:
     """Of these settings those that tell methods apart, by dotted key."""
     found = {key: _at(settings, key) for key in TELLING}
     if found[SHARE] is not None:
@@ -423,12 +417,12 @@ def _telling(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _meant_by(telling: dict[str, Any]) -> str | None:
+def _meant_by(telling: Settings) -> str | None:
     """The method that these settings are."""
     return next((m for m in METHODS if TELLING | _telling(METHODS[m]) == telling), None)
 
 
-def method_of(settings: dict[str, Any], default: str = "jest") -> str:
+def method_of(settings: Settings, default: str = "jest") -> str:
     """The method that settings mean which name none: `default`, unless they say otherwise."""
     given = _telling(settings)
     telling = TELLING | _telling(METHODS[default]) | given
@@ -437,7 +431,7 @@ def method_of(settings: dict[str, Any], default: str = "jest") -> str:
     return named or plain or str(telling["selection.sampler"])
 
 
-def check_method(method: str, places: dict[str, dict[str, Any]]) -> None:
+def check_method(method: str, places: dict[str, Settings]) -> None:
     """Raise ConfigError where the settings of a place (a file, the command line) contradict what
     `method` means, or make another method of it."""
     own = _telling(method_settings(method))
@@ -454,7 +448,7 @@ def check_method(method: str, places: dict[str, dict[str, Any]]) -> None:
                 raise ConfigError(f"{said}: {near}leave {key} out there")
 
 
-def printed(method: str, run: Run) -> dict[str, Any]:
+def printed(method: str, run: Run) -> Settings:
     """A run's settings as a file states them: its method by name, without what that sets."""
     settings = {"method": method, **run.model_dump(mode="json")}
     plain = Run().model_dump(mode="json")
@@ -470,9 +464,7 @@ def printed(method: str, run: Run) -> dict[str, Any]:
     return settings
 
 
-def default_run(
-    method: str, overrides: dict[str, Any], seed: int, profile: str = DEFAULT_PROFILE
-) -> Run:
+def default_run(method: str, overrides: Settings, seed: int, profile: str = DEFAULT_PROFILE) -> Run:
     """What `jest train --method NAME --profile NAME` trains, with its reference if it reads one.
 
     overrides: settings on top; what they say under `reference` is for methods that read one.
@@ -489,7 +481,7 @@ def default_run(
     return build_run({"method": method, "seed": seed}, settings, rest)
 
 
-def _of_profile(word: str, overrides: dict[str, Any]) -> dict[str, Any]:
+def _of_profile(word: str, overrides: Settings) -> Settings:
     """A profile's settings; its towers only where the overrides do not name others."""
     settings, model = read_profile(word), overrides.get("model")
     if isinstance(model, dict) and not model.keys().isdisjoint(("name", "tower")):
@@ -497,7 +489,7 @@ def _of_profile(word: str, overrides: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def default_reference(overrides: dict[str, Any], seed: int, profile: str = DEFAULT_PROFILE) -> Run:
+def default_reference(overrides: Settings, seed: int, profile: str = DEFAULT_PROFILE) -> Run:
     """The one reference that `jest train-reference` and `jest train` mean by these settings: the
     profile's data and towers, and what profile and overrides say under `reference`. `optim`,
     `source` and what else is the learner's own do not reach it. Raises ConfigError."""

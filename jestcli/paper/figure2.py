@@ -1,73 +1,186 @@
-"""Figure 2: the learnability matrix, and the learnability of a sub-batch by chunks and ratio."""
+"""Figure 2: the learnability matrix, and the learnability of a sub-batch by chunks and ratio.
+
+Nothing is trained here: super-batches are drawn anew and selected from with the final weights.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
+from jestcli.config import Run
 from jestcli.paper import theme as look
-from jestcli.paper.grid import frame
 from jestcli.paper.methods import BLUE, VERMILLION
-from jestcli.paper.numbers import FIGURE2_CHUNKS, FIGURE2_RATIOS
 from jestcli.paper.theme import Theme
+from jestcli.runs.opened import open_run
+from jestcli.runs.workspace import Workspace
+from jestcli.selection import PairEmbeddings, learnability_of, pairwise_learnability, select
+from jestcli.training.checkpoint import write_json
+from jestcli.training.step import encode_pairs
+from jestcli.utils.reading import read_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TOP, SIDE = 0.25, 2.1
 MEASURED, MATRIX = "measured.json", "matrix.npy"  # in the experiment's results
+CHUNKS = (1, 2, 4, 8, 16, 32)
+RATIOS = (0.0, 0.5, 0.8, 0.9)
+GIBBS = (0, 125, 250, 500, 1000, 2000)  # iterations of the brute-force sampler
+PICTURE = 256  # side of the matrix
+DRAWS = 8  # super-batches that the curves are averaged over
+# The paper's Fig. 2, digitised [P]: learnability of the chosen sub-batch, by chunks at f = .5.
+PAPER_CHUNKS = {1: 0.0, 2: 0.69, 4: 0.885, 8: 0.96, 16: 0.993, 32: 1.0}
+PAPER_RATIOS = {0.0: 0.0, 0.5: 1.0, 0.8: 1.12, 0.9: 1.15}
+Measured = list[dict[str, Any]]
 
 
-def draw_figure2(
-    title: str, measured: list[dict[str, Any]], matrix: np.ndarray | None, note: str, path: Path
-) -> list[Path]:
-    """Write `path`.png, .svg and -dark.png.
+def measure_all(runs: dict[int, Run], workspace: Workspace, folder: Path) -> Measured:
+    """Measure every seed's finished run into `folder`, unless it was; returns all measurements."""
+    torch.set_num_threads(1)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / MEASURED
+    known = read_json(path) if path.exists() else {}
+    for seed, run in sorted(runs.items()):
+        name = workspace.folder(run).name
+        if known.get(str(seed), {}).get("run") != name:
+            picture = folder / MATRIX if seed == min(runs) else None
+            known[str(seed)] = {"run": name, "seed": seed, **measure(run, workspace, picture)}
+            write_json(path, known)
+    return list(known.values())
+
+
+def measure(run: Run, workspace: Workspace, picture: Path | None = None) -> dict[str, Any]:
+    """Mean learnability, nats a pair, of sub-batches chosen from new super-batches.
 
     Args:
-        measured: one a seed, as of stages/figure2.measure.
-        matrix: float [n, n], learner minus reference loss of image i with text j.
-        note: on what it was measured.
+        run: finished, with a reference.
+        picture: write the PICTURE x PICTURE learnability matrix of the first super-batch here.
+    Returns: b, and by name of the setting a list over DRAWS: "uniform" and "chunks" at f = .5,
+        "gibbs" by iterations at f = .5, "ratios" (joint, N = 16) with b fixed.
     """
-    return look.both(lambda theme: make_figure2(title, measured, matrix, note, theme), path)
+    opened = open_run(workspace.folder(run), workspace)
+    b, most = run.optim.batch_size, round(run.optim.batch_size / (1 - max(RATIOS)))
+    found: dict[str, Any] = {"b": b, "chunks": {}, "gibbs": {}, "ratios": {}, "uniform": []}
+
+    def first(pairs: PairEmbeddings, n: int) -> PairEmbeddings:
+        return replace(pairs, image=pairs.image[:n], text=pairs.text[:n])
+
+    with opened.drawing(most) as loader:
+        for step in range(DRAWS):
+            drawn = loader(step)
+            ours = encode_pairs(opened.learner, *drawn.full(torch.arange(most)), None)
+            theirs = opened.reference(drawn)
+            if step == 0 and picture is not None:
+                few = first(ours, PICTURE), first(theirs, PICTURE)
+                matrix = pairwise_learnability(*few, run.optim.loss)
+                np.save(picture, matrix.numpy().astype(np.float16))
+
+            def chosen(n: int, **how: Any) -> float:
+                """Learnability of the b chosen from the first n candidates."""
+                both, loss = (first(ours, n), first(theirs, n)), run.optim.loss  # noqa: B023
+                index = select(*both, size=b, loss=loss, seed=run.seed, step=step, **how)  # noqa: B023
+                return learnability_of(*both, index, loss=loss)
+
+            found["uniform"].append(chosen(2 * b, sampler="uniform"))
+            values = {
+                "chunks": {n: chosen(2 * b, n_chunks=n) for n in CHUNKS},
+                "gibbs": {n: chosen(2 * b, sampler="gibbs", iterations=n) for n in GIBBS[1:]}
+                | {0: found["uniform"][-1]},
+                "ratios": {ratio: chosen(round(b / (1 - ratio))) for ratio in RATIOS},
+            }
+            for key, by_setting in values.items():
+                for setting, value in by_setting.items():
+                    found[key].setdefault(str(setting), []).append(value)
+    return found
+
+
+# --- the figure ----------------------------------------------------------------------------------
+
+
+def _means(measured: Measured, key: str) -> dict[float, float]:
+    """Of all seeds' values of a setting together; settings as numbers, ascending."""
+    settings = sorted({setting for one in measured for setting in one[key]}, key=float)
+    every = {k: [x for one in measured for x in one[key].get(k, [])] for k in settings}
+    return {float(k): float(np.mean(values)) for k, values in every.items()}
+
+
+def _scaled(means: dict[float, float], zero: float, one: float) -> dict[float, float]:
+    """0 at `zero` and 1 at `one`."""
+    return {k: (value - zero) / ((one - zero) or 1.0) for k, value in means.items()}
+
+
+def chunk_curves(measured: Measured) -> tuple[dict[float, float], dict[float, float], float]:
+    """(by chunks, by Gibbs iterations, uniform): 0 is independent selection, 1 the best found."""
+    chunks, gibbs = _means(measured, "chunks"), _means(measured, "gibbs")
+    ends = chunks[1.0], max(*chunks.values(), *gibbs.values())
+    uniform = float(np.mean([x for m in measured for x in m["uniform"]]))
+    return _scaled(chunks, *ends), _scaled(gibbs, *ends), _scaled({0: uniform}, *ends)[0]
+
+
+def ratio_curve(measured: Measured) -> dict[float, float]:
+    """By filter ratio: 0 is f = 0 (uniform), 1 is f = .5."""
+    means = _means(measured, "ratios")
+    return _scaled(means, means[0.0], means[0.5])
 
 
 def make_figure2(
-    title: str, measured: list[dict[str, Any]], matrix: np.ndarray | None, note: str, theme: Theme
+    title: str, measured: Measured, matrix: np.ndarray | None, note: str, theme: Theme
 ) -> Figure:
-    """The figure itself (see `draw_figure2`)."""
-    figure, top = frame(
-        title,
+    """The matrix (float [n, n], learner minus reference loss of image i with text j) and both
+    curves. note: on what it was measured."""
+    words = (
         "Learnability of a sub-batch chosen by the trained learner from new super-batches; "
-        f"mean over seeds ({len(measured)}) and super-batches. Grey: the paper, digitised [P].",
-        note,
-        2.9,
-        theme,
+        f"mean over seeds ({len(measured)}) and super-batches. Grey: the paper, digitised [P]."
     )
-    left = look.place(figure, 0.45, top + TOP, SIDE, SIDE)
+    figure, top = look.frame(title, words, note, 2.9, theme)
+    left, middle, right = (look.place(figure, x, top + 0.25, 2.1, 2.1) for x in (0.45, 3.75, 6.55))
     left.set_title("The learnability matrix")
     left.grid(False)
     if matrix is None:
-        left.text(0.5, 0.5, "not run", transform=left.transAxes, ha="center")
+        look.empty(left)
     else:
-        bar = look.place(figure, 0.45 + SIDE + 0.08, top + TOP, 0.09, SIDE)
-        _picture(figure, left, bar, matrix.astype(float))
-    middle = look.place(figure, 3.75, top + TOP, SIDE, SIDE)
+        _picture(left, look.place(figure, 2.63, top + 0.25, 0.09, 2.1), matrix.astype(float))
     middle.set_title("By number of chunks, f = .5")
-    right = look.place(figure, 6.55, top + TOP, SIDE, SIDE)
     right.set_title("By filter ratio")
     if not measured:
-        for axes in (middle, right):
-            axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center")
+        look.empty(middle)
+        look.empty(right)
         return figure
-    _chunks(middle, measured, theme)
-    _ratios(right, measured, theme)
+    curves = ((middle, PAPER_CHUNKS, chunk_curves(measured)[0]),)
+    for axes, paper, curve in (*curves, (right, PAPER_RATIOS, ratio_curve(measured))):
+        x, y = list(paper), list(paper.values())
+        axes.plot(x, y, color=theme.muted, lw=1.0, ls=(0, (3, 2)), marker="s", ms=2.6)
+        axes.plot(list(curve), list(curve.values()), color=theme.colour(BLUE), lw=1.8, marker="o")
+        if axes is right:
+            for at, value in list(curve.items())[2:]:  # the first two are 0 and 1 by definition
+                axes.text(at - 0.02, value + 0.02, f"{value:.2f}", size=7, ha="right")
+        else:
+            axes.set_xscale("log", base=2)
+        axes.set_xticks(list(curve), [f"{at:g}" for at in curve], size=7)
+    middle.set_xlabel("chunks N (0: independent, 1: best found)", size=7.6)
+    middle.set_ylabel("learnability", size=8)
+    right.set_xlabel("filter ratio f (0: uniform, 1: f = .5)", size=7.6)
+    _gibbs(middle, measured, theme.colour(VERMILLION))
     return figure
 
 
-def _picture(figure: Figure, axes: Axes, beside: Axes, matrix: np.ndarray) -> None:
+def _gibbs(axes: Axes, measured: Measured, colour: str) -> None:
+    _, gibbs, uniform = chunk_curves(measured)
+    last = max(gibbs)
+    axes.axhline(gibbs[last], color=colour, lw=1.0, ls=(0, (4, 2)))
+    half = next((n for n, v in gibbs.items() if v >= 0.5), None)
+    words = f"Gibbs, {last:,.0f} iterations: {gibbs[last]:.2f}"
+    words += f"\n(half way after {half:,.0f})" if half is not None else ""
+    words += f"\nuniform: {uniform:.1f}" if abs(uniform) < 100 else ""
+    look.say(axes, 0.98, 0.3, words, ha="right", size=7, color=colour)
+
+
+def _picture(axes: Axes, beside: Axes, matrix: np.ndarray) -> None:
     """Colours saturate at the 99th percentile off the diagonal, whose scale is another."""
     off = matrix[~np.eye(len(matrix), dtype=bool)]
     most = float(np.quantile(np.abs(off), 0.99)) or 1.0
@@ -76,101 +189,4 @@ def _picture(figure: Figure, axes: Axes, beside: Axes, matrix: np.ndarray) -> No
     axes.set_ylabel("image")
     axes.set_xticks([])
     axes.set_yticks([])
-    bar = figure.colorbar(shown, cax=beside, extend="both")
-    bar.ax.tick_params(labelsize=6.5)
-
-
-def normalised(values: dict[str, list[float]], zero: float, one: float) -> dict[float, float]:
-    """Means as 0 at `zero` and 1 at `one`; keys as numbers, ascending."""
-    means = {float(k): float(np.mean(v)) for k, v in values.items()}
-    return {k: (means[k] - zero) / ((one - zero) or 1.0) for k in sorted(means)}
-
-
-def pooled(measured: list[dict[str, Any]], key: str) -> dict[str, list[float]]:
-    """All seeds' values of a setting together."""
-    out: dict[str, list[float]] = {}
-    for one in measured:
-        for setting, values in one[key].items():
-            out.setdefault(setting, []).extend(values)
-    return out
-
-
-def chunk_curves(
-    measured: list[dict[str, Any]],
-) -> tuple[dict[float, float], dict[float, float], float]:
-    """(by chunks, by Gibbs iterations, uniform): 0 is independent selection, 1 the best found."""
-    chunks, gibbs = pooled(measured, "chunks"), pooled(measured, "gibbs")
-    zero = float(np.mean(chunks["1"]))
-    one = max(float(np.mean(v)) for v in [*chunks.values(), *gibbs.values()])
-    uniform = float(np.mean([x for m in measured for x in m["uniform"]]))
-    return (
-        normalised(chunks, zero, one),
-        normalised(gibbs, zero, one),
-        (uniform - zero) / ((one - zero) or 1.0),
-    )
-
-
-def _chunks(axes: Axes, measured: list[dict[str, Any]], theme: Theme) -> None:
-    chunks, gibbs, uniform = chunk_curves(measured)
-    colour = theme.colour(BLUE)
-    axes.plot(
-        list(FIGURE2_CHUNKS),
-        list(FIGURE2_CHUNKS.values()),
-        color=theme.muted,
-        lw=1.0,
-        ls=(0, (3, 2)),
-        marker="s",
-        ms=2.6,
-    )
-    axes.plot(list(chunks), list(chunks.values()), color=colour, lw=1.8, marker="o", ms=4)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(list(chunks), [f"{x:g}" for x in chunks])
-    axes.set_xlabel("chunks N (0: independent, 1: best found)", size=7.6)
-    axes.set_ylabel("learnability", size=8)
-    last = list(gibbs)[-1]
-    axes.axhline(gibbs[last], color=theme.colour(VERMILLION), lw=1.0, ls=(0, (4, 2)))
-    half = next((n for n, v in gibbs.items() if v >= 0.5), None)
-    words = f"Gibbs, {last:,.0f} iterations: {gibbs[last]:.2f}"
-    words += f"\n(half way after {half:,.0f})" if half is not None else ""
-    words += f"\nuniform: {uniform:.1f}" if abs(uniform) < 100 else ""
-    axes.text(
-        0.98,
-        0.3,
-        words,
-        transform=axes.transAxes,
-        ha="right",
-        size=7,
-        color=theme.colour(VERMILLION),
-    )
-
-
-def ratio_curve(measured: list[dict[str, Any]]) -> dict[float, float]:
-    """By filter ratio: 0 is f = 0 (uniform), 1 is f = .5."""
-    ratios = pooled(measured, "ratios")
-    return normalised(ratios, float(np.mean(ratios["0.0"])), float(np.mean(ratios["0.5"])))
-
-
-def _ratios(axes: Axes, measured: list[dict[str, Any]], theme: Theme) -> None:
-    curve = ratio_curve(measured)
-    axes.plot(
-        list(FIGURE2_RATIOS),
-        list(FIGURE2_RATIOS.values()),
-        color=theme.muted,
-        lw=1.0,
-        ls=(0, (3, 2)),
-        marker="s",
-        ms=2.6,
-    )
-    axes.plot(list(curve), list(curve.values()), color=theme.colour(BLUE), lw=1.8, marker="o", ms=4)
-    for x, y in list(curve.items())[2:]:  # the first two are 0 and 1 by definition
-        axes.annotate(
-            f"{y:.2f}",
-            (x, y),
-            (-5, 4),
-            textcoords="offset points",
-            size=7,
-            ha="right",
-            color=theme.colour(BLUE),
-        )
-    axes.set_xticks(list(curve), [f"{x:g}" for x in curve], size=7)
-    axes.set_xlabel("filter ratio f (0: uniform, 1: f = .5)", size=7.6)
+    axes.figure.colorbar(shown, cax=beside, extend="both").ax.tick_params(labelsize=6.5)

@@ -13,11 +13,13 @@ import hashlib
 import io
 import math
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 
 from jestcli.config import Run
 from jestcli.data.bad_samples import BadSample
@@ -25,6 +27,7 @@ from jestcli.data.contact_sheet import contact_sheet
 from jestcli.data.dataset import Dataset
 from jestcli.data.images import fit
 from jestcli.paper import choices
+from jestcli.paper import theme as look
 from jestcli.runs.opened import CPU, Opened, open_run
 from jestcli.runs.trained import new_learner
 from jestcli.runs.workspace import Report, Workspace
@@ -69,8 +72,8 @@ def replay(opened: Opened, super_batches: int) -> list[Replay]:
             ours, theirs = opened.embed(drawn), opened.reference(drawn)
             index = np.arange(run.optim.batch_size)
             if run.selection.sampler != "uniform":
-                index = _choice(ours, theirs, run, step).numpy()
-            score = _diagonal(ours) - _diagonal(theirs)
+                index = np.array(_choice(ours, theirs, run, step))
+            score = own_learnability(ours, theirs)
             found.append(Replay(drawn.row, index, score, ours, theirs))
     return found
 
@@ -84,30 +87,21 @@ def _super_batch(run: Run) -> int:
 
 def _choice(
     ours: PairEmbeddings, theirs: PairEmbeddings, run: Run, step: int, **how: Any
-) -> torch.Tensor:
-    selection = run.selection
-    settings: dict[str, Any] = {
-        "sampler": selection.sampler,
-        "criterion": selection.criterion,
-        "learner_weight": selection.learner_weight if not how else 1.0,
-        "n_chunks": selection.n_chunks,
-        **how,
-    }
-    return select(
-        ours,
-        theirs,
-        size=run.optim.batch_size,
-        loss=run.optim.loss,
-        seed=run.seed,
-        step=step,
-        **settings,
-    ).cpu()
+) -> list[int]:
+    own = ("sampler", "criterion", "learner_weight", "n_chunks")
+    settings = run.selection.model_dump(include=set(own)) | how
+    b, loss = run.optim.batch_size, run.optim.loss
+    return select(ours, theirs, size=b, loss=loss, seed=run.seed, step=step, **settings).tolist()
 
 
 def _diagonal(pairs: PairEmbeddings) -> np.ndarray:
     """Sigmoid loss of every pair as a positive: softplus(-z_kk), float64 [B]."""
-    z = diagonal_logits(pairs)
-    return torch.nn.functional.softplus(-z).cpu().numpy()
+    return torch.nn.functional.softplus(-diagonal_logits(pairs)).cpu().numpy()
+
+
+def own_learnability(learner: PairEmbeddings, reference: PairEmbeddings) -> np.ndarray:
+    """Each pair's own, the score that orders the first chunk: float64 [B], nats."""
+    return _diagonal(learner) - _diagonal(reference)
 
 
 def overlaps(opened: Opened, replays: list[Replay]) -> dict[str, dict[str, float]]:
@@ -115,45 +109,29 @@ def overlaps(opened: Opened, replays: list[Replay]) -> dict[str, dict[str, float
     super-batches and noise; by chance it is b/B."""
     found: dict[str, dict[str, list[float]]] = {a: {b: [] for b in OTHERS} for a in OTHERS}
     for step, one in enumerate(replays):
-        sets = {
-            name: set(
-                _choice(
-                    one.learner,
-                    one.reference,
-                    opened.run,
-                    step,
-                    sampler=sampler,
-                    criterion=criterion,
-                ).tolist()
-            )
-            for name, (sampler, criterion) in OTHERS.items()
-        }
-        for a in sets:
-            for b in sets:
-                found[a][b].append(len(sets[a] & sets[b]) / len(sets[a]))
+        sets = {}
+        for name, (sampler, criterion) in OTHERS.items():
+            how = {"sampler": sampler, "criterion": criterion, "learner_weight": 1.0}
+            sets[name] = set(_choice(one.learner, one.reference, opened.run, step, **how))
+        for a, b in product(sets, sets):
+            found[a][b].append(len(sets[a] & sets[b]) / len(sets[a]))
     return {a: {b: float(np.mean(v)) for b, v in row.items()} for a, row in found.items()}
 
 
 def drift(opened: Opened, replays: list[Replay]) -> dict[str, float]:
     """Spearman correlation of a pair's learnability by the final learner with that by the
     untrained one, and with the reference's loss alone: how far scores moved in training."""
-    from scipy.stats import spearmanr
-
     at = opened.learner.clip.logit_scale.device
-    before = replace(opened, learner=new_learner(opened.run).to(at).eval())
-    early, late, fixed = [], [], []
+    before, early = replace(opened, learner=new_learner(opened.run).to(at).eval()), []
+    theirs = [_diagonal(one.reference) for one in replays[:2]]
     with opened.drawing(_super_batch(opened.run)) as draw:
-        for step, one in enumerate(replays[:2]):
-            theirs = _diagonal(one.reference)
-            early.append(_diagonal(before.embed(draw(step))) - theirs)
-            late.append(one.score)
-            fixed.append(-theirs)
-    columns = [np.concatenate(x) for x in (early, late, fixed)]
+        for step, fixed in enumerate(theirs):
+            early.append(_diagonal(before.embed(draw(step))) - fixed)
+    late, reference = np.concatenate([one.score for one in replays[:2]]), -np.concatenate(theirs)
+    names = ("untrained learner", "minus the reference's loss")
     return {
-        "final learner with untrained learner": float(spearmanr(columns[1], columns[0])[0]),
-        "final learner with minus the reference's loss": float(
-            spearmanr(columns[1], columns[2])[0]
-        ),
+        f"final learner with {name}": float(spearmanr(late, other)[0])
+        for name, other in zip(names, (np.concatenate(early), reference), strict=True)
     }
 
 
@@ -194,18 +172,16 @@ def inspect(
     opened = open_run(folder, workspace, device, report)
     replays, path = replay(opened, super_batches), out / folder.name
     path.mkdir(parents=True, exist_ok=True)
-    facts = choices.describe(
-        opened.pairs,
-        replays,
-        chosen_in_training(folder),
-        overlaps(opened, replays),
-        drift(opened, replays),
-        near_duplicates(replays),
-    )
-    facts = {"run": folder.name, "label": opened.label, "selects": _selects(opened.run), **facts}
+    near = dict(zip(("chosen", "random"), near_duplicates(replays), strict=True))
+    facts = {
+        **{"run": folder.name, "label": opened.label, "selects": _selects(opened.run)},
+        **choices.describe(opened.pairs, replays, chosen_in_training(folder)),
+        **{"overlap": overlaps(opened, replays), "drift": drift(opened, replays)},
+        "near_duplicates": near,
+    }
     write_json(path / "facts.json", facts)
     sheets = _sheets(opened, replays, path)
-    figures = choices.draw_choices(facts, path / "choices")
+    figures = look.both(lambda theme: choices.make_choices(facts, theme), path / "choices")
     words = path / "README.md"
     words.write_text(choices.to_markdown(facts, [p.name for p in sheets]))
     exported = _export(opened, replays, path, report if everything else None)
@@ -228,21 +204,14 @@ def _sheets(opened: Opened, replays: list[Replay], path: Path) -> list[Path]:
     order = np.argsort(-score)
     left = np.setdiff1d(np.arange(len(first.rows)), first.index)
     sheets = {
-        "highest": (rows[order[:SHEET]], score[order[:SHEET]], "highest learnability"),
-        "lowest": (rows[order[::-1][:SHEET]], score[order[::-1][:SHEET]], "lowest learnability"),
-        "chosen": (
-            first.rows[first.index[:SHEET]],
-            first.score[first.index[:SHEET]],
-            "chosen from one super-batch, in the order chosen",
-        ),
-        "rejected": (
-            first.rows[left[:SHEET]],
-            first.score[left[:SHEET]],
-            "rejected from the same super-batch",
-        ),
+        "highest": (rows, score, order, "highest learnability"),
+        "lowest": (rows, score, order[::-1], "lowest learnability"),
+        "chosen": (first.rows, first.score, first.index, "chosen, in the order chosen"),
+        "rejected": (first.rows, first.score, left, "rejected from the same super-batch"),
     }
     written = []
-    for name, (shown, values, title) in sheets.items():
+    for name, (rows, score, index, title) in sheets.items():
+        shown, values = rows[index[:SHEET]], score[index[:SHEET]]
         captions = opened.pairs.captions_of(shown)
         texts = [f"{v:+.1f} {c}" for v, c in zip(values, captions, strict=True)]
         images = [picture(opened.pairs, row) for row in shown.tolist()]
@@ -303,7 +272,7 @@ def score_all(opened: Opened, report: Report = lambda *_: None) -> tuple[np.ndar
         for step in range(steps):
             drawn = draw(step)
             rows.append(drawn.row)
-            score.append(_diagonal(opened.embed(drawn)) - _diagonal(opened.reference(drawn)))
+            score.append(own_learnability(opened.embed(drawn), opened.reference(drawn)))
             report(step + 1, steps, f"scoring {opened.size:,} pairs")
     # The last draw begins a second epoch, and what cannot be read has a substitute: once each.
     once, first = np.unique(np.concatenate(rows), return_index=True)

@@ -14,49 +14,55 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy import stats
 
-from jestcli.paper import theme as themes
+from jestcli.paper import theme as look
 from jestcli.paper.caption import caption
-from jestcli.paper.methods import style
-from jestcli.paper.panels import MARK
-from jestcli.paper.records import Header, Record
-from jestcli.paper.saving import MORE, REACHED, Cell, Ratio, cells, over_best, savings
-from jestcli.paper.theme import Theme
+from jestcli.paper.methods import BLUE, COLOURS, GREEN, MARK, ORANGE, VERMILLION, style
+from jestcli.paper.records import Header, Record, value
+from jestcli.paper.saving import (
+    MORE,
+    REACHED,
+    OverBest,
+    Ratio,
+    Saving,
+    cells,
+    over_best,
+    pooled,
+    savings,
+)
+from jestcli.paper.theme import FONT, Theme
+from jestcli.utils.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PAPER = {"examples": 13.1, "charged": 9.9}  # Fig. 1, digitised [P]; the paper charges no reference
+PAPER = ((13.1, "paper: ×13.1 examples", 1.06, "bottom"), (9.9, "paper: ×9.9 FLOPs", 0.94, "top"))
 CONTROLS = ("filtered", "filtered-20", "curated", "mixed", "finetune", "negclip")
 WEAK = ("filtered-weak", "curated", "mixed")  # what has no better reference than jest-weak
 CURVES = ("jest", "jest-90", "filtered", "filtered-20", "curated", "mixed", "uniform")
 # What figure 1 draws: f = .9 instead of .8, axis, over the best control; label, colour.
 LINES = (
-    (False, "examples", False, "examples, over uniform", "#0072B2"),
-    (False, "cached", False, "compute, over uniform", "#E69F00"),
-    (False, "charged", False, "… with the reference's", "#D55E00"),
-    (False, "charged", True, "the same, over the best control", "#009E73"),
-    (True, "examples", False, "examples at f = .9", "#0072B2"),
-    (True, "charged", True, "over the best control at f = .9", "#009E73"),
+    (False, "examples", False, "examples, over uniform", BLUE),
+    (False, "cached", False, "compute, over uniform", ORANGE),
+    (False, "charged", False, "… with the reference's", VERMILLION),
+    (False, "charged", True, "the same, over the best control", GREEN),
+    (True, "examples", False, "examples at f = .9", BLUE),
+    (True, "charged", True, "over the best control at f = .9", GREEN),
 )
 
 
 def at_quality(records: Sequence[Record]) -> list[Record]:
     """Records under the name method@quality, whatever their length: one curve each. Those that read
     no pool (curated@steps) are under their method alone."""
-    found = []
-    for record in records:
-        parts = record["name"].split(MARK)
-        if len(parts) >= 2 and not record["name"].startswith("reference"):
-            found.append({**record, "name": MARK.join(parts[:-1])})
-    return found
+    found = [r for r in records if MARK in r["name"] and not r["name"].startswith("reference")]
+    return [{**record, "name": record["name"].rpartition(MARK)[0]} for record in found]
 
 
 def qualities(records: Sequence[Record], method: str = "jest") -> list[float]:
     """Shares of wrong captions that `method` was run at, ascending."""
-    names = {record["name"] for record in at_quality(records)}
-    parts = [name.split(MARK) for name in names]
+    parts = [name.split(MARK) for name in {record["name"] for record in at_quality(records)}]
     return sorted(float(p[1]) for p in parts if len(p) == 2 and p[0] == method)
 
 
@@ -66,25 +72,24 @@ def named(method: str, quality: float) -> str:
 
 
 def saving(
-    records: Sequence[Record], method: str, quality: float, steps: int, axis: str, control: bool
+    records: Sequence[Record],
+    method: str,
+    quality: float,
+    steps: int,
+    axis: str,
+    control: bool = False,
 ) -> Ratio | None:
-    """What `method` saves at one cell of the map; None where a run that it needs is missing."""
-    curves = at_quality(records)
-    name = named(method, quality)
-    if control:
-        against = [named(c, quality) for c in (WEAK if method.endswith("weak") else CONTROLS)]
-        best = [
-            o
-            for o in over_best(curves, name, against)
-            if _steps(curves, o.savings[0].cell) == steps
-        ]
-        return best[0].ratio(axis) if best else None
-    found = savings(curves, name, named("uniform", quality))
-    return next((s.ratio(axis) for s in found if _steps(curves, s.cell) == steps), None)
-
-
-def _steps(records: Sequence[Record], cell: Cell) -> int:
-    return round(cell.examples / records[0]["batch_size"])
+    """What `method` saves at one cell of the map, over uniform training or the best control; None
+    where a run that it needs is missing."""
+    curves, name = at_quality(records), named(method, quality)
+    against = WEAK if method.endswith("weak") else CONTROLS
+    found: Sequence[Saving | OverBest] = (
+        over_best(curves, name, [named(each, quality) for each in against])
+        if control
+        else savings(curves, name, named("uniform", quality))
+    )
+    examples = steps * records[0]["batch_size"]
+    return next((s.ratio(axis) for s in found if s.cell.examples == examples), None)
 
 
 # --- figure 1 ------------------------------------------------------------------------------------
@@ -100,93 +105,54 @@ def lengths(records: Sequence[Record], method: str = "jest") -> list[int]:
     return sorted(n for n, found in at.items() if len(found) > 1) or sorted(at)
 
 
-def draw_headline(records: list[Record], path: Path, note: str) -> list[Path]:
+def make_headline(records: list[Record], note: str, theme: Theme) -> Figure:
     """Savings against pool quality at the shortest and longest length, a row for each reference;
     below them the curves at .8 wrong captions."""
     rows = [(m, ends) for m in ("jest", "jest-weak") if (ends := lengths(records, m))]
-
-    def draw(theme: Theme) -> Figure:
-        height = 4.25 + 3.3 * len(rows)
-        figure = themes.new_figure(height)
-        for i, (method, ends) in enumerate(rows):
-            top = 1.05 + 3.3 * i
-            for k, length in enumerate(dict.fromkeys((ends[0], ends[-1]))):
-                axes = themes.place(figure, 0.75 + 4.25 * k, top, 3.6, 2.35)
-                _savings(axes, records, method, length, theme, first=(i, k) == (0, 0))
-        _curves(themes.place(figure, 0.75, height - 3.3, 5.6, 2.4), records, 0.8, theme)
-        figure.text(
-            0.02,
-            1 - 0.2 / height,
-            "What JEST saves, by the quality of the pool",
-            weight="bold",
-            size=themes.FONT + 3,
-        )
-        figure.text(0.02, 0.008, _wrapped(note, 150), color=theme.muted, size=themes.FONT - 2.2)
-        return figure
-
-    return themes.both(draw, path)
+    title, body = "What JEST saves, by the quality of the pool", 3.5 + 3.3 * len(rows)
+    figure, top = look.frame(title, "", note, body, theme)
+    for i, (method, ends) in enumerate(rows):
+        for k, length in enumerate(dict.fromkeys((ends[0], ends[-1]))):
+            axes = look.place(figure, 0.75 + 4.25 * k, top + 0.4 + 3.3 * i, 3.6, 2.35)
+            _savings(axes, records, method, length, theme)
+            if (i, k) == (0, 0):
+                how: Any = {"ncols": 3, "columnspacing": 1.4, "handletextpad": 0.4}
+                axes.legend(loc="lower left", bbox_to_anchor=(-0.14, 1.09), **how)
+    _curves(look.place(figure, 0.75, top + body - 2.95, 5.6, 2.4), records, 0.8, theme)
+    return figure
 
 
-def _savings(
-    axes: Axes, records: list[Record], method: str, steps: int, theme: Theme, first: bool
-) -> None:
+def _savings(axes: Axes, records: list[Record], method: str, steps: int, theme: Theme) -> None:
     """The lines of LINES at one length, with intervals; arrows where there is only a bound."""
     shown = qualities(records, method)
     axes.set_yscale("log", base=2)
-    for number, (harder, axis, control, label, colour) in enumerate(LINES):
-        x = [q + 0.011 * (number - 2.5) for q in shown]
+    for number, (harder, axis, control, label, bare) in enumerate(LINES):
         name = method.replace("jest", "jest-90") if harder else method
-        found = [saving(records, name, q, steps, axis, control) for q in shown]
-        there = [(a, r) for a, r in zip(x, found, strict=True) if r is not None]
+        each = [(q, saving(records, name, q, steps, axis, control)) for q in shown]
+        there = [(q + 0.011 * (number - 2.5), ratio) for q, ratio in each if ratio is not None]
         if not there:
             continue
-        colour = theme.colour(colour)
-        alone = all(math.isnan(r.low) for _, r in there)  # single seeds are never joined
-        axes.plot(
-            [a for a, _ in there],
-            [r.ratio for _, r in there],
-            marker="D" if harder else "o",
-            ms=4.5,
-            color=colour,
-            ls="" if alone else "--" if harder else "-",
-            mfc=theme.background if alone else colour,
-            label=label,
-            zorder=3,
-        )
-        for a, r in there:
-            if not math.isnan(r.low):
-                top = r.high if math.isfinite(r.high) else r.ratio
-                axes.plot([a, a], [max(r.low, 2**-6), top], color=colour, lw=1.2, zorder=2)
-            if r.status == MORE:
-                axes.annotate(
-                    "",
-                    (a, r.ratio * 1.5),
-                    (a, r.ratio),
-                    arrowprops={"arrowstyle": "->", "color": colour, "lw": 1.2},
-                )
+        colour, alone = theme.colour(bare), all(math.isnan(ratio.low) for _, ratio in there)
+        # Single seeds are never joined.
+        how: Any = {"ls": "--" if harder else "-", "marker": "D" if harder else "o"}
+        how |= {"ls": "", "mfc": theme.background} if alone else {}
+        x, found = zip(*((at, ratio.ratio) for at, ratio in there), strict=True)
+        axes.plot(x, found, color=colour, label=label, zorder=3, **how)
+        for at, ratio in there:
+            if not math.isnan(ratio.low):
+                top = ratio.high if math.isfinite(ratio.high) else ratio.ratio
+                axes.plot([at, at], [max(ratio.low, 2**-6), top], color=colour, lw=1.2, zorder=2)
+            if ratio.status == MORE:
+                arrow = {"arrowstyle": "->", "color": colour, "lw": 1.2}
+                axes.annotate("", (at, ratio.ratio * 1.5), (at, ratio.ratio), arrowprops=arrow)
     axes.axhline(1, color=theme.text, lw=0.8)
-    for axis, words in (("examples", "paper: ×13.1 examples"), ("charged", "paper: ×9.9 FLOPs")):
-        axes.axhline(PAPER[axis], color=theme.muted, lw=0.8, ls=":")
-        up = axis == "examples"
-        axes.text(
-            0.0,
-            PAPER[axis] * (1.06 if up else 0.94),
-            words,
-            size=themes.FONT - 2,
-            color=theme.muted,
-            va="bottom" if up else "top",
-        )
+    for y, words, off, va in PAPER:  # Fig. 1, digitised [P]; the paper charges no reference
+        axes.axhline(y, color=theme.muted, lw=0.8, ls=":")
+        axes.text(0, y * off, words, size=FONT - 2, color=theme.muted, va=va)
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, 0.09), max(high, 100))
     axes.axhspan(axes.get_ylim()[0], 1, color=theme.grid, alpha=0.55, lw=0, zorder=0)
-    axes.text(
-        0.02,
-        0.02,
-        "below 1: JEST costs more",
-        transform=axes.transAxes,
-        size=themes.FONT - 1.5,
-        color=theme.muted,
-    )
+    look.say(axes, 0.02, 0.02, "below 1: JEST costs more", color=theme.muted)
     axes.set_yticks([2.0**k for k in range(-3, 7)], [*"⅛¼½1248", "16", "32", "64"])
     axes.set_xlim(-0.06, 0.96)
     axes.set_xticks(shown, [f"{100 * q:g} %" for q in shown])
@@ -195,77 +161,38 @@ def _savings(
     which = "weak" if method.endswith("weak") else "strong"
     axes.set_title(f"{size:,.0f}k examples, {which} reference")
     axes.set_ylabel("times less than the other needs")
-    if first:
-        axes.legend(
-            frameon=False,
-            fontsize=themes.FONT - 0.5,
-            loc="lower left",
-            bbox_to_anchor=(-0.14, 1.09),
-            ncols=3,
-            columnspacing=1.4,
-            handletextpad=0.4,
-        )
 
 
 def _curves(axes: Axes, records: list[Record], quality: float, theme: Theme) -> None:
     """Annealed ends at one quality, all methods, labelled where they end."""
-    curves = at_quality(records)
-    ends: list[tuple[float, float, str, str]] = []
+    curves, sizes = at_quality(records), set()
+    ends: list[look.End] = []
     axes.set_xscale("log")
     for method in CURVES:
-        found = cells(curves, named(method, quality))
+        found, how = cells(curves, named(method, quality)), style(method)
         if not found:
             continue
-        look = style(method)
-        colour = theme.colour(look.colour)
-        x, y = [c.examples for c in found], [100 * c.mean for c in found]
-        alone = all(len(c.scores) == 1 for c in found)
-        axes.plot(
-            x,
-            y,
-            ls="" if alone else look.dash,
-            marker=look.marker,
-            ms=4,
-            color=colour,
-            mfc=theme.background if alone else colour,
-        )
+        x, y, colour = [c.examples for c in found], [100 * c.mean for c in found], how.colour
+        colour, alone = theme.colour(colour), all(len(c.scores) == 1 for c in found)
+        dash, fill = ("", theme.background) if alone else (how.dash, colour)
+        axes.plot(x, y, ls=dash, marker=how.marker, color=colour, mfc=fill)
         for c in found:
-            spread = [100 * s for s in c.scores]
-            axes.plot([c.examples] * 2, [min(spread), max(spread)], color=colour, lw=1)
-        ends.append((x[-1], y[-1], look.label, colour))
-    reference = [r["final"]["mean"] for r in records if r["name"] == "reference strong"] or [
-        r["final"]["mean"] for r in records if r["name"] == "reference"
+            low, high = 100 * min(c.scores), 100 * max(c.scores)
+            axes.plot([c.examples] * 2, [low, high], color=colour, lw=1)
+        ends.append((x[-1], y[-1], how.label, colour))
+        sizes |= set(x)
+    scores = [
+        [r["final"]["mean"] for r in records if r["name"] == name]
+        for name in ("reference strong", "reference")
     ]
-    if reference:
-        score = 100 * float(np.mean(reference))
+    if own := scores[0] or scores[1]:
+        score = 100 * float(np.mean(own))
         axes.axhline(score, color=theme.muted, lw=0.8, ls="--")
-        axes.text(
-            0.01,
-            score,
-            "the reference itself",
-            transform=axes.get_yaxis_transform(),
-            va="bottom",
-            size=themes.FONT - 1.5,
-            color=theme.muted,
-        )
-    sizes = sorted({c.examples for method in CURVES for c in cells(curves, named(method, quality))})
-    axes.set_xticks(sizes, [f"{n / 1000:,.0f}k" for n in sizes])
+        ends.append((None, score, "the reference itself", theme.muted))
+    axes.set_xticks(sorted(sizes), [f"{n / 1000:,.0f}k" for n in sorted(sizes)])
     axes.minorticks_off()
     axes.set_ylim(0, axes.get_ylim()[1] * 1.08)
-    low, high = axes.get_ylim()
-    places = themes.spread([y for _, y, _, _ in ends], (high - low) * 0.075, low, high)
-    right = axes.get_xlim()[1]
-    for (end, score, label, colour), at in zip(ends, places, strict=True):
-        axes.annotate(
-            label,
-            (end * 1.03, score),
-            (min(end * 1.25, right * 1.04), at),
-            color=colour,
-            va="center",
-            annotation_clip=False,
-            size=themes.FONT - 0.5,
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.4},
-        )
+    look.label_ends(axes, ends)
     axes.set_xlabel("examples trained on (annealed end of a run of that length)")
     axes.set_ylabel("mean of eight benchmarks, %")
     axes.set_title(f"{100 * quality:g} % wrong captions")
@@ -281,102 +208,106 @@ def winners(
 
     The half-width is that of a mean with the variance pooled over all cells of the map.
     """
-    from scipy import stats
-
-    curves = at_quality(records)
+    curves, batch = at_quality(records), records[0]["batch_size"]
     methods = sorted({r["name"].split(MARK)[0] for r in curves if r["name"].count(MARK) <= 1})
-    every = [c for name in {r["name"] for r in curves} for c in cells(curves, name)]
-    df = sum(len(c.scores) - 1 for c in every)
-    squares = sum(float(np.var(c.scores)) * len(c.scores) for c in every)
-    sd = math.sqrt(squares / df) if df else math.nan
+    sd, df = pooled([c for name in {r["name"] for r in curves} for c in cells(curves, name)])
     reach = float(stats.t.ppf(0.975, df)) * sd if df else math.nan
     found: dict[tuple[float, int], list[tuple[str, float, float]]] = {}
     for quality in qualities(records, "uniform"):
+        here = {method: cells(curves, named(method, quality)) for method in methods}
         for length in steps:
-            rows = []
-            for method in methods:
-                for cell in cells(curves, named(method, quality)):
-                    if _steps(curves, cell) == length:
-                        rows.append((method, cell.mean, reach / math.sqrt(len(cell.scores))))
+            rows = [
+                (method, cell.mean, reach / math.sqrt(len(cell.scores)))
+                for method, each in here.items()
+                for cell in each
+                if cell.examples == length * batch
+            ]
             if len(rows) > 2 and any(method == "jest" for method, _, _ in rows):
                 found[quality, length] = sorted(rows, key=lambda row: -row[1])
     return found
 
 
-def draw_map(records: list[Record], path: Path, note: str, steps: Sequence[int]) -> list[Path]:
+def make_map(records: list[Record], note: str, steps: Sequence[int], theme: Theme) -> Figure:
     """The best method of each cell and its lead; hatched where the lead is within the error."""
-    best = winners(records, steps)
+    from matplotlib.patches import Rectangle
 
-    def draw(theme: Theme) -> Figure:
-        from matplotlib.patches import Rectangle
+    best, height = winners(records, steps), 0.95 * len(steps)
+    shown = sorted({quality for quality, _ in best})
+    title = "The best of all methods run (hatched: its lead is within the error, or one seed)"
+    figure, top = look.frame(title, "", note, height + 0.5, theme)
+    axes = look.place(figure, 1.2, top, 7.4, height)
+    for (quality, length), ((method, score, half), (second, below, other), *_) in best.items():
+        x, y, how = shown.index(quality), list(steps).index(length), style(method)
+        hatch = None if score - below > math.hypot(half, other) else "///"
+        colours: Any = {
+            "facecolor": theme.colour(how.colour),
+            "edgecolor": theme.muted,
+            "alpha": 0.28,
+        }
+        axes.add_patch(Rectangle((x, y), 0.97, 0.94, hatch=hatch, lw=0.5, **colours))
+        words = f"{how.label}\n{100 * score:.1f} %\n"
+        words += f"+{100 * (score - below):.1f} over {style(second).label}"
+        axes.text(x + 0.485, y + 0.47, words, ha="center", va="center", size=FONT - 1)
+    axes.set_xlim(0, len(shown))
+    axes.set_ylim(0, len(steps))
+    axes.grid(False)
+    axes.set_xticks([i + 0.5 for i in range(len(shown))], [f"{100 * q:g} %" for q in shown])
+    axes.set_yticks([i + 0.5 for i in range(len(steps))], [f"{n:,}" for n in steps])
+    axes.set_xlabel("wrong captions in the pool")
+    axes.set_ylabel("steps of 256")
+    return figure
 
-        shown = sorted({q for q, _ in best})
-        figure = themes.new_figure(1.75 + 0.95 * len(steps))
-        axes = themes.place(figure, 1.2, 0.45, 7.4, 0.95 * len(steps))
-        for (quality, length), rows in best.items():
-            x, y = shown.index(quality), list(steps).index(length)
-            method, score, half = rows[0]
-            second = rows[1] if len(rows) > 1 else None
-            sure = second is not None and score - second[1] > math.hypot(half, second[2])
-            look = style(method)
-            axes.add_patch(
-                Rectangle(
-                    (x, y),
-                    0.97,
-                    0.94,
-                    facecolor=theme.colour(look.colour),
-                    alpha=0.28,
-                    hatch=None if sure else "///",
-                    edgecolor=theme.muted,
-                    lw=0.5,
-                )
-            )
-            lead = (
-                ""
-                if second is None
-                else f"\n+{100 * (score - second[1]):.1f} over {style(second[0]).label}"
-            )
-            axes.text(
-                x + 0.485,
-                y + 0.47,
-                f"{look.label}\n{100 * score:.1f} %{lead}",
-                ha="center",
-                va="center",
-                size=themes.FONT - 1,
-            )
-        axes.set_xlim(0, len(shown))
-        axes.set_ylim(0, len(steps))
-        axes.grid(False)
-        axes.set_xticks([i + 0.5 for i in range(len(shown))], [f"{100 * q:g} %" for q in shown])
-        axes.set_yticks([i + 0.5 for i in range(len(steps))], [f"{n:,}" for n in steps])
-        axes.set_xlabel("wrong captions in the pool")
-        axes.set_ylabel("steps of 256")
-        axes.set_title(
-            "The best of all methods run (hatched: its lead is within the error, or one seed)"
-        )
-        figure.text(0.01, 0.01, _wrapped(note, 150), color=theme.muted, size=themes.FONT - 2.2)
-        return figure
 
-    return themes.both(draw, path)
+# --- why -----------------------------------------------------------------------------------------
+
+
+def longest(records: list[Record]) -> dict[float, Record]:
+    """JEST's longest run of each quality that knows which captions are wrong."""
+    runs = {}
+    for record in sorted(records, key=lambda r: r["steps"]):
+        parts = record["name"].split(MARK)
+        if parts[0] == "jest" and len(parts) == 3 and record["training"].get("wrong_sub"):
+            runs[float(parts[1])] = record
+    return dict(sorted(runs.items()))
+
+
+def make_why(runs: dict[float, Record], note: str, theme: Theme) -> Figure:
+    """JEST's longest runs over time: the share of wrong pairs among those chosen, and the mean
+    learnability of right and of wrong pairs, whose sign turns when the learner has passed its
+    reference."""
+    figure, top = look.frame("Why: what JEST picks over time", "", note, 3.0, theme)
+    left, right = (look.place(figure, x, top + 0.1, 3.4, 2.35) for x in (0.75, 5.1))
+    for number, (quality, run) in enumerate(runs.items()):
+        colour, training = theme.colour(COLOURS[number % len(COLOURS)]), run["training"]
+        steps, share = training["step"], 100 * quality
+        left.plot(steps, [100 * x for x in training["wrong_sub"]], color=colour)
+        left.axhline(share, color=colour, ls=":", lw=0.9)
+        left.text(steps[0], share, f"{share:g} % drawn", color=colour, va="bottom", size=7)
+        for key, dash in (("right", "-"), ("wrong", "--")):
+            label, values = f"{key}, q = {quality:g}", training[f"learnability_{key}"]
+            right.plot(steps, values, color=colour, ls=dash, label=label)
+    left.set_ylim(0, 100)
+    left.set_title("Wrong captions among JEST's picks, %")
+    right.axhline(0, color=theme.text, lw=0.8)
+    right.set_title("Mean learnability of right and wrong pairs, nats")
+    right.legend(fontsize=7)
+    for axes in (left, right):
+        axes.set_xlabel("step")
+    return figure
+
+
+# --- words ---------------------------------------------------------------------------------------
 
 
 def draw_all(header: Header, records: list[Record], folder: Path) -> list[Path]:
     """Every figure, and cells.md: the answer in sentences and a row for every cell."""
     steps = sorted({r["steps"] for r in records if r["name"].startswith("jest@")}) or [750]
-    note = caption(header, records) + strength(records)
-    written = draw_headline(records, folder / "figure1", note)
-    written += draw_map(records, folder / "map", note, steps)
-    written += draw_why(records, folder / "why", note)
-    head, rows = table(records)
-    lines = [f"| {' | '.join(map(str, row))} |" for row in (head, ["---"] * len(head), *rows)]
-    page = folder / "cells.md"
-    text = [
-        "# The map, cell by cell",
-        "",
-        *answer(records),
-        "",
-    ]
-    page.write_text("\n".join([*text, *lines, "", note, ""]))
+    note, why = caption(header, records) + strength(records), longest(records)
+    written = look.both(lambda t: make_headline(records, note, t), folder / "figure1")
+    written += look.both(lambda t: make_map(records, note, steps, t), folder / "map")
+    written += look.both(lambda t: make_why(why, note, t), folder / "why") if why else []
+    page, parts = folder / "cells.md", ["\n".join(answer(records)), table(records).markdown()]
+    page.write_text("\n\n".join(["# The map, cell by cell", *parts, note]) + "\n")
     return [*written, page]
 
 
@@ -387,67 +318,15 @@ def strength(records: Sequence[Record]) -> str:
         if record["name"].startswith("reference") and record["final"].get("auc"):
             found.setdefault(record["name"], []).append(record["final"]["auc"])
     parts = [f"{name} {np.mean(x):.3f}" for name, x in sorted(found.items())]
-    if not parts:
-        return ""
-    return f" AUC of right against wrong captions of unseen pool pairs: {', '.join(parts)}."
+    words = " AUC of right against wrong captions of unseen pool pairs: "
+    return f"{words}{', '.join(parts)}." if parts else ""
 
 
-# --- why -----------------------------------------------------------------------------------------
-
-
-def draw_why(records: list[Record], path: Path, note: str) -> list[Path]:
-    """JEST's longest runs over time: the share of wrong pairs among those chosen, and the mean
-    learnability of right and of wrong pairs, whose sign turns when the learner has passed its
-    reference."""
-    runs: dict[float, Record] = {}
-    for record in records:
-        parts = record["name"].split(MARK)
-        if parts[0] == "jest" and len(parts) == 3 and record["training"].get("wrong_sub"):
-            quality = float(parts[1])
-            if quality not in runs or runs[quality]["steps"] < record["steps"]:
-                runs[quality] = record
-    if not runs:
-        return []
-
-    def draw(theme: Theme) -> Figure:
-        figure = themes.new_figure(3.7)
-        left = themes.place(figure, 0.75, 0.45, 3.4, 2.35)
-        right = themes.place(figure, 5.1, 0.45, 3.4, 2.35)
-        for number, (quality, run) in enumerate(sorted(runs.items())):
-            colour = theme.colour(("#56B4E9", "#E69F00", "#0072B2", "#D55E00")[number % 4])
-            training = run["training"]
-            steps = training["step"]
-            left.plot(steps, [100 * x for x in training["wrong_sub"]], color=colour)
-            left.axhline(100 * quality, color=colour, ls=":", lw=0.9)
-            left.annotate(
-                f"{100 * quality:g} % drawn",
-                (steps[0], 100 * quality),
-                color=colour,
-                va="bottom",
-                size=themes.FONT - 1.5,
-            )
-            for key, dash in (("right", "-"), ("wrong", "--")):
-                right.plot(
-                    steps,
-                    training[f"learnability_{key}"],
-                    color=colour,
-                    ls=dash,
-                    label=f"{key}, q = {quality:g}",
-                )
-        left.set_ylim(0, 100)
-        left.set_xlabel("step")
-        left.set_title("Wrong captions among JEST's picks, %")
-        right.axhline(0, color=theme.text, lw=0.8)
-        right.set_xlabel("step")
-        right.set_title("Mean learnability of right and wrong pairs, nats")
-        right.legend(frameon=False, fontsize=themes.FONT - 1.5)
-        figure.text(0.01, 0.01, _wrapped(note, 150), color=theme.muted, size=themes.FONT - 2.2)
-        return figure
-
-    return themes.both(draw, path)
-
-
-# --- words ---------------------------------------------------------------------------------------
+ANSWER = (
+    *("examples", "wrong captions", "JEST", "uniform", "best simpler recipe"),
+    *("fewer examples than uniform", "less compute (with the reference's)"),
+    "over the simpler recipe that saves most, all charged (reference and scores given)",
+)
 
 
 def answer(records: list[Record]) -> list[str]:
@@ -455,35 +334,31 @@ def answer(records: list[Record]) -> list[str]:
     shortest and the longest length, and a sentence. Every number is from the records."""
     curves, found = at_quality(records), lengths(records)
     simpler: list[Ratio] = []
-    lines = [
-        "| examples | wrong captions | JEST | uniform | best simpler recipe "
-        "| fewer examples than uniform | less compute (with the reference's) "
-        "| over the simpler recipe that saves most, all charged (reference and scores given) |",
-        "|" + " --- |" * 8,
-    ]
+    rows = []
     ends = dict.fromkeys((found[0], found[-1])) if found else {}
     for steps, quality, method in product(ends, qualities(records), ("jest", "jest-90")):
+        examples = steps * records[0]["batch_size"]
         scores = {
             name: 100 * cell.mean
             for name in (method, "uniform", *CONTROLS)
             for cell in cells(curves, named(name, quality))
-            if _steps(curves, cell) == steps
+            if cell.examples == examples
         }
-        axes = ("examples", "cached", "charged")
-        over_uniform = [saving(records, method, quality, steps, x, False) for x in axes]
-        charged, given = (saving(records, method, quality, steps, x, True) for x in axes[:0:-1])
+        axes, cell = ("examples", "cached", "charged"), (records, method, quality, steps)
+        fewer, less, with_reference = (_plain(saving(*cell, axis)) for axis in axes)
+        charged, given = (saving(*cell, axis, True) for axis in axes[:0:-1])
         controls = [name for name in scores if name in CONTROLS]
         if method not in scores or "uniform" not in scores or charged is None or not controls:
             continue
-        best = max(controls, key=scores.__getitem__)
-        fewer, less, with_reference = map(_plain, over_uniform)
-        size, ratio = f"{steps * records[0]['batch_size'] / 1000:,.0f}k", method[5:] or "80"
-        lines.append(
-            f"| {size} | {100 * quality:g} % | {scores[method]:.1f} % at f = .{ratio.rstrip('0')} "
-            f"| {scores['uniform']:.1f} % | {scores[best]:.1f} % {style(best).label} "
-            f"| {fewer} | {less} ({with_reference}) | {_plain(charged)} ({_plain(given)}) |"
-        )
+        best, ratio = max(controls, key=scores.__getitem__), method[5:] or "80"
+        where = [f"{examples / 1000:,.0f}k", f"{100 * quality:g} %"]
+        reached = [f"{scores[method]:.1f} % at f = .{ratio.rstrip('0')}"]
+        reached += [f"{scores['uniform']:.1f} %", f"{scores[best]:.1f} % {style(best).label}"]
+        saved = [fewer, f"{less} ({with_reference})", f"{_plain(charged)} ({_plain(given)})"]
+        rows.append([*where, *reached, *saved])
         simpler.append(charged)
+    lines = Table("", ANSWER, rows).markdown().split("\n")
+    lines[1] = "|" + " --- |" * len(ANSWER)
     sure = [r for r in simpler if not math.isnan(r.low)]
     more, less_than = sum(r.low > 1 for r in sure), sum(r.high < 1 for r in sure)
     if sure:
@@ -507,52 +382,19 @@ def _plain(ratio: Ratio | None) -> str:
     return text if over == "uniform" else f"{text}, {style(over).label}"
 
 
-def _wrapped(text: str, width: int) -> str:
-    import textwrap
-
-    return "\n".join(textwrap.wrap(text, width))
-
-
-def table(records: list[Record]) -> tuple[list[str], list[list[Any]]]:
+def table(records: list[Record]) -> Table:
     """A row for every cell, means over its seeds; "wrong chosen": of the pairs trained on."""
-    from jestcli.paper.groups import value
-
-    head = [
-        "method",
-        "wrong captions",
-        "steps",
-        "seeds",
-        "mean %",
-        "icons %",
-        "emoji %",
-        "nats",
-        "wrong chosen",
-    ]
+    metrics = {"mean": 100, "icons": 100, "emoji": 100, "nats": 1, "noise": 1}
     groups: dict[tuple[str, str, int], list[Record]] = {}
-    for record in records:
-        parts = record["name"].split(MARK)
-        if not record["name"].startswith("reference") and len(parts) >= 2:
-            groups.setdefault((parts[0], MARK.join(parts[1:-1]), record["steps"]), []).append(
-                record
-            )
-    rows: list[list[Any]] = []
+    for record in at_quality(records):
+        method, _, quality = record["name"].partition(MARK)
+        groups.setdefault((method, quality, record["steps"]), []).append(record)
+    rows = []
     for (method, quality, steps), runs in sorted(groups.items()):
-
-        def mean(metric: str, factor: float = 1.0, runs: list[Record] = runs) -> str:
+        row = [style(method).label, quality or "–", f"{steps:,}", str(len(runs))]
+        for metric, factor in metrics.items():
             found = [v for r in runs if (v := value(r, metric)) is not None]
-            return f"{factor * float(np.mean(found)):.2f}" if found else "–"
-
-        rows.append(
-            [
-                style(method).label,
-                quality or "–",
-                f"{steps:,}",
-                len(runs),
-                mean("mean", 100),
-                mean("icons", 100),
-                mean("emoji", 100),
-                mean("nats"),
-                mean("noise"),
-            ]
-        )
-    return head, rows
+            row.append(f"{factor * float(np.mean(found)):.2f}" if found else "–")
+        rows.append(row)
+    head = ["method", "wrong captions", "steps", "seeds", "mean %", "icons %", "emoji %", "nats"]
+    return Table("", [*head, "wrong chosen"], rows)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+ORANGE, SKY, GREEN = "#E69F00", "#56B4E9", "#009E73"  # Okabe and Ito's
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
+MARK = "@"  # "jest@0.8" is the point at 0.8 of the line "jest"
 Dash = str | tuple[int, tuple[float, ...]]
 SOLID: Dash = "-"
 SHORT: Dash = (0, (1.2, 1.2))
@@ -16,10 +18,8 @@ CHAIN: Dash = (0, (6, 1.5))
 
 @dataclass(frozen=True)
 class Style:
-    """A method's words and look. Colours are Okabe and Ito's; "" means the text colour.
-
-    main: one of the paper's methods or their baseline: drawn thick, with speed-up arrows.
-    """
+    """A method's words and look; the colour "" is the text's. main: one of the paper's methods or
+    their baseline, drawn thick."""
 
     label: str
     colour: str
@@ -56,7 +56,6 @@ STYLES: dict[str, Style] = {
     "reference++": Style("Reference++", SKY, (0, (1, 2)), "*"),
 }
 REFERENCES = ("reference", "reference++")
-_SPARE = [PURPLE, ORANGE, GREEN, SKY, VERMILLION, BLUE]
 
 
 def style(name: str) -> Style:
@@ -64,15 +63,14 @@ def style(name: str) -> Style:
     if name in STYLES:
         return STYLES[name]
     number = sum(map(ord, name))
-    marker = "PXhpd<>"[number % 7]
-    return Style(name, _SPARE[number % len(_SPARE)], (0, (3, 1, 1, 1, 1, 1)), marker)
+    marker, colour = "PXhpd<>"[number % 7], COLOURS[number % len(COLOURS)]
+    return Style(name, colour, (0, (3, 1, 1, 1, 1, 1)), marker)
 
 
 def in_order(names: Iterable[str]) -> list[str]:
     """Distinct names: the known ones in table order, then the unknown ones by alphabet."""
     present = set(names)
-    known = [name for name in STYLES if name in present]
-    return known + sorted(present - set(STYLES))
+    return [*(name for name in STYLES if name in present), *sorted(present - set(STYLES))]
 
 
 def is_reference(name: str) -> bool:
@@ -80,11 +78,11 @@ def is_reference(name: str) -> bool:
     return name in REFERENCES or name.startswith("reference ")
 
 
-def is_control(name: str) -> bool:
-    """Whether `name` is what the paper's methods are held against, their baseline apart."""
-    return name in STYLES and not STYLES[name].main and not is_reference(name)
+def line_of(name: str) -> str:
+    """ "jest@0.8" -> "jest"."""
+    return name.partition(MARK)[0]
 
 
-def reference_of(name: str) -> str:
-    """The reference that `name` reads: the ++ methods read the larger one."""
-    return "reference++" if name.endswith("++") else "reference"
+def value_of(name: str) -> str:
+    """ "jest@0.8" -> "0.8"; "" where there is none."""
+    return name.partition(MARK)[2]

@@ -6,23 +6,18 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from jestcli.config import Run
-from jestcli.models.flops import (
-    Cost,
-    ForwardFlops,
-    forward_flops,
-    per_iteration,
-    run_cost,
-    step_cost,
-)
+from jestcli.models.flops import ForwardFlops, forward_flops, per_iteration, run_cost, step_cost
 from jestcli.models.memory import Memory, training_memory
 from jestcli.paper.experiment import Job
 from jestcli.runs.reference import reference_view
 from jestcli.runs.trained import new_learner, on_meta
+from jestcli.utils.io import save_text
+from jestcli.utils.tables import Table
 
 CONVENTIONS = {
     "cached_reuse": "reference cached, forwards of the chosen pairs re-used "
@@ -59,11 +54,28 @@ class Plan:
     seconds: float | None
 
 
-@dataclass(frozen=True)
-class _Counted:
+class Counted(NamedTuple):
+    """What a run's towers take, counted on the meta device."""
+
     flops: ForwardFlops
     memory: Memory
     parameters: int
+
+
+_COUNTED: dict[str, Counted] = {}
+
+
+def counted(run: Run) -> Counted:
+    """Counted once for all runs of the same towers."""
+    selection, sizes = run.selection, (run.data.image_size, run.data.context_length)
+    low = (selection.low_res_scoring, selection.low_res_share > 0)
+    key = repr((run.model, sizes, low, selection.approximation, selection.keep_tokens))
+    if key not in _COUNTED:
+        model = on_meta(run)
+        parameters = sum(p.numel() for p in model.parameters())
+        flops, memory = forward_flops(model, *sizes), training_memory(model, *sizes)
+        _COUNTED[key] = Counted(flops, memory, parameters)
+    return _COUNTED[key]
 
 
 def make_plans(
@@ -76,94 +88,52 @@ def make_plans(
         devices: data-parallel devices that share a batch.
         timed: time a calibration step on this machine, and estimate seconds from it.
     """
-    counted: dict[str, _Counted] = {}
     rates: dict[str, tuple[float, float]] = {}
-    return [_plan(job, pool_size, devices, timed, counted, rates) for job in jobs]
+    return [_plan(job, pool_size, devices, rates if timed else None) for job in jobs]
 
 
 def _plan(
-    job: Job,
-    pool_size: int | None,
-    devices: int,
-    timed: bool,
-    counted: dict[str, _Counted],
-    rates: dict[str, tuple[float, float]],
+    job: Job, pool_size: int | None, devices: int, rates: dict[str, tuple[float, float]] | None
 ) -> Plan:
-    run = job.run
-    steps, b = run.optim.steps, run.optim.batch_size
-    seen = run.candidates_before(steps)
-    mine = _count(run, counted)
-    reference = _count_reference(run, counted)
+    run, (flops, memory, parameters) = job.run, counted(job.run)
+    steps, b, share = run.optim.steps, run.optim.batch_size, run.selection.low_res_share
+    seen, reference, spent = run.candidates_before(steps), None, 0.0
     pool = min(seen, pool_size or seen)
-    spent = 0.0
     if run.reference is not None:
-        spent = _cost(run.reference, _count(run.reference, counted).flops, None, 0.0, pool).cached
-    cost = _cost(run, mine.flops, reference, spent, pool)
-    one = step_cost(run, mine.flops, reference)
-    percent = per_iteration(run, mine.flops, reference)
-    percent["charged"] = 100 * cost.charged / (steps * 3 * b * mine.flops.full)
-    text_reuse = percent["cached_text_reuse"] / 100 * 3 * b * mine.flops.full * steps
+        own, training = counted(run.reference).flops, run.reference.optim.steps
+        spent = run_cost(run.reference, training, own, None, 0.0, pool).cached
+        reference = own
+        if view := reference_view(run):  # at the resolution at which `run` would read it
+            model = on_meta(run.reference)
+            model.set_low(view)
+            reference = forward_flops(model, run.data.image_size, run.data.context_length)
+    cost = run_cost(run, steps, flops, reference, spent, pool)
+    one, whole = step_cost(run, flops, reference), 3 * b * flops.full * steps
+    percent = per_iteration(run, flops, reference) | {"charged": 100 * cost.charged / whole}
+    more = {"cached_text_reuse": percent["cached_text_reuse"] / 100 * whole}
+    more["uncached_reuse"] = cost.uncached_reuse
     seconds = None
-    if timed:
+    if rates is not None:
         key = run.model.model_dump_json() + run.data.model_dump_json()
-        rates[key] = rates.get(key) or calibrate(run, mine.flops)
-        training, scoring = rates[key]
-        trained = step_cost(uniformly(run), mine.flops, None).cached
-        seconds = steps * (trained / training + (one.cached - trained) / scoring) / devices
+        rates[key] = rates.get(key) or calibrate(run, flops)
+        trained = step_cost(uniformly(run), flops, None).cached
+        training_rate, scoring_rate = rates[key]
+        seconds = trained / training_rate + (one.cached - trained) / scoring_rate
+        seconds *= steps / devices
     return Plan(
-        job.name,
-        steps,
-        b,
-        run.super_batch_size,
-        steps * b,
-        seen,
-        mine.parameters,
-        mine.flops,
-        percent,
-        {**cost.as_dict(), "cached_text_reuse": text_reuse, "uncached_reuse": cost.uncached_reuse},
-        mine.memory.training(-(-b // devices), run.selection.low_res_share),
-        seconds,
+        name=job.name,
+        steps=steps,
+        batch_size=b,
+        super_batch_size=run.super_batch_size,
+        examples_trained=steps * b,
+        examples_seen=seen,
+        parameters=parameters,
+        per_example=flops,
+        percent=percent,
+        flops=cost.as_dict() | more,
+        memory_bytes=memory.training(-(-b // devices), share),
+        seconds=seconds,
     )
-
-
-def _count(run: Run, counted: dict[str, _Counted]) -> _Counted:
-    selection = run.selection
-    key = json.dumps(
-        [
-            run.model.model_dump(),
-            run.data.model_dump(),
-            selection.low_res_scoring,
-            selection.low_res_share > 0,
-            selection.approximation,
-            selection.keep_tokens,
-        ]
-    )
-    if key not in counted:
-        model, sizes = on_meta(run), (run.data.image_size, run.data.context_length)
-        counted[key] = _Counted(
-            forward_flops(model, *sizes),
-            training_memory(model, *sizes),
-            sum(p.numel() for p in model.parameters()),
-        )
-    return counted[key]
-
-
-def _count_reference(run: Run, counted: dict[str, _Counted]) -> ForwardFlops | None:
-    """The reference's FLOPs, its low resolution being the one at which `run` would read it."""
-    if run.reference is None:
-        return None
-    view = reference_view(run)
-    if view is None:
-        return _count(run.reference, counted).flops
-    model = on_meta(run.reference)
-    model.set_low(view)
-    return forward_flops(model, run.data.image_size, run.data.context_length)
-
-
-def _cost(
-    run: Run, mine: ForwardFlops, reference: ForwardFlops | None, spent: float, pool: int
-) -> Cost:
-    return run_cost(run, run.optim.steps, mine, reference, spent, pool)
 
 
 def uniformly(run: Run) -> Run:
@@ -212,46 +182,21 @@ def _seconds(call: Any) -> float:
 # --- as text --------------------------------------------------------------------------------------
 
 
-def iteration_rows(plans: list[Plan]) -> tuple[list[str], list[list[str]]]:
-    """Heading and rows: GFLOP of one pair, and an iteration in % of a uniform one."""
+def tables(plans: list[Plan]) -> list[Table]:
+    """GFLOP of one pair and an iteration in % of a uniform one; the whole run in examples, FLOPs,
+    memory and time."""
+    iterations, totals = [], []
+    for p in plans:
+        gflop = [f"{x / 1e9:.3g}" for x in asdict(p.per_example).values()]
+        iterations.append([p.name, *gflop, *(f"{p.percent[c]:.1f}" for c in CONVENTIONS)])
+        counts = [f"{n:,}" for n in (p.steps, p.examples_trained, p.examples_seen)]
+        tflop = [f"{p.flops[c] / 1e12:.4g}" for c in CONVENTIONS]
+        memory, time_ = f"{p.memory_bytes / 1e9:.3g}", duration(p.seconds)
+        totals.append([p.name, *counts, f"{p.parameters / 1e6:.3g}", *tflop, memory, time_])
     head = ["run", "GFLOP image", "image low", "text", *(f"{c} %" for c in CONVENTIONS)]
-    rows = [
-        [
-            p.name,
-            *(f"{x / 1e9:.3g}" for x in asdict(p.per_example).values()),
-            *(f"{p.percent[c]:.1f}" for c in CONVENTIONS),
-        ]
-        for p in plans
-    ]
-    return head, rows
-
-
-def total_rows(plans: list[Plan]) -> tuple[list[str], list[list[str]]]:
-    """Heading and rows: the whole run in examples, FLOPs, memory and time."""
-    head = [
-        "run",
-        "steps",
-        "examples trained",
-        "seen",
-        "M parameters",
-        *(f"TFLOP {c}" for c in CONVENTIONS),
-        "GB a device",
-        "time",
-    ]
-    rows = [
-        [
-            p.name,
-            f"{p.steps:,}",
-            f"{p.examples_trained:,}",
-            f"{p.examples_seen:,}",
-            f"{p.parameters / 1e6:.3g}",
-            *(f"{p.flops[c] / 1e12:.4g}" for c in CONVENTIONS),
-            f"{p.memory_bytes / 1e9:.3g}",
-            duration(p.seconds),
-        ]
-        for p in plans
-    ]
-    return head, rows
+    counts = ["run", "steps", "examples trained", "seen", "M parameters"]
+    all_ = [*counts, *(f"TFLOP {c}" for c in CONVENTIONS), "GB a device", "time"]
+    return [Table("An iteration", head, iterations), Table("The whole run", all_, totals)]
 
 
 def duration(seconds: float | None) -> str:
@@ -289,16 +234,11 @@ def notes(run: Run, devices: int, timed: bool) -> list[str]:
 
 def write(path: Path, title: str, plans: list[Plan], lines: list[str]) -> list[Path]:
     """The plan as Markdown and JSON beside each other; returns both paths."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     parts = [f"# {title}"]
-    for heading, (head, rows) in (
-        ("An iteration", iteration_rows(plans)),
-        ("The whole run", total_rows(plans)),
-    ):
-        table = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-        parts += [f"## {heading}", "\n".join(f"| {' | '.join(row)} |" for row in table)]
+    for table in tables(plans):
+        parts += [f"## {table.title}", table.markdown()]
     text = "\n\n".join([*parts, "\n".join(f"- {line}" for line in lines)]) + "\n"
     made = [path.with_suffix(".md"), path.with_suffix(".json")]
-    made[0].write_text(text)
-    made[1].write_text(json.dumps({"notes": lines, "plans": [asdict(p) for p in plans]}, indent=1))
+    save_text(made[0], text)
+    save_text(made[1], json.dumps({"notes": lines, "plans": [asdict(p) for p in plans]}, indent=1))
     return made

@@ -5,22 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from jestcli.paper import curves, grid, map, theme
 from jestcli.paper.caption import caption
-from jestcli.paper.curves import draw_benchmarks, draw_learnability
 from jestcli.paper.experiment import FOLDER, Experiment, Job
-from jestcli.paper.figure1 import draw_figure1
-from jestcli.paper.finals import draw_finals
-from jestcli.paper.grid import draw_grid
-from jestcli.paper.map import draw_all
 from jestcli.paper.records import Header, Record, collect, load_records, save_records
-from jestcli.paper.statistics import by_name, has_joules
 from jestcli.paper.table import HEADLINE, build, render, write
 from jestcli.runs.workspace import StageError, Workspace, is_done
 
 COMMITTED = FOLDER.parent / "results"  # of a checkout; a wheel holds none
 RECORDS = "records.json"
 DATA = "icons and emoji from registry packages (not ImageNet or COCO)"
-PROFILE = "cpu: 32 px, 2 cores"
+UNKNOWN = Header(DATA, "cpu: 32 px, 2 cores")
 
 
 def plot(
@@ -34,24 +29,19 @@ def plot(
     """Write figures and tables under `out / experiment.name`; returns the paths.
 
     collect: first take the finished ones of `jobs` into the folder's records, replacing older ones
-        of the same name and seed. Where `out` is not the project's results, the committed records
-        are drawn under this machine's.
+        of the same name and seed. Where `out` has none, the committed records are drawn.
     Raises StageError when there is nothing to draw.
     """
     folder = out / experiment.name
     if collect:
-        profile = experiment.profile or "cpu"
-        _collect(folder / RECORDS, jobs, workspace, profile, experiment.compact)
-    header, here = _load(folder / RECORDS)
-    committed_folder = COMMITTED / experiment.name
-    committed: list[Record] = []
-    if folder.resolve() != committed_folder.resolve():
-        _, committed = _load(committed_folder / RECORDS)
-    if not here and not committed:
+        _collect(folder / RECORDS, jobs, workspace, experiment)
+    header, records = _load(folder / RECORDS)
+    if not records:
+        header, records = _load(COMMITTED / experiment.name / RECORDS)
+    if not records:
         raise StageError(f"no finished run of {experiment.name}: run `jest run {experiment.name}`")
-    below, overlay = (committed, here) if committed else (here, None)
-    records = here or committed
-    headline = experiment.figure.kind == "curves"
+    kind, title, stem = experiment.figure.kind, experiment.title, folder / experiment.name
+    headline = kind == "curves"
     names = HEADLINE if headline else tuple(dict.fromkeys(job.name for job in jobs))
     report = build(header, records, names, with_paper=headline)
     render(console, report)
@@ -59,23 +49,16 @@ def plot(
         console.print(words)
     figures: list[Path] = []
     if headline:
-        figures += draw_figure1(header, below, folder / "figure1", overlay)
-        counted = [runs for runs in by_name(records).values() if has_joules(runs)]
-        if counted:
-            counted_records = [record for runs in counted for record in runs]
-            figures += draw_figure1(header, counted_records, folder / "energy", panels=["joules"])
-        figures += draw_finals(header, records, folder / "finals")
-        figures += draw_benchmarks(header, records, folder / "benchmarks")
-        figures += draw_learnability(header, records, folder / "learnability")
-    elif experiment.figure.kind == "map":
-        figures += draw_all(header, records, folder)
-    elif experiment.figure.kind == "matrix":
-        figures += _figure2(experiment, jobs, workspace, folder, header, records)
-    elif experiment.figure.kind == "choices":
-        figures += _diversity(experiment, jobs, workspace, folder, header, records)
-    elif experiment.figure.panels:
-        panels, path = experiment.figure.panels, folder / experiment.name
-        figures += draw_grid(experiment.title, panels, header, records, path, list(names))
+        figures = curves.draw_all(header, records, folder)
+    elif kind == "map":
+        figures = map.draw_all(header, records, folder)
+    elif kind == "matrix":
+        figures = _figure2(experiment, jobs, workspace, folder, header, records)
+    elif kind == "choices":
+        figures = _diversity(experiment, jobs, workspace, folder, caption(header, records))
+    elif panels := experiment.figure.panels:
+        what = title, panels, header, records, list(names)
+        figures = theme.both(lambda look: grid.make_grid(*what, look), stem)
     return [*figures, *write(report, folder / "table")]
 
 
@@ -90,35 +73,29 @@ def _figure2(
     """Measure the experiment's first run, every finished seed of it, and draw that."""
     import numpy as np
 
-    from jestcli.paper.chunks import measure_all
-    from jestcli.paper.figure2 import MATRIX, draw_figure2
+    from jestcli.paper.figure2 import MATRIX, make_figure2, measure_all
 
     name = next(iter(experiment.runs))
     done = {j.seed: j.run for j in jobs if j.name == name and is_done(workspace.folder(j.run))}
     measured = measure_all(done, workspace, folder)
     matrix = np.load(folder / MATRIX) if (folder / MATRIX).exists() else None
-    note = caption(header, [r for r in records if r["name"] == name])
-    return draw_figure2(experiment.title, measured, matrix, note, folder / experiment.name)
+    note, title = caption(header, [r for r in records if r["name"] == name]), experiment.title
+    path = folder / experiment.name
+    return theme.both(lambda look: make_figure2(title, measured, matrix, note, look), path)
 
 
 def _diversity(
-    experiment: Experiment,
-    jobs: list[Job],
-    workspace: Workspace,
-    folder: Path,
-    header: Header,
-    records: list[Record],
+    experiment: Experiment, jobs: list[Job], workspace: Workspace, folder: Path, note: str
 ) -> list[Path]:
     """Measure what every finished learner chooses, and draw that."""
-    from jestcli.paper.diversity import draw_diversity, to_markdown
-    from jestcli.paper.diversity_of import measure_all
+    from jestcli.paper.diversity import make_diversity, measure_all, to_markdown
 
-    names = list(experiment.runs)
+    names, title = list(experiment.runs), experiment.title
     measured = measure_all([j for j in jobs if j.name in names], workspace, folder)
-    note, path = caption(header, records), folder / "diversity.md"
-    path.write_text(to_markdown(measured, names, note))
-    title, stem = experiment.title, folder / experiment.name
-    return [*draw_diversity(title, measured, names, note, stem), path]
+    page, path = folder / "diversity.md", folder / experiment.name
+    page.write_text(to_markdown(measured, names, note))
+    drawn = theme.both(lambda look: make_diversity(title, measured, names, note, look), path)
+    return [*drawn, page]
 
 
 def outdated(records: list[Record], jobs: list[Job], workspace: Workspace) -> str:
@@ -135,27 +112,20 @@ def outdated(records: list[Record], jobs: list[Job], workspace: Workspace) -> st
     )
 
 
-def _collect(
-    path: Path, jobs: list[Job], workspace: Workspace, profile: str, small: bool = False
-) -> None:
-    _, older = _load(path)
-    newer = [
-        collect(workspace.folder(job.run), job.name, job.seed)
-        for job in jobs
-        if is_done(workspace.folder(job.run))
-    ]
+def _collect(path: Path, jobs: list[Job], workspace: Workspace, experiment: Experiment) -> None:
+    folders = [(job, workspace.folder(job.run)) for job in jobs]
+    newer = [collect(f, job.name, job.seed) for job, f in folders if is_done(f)]
+    if not newer:
+        return
     taken = {(r["name"], r["seed"]) for r in newer}
-    kept = [r for r in older if (r["name"], r["seed"]) not in taken]
-    if newer:
-        run, records = jobs[0].run, kept + newer
-        data = f"{DATA}, a selection" if workspace.is_selection(run) else DATA
-        on = " and ".join(sorted({_machine(r["environment"]) for r in records}))
-        save_records(path, records, data, f"{profile}: {run.data.image_size} px, {on}", small)
-
-
-def _machine(environment: dict[str, Any]) -> str:
-    return str(environment.get("gpu") or f"{environment.get('cores')} cores")
+    kept = [r for r in _load(path)[1] if (r["name"], r["seed"]) not in taken]
+    run, records = jobs[0].run, kept + newer
+    data = f"{DATA}, a selection" if workspace.is_selection(run) else DATA
+    machines = [r["environment"] for r in records]
+    on = sorted({str(e.get("gpu") or f"{e.get('cores')} cores") for e in machines})
+    profile = f"{experiment.profile or 'cpu'}: {run.data.image_size} px, {' and '.join(on)}"
+    save_records(path, records, data, profile, experiment.compact)
 
 
 def _load(path: Path) -> tuple[Header, list[Record]]:
-    return load_records(path) if path.exists() else (Header(DATA, PROFILE), [])
+    return load_records(path) if path.exists() else (UNKNOWN, [])

@@ -13,33 +13,28 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from jestcli.config import ConfigError, Run, make_run
-from jestcli.utils.reading import parse_json, reading
+from jestcli.config import ConfigError, make_run
+from jestcli.utils.errors import DataError
+from jestcli.utils.io import save_text
+from jestcli.utils.reading import parse_json, read_json, reading
 
 FORMAT = 1
 CONVENTIONS = ("cached_reuse", "cached", "uncached", "charged")
-TRAINING_POINTS = 50
-COMPACT_POINTS = 8
+TRAINING_POINTS, COMPACT_POINTS = 50, 8
 Record = dict[str, Any]
-WHY: dict[str, Callable[[dict[str, Any]], float | None]] = {
-    "wrong_super": lambda line: (line.get("wrong") or (None, None))[0],
-    "wrong_sub": lambda line: (line.get("wrong") or (None, None))[1],
-    "learnability_right": lambda line: line.get("learnability_right"),
-    "learnability_wrong": lambda line: line.get("learnability_wrong"),
+SETTINGS = {"selection", "source", "model", "optim", "evaluation", "init_from_reference"}
+# Icons and emoji are two questions: the emoji benchmarks hold most of the variance between methods
+# and few of the images, so each group has its own mean.
+GROUPS = {
+    "icons": ("objects", "objects_filled", "objects_fewshot", "tagged_i2t", "tagged_t2i"),
+    "emoji": ("emoji_3d", "animals", "food"),
 }
 
 
-class RecordError(Exception):
-    """A run directory or record file that cannot be read; the message is one line."""
-
-
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """What a record file was measured on.
 
     data: the data set in words, such as "icons and emoji"; profile: the scale profile's name.
@@ -47,42 +42,45 @@ class Header:
 
     data: str
     profile: str
-    format: int = FORMAT
 
 
 def collect(folder: Path, name: str, seed: int) -> Record:
     """The record of the finished run in `folder`, filed under method `name`.
 
-    Fields: name, seed, digest (the folder's name), label, settings, steps, batch_size and
-    super_batch_size in pairs, benchmarks {name: chance, n, n_curve, retrieval}, curve (see
-    `_point`), final {mean, mean_chance_corrected, logprob, nats, scores} on all images of the part
-    that settings.part names,
-    flops_per_iteration by convention (charged: what is spent once is spread over the steps),
-    uniform_flops_per_iteration (3 full forwards a pair), seconds (training only, by part),
-    training {step, loss, super, sub: means over equal spans of steps; with wrong captions also
-    wrong_super, wrong_sub, learnability_right, learnability_wrong}, passed_reference (the step
-    after which the mean learnability stayed below zero, if it did), environment.
-    Raises RecordError.
+    Fields: name, seed, digest (the folder's name), label, settings (those that are not the
+    defaults), steps, batch_size and super_batch_size in pairs, benchmarks {name: chance, n,
+    n_curve, retrieval}, curve (see `_point`), final {mean, mean_chance_corrected, logprob, nats,
+    scores} on all images of the run's part, flops_per_iteration by convention (charged: what is
+    spent once is spread over the steps), uniform_flops_per_iteration (3 full forwards a pair),
+    seconds (training only, by part), training (see `_training`), passed_reference (the step after
+    which the mean learnability stayed below zero, if it did), environment.
+    Raises DataError.
     """
-    config, done = _read(folder / "config.json"), _read(folder / "done.json")
+    if not (folder / "done.json").exists():
+        raise DataError(f"{folder / 'done.json'}: the run is not finished")
+    config, done, about = (
+        read_json(folder / f"{what}.json") for what in ("config", "done", "environment")
+    )
     label = config.pop("label", name)
     try:
         run = make_run(config)
     except ConfigError as error:
-        raise RecordError(f"{folder / 'config.json'}: {error}") from None
-    lines = _read_lines(folder / "metrics.jsonl")
+        raise DataError(f"{folder / 'config.json'}: {error}") from None
+    with reading(folder / "metrics.jsonl"):
+        logged = (folder / "metrics.jsonl").read_bytes().splitlines()
+        lines = [parse_json(line) for line in logged if line]
     evaluations = {line["step"]: line for line in lines if "scores" in line}
     if not evaluations:
-        raise RecordError(f"{folder} holds no evaluation")
-    full = done["scores"]
-    points = [evaluations[step] for step in sorted(evaluations)]
+        raise DataError(f"{folder} holds no evaluation")
+    full, points = done["scores"], [evaluations[step] for step in sorted(evaluations)]
     steps, b, each = done["steps"], run.optim.batch_size, done.get("flops_per_example")
+    numbers = ("score", "chance", "stderr", "logprob", "nats")
     return {
         "name": name,
         "seed": seed,
         "digest": folder.name,
         "label": label,
-        "settings": _settings(run),
+        "settings": run.model_dump(mode="json", exclude_defaults=True, include=SETTINGS),
         "steps": steps,
         "batch_size": b,
         "super_batch_size": run.super_batch_size,
@@ -102,17 +100,13 @@ def collect(folder: Path, name: str, seed: int) -> Record:
         ),
         "curve": [_point(p, full, b, run.candidates_before(p["step"])) for p in points],
         "final": {
-            **_means({k: v["score"] for k, v in full.items()}, full),
-            "logprob": _mean_over(full, "logprob"),
-            "nats": _mean_over(full, "nats"),
+            **_means({k: v["score"] for k, v in full.items()}, full, full),
             "auc": done.get("auc"),
             "noise": done.get("noise_trained_on"),
             "curated": done.get("curated_trained_on"),
             "scores": {
-                benchmark: {k: _round(row[k]) for k in ("score", "chance", "stderr")}
-                | {"n": row["n"]}
-                | {k: _round(row[k]) for k in ("logprob", "nats") if k in row}
-                | ({"hits": row["hits"]} if "hits" in row else {})
+                benchmark: {k: _round(row[k]) for k in numbers if k in row}
+                | {k: row[k] for k in ("n", "hits") if k in row}
                 for benchmark, row in full.items()
             },
         },
@@ -123,7 +117,9 @@ def collect(folder: Path, name: str, seed: int) -> Record:
         "seconds": {k: _round(v) for k, v in points[-1]["seconds"].items()},
         "training": _training([line for line in lines if "loss" in line]),
         "passed_reference": next((x["step"] for x in lines if x.get("passed_reference")), None),
-        "environment": _environment(folder),
+        "environment": {key: about.get(key) for key in ("cpu", "cores", "threads", "commit")}
+        | {"torch": about.get("packages", {}).get("torch")}
+        | {key: about[key] for key in ("gpu", "no_energy") if about.get(key)},
     }
 
 
@@ -131,7 +127,8 @@ def compact(record: Record) -> Record:
     """What a table of many runs needs of one, in about a third of the bytes: the end point alone,
     at most COMPACT_POINTS spans of training, no items (hits) and no binomial errors, which follow
     from score and n. The same fields otherwise."""
-    final = record["final"]
+    final, training = record["final"], record["training"]
+    size = max(1, math.ceil(len(training["step"]) / COMPACT_POINTS))
     lean = {
         name: {key: value for key, value in row.items() if key not in ("hits", "stderr")}
         for name, row in final["scores"].items()
@@ -140,19 +137,11 @@ def compact(record: Record) -> Record:
         **record,
         "curve": record["curve"][-1:],
         "final": {**final, "scores": lean},
-        "training": _fewer(record["training"], COMPACT_POINTS),
+        "training": {
+            key: [span[-1] if key == "step" else _average(span) for span in _spans(values, size)]
+            for key, values in training.items()
+        },
     }
-
-
-def _fewer(training: dict[str, list[float | None]], most: int) -> dict[str, list[float | None]]:
-    """Spans of training put together until there are at most `most`; "step" is each one's last."""
-    size = max(1, math.ceil(len(training["step"]) / most))
-
-    def joined(values: list[float | None], last: bool) -> list[float | None]:
-        groups = [values[i : i + size] for i in range(0, len(values), size)]
-        return [group[-1] if last else _average(group) for group in groups]
-
-    return {key: joined(values, key == "step") for key, values in training.items()}
 
 
 def save_records(
@@ -162,21 +151,19 @@ def save_records(
 
     small: each as `compact` leaves it, where there are hundreds.
     """
-    from jestcli.training.checkpoint import write_atomic
-
-    path.parent.mkdir(parents=True, exist_ok=True)
     records = [compact(record) for record in records] if small else records
     ordered = sorted(records, key=lambda r: (r["name"], r["seed"], r["digest"]))
-    head = json.dumps(asdict(Header(data, profile)), ensure_ascii=False)
+    about = {"data": data, "profile": profile, "format": FORMAT}
     lines = ",\n".join(json.dumps(r, sort_keys=True, separators=(",", ":")) for r in ordered)
-    write_atomic(path, f'{head[:-1]}, "records": [\n{lines}\n]}}\n'.encode())
+    head = json.dumps(about, ensure_ascii=False)
+    save_text(path, f'{head[:-1]}, "records": [\n{lines}\n]}}\n')
 
 
 def load_records(path: Path) -> tuple[Header, list[Record]]:
-    """The header and the records of a file of `save_records`. Raises RecordError."""
-    content = _read(path)
+    """The header and the records of a file of `save_records`. Raises DataError."""
+    content = read_json(path)
     if content.get("format") != FORMAT:
-        raise RecordError(f"{path} has record format {content.get('format')}, not {FORMAT}")
+        raise DataError(f"{path} has record format {content.get('format')}, not {FORMAT}")
     with reading(path):
         for record in content["records"]:
             str(record["name"]), int(record["seed"])
@@ -188,16 +175,30 @@ def total_seconds(record: Record) -> float:
     return sum(record["seconds"].values())
 
 
+def value(record: Record, metric: str) -> float | None:
+    """A finished run's number: None where the record does not hold it.
+
+    Args:
+        metric: a field of `final` ("mean", "nats", "logprob", ...); a group of GROUPS: the mean
+            score of its benchmarks, each of equal weight, a fraction (None where one is missing);
+            or both ("icons:nats": over those of the group that have it, retrieval has not).
+    """
+    group, _, quantity = metric.partition(":")
+    if group not in GROUPS:
+        return record["final"].get(metric)
+    rows = record["final"]["scores"]
+    if any(benchmark not in rows for benchmark in GROUPS[group]):
+        return None
+    found = [rows[b].get(quantity or "score") for b in GROUPS[group]]
+    known = [x for x in found if x is not None]
+    return sum(known) / len(known) if known else None
+
+
 def _point(line: dict[str, Any], full: dict[str, Any], b: int, seen: int) -> dict[str, Any]:
     """One evaluation: step, examples trained on, examples `seen` (super-batches), seconds, FLOPs
     and (where counted, of the whole machine) joules so far, scores as fractions (retrieval on the
     full set's footing) and their means."""
-    scores = {
-        benchmark: _full_gallery(row["score"], _gallery(row), _gallery(full[benchmark]))
-        if _is_retrieval(row)
-        else row["score"]
-        for benchmark, row in line["scores"].items()
-    }
+    scores = {name: _full_gallery(row, full[name]) for name, row in line["scores"].items()}
     return {
         "step": line["step"],
         "examples": line["step"] * b,
@@ -205,18 +206,17 @@ def _point(line: dict[str, Any], full: dict[str, Any], b: int, seen: int) -> dic
         "seconds": _round(sum(line["seconds"].values())),
         "flops": {c: _round(line["flops"][c]) for c in CONVENTIONS},
         **({"joules": _round(sum(line["joules"].values()))} if line.get("joules") else {}),
-        **_means(scores, full),
-        "logprob": _mean_over(line["scores"], "logprob"),
-        "nats": _mean_over(line["scores"], "nats"),
+        **_means(scores, full, line["scores"]),
         "scores": {k: _round(v) for k, v in scores.items()},
     }
 
 
-def _full_gallery(score: float, measured: int, full: int) -> float:
-    """Retrieval R@1 among `full` candidates, from its value among `measured` (see the module)."""
-    if measured >= full or measured < 2 or score <= 0:
+def _full_gallery(row: dict[str, Any], full: dict[str, Any]) -> float:
+    """A score; retrieval's R@1 among all candidates, from that among fewer (see the module)."""
+    score, measured, every = row["score"], _gallery(row), _gallery(full)
+    if not _is_retrieval(row) or measured >= every or measured < 2 or score <= 0:
         return score
-    return score ** (math.log(full) / math.log(measured))
+    return score ** (math.log(every) / math.log(measured))
 
 
 def _gallery(row: dict[str, Any]) -> int:
@@ -228,38 +228,45 @@ def _is_retrieval(row: dict[str, Any]) -> bool:
     return any("retrieval" in key for key in row)
 
 
-def _means(scores: dict[str, float], rows: dict[str, Any]) -> dict[str, float]:
-    corrected = [(v - rows[k]["chance"]) / (1 - rows[k]["chance"]) for k, v in scores.items()]
+def _means(
+    scores: dict[str, float], full: dict[str, Any], rows: dict[str, Any]
+) -> dict[str, float | None]:
+    """Means over the benchmarks: of scores, and of nats over the classification ones."""
+    chances = [full[name]["chance"] for name in scores]
+    corrected = [(s - c) / (1 - c) for s, c in zip(scores.values(), chances, strict=True)]
     return {
-        "mean": _round(sum(scores.values()) / len(scores)),
-        "mean_chance_corrected": _round(sum(corrected) / len(corrected)),
+        "mean": _average(list(scores.values())),
+        "mean_chance_corrected": _average(corrected),
+        "logprob": _average([row.get("logprob") for row in rows.values()]),
+        "nats": _average([row.get("nats") for row in rows.values()]),
     }
-
-
-def _mean_over(rows: dict[str, Any], key: str) -> float | None:
-    """Mean of a quantity over the benchmarks that have it, in nats: the classification ones."""
-    values = [row[key] for row in rows.values() if row.get(key) is not None]
-    return _round(sum(values) / len(values)) if values else None
 
 
 def _training(lines: list[dict[str, Any]]) -> dict[str, list[float | None]]:
-    """Loss and learnability over training, averaged within at most TRAINING_POINTS spans.
+    """{step, loss, super, sub}: loss and learnability over training, averaged within at most
+    TRAINING_POINTS spans.
 
     Where a run knew which captions are wrong, in half as many also: their share among candidates
-    and among the chosen, and mean learnability of right and of wrong candidates.
+    and among the chosen (wrong_super, wrong_sub), and mean learnability of right and of wrong
+    candidates (learnability_right, learnability_wrong).
     """
     known = any("wrong" in line for line in lines)
-    size = max(1, math.ceil(len(lines) / (TRAINING_POINTS // 2 if known else TRAINING_POINTS)))
-    why = WHY if known else {}
-    spans = [lines[i : i + size] for i in range(0, len(lines), size)]
+    most = TRAINING_POINTS // 2 if known else TRAINING_POINTS
+    spans = _spans(lines, max(1, math.ceil(len(lines) / most)))
+    found = {"step": [span[-1]["step"] for span in spans]}
+    found["loss"] = [_average([x["loss"] for x in span]) for span in spans]
+    for part, key in enumerate(("super", "sub")):
+        found[key] = [_average([x["learnability"][part] for x in span]) for span in spans]
+        if known:
+            wrong = [[(x.get("wrong") or (None, None))[part] for x in span] for span in spans]
+            found[f"wrong_{key}"] = [_average(span) for span in wrong]
+    for key in ("learnability_right", "learnability_wrong") if known else ():
+        found[key] = [_average([x.get(key) for x in span]) for span in spans]
+    return found
 
-    return {
-        "step": [span[-1]["step"] for span in spans],
-        "loss": [_average([x["loss"] for x in span]) for span in spans],
-        "super": [_average([x["learnability"][0] for x in span]) for span in spans],
-        "sub": [_average([x["learnability"][1] for x in span]) for span in spans],
-        **{name: [_average([of(x) for x in span]) for span in spans] for name, of in why.items()},
-    }
+
+def _spans(values: list[Any], size: int) -> list[list[Any]]:
+    return [values[i : i + size] for i in range(0, len(values), size)]
 
 
 def _average(values: list[Any]) -> float | None:
@@ -267,62 +274,6 @@ def _average(values: list[Any]) -> float | None:
     return _round(sum(there) / len(there)) if there else None
 
 
-def _settings(run: Run) -> dict[str, Any]:
-    selection, source = run.selection, run.source
-    return {
-        **selection.model_dump(mode="json"),
-        "source": source.model_dump(mode="json"),
-        "init_from_reference": run.init_from_reference,
-        "level": run.data.level,
-        "curated_size": run.data.curated_size,
-        "image_size": run.data.image_size,
-        "patch_sizes": list(run.model.patch_sizes),
-        "model": run.model.name or f"{run.model.layers} layers of {run.model.width}",
-        "tower": run.model.tower,
-        "loss": run.optim.loss,
-        "lr": run.optim.lr,
-        "lr_schedule": run.optim.schedule,
-        "max_images": run.evaluation.max_images,
-        "part": run.evaluation.part,
-        "reference_steps": run.reference.optim.steps if run.reference else None,
-        "reference_level": run.reference.data.level if run.reference else None,
-        "reference_size": run.reference.data.curated_size if run.reference else None,
-    }
-
-
-def _environment(folder: Path) -> dict[str, Any]:
-    about = _read(folder / "environment.json")
-    return {
-        "cpu": about.get("cpu"),
-        "cores": about.get("cores"),
-        "threads": about.get("threads"),
-        "torch": about.get("packages", {}).get("torch"),
-        "commit": about.get("commit"),
-    } | {key: about[key] for key in ("gpu", "no_energy") if about.get(key)}
-
-
 def _round(value: float) -> float:
     """Five significant digits."""
-    if isinstance(value, int):
-        return value
-    return float(f"{value:.5g}")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = parse_json(path.read_bytes())
-    except FileNotFoundError:
-        what = "the run is not finished" if path.name == "done.json" else "no such file"
-        raise RecordError(f"{path}: {what}") from None
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{path}: {' '.join(str(error).split())}") from None
-    if not isinstance(value, dict):
-        raise RecordError(f"{path} is not a JSON object")
-    return value
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [parse_json(line) for line in path.read_bytes().splitlines() if line]
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{path}: {' '.join(str(error).split())}") from None
+    return value if isinstance(value, int) else float(f"{value:.5g}")

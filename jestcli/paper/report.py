@@ -9,30 +9,19 @@ from __future__ import annotations
 import base64
 import os
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jestcli.paper.caption import caption
 from jestcli.paper.claims import CLAIMS, gather
 from jestcli.paper.diversity import MEASURED as DIVERSITY
 from jestcli.paper.experiment import Experiment, jobs
 from jestcli.paper.figure2 import MEASURED
-from jestcli.paper.plot import DATA, PROFILE, RECORDS, outdated
-from jestcli.paper.records import Header, Record, load_records
-from jestcli.paper.verdicts import (
-    CONTRADICTED,
-    HOLDS,
-    METRIC,
-    MISSING,
-    MIXED,
-    UNDECIDED,
-    Claim,
-    Verdict,
-    judge_all,
-)
+from jestcli.paper.plot import RECORDS, UNKNOWN, outdated
+from jestcli.paper.records import load_records
+from jestcli.paper.verdicts import WORDS, Claim, Verdict, judge_all
 from jestcli.runs.workspace import Workspace
-from jestcli.training.checkpoint import write_atomic
+from jestcli.utils.io import save_text
 from jestcli.utils.reading import read_json
 
 NAME = "report"
@@ -45,20 +34,12 @@ OPENING = (
     "[S] second-hand, [U] remembered and unverified, [ours] not the paper's. q is the share of "
     "wrong captions in the pool."
 )
-# A mark, for colour alone is not enough, and a class of the style sheet.
-MARKS = {HOLDS: "✓", MIXED: "◐", METRIC: "◑", CONTRADICTED: "✗", UNDECIDED: "?", MISSING: "–"}
-CLASSES = {
-    HOLDS: "good",
-    MIXED: "part",
-    METRIC: "part",
-    CONTRADICTED: "bad",
-    UNDECIDED: "open",
-    MISSING: "open",
-}
+# By verdict a mark, for colour alone is not enough, and a class of the style sheet.
+MARKS = dict(zip(WORDS, "✓◐◑✗?–", strict=True))
+CLASSES = dict(zip(WORDS, ("good", "part", "part", "bad", "open", "open"), strict=True))
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """An experiment in the report.
 
     figures: paths without their endings (.svg, .png and -dark.png are read); runs: (name, seed,
@@ -67,9 +48,9 @@ class Section:
 
     name: str
     title: str
-    verdicts: tuple[tuple[Claim, Verdict], ...]
-    figures: tuple[Path, ...]
-    runs: tuple[tuple[str, int, str], ...]
+    verdicts: list[tuple[Claim, Verdict]]
+    figures: list[Path]
+    runs: list[tuple[str, int, str]]
     how: str
     folder: str = ""
 
@@ -79,56 +60,33 @@ def report(experiments: list[Experiment], results: Path, out: Path) -> list[Path
 
     Experiments without a claim are left out.
     """
-    headers: dict[str, Header] = {}
-    records: dict[str, list[Record]] = {}
+    found: dict[str, Any] = {}
     measured: dict[str, list[dict[str, Any]]] = {}
     for experiment in experiments:
         folder = results / experiment.name
-        if (folder / RECORDS).exists():
-            headers[experiment.name], records[experiment.name] = load_records(folder / RECORDS)
+        there = (folder / RECORDS).exists()
+        found[experiment.name] = load_records(folder / RECORDS) if there else (UNKNOWN, [])
         for name in (MEASURED, DIVERSITY):
             if (folder / name).exists():
                 measured[experiment.name] = list(read_json(folder / name).values())
-    names = {experiment.name for experiment in experiments}
-    claims = [claim for claim in CLAIMS if claim.experiment in names]
-    verdicts = judge_all(claims, gather(records, measured))
-    asked = {claim.experiment for claim in claims}
-    sections = [
-        _section(
-            e,
-            [(c, verdicts[c.key]) for c in claims if c.experiment == e.name],
-            records.get(e.name, []),
-            headers.get(e.name, Header(DATA, PROFILE)),
-            results,
-        )
-        for e in experiments
-        if e.name in asked
-    ]
-    out.mkdir(parents=True, exist_ok=True)
+    claims = [claim for claim in CLAIMS if claim.experiment in found]
+    evidence = gather({name: records for name, (_, records) in found.items()}, measured)
+    verdicts, sections = judge_all(claims, evidence), []
+    for experiment in experiments:
+        (header, records), folder = found[experiment.name], results / experiment.name
+        own = [(c, verdicts[c.key]) for c in claims if c.experiment == experiment.name]
+        if not own:
+            continue
+        figures = sorted(path.with_suffix("") for path in folder.glob("*.svg"))
+        runs = [(r["name"], r["seed"], r["digest"]) for r in records]
+        old = outdated(records, jobs(experiment, {}), Workspace())
+        how = f"{caption(header, records)} {old}".rstrip()
+        name, title = experiment.name, experiment.title
+        sections.append(Section(name, title, own, figures, runs, how, str(folder)))
     paths = [out / f"{NAME}.html", out / f"{NAME}.md"]
     for path in paths:
-        write_atomic(path, _rendered(f"{path.name}.j2", sections, out).encode())
+        save_text(path, _rendered(f"{path.name}.j2", sections, out))
     return paths
-
-
-def _section(
-    experiment: Experiment,
-    verdicts: list[tuple[Claim, Verdict]],
-    records: list[Record],
-    header: Header,
-    results: Path,
-) -> Section:
-    name, folder = experiment.name, results / experiment.name
-    old = outdated(records, jobs(experiment, {}), Workspace())
-    return Section(
-        name,
-        experiment.title,
-        tuple(verdicts),
-        tuple(sorted(path.with_suffix("") for path in folder.glob("*.svg"))),
-        tuple((r["name"], r["seed"], r["digest"]) for r in records),
-        " ".join(filter(None, (caption(header, records), old))),
-        str(folder),
-    )
 
 
 def _rendered(template: str, sections: list[Section], out: Path) -> str:
@@ -145,14 +103,9 @@ def _rendered(template: str, sections: list[Section], out: Path) -> str:
     pages.filters["anchor"] = _anchor
     pages.filters["beside"] = lambda path: Path(os.path.relpath(path, out)).as_posix()
     counts = Counter(verdict.word for section in sections for _, verdict in section.verdicts)
-    return pages.get_template(template).render(
-        title=TITLE,
-        opening=OPENING,
-        tally=", ".join(f"{counts[word]} {word}" for word in MARKS if counts[word]),
-        sections=sections,
-        marks=MARKS,
-        classes=CLASSES,
-    )
+    tally = ", ".join(f"{counts[word]} {word}" for word in MARKS if counts[word])
+    about = {"title": TITLE, "opening": OPENING, "tally": tally, "sections": sections}
+    return pages.get_template(template).render(**about, marks=MARKS, classes=CLASSES)
 
 
 def _data_url(path: Path, kind: str) -> str:

@@ -38,8 +38,7 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 from scipy.special import stdtr
 
-from jestcli.paper.groups import value
-from jestcli.paper.records import CONVENTIONS, Record, total_seconds
+from jestcli.paper.records import CONVENTIONS, Record, total_seconds, value
 from jestcli.paper.statistics import LEVEL, totals
 
 WITH_REFERENCE = "+reference"
@@ -81,6 +80,13 @@ def cells(records: Iterable[Record], name: str, metric: str = "mean") -> list[Ce
         Cell(n, tuple(value(r, metric) or 0.0 for r in seeds.values()), _cost([*seeds.values()]))
         for n, seeds in sorted(runs.items())
     ]
+
+
+def pooled(every: Sequence[Cell]) -> tuple[float, int]:
+    """Standard deviation within cells, NaN without degrees of freedom, and these."""
+    df = sum(len(cell.scores) - 1 for cell in every)
+    squares = sum(float(np.var(cell.scores)) * len(cell.scores) for cell in every)
+    return (math.sqrt(squares / df) if df else math.nan), df
 
 
 def _cost(runs: list[Record]) -> dict[str, float]:
@@ -222,9 +228,7 @@ def savings(
     own, curve = cells(records, method, metric), cells(records, baseline, metric)
     if len(curve) < 2:
         return []
-    df = sum(len(c.scores) - 1 for c in (*own, *curve))
-    squares = sum(float(np.var(c.scores)) * len(c.scores) for c in (*own, *curve))
-    sd = math.sqrt(squares / df) if df else math.nan
+    sd, df = pooled([*own, *curve])
     return [Saving(baseline, cell, tuple(curve), sd, df) for cell in own]
 
 
@@ -239,6 +243,11 @@ class OverBest:
     """
 
     savings: tuple[Saving, ...]
+
+    @property
+    def cell(self) -> Cell:
+        """The method's."""
+        return self.savings[0].cell
 
     def ratio(self, axis: str = "charged", level: float = LEVEL) -> Ratio:
         """The smallest saving: of the controls that reach the score, else the smallest bound. A

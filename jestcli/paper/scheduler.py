@@ -11,40 +11,46 @@ import signal
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Protocol
 
 from jestcli.config import Run
 from jestcli.models.flexi import Resolution
-from jestcli.models.flops import ForwardFlops, run_cost, step_cost
+from jestcli.models.flops import run_cost, step_cost
 from jestcli.paper.experiment import Experiment, Job, jobs
-from jestcli.paper.slurm import OnCluster
+from jestcli.paper.plan import counted
 from jestcli.paper.worker import STARTED_BY
-from jestcli.runs.reference import (
-    cached,
-    reads_pool_cache,
-    reference_view,
-    scores_by_reference,
-)
-from jestcli.runs.trained import learner_flops, on_meta
+from jestcli.runs.reference import cached, reads_pool_cache, reference_view, scores_by_reference
 from jestcli.runs.workspace import StageError, Workspace, is_done
 from jestcli.training.checkpoint import CHECKPOINT, step_of
 from jestcli.training.trunk import shared_steps, steps_there
 from jestcli.utils.errors import DataError
 from jestcli.utils.parallel import usable_cores
 from jestcli.utils.reading import UNREADABLE, parse_json, read_json
+from jestcli.utils.tables import Table
 
 JOBS = 64  # on a cluster at once, unless told
-Launch = Callable[[dict[str, Any], Path], OnCluster]
+WORKER = [sys.executable, "-m", "jestcli.paper.worker"]
 # For the estimate of time only:
-POOL_SIZE, CURATED_SIZE = 350_000, 10_500
+SIZES = {"pool": 350_000, "curated": 10_500}
 TYPICAL = 3.2e-11  # seconds a training FLOP of one core: 31 GFLOP/s
 BESIDE = 35.0  # seconds of a core a run takes beside its steps: imports, benchmarks, evaluations
+
+
+class Process(Protocol):
+    """What is used of a worker: a subprocess.Popen here, `slurm.OnCluster` elsewhere."""
+
+    def poll(self) -> int | None: ...
+    def terminate(self) -> None: ...
+    def wait(self) -> Any: ...
+
+
+# (a task as JSON, where to append progress and errors) -> the worker that does it
+Launch = Callable[[str, tuple[Path, Path]], Process]
 
 
 @dataclass
@@ -57,20 +63,29 @@ class Stage:
     label: str
     work: float  # in FLOPs of training, for the time left: of the steps that remain
     needs: list[str] = field(default_factory=list)
-    view: Resolution | None = (
-        None  # cache: how the reference sees the pool; None is full resolution
-    )
+    view: Resolution | None = None  # cache: how the reference sees the pool; None: in full
     split: str = "pool"  # cache: or "curated"
     before: float = 0.0  # share of its steps that were trained before, here or in a shared trunk
     done: float = 0.0  # share of the rest
     tier: int = 0  # stages of a lower one start first
     line: str = ""
-    errors_before: int = 0  # bytes of errors.log that earlier attempts wrote
-    process: subprocess.Popen[str] | OnCluster | None = None
+    old: dict[Path, int] = field(default_factory=dict)  # bytes of its logs from earlier attempts
+    process: Process | None = None
 
     @property
     def folder(self) -> Path:
+        """The run directory."""
         return Path(self.key).parent if self.kind == "cache" else Path(self.key)
+
+    @property
+    def logs(self) -> tuple[Path, Path]:
+        """Where its worker's progress and errors go. Appended to: another process may be writing
+        the folder, and the worker holds its lock."""
+        name = f"{Path(self.key).name}.jsonl" if self.kind == "cache" else "progress.jsonl"
+        return self.folder / name, self.folder / "errors.log"
+
+
+# --- the graph -----------------------------------------------------------------------------------
 
 
 def plan(jobs: list[Job], workspace: Workspace) -> list[Stage]:
@@ -140,63 +155,36 @@ def _add_training(
 
     caches: of those references that are trained, whether the pool's embeddings are there.
     """
-    folder = workspace.folder(run)
-    if is_done(folder):
+    folder, needs = str(workspace.folder(run)), []
+    if is_done(Path(folder)):
         return []
-    if str(folder) in stages:
-        return [str(folder)]
-    needs: list[str] = []
-    flops = _flops(run)
+    if folder in stages:
+        return [folder]
+    reads = reads_pool_cache(run)
     if run.reference is not None:
         before = _add_training(stages, caches, run.reference, f"{label}: reference", workspace)
-        view = reference_view(run)
+        view, name = reference_view(run), f"{workspace.folder(run.reference)}/cache"
+        name += f"-{view.patch}-{view.side}-{view.keep:g}" if view else ""
         needs += before
-        splits = {"pool": POOL_SIZE} if reads_pool_cache(run) and not run.data.own else {}
-        if splits and run.source.curated_in_pool:
-            splits["curated"] = CURATED_SIZE
-        for split, size in splits.items():
-            key = f"{workspace.folder(run.reference)}/cache"
-            key += f"-{view.patch}-{view.side}-{view.keep:g}" if view else ""
-            key += f"-{split}" if split != "pool" else ""
+        splits = ("pool", "curated") if run.source.curated_in_pool else ("pool",)
+        for split in splits if reads and not run.data.own else ():
+            key = name + (f"-{split}" if split != "pool" else "")
             if not before and key not in caches:
                 caches[key] = cached(run.reference, workspace, view, split)
             if caches.get(key):
                 continue
-            one = _flops(run.reference).full
-            stages.setdefault(
-                key,
-                Stage(
-                    key,
-                    "cache",
-                    run.reference,
-                    "reference embeddings",
-                    size * one,
-                    before,
-                    view,
-                    split,
-                ),
-            )
+            flops, what = SIZES[split] * counted(run.reference).flops.full, "reference embeddings"
+            stage = Stage(key, "cache", run.reference, what, flops, before, view, split)
+            stages.setdefault(key, stage)
             needs.append(key)
-    live = scores_by_reference(run) and not reads_pool_cache(run)
-    scorer = _flops(run.reference) if live and run.reference else None
-    work = run_cost(run, run.optim.steps, flops, scorer, 0.0, 0).uncached
-    stages[str(folder)] = Stage(str(folder), "train", run, label, work, needs)
-    return [str(folder)]
+    live = run.reference if scores_by_reference(run) and not reads else None
+    scorer = counted(live).flops if live else None
+    work = run_cost(run, run.optim.steps, counted(run).flops, scorer, 0.0, 0).uncached
+    stages[folder] = Stage(folder, "train", run, label, work, needs)
+    return [folder]
 
 
-def _flops(run: Run) -> ForwardFlops:
-    """Counted once for all runs of the same towers."""
-    selection = run.selection
-    flexible = selection.low_res_share > 0 or selection.low_res_scoring
-    low = selection.model_dump_json(include={"approximation", "keep_tokens"}) if flexible else ""
-    data = run.data.model_dump_json(include={"image_size", "context_length"})
-    key = (run.model.model_dump_json(), data, low)
-    if key not in _COUNTED:
-        _COUNTED[key] = learner_flops(run, on_meta(run))
-    return _COUNTED[key]
-
-
-_COUNTED: dict[tuple[str, str, str], ForwardFlops] = {}
+# --- running it ----------------------------------------------------------------------------------
 
 
 def run_stages(
@@ -206,34 +194,27 @@ def run_stages(
     console: Any,
     wandb: str = "off",
     launch: Launch | None = None,
-    device: str = "auto",
-    keep_last: int = 1,
 ) -> None:
     """Run all of them, `workers` at a time (default: one per core, or 64 jobs on a cluster).
 
-    launch: starts a stage elsewhere (see stages/slurm.py); default: a process here.
+    launch: starts a worker elsewhere (paper/slurm.py); default: a process here.
     Raises StageError if one fails (the others are told to save and stop), KeyboardInterrupt on
     Ctrl-C after everything is saved.
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    waiting: list[Stage] = list(stages)
+    waiting = list(stages)
     running: list[Stage] = []
     total, urgent = sum(s.work for s in stages) or 1.0, urgency(stages)
     pending = {s.key for s in stages}
     most = workers or (JOBS if launch else usable_cores())
-    started = time.monotonic()
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>5.1f}%"),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-        console=console,
-    )
+    started = said = time.monotonic()
+    name, share = "{task.description}", "{task.percentage:>5.1f}%"
+    columns = [TextColumn(text, markup=False) for text in (name, share, "{task.fields[note]}")]
+    shown_as = columns[0], BarColumn(bar_width=24), columns[1], TimeElapsedColumn(), columns[2]
+    bar = Progress(*shown_as, console=console)
     overall = bar.add_task("all stages", total=total, note="")
     shown: dict[str, Any] = {}
-    last_line = 0.0
     # A SIGTERM to `jest` stops its workers as Ctrl-C does: they save.
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     with bar:
@@ -241,20 +222,20 @@ def run_stages(
             while waiting or running:
                 ready = [s for s in waiting if not pending.intersection(s.needs)]
                 # What is worth most first; of that the longest: it must not start last.
-                for stage in sorted(ready, key=lambda s: (s.tier, -urgent[s.key])):
-                    if len(running) < most:
-                        waiting.remove(stage)
-                        running.append(stage)
-                        _start(stage, workspace, wandb, launch, device, keep_last)
-                        shown[stage.key] = bar.add_task(stage.label, total=1.0, note="")
-                        if not console.is_terminal:
-                            console.print(f"start {stage.label}")
+                ready.sort(key=lambda s: (s.tier, -urgent[s.key]))
+                for stage in ready[: most - len(running)]:
+                    waiting.remove(stage)
+                    running.append(stage)
+                    _start(stage, workspace, wandb, launch or _here)
+                    shown[stage.key] = bar.add_task(stage.label, total=1.0, note="")
+                    if not console.is_terminal:
+                        console.print(f"start {stage.label}")
                 time.sleep(0.2)
                 for stage in list(running):
-                    if isinstance(stage.process, OnCluster):
-                        _heard(stage, stage.process.line())
-                    note = stage.line.rpartition(" · ")[2]
-                    bar.update(shown[stage.key], completed=stage.done, note=note)
+                    for line in _written(stage, stage.logs[0])[-1:]:
+                        _heard(stage, line)
+                    now = stage.line.rpartition(" · ")[2]
+                    bar.update(shown[stage.key], completed=stage.done, note=now)
                     code = stage.process.poll() if stage.process else None
                     if code is None:
                         continue
@@ -266,28 +247,24 @@ def run_stages(
                     bar.remove_task(shown[stage.key])
                     console.print(f"done  {stage.label}")
                 spent = sum(s.work * s.done for s in stages)
-                elapsed = time.monotonic() - started
-                left = elapsed * (total / spent - 1) if spent else 0.0
-                note = f"about {left / 60:.0f} min left" if spent > 0.005 * total else ""
-                bar.update(overall, completed=spent, note=note)
-                if not console.is_terminal and time.monotonic() - last_line > 60:
-                    last_line = time.monotonic()
-                    console.print(f"{100 * spent / total:.0f} % of training, {note}")
+                left = (time.monotonic() - started) * (total / spent - 1) if spent else 0.0
+                words = f"about {left / 60:.0f} min left" if spent > 0.005 * total else ""
+                bar.update(overall, completed=spent, note=words)
+                if not console.is_terminal and time.monotonic() - said > 60:
+                    said = time.monotonic()
+                    console.print(f"{100 * spent / total:.0f} % of training, {words}")
                     for stage in running:
                         console.print(f"  {stage.line}", highlight=False)
         finally:
-            _stop(running)
+            for stop in (lambda p: p.poll() is None and p.terminate(), lambda p: p.wait()):
+                for stage in (s for s in running if s.process):
+                    stop(stage.process)
             signal.signal(signal.SIGTERM, previous)
 
 
-def _start(
-    stage: Stage,
-    workspace: Workspace,
-    wandb: str,
-    launch: Launch | None = None,
-    device: str = "auto",
-    keep_last: int = 1,
-) -> None:
+def _start(stage: Stage, workspace: Workspace, wandb: str, launch: Launch) -> None:
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    stage.old = {path: path.stat().st_size for path in stage.logs if path.exists()}
     task = {
         "kind": stage.kind,
         "run": stage.run.model_dump(mode="json"),
@@ -297,40 +274,31 @@ def _start(
         "wandb": wandb,
         "view": asdict(stage.view) if stage.view else None,
         "split": stage.split,
-        "device": device,
-        "keep_last": keep_last,
         "loading": {**asdict(workspace.loading), "cache": str(workspace.loading.cache)},
     }
-    if launch is not None:
-        stage.process = launch(task, stage.folder)
-        return
+    stage.process = launch(json.dumps(task), stage.logs)
+
+
+def _here(task: str, logs: tuple[Path, Path]) -> Process:
     quiet = {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     quiet |= {STARTED_BY: str(os.getpid())}
-    stage.process = process = subprocess.Popen(
-        [sys.executable, "-m", "jestcli.paper.worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=_error_log(stage),
-        text=True,
-        env={**os.environ, **quiet},
-    )
-    assert process.stdin is not None and process.stdout is not None
-    process.stdin.write(json.dumps(task))
+    with logs[0].open("a") as out, logs[1].open("a") as errors:
+        files: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": out, "stderr": errors}
+        process = subprocess.Popen(WORKER, text=True, env={**os.environ, **quiet}, **files)
+    assert process.stdin is not None
+    process.stdin.write(task)
     process.stdin.close()
-    threading.Thread(target=_follow, args=(stage, process.stdout), daemon=True).start()
+    return process
 
 
-def _error_log(stage: Stage) -> IO[str]:
-    """Appended to: another process may be writing the folder, and the worker holds its lock."""
-    stage.folder.mkdir(parents=True, exist_ok=True)
-    log = stage.folder / "errors.log"
-    stage.errors_before = log.stat().st_size if log.exists() else 0
-    return log.open("a")
-
-
-def _follow(stage: Stage, output: IO[str]) -> None:
-    for line in output:
-        _heard(stage, line)
+def _written(stage: Stage, log: Path, most: int = 20_000) -> list[str]:
+    """The last whole lines of a log, of this attempt."""
+    if not log.exists():
+        return []
+    with log.open("rb") as file:
+        file.seek(max(stage.old.get(log, 0), log.stat().st_size - most))
+        lines = file.read().decode(errors="replace").split("\n")
+    return [line for line in lines[:-1] if line.strip()]
 
 
 def _heard(stage: Stage, line: str) -> None:
@@ -342,90 +310,52 @@ def _heard(stage: Stage, line: str) -> None:
 
 
 def _failure(stage: Stage, code: int) -> str:
-    assert stage.process is not None
     if code in (130, -signal.SIGINT, -signal.SIGTERM):
         return f"{stage.label} was interrupted; the same command goes on from there"
-    log = stage.folder / "errors.log"
-    text = log.read_bytes()[stage.errors_before :] if log.exists() else b""
-    lines = text.decode(errors="replace").split("\n")
-    why = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    log = stage.logs[1]
+    why = _written(stage, log)[-1:]
     if code != 1 or not why:
         return f"{stage.label} failed (exit {code}): see {log}"
-    return f"{stage.label} failed: {why} (see {log})"
+    return f"{stage.label} failed: {why[0].strip()} (see {log})"
 
 
-def _stop(running: list[Stage]) -> None:
-    for stage in running:
-        if stage.process and stage.process.poll() is None:
-            stage.process.terminate()
-    for stage in running:
-        if stage.process:
-            stage.process.wait()
+# --- lists ---------------------------------------------------------------------------------------
 
 
-def cost_table(jobs: list[Job], workspace: Workspace) -> Any:
-    """A rich Table: every run, what it costs by convention, and whether it is done."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    title = "What runs, what it costs and what is done"
-    table = Table(
-        title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
-    )
-    columns = ("run", "seed", "steps", "examples", "TFLOP", "% a step", "state")
-    for heading in columns:
-        words = heading in ("run", "state")
-        table.add_column(heading, justify="left" if words else "right", no_wrap=True)
+def cost_table(jobs: list[Job], workspace: Workspace) -> Table:
+    """Every run, what it costs, and whether it is done."""
+    rows = []
     for job in jobs:
-        run, folder = job.run, workspace.folder(job.run)
-        flops = _flops(run)
-        one = step_cost(run, flops, None).cached
-        uniform = 3 * run.optim.batch_size * flops.full
-        state = "missing"
+        run, folder, flops = job.run, workspace.folder(job.run), counted(job.run).flops
+        one, b, state = step_cost(run, flops, None).cached, run.optim.batch_size, "missing"
         if folder.exists():
             state = f"{'done' if is_done(folder) else 'started'} {folder.name[:6]}"
-        table.add_row(
-            job.name,
-            str(job.seed),
-            f"{run.optim.steps:,}",
-            f"{run.optim.steps * run.optim.batch_size:,}",
-            f"{one * run.optim.steps / 1e12:.1f}",
-            f"{100 * one / uniform:.0f}",
-            state,
-        )
-    table.caption = "% a step: FLOPs of an iteration, of a uniform one's"
-    return table
+        steps, percent = run.optim.steps, 100 * one / (3 * b * flops.full)
+        work = (f"{steps:,}", f"{steps * b:,}", f"{one * steps / 1e12:.1f}", f"{percent:.0f}")
+        rows.append((job.name, str(job.seed), *work, state))
+    columns = ("run", "seed", "steps", "examples", "TFLOP", "% a step", "state")
+    note = "% a step: FLOPs of an iteration, of a uniform one's"
+    return Table("What runs, what it costs and what is done", columns, rows, note)
 
 
-def overview(experiments: list[Experiment], workspace: Workspace) -> Any:
-    """A rich Table of all experiments, in order of worth: runs, what is done, what is missing.
+def overview(experiments: list[Experiment], workspace: Workspace) -> Table:
+    """All experiments, in order of worth: runs, what is done, what is missing.
 
     Work that two experiments share is counted in the first of them only. Time is estimated from
     the finished runs' processor seconds, or from a typical core's where there is none.
     """
-    from rich.table import Table
-
-    seconds = seconds_per_flop(workspace)
-    table = Table(title="Experiments, in order of worth", title_justify="left")
-    for heading in ("experiment", "what", "runs", "done", "missing", "core-hours left"):
-        table.add_column(heading, justify="left" if heading in ("experiment", "what") else "right")
-    counted: set[str] = set()
+    seconds, rows, seen = seconds_per_flop(workspace), [], set()
     for experiment in experiments:
         work = jobs(experiment, {})
         folders = {workspace.folder(job.run) for job in work}
         done = sum(is_done(folder) for folder in folders)
-        left = [stage for stage in plan(work, workspace) if stage.key not in counted]
-        counted |= {stage.key for stage in left}
+        left = [stage for stage in plan(work, workspace) if stage.key not in seen]
+        seen |= {stage.key for stage in left}
         hours = sum(stage.work * seconds + BESIDE for stage in left) / 3600
-        table.add_row(
-            experiment.name,
-            experiment.title,
-            str(len(folders)),
-            str(done),
-            str(len(folders) - done),
-            f"{hours:.1f}",
-        )
-    return table
+        counts = [str(n) for n in (len(folders), done, len(folders) - done)]
+        rows.append([experiment.name, experiment.title, *counts, f"{hours:.1f}"])
+    columns = ("experiment", "what", "runs", "done", "missing", "core-hours left")
+    return Table("Experiments, in order of worth", columns, rows)
 
 
 def seconds_per_flop(workspace: Workspace) -> float:
@@ -433,12 +363,10 @@ def seconds_per_flop(workspace: Workspace) -> float:
     found = []
     for path in workspace.runs.glob("*/done.json"):
         try:
-            done = read_json(path)
-            lines = (path.parent / "metrics.jsonl").read_text().splitlines()
-            settings = read_json(path.parent / "config.json")
+            done, settings = read_json(path), read_json(path.parent / "config.json")
+            last = (path.parent / "metrics.jsonl").read_text().splitlines()[-1]
             if settings["selection"]["sampler"] == "uniform":
-                spent = parse_json(lines[-1])["seconds"]["update"]
-                found.append(spent / done["flops"]["cached"])
+                found.append(parse_json(last)["seconds"]["update"] / done["flops"]["cached"])
         except (OSError, DataError, *UNREADABLE, ZeroDivisionError):
             continue  # another version's
     return statistics.median(found) if found else TYPICAL

@@ -6,15 +6,14 @@ and sharing are the same, for they lie in the run directories, on a file system 
 
 from __future__ import annotations
 
-import json
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jestcli.config import ConfigError, did_you_mean
+from jestcli.paper.scheduler import WORKER
 
 # What submitit calls alike on every cluster; anything else is Slurm's own option.
 GENERAL = ("timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node", "nodes", "name")
@@ -36,8 +35,8 @@ def parse_options(text: str) -> dict[str, Any]:
     return options
 
 
-def launcher(options: dict[str, Any], logs: Path) -> Callable[[dict[str, Any], Path], OnCluster]:
-    """A function (task, run directory) -> running job, for `run_stages`.
+def launcher(options: dict[str, Any], logs: Path) -> Callable[[str, tuple[Path, Path]], OnCluster]:
+    """A function (task, logs) -> running job, for `run_stages`.
 
     Args:
         options: of `parse_options`; "cluster" is slurm, or local and debug to try it here.
@@ -57,38 +56,22 @@ def launcher(options: dict[str, Any], logs: Path) -> Callable[[dict[str, Any], P
         executor.update_parameters(**plain)
     except (RuntimeError, NameError, ValueError, TypeError) as error:
         raise ConfigError(f"--slurm: {' '.join(str(error).split())}") from None
-
-    def launch(task: dict[str, Any], folder: Path) -> OnCluster:
-        progress = folder / "progress.jsonl"
-        return OnCluster(executor.submit(run_worker, task, str(folder)), progress)
-
-    return launch
+    return lambda task, logs: OnCluster(executor.submit(run_worker, task, *map(str, logs)))
 
 
-def run_worker(task: dict[str, Any], folder: str) -> int:
+def run_worker(task: str, progress: str, errors: str) -> int:
     """On the node: the worker with `task` as its input; returns its exit code."""
-    where = Path(folder)
-    where.mkdir(parents=True, exist_ok=True)
-    with (where / "progress.jsonl").open("w") as out, (where / "errors.log").open("a") as errors:
-        done = subprocess.run(
-            [sys.executable, "-m", "jestcli.paper.worker"],
-            input=json.dumps(task),
-            text=True,
-            stdout=out,
-            stderr=errors,
-            check=False,
-        )
+    with Path(progress).open("a") as out, Path(errors).open("a") as err:
+        done = subprocess.run(WORKER, input=task, text=True, stdout=out, stderr=err, check=False)
     return done.returncode
 
 
 class OnCluster:
     """A submitted stage, with the part of subprocess.Popen's interface that the scheduler uses."""
 
-    def __init__(self, job: Any, progress: Path) -> None:
-        self.job, self.progress = job, progress
-        self.looked, self.code = 0.0, None
-
-    code: int | None
+    def __init__(self, job: Any) -> None:
+        self.job, self.looked = job, 0.0
+        self.code: int | None = None
 
     def poll(self) -> int | None:
         """The worker's exit code, 1 for a job that Slurm ended, None while it waits or runs."""
@@ -98,14 +81,6 @@ class OnCluster:
                 error = self.job.exception()
                 self.code = 1 if error is not None else int(self.job.result())
         return self.code
-
-    def line(self) -> str:
-        """The last line of progress, "" before there is one."""
-        try:
-            lines = self.progress.read_text().splitlines()
-        except OSError:
-            return ""
-        return next((x for x in reversed(lines) if x.startswith('{"done"') and x.endswith("}")), "")
 
     def terminate(self) -> None:
         """Cancel the job: its worker saves and stops, as on Ctrl-C."""

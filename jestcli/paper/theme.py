@@ -1,12 +1,16 @@
-"""Light and dark looks for figures seen at about 900 pixels, and labels that do not overlap."""
+"""What figures share: light and dark looks, a frame with its words, labels that do not overlap."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import math
+import textwrap
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,6 +19,9 @@ if TYPE_CHECKING:
 WIDTH = 9.0  # inches: shown at about 900 pixels, so one point is 1.4 of them
 FONT = 8.5
 DPI = 200
+LINE = 0.15  # inches between labels
+End = tuple[float | None, float, str, str]
+DOTTED, DASHED = (0, (1, 1.6)), (0, (5, 3))
 
 
 @dataclass(frozen=True)
@@ -36,66 +43,42 @@ class Theme:
 
 
 LIGHT = Theme("light", "#ffffff", "#1f2328", "#7b838c", "#e4e8ec", {})
-DARK = Theme(
-    "dark", "#0d1117", "#e6edf3", "#8b949e", "#262c34", {"#0072B2": "#2A7FD0", "#56B4E9": "#7FCBF7"}
-)
+BRIGHT = {"#0072B2": "#2A7FD0", "#56B4E9": "#7FCBF7"}
+DARK = Theme("dark", "#0d1117", "#e6edf3", "#8b949e", "#262c34", BRIGHT)
 
 
-@contextmanager
-def themed(theme: Theme) -> Iterator[None]:
+def themed(theme: Theme) -> AbstractContextManager[None]:
     """matplotlib set up for `theme`; the caller's settings come back afterwards."""
     import matplotlib
 
+    text = ("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor")
+    muted = ("axes.edgecolor", "xtick.color", "ytick.color")
+    background = ("axes.facecolor", "figure.facecolor", "savefig.facecolor")
     settings: dict[str, Any] = {
-        "font.family": "sans-serif",
-        "font.sans-serif": ["DejaVu Sans"],
-        "font.size": FONT,
-        "axes.titlesize": FONT + 0.5,
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": theme.muted,
-        "axes.labelcolor": theme.text,
-        "axes.facecolor": theme.background,
-        "figure.facecolor": theme.background,
-        "savefig.facecolor": theme.background,
-        "text.color": theme.text,
-        "xtick.color": theme.muted,
-        "ytick.color": theme.muted,
-        "xtick.labelcolor": theme.text,
-        "ytick.labelcolor": theme.text,
-        "axes.grid": True,
-        "grid.color": theme.grid,
-        "grid.linewidth": 0.6,
-        "axes.axisbelow": True,
-        "lines.solid_capstyle": "round",
-        "svg.hashsalt": "jest",
-        "svg.fonttype": "path",
+        **dict.fromkeys(text, theme.text),
+        **dict.fromkeys(muted, theme.muted),
+        **dict.fromkeys(background, theme.background),
+        **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+        **{"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": FONT},
+        **{"axes.titlesize": FONT + 0.5, "axes.titleweight": "bold", "axes.titlelocation": "left"},
+        **{"axes.grid": True, "grid.color": theme.grid, "grid.linewidth": 0.6},
+        **{"axes.axisbelow": True, "lines.solid_capstyle": "round", "lines.markersize": 4.2},
+        **{"svg.hashsalt": "jest", "svg.fonttype": "path"},
     }
-    with matplotlib.rc_context(settings):  # type: ignore[arg-type]
-        yield
-
-
-def save(figure: Figure, path: Path, vector: bool) -> list[Path]:
-    """Write `path`.png and, if `vector`, `path`.svg without dates; returns what was written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    written = [path.with_name(path.name + ".png")]
-    figure.savefig(written[0], dpi=DPI, metadata={"Software": None})
-    if vector:
-        written.append(path.with_name(path.name + ".svg"))
-        figure.savefig(written[1], metadata={"Date": None, "Creator": None})
-    return written
+    return matplotlib.rc_context(settings)  # type: ignore[arg-type]
 
 
 def both(draw: Callable[[Theme], Figure], path: Path) -> list[Path]:
-    """Draw light and dark: `path`.png, `path`.svg and `path`-dark.png; returns the paths."""
+    """Draw light and dark: `path`.png, `path`.svg (without dates) and `path`-dark.png."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     written = []
-    for theme in (LIGHT, DARK):
-        dark = theme is DARK
+    for theme, endings in ((LIGHT, (".png", ".svg")), (DARK, ("-dark.png",))):
         with themed(theme):
-            name = path.name + ("-dark" if dark else "")
-            written += save(draw(theme), path.with_name(name), vector=not dark)
+            figure = draw(theme)
+            for ending in endings:
+                written.append(path.with_name(path.name + ending))
+                keys = ("Date", "Creator") if ending == ".svg" else ("Software",)
+                figure.savefig(written[-1], dpi=DPI, metadata=dict.fromkeys(keys))
     return written
 
 
@@ -109,44 +92,85 @@ def new_figure(height: float) -> Figure:
     return figure
 
 
-def place(figure: Figure, left: float, top: float, width: float, height: float, **k: Any) -> Axes:
+def frame(title: str, subtitle: str, note: str, body: float, theme: Theme) -> tuple[Figure, float]:
+    """An empty figure with its words and where its body begins, inches from the top."""
+    note = textwrap.fill(note, 172)
+    top = 0.6 + 0.16 * subtitle.count("\n")
+    height = top + body + 0.14 * (note.count("\n") + 1) + 0.1
+    figure, muted = new_figure(height), theme.muted
+    figure.text(0.012, 1 - 0.2 / height, title, size=11.5, weight="bold", va="center")
+    figure.text(0.012, 1 - 0.34 / height, subtitle, size=8, color=muted, va="top")
+    figure.text(0.012, 0.06 / height, note, size=6.8, color=muted, va="bottom", linespacing=1.35)
+    return figure, top
+
+
+def place(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
     """Axes at inches from the figure's left and top edges."""
-    whole_width, whole_height = figure.get_size_inches()
-    return figure.add_axes(
-        (
-            left / whole_width,
-            1 - (top + height) / whole_height,
-            width / whole_width,
-            height / whole_height,
-        ),
-        **k,
-    )
+    w, h = figure.get_size_inches()
+    return figure.add_axes((left / w, 1 - (top + height) / h, width / w, height / h))
+
+
+def say(axes: Axes, x: float, y: float, text: str, **how: Any) -> None:
+    """Write at shares of the axes' width and height."""
+    axes.text(x, y, text, transform=axes.transAxes, **{"size": 7.2, **how})
+
+
+def empty(axes: Axes, words: str = "not run") -> None:
+    """Say so in the middle of axes that have nothing to show."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    say(axes, 0.5, 0.5, words, ha="center", size=FONT)
+
+
+def label_ends(axes: Axes, ends: Sequence[End]) -> None:
+    """Write names in the right margin, apart from one another, with a hair line from each end.
+
+    ends: (x, None at the right edge; y, NaN where nothing is drawn; words; colour).
+    """
+    low, high = axes.get_ylim()
+    shares = [0.0 if math.isnan(y) else (y - low) / (high - low) for _, y, _, _ in ends]
+    whole: Any = axes.figure
+    gap = LINE / (axes.get_position().height * whole.get_size_inches()[1])
+    for (x, y, words, colour), at in zip(ends, spread(shares, gap, 0, 1), strict=True):
+        end, across = (1.0, "axes fraction") if x is None else (x, "data")
+        hair = {"arrowstyle": "-", "color": colour, "lw": 0.4, "shrinkA": 0, "shrinkB": 2}
+        axes.annotate(
+            words,
+            (end, low if math.isnan(y) else y),
+            (1.03, at),
+            xycoords=(across, "data"),
+            textcoords="axes fraction",
+            va="center",
+            size=7.2,
+            color=colour,
+            annotation_clip=False,
+            arrowprops=None if math.isnan(y) else hair,
+        )
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions near `wanted`, at least `gap` apart and within [low, high] where they fit.
+    """Positions near `wanted`, at least `gap` apart and within [low, high] where they fit: the
+    closest by least squares, which is an isotonic regression."""
+    from scipy.optimize import isotonic_regression
 
-    Labels that would overlap are pushed apart around their common centre.
-    """
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    blocks: list[tuple[float, int]] = []  # (centre wanted by the block, labels in it)
-    room = high - low
-    for i in order:
-        blocks.append((min(max(wanted[i], low), high), 1))
-        while True:
-            centre, n = blocks[-1]
-            half = min((n - 1) * gap, room) / 2
-            blocks[-1] = (min(max(centre, low + half), high - half), n)
-            if len(blocks) < 2:
-                break
-            (c0, n0), (c1, n1) = blocks[-2:]
-            if c1 - c0 >= gap * (n0 + n1) / 2:
-                break
-            blocks[-2:] = [((c0 * n0 + c1 * n1) / (n0 + n1), n0 + n1)]
-    out = [0.0] * len(wanted)
-    k = 0
-    for centre, n in blocks:
-        for j in range(n):
-            out[order[k]] = centre + (j - (n - 1) / 2) * gap
-            k += 1
-    return out
+    if not len(wanted):
+        return []
+    order = np.argsort(wanted, kind="stable")
+    steps = min(gap, (high - low) / max(1, len(wanted) - 1)) * np.arange(len(wanted))
+    placed = np.asarray(isotonic_regression(np.clip(wanted, low, high)[order] - steps).x)
+    out = np.empty(len(wanted))
+    out[order] = np.clip(placed, low, high - steps[-1]) + steps
+    return [float(x) for x in out]
+
+
+def log_ticks(axes: Axes) -> None:
+    """A logarithmic x axis with ticks such as 20k, 50k, 100k."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    left, right = axes.get_xlim()
+    decades = np.log10(right / left)
+    subs = (1.0,) if decades > 2.6 else (1.0, 3.0) if decades > 1.7 else (1.0, 2.0, 5.0)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())

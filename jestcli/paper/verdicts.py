@@ -19,7 +19,7 @@ not run yet             runs are missing, or a few more would decide: the price 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from jestcli.paper.effects import Contrast, Effect, Fit, benjamini_hochberg, fit, holm, label
@@ -61,7 +61,7 @@ class Refutation:
 
 @dataclass(frozen=True)
 class Claim:
-    """says: the claim with its source; metric, second: see `groups.value`."""
+    """says: the claim with its source; metric, second: see `records.value`."""
 
     key: str
     experiment: str
@@ -81,26 +81,22 @@ class Claim:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Records by experiment; surfaces: savings by cell in words ("q = .8, 768,000 pairs");
-    condition: what a record is an instance of, see `effects.fit`."""
+    """Records by experiment; surfaces: savings by cell in words ("q = .8, 768,000 pairs")."""
 
     records: dict[str, list[Record]]
     surfaces: dict[str, dict[str, Saving | OverBest]] = field(default_factory=dict)
-    condition: Callable[[Record], str] = lambda record: record["name"]
 
 
 @dataclass(frozen=True)
 class Verdict:
     """word: of WORDS; where: the region's cells that hold; p: of the verdict, within the claim (1
-    where undecided, NaN where nothing was run); hours: core-hours that deciding would cost; runs:
-    how many distinct ones the contrasts rest on."""
+    where undecided, NaN where nothing was run); hours: core-hours that deciding would cost."""
 
     word: str
     sentences: tuple[str, ...]
     p: float
     hours: float
     where: tuple[str, ...] = ()
-    runs: int = 0
 
 
 @dataclass(frozen=True)
@@ -130,9 +126,9 @@ def judge_all(claims: Sequence[Claim], evidence: Evidence) -> dict[str, Verdict]
 def judge(claim: Claim, evidence: Evidence) -> Verdict:
     """The verdict on one claim alone."""
     records = evidence.records.get(claim.experiment, [])
-    first = fit(records, claim.metric, evidence.condition)
-    second = fit(records, claim.second, evidence.condition) if claim.second else None
-    parts = _contrasts(claim, first, second, _costs(records, evidence, first))
+    first = fit(records, claim.metric)
+    second = fit(records, claim.second) if claim.second else None
+    parts = _contrasts(claim, first, second, _costs(records, first))
     core, criteria = parts[: len(claim.core)], parts[len(claim.core) :]
     if claim.region:
         core.append(_region(claim.region, evidence))
@@ -144,19 +140,12 @@ def judge(claim: Claim, evidence: Evidence) -> Verdict:
     absent = any(part.state == ABSENT for part in criteria)
     met = "met" if refuted else "not run" if absent else "not met"
     sanity = [_sentence(c, first, second, claim) for c in claim.sanity]
-    asked = (*claim.core, *claim.refuted_if.contrasts)
-    used = {first.alias.get(name) for contrast in asked for name in contrast.conditions}
-    verdict = Verdict(
-        MISSING,
-        (
-            *dict.fromkeys(part.sentence for part in (*core, *criteria)),
-            f"Refuted if {claim.refuted_if.says}: {met}.",
-            *(f"Sanity, decides nothing: {sentence}" for sentence in sanity),
-        ),
-        p=1.0,
-        hours=_total(core),
-        runs=sum(n for name, n in first.seeds.items() if name in used),
+    sentences = (
+        *dict.fromkeys(part.sentence for part in (*core, *criteria)),
+        f"Refuted if {claim.refuted_if.says}: {met}.",
+        *(f"Sanity, decides nothing: {sentence}" for sentence in sanity),
     )
+    verdict = Verdict(MISSING, sentences, 1.0, _total(core))
     good, bad = ([part.p for part in core if part.state == s] for s in (FOR, AGAINST))
     clash = [part.clash for part in core if not math.isnan(part.clash)]
     where = tuple(cell for part in core for cell in part.where)
@@ -289,11 +278,11 @@ def _region(region: Region, evidence: Evidence) -> _Part:
     return _Part(OPEN, text, price={region.surface: hours})
 
 
-def _costs(records: Iterable[Record], evidence: Evidence, first: Fit) -> dict[str, float]:
+def _costs(records: Iterable[Record], first: Fit) -> dict[str, float]:
     """Core-hours of one seed of each condition, its reference's training left out."""
     spent: dict[str, list[float]] = {}
     for record in records:
-        name = evidence.condition(record)
+        name: str = record["name"]
         spent.setdefault(first.alias.get(name, name), []).append(core_hours(record))
     return {n: sum(h) / len(h) for n, owner in first.alias.items() for h in [spent[owner]]}
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from tiny import draw, fake_pool, tiny_model, tiny_run
 
-from jestcli.bench import scoring
-from jestcli.bench.of_run import bench_scoring
+from jestcli.bench import save, scoring
+from jestcli.bench.scoring import bench_scoring
 from jestcli.runs.workspace import StageError, Workspace
 from jestcli.training.step import encode_pairs
 
@@ -26,7 +26,8 @@ def test_every_way_is_compared_with_full_resolution(tmp_path: Path) -> None:
     assert full["percent_flops"] == 100 and 0.3 < result["noise_overlap"] < 1
     assert len(cheaper) == 4 and all(row["percent_flops"] < 100 for row in cheaper)
     assert all(-1 <= row["spearman"] < 0.9999 and 0.2 < row["overlap"] <= 1 for row in cheaper)
-    made = scoring.write(tmp_path / "scoring", {"about": "made up", **result})
+    result = {"about": "made up", **result}
+    made = save(result, scoring.as_markdown(result), tmp_path / "scoring")
     assert json.loads(made[0].read_text())["rows"] == result["rows"]
     assert all(row["name"] in made[1].read_text() for row in result["rows"])
 
@@ -39,7 +40,7 @@ def test_the_diagonal_is_the_loss_of_each_pair_alone() -> None:
     )
     z = [10 * (p.image[3] @ p.text[3]) - 10 for p in (a, b)]
     expected = torch.log1p(torch.exp(-z[0])) - torch.log1p(torch.exp(-z[1]))
-    assert float(scoring.diagonal(a, b)[3]) == pytest.approx(float(expected), abs=1e-4)
+    assert float(scoring.own_learnability(a, b)[3]) == pytest.approx(float(expected), abs=1e-4)
 
 
 def test_without_a_run_it_says_what_to_do(tmp_path: Path) -> None:

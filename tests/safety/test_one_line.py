@@ -25,7 +25,7 @@ from jestcli.data.sources import Loading
 from jestcli.icons.build import is_built, read_manifest, world_in
 from jestcli.icons.spec import WORLD
 from jestcli.paper import worker
-from jestcli.paper.records import RecordError, load_records
+from jestcli.paper.records import load_records
 from jestcli.paper.scheduler import TYPICAL, seconds_per_flop
 from jestcli.runs.data import read_benchmarks
 from jestcli.runs.workspace import StageError, Workspace, read_done, read_run
@@ -57,7 +57,7 @@ READERS: dict[str, tuple[Callable[[Path], Any], Any]] = {
     "metrics.jsonl": (last_scores, DataError),
     "manifest.json": (read_manifest, DataError),
     "benchmarks/benchmarks.json": (read_benchmarks, DataError),
-    "records.json": (lambda at: load_records(at / "records.json"), (DataError, RecordError)),
+    "records.json": (lambda at: load_records(at / "records.json"), DataError),
     "store.json": (open_decoded, DataError),
 }
 

@@ -134,7 +134,7 @@ def test_an_sdist_can_be_tested_where_it_is_unpacked(tmp_path: Path) -> None:
     (unpacked,) = (tmp_path / "unpacked").iterdir()
     for name in BUILT_FROM:
         assert (unpacked / name).exists(), name
-    tests = ("tests/selection/test_docs.py", "tests/stages/test_plan.py::test_cpu_is_the_default")
+    tests = ("tests/selection/test_docs.py", "tests/paper/test_plan.py::test_cpu_is_the_default")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *tests]
     env = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(command, cwd=unpacked, env=env, capture_output=True, text=True)

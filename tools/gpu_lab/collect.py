@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from jestcli.paper import theme as look
 from jestcli.paper.experiment import jobs, read_experiment
-from jestcli.paper.grid import frame
 from jestcli.paper.plot import plot
-from jestcli.paper.theme import Theme
+from jestcli.paper.theme import Theme, frame
 from jestcli.runs.workspace import StageError, Workspace
 from jestcli.utils.errors import DataError
 from tools.gpu_lab.archive import load_archive, read_measurements, save_json

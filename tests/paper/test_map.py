@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from simulated_studies import record
+from synthetic_records import HEADER
 
 from jestcli.paper import confirm
 from jestcli.paper import map as maps
@@ -14,7 +15,8 @@ from jestcli.paper.saving import MORE, REACHED, Ratio
 
 def run(name: str, seed: int, steps: int, score: float) -> dict[str, Any]:
     made = record(name, seed, steps * 256.0, score)
-    return {**made, "steps": steps, "batch_size": 256, "training": {}}
+    about = {"benchmarks": {}, "retrieval_rescaled": False, "training": {}}
+    return {**made, **about, "steps": steps, "batch_size": 256}
 
 
 def made_up() -> list[dict[str, Any]]:
@@ -37,14 +39,14 @@ def made_up() -> list[dict[str, Any]]:
 
 def test_savings_are_read_off_the_baseline_of_the_same_pool() -> None:
     records = made_up()
-    at_poor = maps.saving(records, "jest", 0.8, 375, "examples", False)
-    at_clean = maps.saving(records, "jest", 0.0, 375, "examples", False)
-    beyond = maps.saving(records, "jest", 0.8, 750, "examples", False)
+    at_poor = maps.saving(records, "jest", 0.8, 375, "examples")
+    at_clean = maps.saving(records, "jest", 0.0, 375, "examples")
+    beyond = maps.saving(records, "jest", 0.8, 750, "examples")
     assert at_poor is not None and at_clean is not None and beyond is not None
     assert at_clean.status == REACHED and abs(at_clean.ratio - 2) < 0.05
     assert abs(at_poor.ratio - 4) < 0.1 and at_poor.low < 4
     assert beyond.status == MORE and abs(beyond.ratio - 2) < 1e-6
-    assert maps.saving(records, "jest", 0.5, 375, "examples", False) is None
+    assert maps.saving(records, "jest", 0.5, 375, "examples") is None
     assert maps.qualities(records) == [0.0, 0.8]
 
 
@@ -58,24 +60,16 @@ def test_winners_and_words_hold_the_records_numbers() -> None:
     assert " | ×4 [" in rows[1] and "Curated only" in rows[1]
     assert all(row.count("|") == rule.count("|") for row in rows)
     assert sentence.startswith("Over the best simpler recipe")
-    _, rows = maps.table(records)
-    assert ["JEST", "0.8", "375", 3, "4.00"] in [row[:5] for row in rows]
+    rows = [list(row)[:5] for row in maps.table(records).rows]
+    assert ["JEST", "0.8", "375", "3", "4.00"] in rows
 
 
 def test_figures_are_drawn_light_and_dark(tmp_path: Path) -> None:
-    records = made_up()
-    drawn = maps.draw_headline(records, tmp_path / "figure1", "made up")
-    drawn += maps.draw_map(records, tmp_path / "map", "made up", [375, 750])
-    assert {path.name for path in drawn} == {
-        "figure1.png",
-        "figure1.svg",
-        "figure1-dark.png",
-        "map.png",
-        "map.svg",
-        "map-dark.png",
-    }
-    assert all(path.stat().st_size > 5000 for path in drawn)
-    assert maps.draw_why(records, tmp_path / "why", "made up") == [], "nothing is known of why"
+    drawn = maps.draw_all(HEADER, made_up(), tmp_path)
+    stems, endings = ("figure1", "map"), (".png", ".svg", "-dark.png")
+    names = [f"{stem}{ending}" for stem in stems for ending in endings]
+    assert [path.name for path in drawn] == [*names, "cells.md"], "nothing is known of why"
+    assert all(path.stat().st_size > 500 for path in drawn)
 
 
 def test_the_withheld_benchmark_is_set_beside_the_eight() -> None:

@@ -5,13 +5,15 @@ import pytest
 from synthetic_records import HEADER, many, write_run
 
 from jestcli.paper.records import (
-    RecordError,
+    GROUPS,
     collect,
     load_records,
     save_records,
     total_seconds,
+    value,
 )
 from jestcli.paper.statistics import hits_of
+from jestcli.utils.errors import DataError
 
 
 def test_examples_count_pairs_in_gradient_steps_not_the_super_batch(tmp_path):
@@ -78,10 +80,10 @@ def test_a_file_holds_what_was_saved_in_a_fixed_order(tmp_path):
 def test_unfinished_runs_and_wrong_files_are_named_in_one_line(tmp_path):
     folder = write_run(tmp_path / "a", "uniform", 0)
     (folder / "done.json").unlink()
-    with pytest.raises(RecordError, match="not finished"):
+    with pytest.raises(DataError, match="not finished"):
         collect(folder, "uniform", 0)
     (tmp_path / "x.json").write_text('{"format": 99}')
-    with pytest.raises(RecordError, match="format 99"):
+    with pytest.raises(DataError, match="format 99"):
         load_records(tmp_path / "x.json")
 
 
@@ -107,7 +109,6 @@ def test_compact_records_of_250_runs_stay_under_a_megabyte_and_a_half(tmp_path):
             assert hits_of(lean["final"]["scores"][task]) is None
         spans = {key: len(values) for key, values in lean["training"].items()}
         assert set(spans.values()) == {7} and lean["training"]["step"][-1] == record["steps"]
-        assert record["settings"]["part"] == "all"
     assert small[-1]["training"]["sub"] == [None] * 7, "uniform training selects nothing"
     losses = [record["training"]["loss"] for record in (small[0], order[0])]
     assert min(losses[1]) <= min(losses[0]) and max(losses[0]) <= max(losses[1]), "means of spans"
@@ -130,3 +131,20 @@ def test_a_part_of_the_queries_is_no_smaller_gallery(tmp_path):
     assert not record["retrieval_rescaled"]
     assert record["curve"][0]["scores"]["tagged_i2t"] > 0
     assert record["benchmarks"]["tagged_i2t"]["n"] == 346
+
+
+def test_icons_and_emoji_are_means_of_their_own_benchmarks():
+    emoji = {
+        "emoji_3d": {"score": 0.5, "nats": 0.2},
+        "animals": {"score": 1.0, "nats": 0.4},
+        "food": {"score": 0.0},
+    }
+    made = {"final": {"mean": 0.5, "scores": emoji}}
+    assert value(made, "emoji") == pytest.approx(0.5)
+    assert value(made, "emoji:nats") == pytest.approx(0.3)
+    assert value(made, "mean") == 0.5 and value(made, "nats") is None
+    assert value(made, "icons") is None, "a benchmark is missing"
+    assert {b for group in GROUPS.values() for b in group} == {
+        *("objects", "objects_filled", "objects_fewshot", "tagged_i2t", "tagged_t2i"),
+        *("emoji_3d", "animals", "food"),
+    }

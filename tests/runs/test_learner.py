@@ -278,7 +278,8 @@ def test_a_worker_that_cannot_run_says_why_in_one_line(
         "runs": str(tmp_path),
         **broken,
     }
-    process = forked.start(forked.worker, json.dumps(task), None, tmp_path / "errors", QUIET)
+    logs = tmp_path / "out", tmp_path / "errors"
+    process = forked.start(forked.worker, json.dumps(task), *logs, QUIET)
     process.join(30)
     assert process.exitcode == 1
     assert words in (tmp_path / "errors").read_text()

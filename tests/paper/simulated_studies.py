@@ -1,6 +1,6 @@
 """How far the suite's intervals and verdicts can be trusted: simulated studies of records' shape.
 
-    python tests/reporting/simulated_studies.py [--studies 2000] [--out results/statistics]
+    python tests/paper/simulated_studies.py [--studies 2000] [--out results/statistics]
 
 A study draws true curves, logistic in log examples from chance (.44 %) to 15–45 %, half-way after 2
 to 64 times the shortest length; uniform training at 4–6 lengths, each twice the last, a method at 4
@@ -237,7 +237,7 @@ def page(found: dict[str, Any]) -> str:
 PAGE = """# How far intervals and verdicts can be trusted
 
 Simulated studies of the shape of this suite's records, {studies:,} a row, written by
-`python tests/reporting/simulated_studies.py`, which says what a study is.
+`python tests/paper/simulated_studies.py`, which says what a study is.
 
 ## Savings
 

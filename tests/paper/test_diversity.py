@@ -13,9 +13,7 @@ import torch
 from tiny import tiny_run
 from toy import train_run
 
-from jestcli.paper import diversity_of as diversity
-from jestcli.paper import theme
-from jestcli.paper.diversity import draw_diversity, to_markdown
+from jestcli.paper import diversity, theme
 from jestcli.paper.experiment import Job
 from jestcli.runs.workspace import Workspace
 
@@ -62,6 +60,6 @@ def test_it_measures_finished_runs_once_and_draws(
     assert (tmp_path / "diversity.json").stat().st_mtime_ns == before, "not measured again"
     assert json.loads((tmp_path / "diversity.json").read_text())["jest 0"] == found[0]
     names = ["uniform", "jest", "filtered"]
-    text = to_markdown(found, names, "note")
+    text = diversity.to_markdown(found, names, "note")
     assert "| Filtered, best 5 % | not run |" in text and "| JEST | 1 |" in text
-    assert all(p.exists() for p in draw_diversity("t", found, names, "note", tmp_path / "d"))
+    diversity.make_diversity("t", found, names, "note", theme.LIGHT).canvas.draw()

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jestcli.bench.of_run import bench_scoring
 from own_shards import jpeg, make_shards, write_tar
 from tiny import TINY
 from toy import train_run
 
-from jestcli.bench.of_run import bench_scoring
 from jestcli.config import METHODS, Run, make_run, merge
 from jestcli.data.sources import Loading
 from jestcli.paper import chunks, diversity_of

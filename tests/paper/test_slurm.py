@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -56,23 +55,20 @@ class FakeJob:
         self.cancelled = self.finished = True
 
 
-def test_a_job_looks_like_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_looks_like_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm, "POLL", 0.0)
-    progress = tmp_path / "progress.jsonl"
     job = FakeJob(0)
-    stage = OnCluster(job, progress)
-    assert stage.poll() is None and stage.line() == ""
-    progress.write_text('{"done": 1, "total": 2, "line": "x"}\n{"done": 2, "tot')
-    assert json.loads(stage.line())["done"] == 1, "the last whole line"
+    stage = OnCluster(job)
+    assert stage.poll() is None
     job.finished = True
     assert stage.poll() == 0
     stage.terminate()
     assert not job.cancelled, "what is over is not cancelled"
     lost = FakeJob(RuntimeError("node failed"))
     lost.finished = True
-    assert OnCluster(lost, progress).poll() == 1
+    assert OnCluster(lost).poll() == 1
     waiting = FakeJob(0)
-    OnCluster(waiting, progress).terminate()
+    OnCluster(waiting).terminate()
     assert waiting.cancelled
 
 

@@ -154,7 +154,7 @@ def test_a_missing_extra_is_said_before_anything_is_trained(
 
 def test_every_extra_is_declared_and_all_has_each() -> None:
     """A message that names an extra which does not exist would send people nowhere."""
-    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     core, _, optional = text.partition("[project.optional-dependencies]")
     (every,) = re.findall(r'^all = \["jest-suite\[(.*)\]"\]$', optional, re.MULTILINE)
     assert set(every.split(",")) == set(EXTRAS.values())

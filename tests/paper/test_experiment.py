@@ -21,7 +21,7 @@ from jestcli.paper.experiment import (
     list_experiments,
     read_experiment,
 )
-from jestcli.paper.panels import line_of
+from jestcli.paper.methods import line_of
 from jestcli.paper.scheduler import Stage, cost_table, overview, plan, seconds_per_flop
 from jestcli.runs import reference
 from jestcli.runs.workspace import Workspace
@@ -293,7 +293,6 @@ def test_the_list_says_what_runs_cost_and_state(workspace: Workspace) -> None:
 
 def test_a_stage_that_fails_says_why(tmp_path: Path) -> None:
     stage = Stage(str(tmp_path / "abc" / "cache"), "cache", tiny_run(), "reference embeddings", 1.0)
-    stage.process = object()  # type: ignore[assignment]
     stage.folder.mkdir()
     log = stage.folder / "errors.log"
     assert stage.folder == tmp_path / "abc"

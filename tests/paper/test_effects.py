@@ -76,12 +76,6 @@ def test_too_little_to_say_is_said():
     assert same.p == pytest.approx(0, abs=1e-9) and same.low == pytest.approx(0.25)
 
 
-def test_lengths_are_conditions_where_asked():
-    made = [record("a", s, n, 0.1 * n + 0.01 * s) for n in (1, 2) for s in range(3)]
-    found = fit(made, condition=lambda r: f"{r['name']} {r['steps']}")
-    assert found.effect(difference("a 2", "a 1")).estimate == pytest.approx(0.1)
-
-
 def test_adjusted_p_values_by_hand():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert benjamini_hochberg([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.04, 0.04])

@@ -21,7 +21,6 @@ from jestcli.paper.experiment import (
     default_reference,
     default_run,
     find_experiment,
-    find_profile,
     planned_jobs,
     profile_jobs,
     read_experiment,
@@ -165,7 +164,7 @@ def test_an_experiments_profile_reaches_its_runs_not_its_references() -> None:
 
 def test_wrong_words_name_the_nearest() -> None:
     for call, words in (
-        (lambda: find_profile("paper-b61"), "no profile 'paper-b61' (did you mean paper-b16?)"),
+        (lambda: read_profile("paper-b61"), "no profile 'paper-b61' (did you mean paper-b16?)"),
         (lambda: planned_jobs("figur3", {}), "experiment 'figur3' (did you mean figure3?)"),
     ):
         with pytest.raises(ConfigError) as caught:
