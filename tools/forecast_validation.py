@@ -57,9 +57,19 @@ HELD_OUT = {
 RACES, SHORTER = 10, 11  # seeds that race; the second at the shorter length alone
 
 
-def save(name: str, content: Any) -> None:
+def save(name: str, content: list[dict[str, Any]]) -> None:
     OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / name).write_text(json.dumps(content, indent=1) + "\n")
+    lines = ",\n".join(json.dumps(_short(each)) for each in content)
+    (OUT / name).write_text(f"[\n{lines}\n]\n")
+
+
+def _short(value: Any) -> Any:
+    """Four digits of every number."""
+    if isinstance(value, dict):
+        return {key: _short(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_short(each) for each in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def shares(words: list[str]) -> None:

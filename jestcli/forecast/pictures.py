@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jestcli.forecast.answer import label
 from jestcli.forecast.races import RECIPES, Races
 from jestcli.forecast.seen import Seen
 from jestcli.forecast.share import ESTIMATE, QUANTILE, Share
@@ -53,9 +52,10 @@ def draw_scores(seen: Seen, theme: themes.Theme) -> Figure:
 
 
 def draw_races(records: list[Record], races: Races, theme: themes.Theme) -> Figure:
-    """Annealed ends; a line joins lengths of one recipe."""
+    """Annealed ends, hollow where there is one seed; lines as the answer reads between lengths."""
     figure = themes.new_figure(4.0)
-    axes = themes.place(figure, 0.7, 0.45, 5.6, 2.9)
+    axes = themes.place(figure, 0.7, 0.45, 6.3, 2.9)
+    axes.set_xscale("log", base=2)
     ends = []
     for name in RECIPES:
         curve, look = cells(records, name), style(name)
@@ -63,27 +63,25 @@ def draw_races(records: list[Record], races: Races, theme: themes.Theme) -> Figu
             continue
         x, y = [c.examples for c in curve], [100 * c.mean for c in curve]
         colour = theme.colour(look.colour)
-        axes.plot(x, y, ls=look.dash, marker=look.marker, ms=4, color=colour)
+        axes.plot(x, y, ls=look.dash, color=colour, lw=0.9, alpha=0.6)
         for cell in curve:
-            axes.plot(
-                [cell.examples] * len(cell.scores),
-                [100 * s for s in cell.scores],
-                ".",
-                color=colour,
-                ms=3,
-            )
-        ends.append((y[-1], name, colour))
-    axes.set_xscale("log", base=2)
+            alone, scores = len(cell.scores) == 1, [100 * s for s in cell.scores]
+            face = theme.background if alone else colour
+            axes.plot(cell.examples, 100 * cell.mean, look.marker, ms=5, color=colour, mfc=face)
+            axes.plot([cell.examples] * 2, [min(scores), max(scores)], color=colour, lw=1)
+        words = f"Filtered, best {100 * races.keep:.0f} %" if name == "filtered" else look.label
+        ends.append((x[-1], y[-1], words, colour))
     ticks = sorted({r["steps"] * r["batch_size"] for r in records})
     axes.set_xticks(ticks, [f"{n / 1000:,.3g}k" for n in ticks])
     axes.minorticks_off()
     low, high = axes.get_ylim()
-    places = themes.spread([y for y, _, _ in ends], (high - low) * 0.075, low, high)
-    right = axes.get_yaxis_transform()
-    text: dict[str, Any] = {"xycoords": right, "va": "center", "annotation_clip": False}
-    for (_, name, colour), at in zip(ends, places, strict=True):
-        axes.annotate(label(name, races.keep), (1.02, at), color=colour, **text)
-    axes.set_xlabel("examples trained on (annealed end of a run of that length)")
+    places = themes.spread([end for _, end, _, _ in ends], (high - low) * 0.075, low, high)
+    line: dict[str, Any] = {"arrowstyle": "-", "lw": 0.4}
+    for (x_end, y_end, words, colour), at in zip(ends, places, strict=True):
+        where = (axes.get_xlim()[1] * 1.06, at)
+        arrow = line | {"color": colour}
+        axes.annotate(words, (x_end, y_end), where, color=colour, va="center", arrowprops=arrow)
+    axes.set_xlabel("examples trained on (annealed end of a run of that length; hollow: one seed)")
     axes.set_ylabel("mean score, %")
     axes.set_title("The races")
     return figure
@@ -98,13 +96,13 @@ def known_map() -> list[dict[str, Any]]:
 
 def draw_map(share: Share, examples: float, theme: themes.Theme) -> Figure:
     """The cells of the map, and where this pool lies."""
-    figure = themes.new_figure(3.6)
-    axes = themes.place(figure, 0.9, 0.45, 7.8, 2.5)
+    figure = themes.new_figure(4.2)
+    axes = themes.place(figure, 0.9, 0.45, 7.8, 3.1)
     offset: dict[str, Any] = {"textcoords": "offset points"}
     for cell in known_map():
         look, x, y = style(cell["best"]), cell["q"], cell["examples"]
         axes.plot(x, y, look.marker, color=theme.colour(look.colour), ms=6)
-        words, point = f"{look.label}; JEST {cell['bound']}×{cell['saving']:.2g}", (x, y)
+        words, point = f"{look.label}\n(JEST {cell['bound']}×{cell['saving']:.2g})", (x, y)
         axes.annotate(words, point, (0, 6), ha="center", size=themes.FONT - 2.5, **offset)
     at = share.looks_wrong
     axes.errorbar(
@@ -129,11 +127,11 @@ def draw_map(share: Share, examples: float, theme: themes.Theme) -> Figure:
     axes.set_yticks(ticks, [f"{n / 1000:,.3g}k" for n in ticks])
     axes.minorticks_off()
     low, high = axes.get_ylim()
-    axes.set_ylim(low / 1.3, high * 1.5)
+    axes.set_ylim(low / 1.3, high * 1.7)
     axes.set_xlabel("share of wrong captions (star: what the reference cannot tell, of your pool)")
     axes.set_ylabel("examples")
     axes.set_title(
-        "Where you are on the map: the best recipe of each cell, and JEST's saving over uniform"
+        "Where you are on the map: each cell's best recipe, and what JEST saves over uniform"
     )
     return figure
 
