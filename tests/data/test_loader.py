@@ -3,6 +3,7 @@ close."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from jestcli.data.sources import Loading, ShardError, list_shards, local
 from jestcli.data.tar import TarFiles
 from jestcli.data.tokens import small_tokenizer
 from jestcli.utils.errors import DataError
+from jestcli.utils.layout import Layout
 
 B = 10
 
@@ -185,7 +187,9 @@ def test_several_sources_are_joined_or_weighted(shards: Path, loading: Loading) 
 def test_captions_are_drawn_by_position(tmp_path: Path, loading: Loading) -> None:
     many = [sample(n, txt=b"one\ntwo\nthree", json=None) for n in range(20)]
     write_tar(tmp_path / "a.tar", *many)
-    dataset = opened(tmp_path / "a.tar", loading)
+    whole = opened(tmp_path / "a.tar", loading)
+    assert whole.captions_of(np.arange(1)) == ["one two three"], "unless each line is a caption"
+    dataset = opened(tmp_path / "a.tar", replace(loading, layout=Layout(lines=True)))
     first = drawn(dataset, range(4))
     one = small_tokenizer(600, 8)("one")
     assert all((c.tokens == one).all() for c in first)

@@ -166,7 +166,7 @@ def lying_tars(draw: st.DrawFn) -> bytes:
             case "pax":
                 said = draw(st.sampled_from(PAX))
                 length = draw(
-                    st.sampled_from([b"0", b"9" * 20, b"%d" % (len(said) + 5), b"11", b"-4"])
+                    st.sampled_from([b"0", b"9" * 20, b"%d" % (len(said) + 4), b"11", b"-4"])
                 )
                 body = length + b" " + said + b"\n"
                 block[156:157], block[124:136] = b"x", b"%011o\0" % len(body)
