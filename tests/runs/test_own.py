@@ -367,7 +367,7 @@ def test_a_few_shot_score_is_that_of_what_was_learned(shards: Path, tmp_path: Pa
         (lambda f: write_tar(f / "train" / "2.tar", {"z.jpg": jpeg(1), "z.cls": b"7"}), "class 7"),
         (
             lambda f: write_tar(f / "train" / "2.tar", {"z.jpg": jpeg(1), "z.cls": b"rose"}),
-            "not a class number",
+            "broken class number",
         ),
         (lambda f: (f / "train" / "0.tar").write_bytes(b"x" * 999), "not a tar file"),
         (lambda f: [p.unlink() for p in (f / "train").iterdir()], "holds no shard"),
