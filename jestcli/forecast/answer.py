@@ -79,10 +79,10 @@ def _ahead(first: Standing, other: Standing, reach: float) -> bool:
 
 @dataclass(frozen=True)
 class Answer:
-    """now: at the longer race; later: FURTHER times as long; saving: recipe -> axis -> over
-    uniform at the longer race; over_simple: of the best recipe that selects, over the best one that
-    does not, with the reference charged; pays: whether that is above 1; passed: the recipe that
-    passed its reference, and after which share of its steps."""
+    """now: at the longer race; later: FURTHER times as long. saving: recipe -> axis -> over uniform
+    at the longer race. over_simple: of the best recipe that selects (`selecting`), over the best
+    one that does not, the reference charged; pays: whether that is above 1. reference: its own
+    score, where it was trained here."""
 
     now: Ranking
     later: Ranking
@@ -90,21 +90,23 @@ class Answer:
     selecting: str
     over_simple: Ratio | None
     pays: str
-    passed: dict[str, float]
+    reference: float | None
 
 
 AXES = ("examples", "cached", "charged")
 
 
-def answer(records: Sequence[Record], metric: str = "mean") -> Answer:
-    """From the races' records (names as in RECIPES). Raises KeyError without uniform training."""
+def answer(records: Sequence[Record], metric: str = "mean", own: bool = True) -> Answer:
+    """From the races' records (names as in RECIPES). own: the reference is the longest run on the
+    curated set. Raises KeyError without uniform training."""
     b, names = records[0]["batch_size"], {r["name"] for r in records}
     longest = b * min(max(r["steps"] for r in records if r["name"] == name) for name in names)
     now = ranking(records, longest, metric)
     saving = {
-        name: {axis: found[-1].ratio(axis, LEVEL) for axis in AXES}
+        name: {axis: each.ratio(axis, LEVEL) for axis in AXES}
         for name in names - {"uniform"}
-        if (found := savings(records, name, "uniform", metric))
+        for each in savings(records, name, "uniform", metric)
+        if each.cell.examples == longest
     }
     selecting = next((r.name for r in now.rows if r.name not in SIMPLE), "")
     against = over_best(records, selecting, [s for s in SIMPLE if s in names], metric)
@@ -112,13 +114,11 @@ def answer(records: Sequence[Record], metric: str = "mean") -> Answer:
     pays = OPEN
     if over is not None and not math.isnan(over.low):
         pays = YES if over.low > 1 else NO if over.high < 1 else OPEN
-    passed = {
-        r["name"]: r["passed_reference"] / r["steps"]
-        for r in records
-        if r.get("passed_reference") and r["steps"] * b == longest
-    }
+    curated = cells(records, "curated", metric)
+    known = own and curated and curated[-1].examples > longest
+    reference = curated[-1].mean if known else None
     later = ranking(records, FURTHER * longest, metric)
-    return Answer(now, later, saving, selecting, over, pays, passed)
+    return Answer(now, later, saving, selecting, over, pays, reference)
 
 
 def label(name: str, keep: float | None = None) -> str:
@@ -153,27 +153,24 @@ def sentences(found: Answer, keep: float | None = None) -> list[str]:
     ]
     if now.level:
         lines.append(f"Its lead over {listed(now.level, keep)} is within the error of these races.")
-    lines += [
-        _saving(found, name, keep)
-        for name in dict.fromkeys((best.name, found.selecting))
-        if name in found.saving
-    ]
+    shown = dict.fromkeys((best.name, found.selecting))
+    lines += [_saving(found, name, keep) for name in shown if name in found.saving]
     if found.over_simple is not None:
-        over = found.over_simple
+        over, selecting = found.over_simple, label(found.selecting, keep)
         verdict = {
-            YES: "so selecting during training pays here, at this length",
-            NO: "so selecting during training does not pay here, at this length",
-            OPEN: "so these races cannot tell whether selecting during training pays",
+            YES: "selecting during training pays here, at this length",
+            NO: "selecting during training does not pay here, at this length",
+            OPEN: "these races cannot tell whether selecting during training pays",
         }[found.pays]
         lines.append(
-            f"At equal compute, its reference's training charged, {label(found.selecting, keep)} "
-            f"needs {over} less than the best recipe that selects nothing during training "
-            f"({label(over.over, keep)}), {verdict}."
+            "With the reference's training charged, the best recipe that selects nothing during "
+            f"training ({label(over.over, keep)}) needs {over} the compute of {selecting} for the "
+            f"same score: {verdict}."
         )
+    level = f", level with {listed(later.level, keep)}" if later.level else ""
     lines.append(
         f"Beyond {k:,.0f}k examples nothing was raced. If every curve kept its slope, "
-        f"{label(later.best, keep)} would lead at {later.examples / 1000:,.0f}k"
-        + (f", level with {listed(later.level, keep)}." if later.level else ".")
+        f"{label(later.best, keep)} would lead at {later.examples / 1000:,.0f}k{level}."
     )
     return lines + _minds(found, keep)
 
@@ -181,24 +178,29 @@ def sentences(found: Answer, keep: float | None = None) -> list[str]:
 def _saving(found: Answer, name: str, keep: float | None) -> str:
     each = found.saving[name]
     return (
-        f"{label(name, keep)[0].upper()}{label(name, keep)[1:]} needs {each['examples']} fewer "
-        f"examples than uniform training and {each['cached']} less compute "
-        f"({each['charged']} with the reference's training)."
+        f"For the score of {label(name, keep)} uniform training needs {each['examples']} the "
+        f"examples and {each['cached']} the compute ({each['charged']} with the reference's "
+        "training on top)."
     )
 
 
 def _minds(found: Answer, keep: float | None) -> list[str]:
     """What would change the answer."""
-    lines = []
-    if found.later.best != found.now.best:
+    now, later, lines = found.now, found.later, []
+    if later.best != now.best:
         lines.append(
-            f"A longer run would change its mind: {label(found.later.best, keep)} gains faster "
-            f"than {label(found.now.best, keep)}."
+            f"A longer run would change its mind: {label(later.best, keep)} gains faster than "
+            f"{label(now.best, keep)}."
         )
-    for name, share in sorted(found.passed.items()):
+    score = next((r.score for r in now.rows if r.name == found.selecting), None)
+    if score is not None and found.reference is not None:
+        both = f"({100 * score:.1f} % against its {100 * found.reference:.1f} %)"
+        ahead = score < found.reference
         lines.append(
-            f"A stronger reference would, too: {label(name, keep)}'s learner passed its reference "
-            f"after {100 * share:.0f} % of its steps, and from there its score prefers pairs for "
-            "the wrong reason."
+            f"{label(found.selecting, keep)} has not reached its reference {both}: a longer run "
+            "may gain more than these races show."
+            if ahead
+            else f"{label(found.selecting, keep)} has passed its reference {both}: a stronger one, "
+            "from more curated pairs, would change its mind."
         )
     return lines

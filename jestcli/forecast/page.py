@@ -24,7 +24,7 @@ from jestcli.forecast.share import BOUND, ESTIMATE, Share
 from jestcli.paper.experiment import Job, default_run
 from jestcli.paper.plan import make_plans
 from jestcli.paper.records import Record
-from jestcli.paper.saving import REACHED
+from jestcli.paper.saving import LESS, MORE
 from jestcli.utils import catalogue
 from jestcli.utils.io import save_bytes, save_text
 
@@ -106,7 +106,10 @@ def hours(asked: Asked, races: Races, found: Answer) -> list[str]:
     cost = [
         p.flops["charged"] / (asked.tflops * 1e12) / 3600 for p in make_plans(jobs, timed=False)
     ]
-    bound = "" if saving.status == REACHED else f" (the saving is a bound: {saving.status})"
+    bound = {
+        MORE: ", and if it is no larger: uniform training did not get there",
+        LESS: ", and if it is no smaller: uniform training was ahead from the first length on",
+    }.get(saving.status, "")
     return [
         f"For {asked.tower} at {asked.examples:,.0f} examples and {asked.tflops:g} TFLOP/s: "
         f"uniform training {cost[0]:,.0f} GPU-hours, {label(best, races.keep)} {cost[1]:,.0f} for "

@@ -56,7 +56,7 @@ def draw_races(records: list[Record], races: Races, theme: themes.Theme) -> Figu
     figure = themes.new_figure(4.0)
     axes = themes.place(figure, 0.7, 0.45, 6.3, 2.9)
     axes.set_xscale("log", base=2)
-    ends = []
+    ends: list[themes.End] = []
     for name in RECIPES:
         curve, look = cells(records, name), style(name)
         if not curve:
@@ -74,13 +74,7 @@ def draw_races(records: list[Record], races: Races, theme: themes.Theme) -> Figu
     ticks = sorted({r["steps"] * r["batch_size"] for r in records})
     axes.set_xticks(ticks, [f"{n / 1000:,.3g}k" for n in ticks])
     axes.minorticks_off()
-    low, high = axes.get_ylim()
-    places = themes.spread([end for _, end, _, _ in ends], (high - low) * 0.075, low, high)
-    line: dict[str, Any] = {"arrowstyle": "-", "lw": 0.4}
-    for (x_end, y_end, words, colour), at in zip(ends, places, strict=True):
-        where = (axes.get_xlim()[1] * 1.06, at)
-        arrow = line | {"color": colour}
-        axes.annotate(words, (x_end, y_end), where, color=colour, va="center", arrowprops=arrow)
+    themes.label_ends(axes, ends)
     axes.set_xlabel("examples trained on (annealed end of a run of that length; hollow: one seed)")
     axes.set_ylabel("mean score, %")
     axes.set_title("The races")

@@ -122,7 +122,7 @@ def forecast(asked: Asked, workspace: Workspace, console: Console) -> list[Path]
     console.print(f"races of {races.lengths[0]:,} and {races.lengths[1]:,} steps; {_clock(end)}")
     racing.train_all(jobs, place, asked.workers, console)
     records = racing.records_of(jobs, place)
-    found = answer(records)
+    found = answer(records, own=word is None and given is None)
     lines = page.answer_lines(asked, races, found)
     written = page.write(asked, source, races, samples, seen, made["pool"], records, found, lines)
     for line in ("", *lines):

@@ -27,7 +27,6 @@ def record(name: str, seed: int, steps: int, score: float, extra: float = 0.0) -
         "flops_per_iteration": flops,
         "seconds": {"update": 1.0},
         "environment": {"threads": 1},
-        "passed_reference": None,
         "curve": [
             {
                 "step": steps,
@@ -90,13 +89,19 @@ def test_a_longer_run_may_change_the_winner() -> None:
     assert "A longer run would change its mind" in lines and "nothing was raced" in lines
 
 
-def test_a_reference_that_was_passed_is_named() -> None:
-    every = races({"jest": 0.3})
-    every[-5]["passed_reference"] = None
-    for row in every:
-        if row["name"] == "jest" and row["steps"] == 200:
-            row["passed_reference"] = 50
-    assert any("after 25 % of its steps" in line for line in sentences(answer(every)))
+def test_whether_the_reference_was_passed_is_said() -> None:
+    """It is the curated set's longest run: two doublings of .05 above its shorter race."""
+    passed = " ".join(sentences(answer(races({"jest": 0.3, "curated": 0.2}))))
+    assert "has passed its reference (34.9 % against its 29.9 %)" in passed
+    behind = " ".join(sentences(answer(races({"jest": 0.2, "curated": 0.2}))))
+    assert "has not reached its reference" in behind
+    foreign = " ".join(sentences(answer(races({"jest": 0.3}), own=False)))
+    assert "its reference" not in foreign.replace("its reference's", "")
+
+
+def test_the_curated_set_is_compared_at_the_races_length_not_at_its_own() -> None:
+    found = answer(races({"uniform": 0.2, "curated": 0.25}))
+    assert found.saving["curated"]["examples"].ratio == pytest.approx(2, rel=0.1)
 
 
 def test_one_seed_gives_no_interval_and_no_verdict() -> None:
