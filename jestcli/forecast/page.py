@@ -152,7 +152,8 @@ def recipe(asked: Asked, races: Races, name: str, steps: int) -> dict[str, Any]:
     }
     if asked.benchmarks:
         data["benchmarks"] = asked.benchmarks
-    model = {"name": asked.tower, "patch_sizes": [catalogue.patch_size(config)]}
+    patch = catalogue.patch_size(config)
+    model = {"name": asked.tower, "patch_sizes": [patch]}
     optim = {"steps": steps, "batch_size": run.optim.batch_size, "lr": 5e-4, "schedule": "wsd"}
     settings: dict[str, Any] = {"data": data, "model": model, "optim": optim}
     settings["source"] = run.source.model_dump(mode="json", exclude_defaults=True)
@@ -259,6 +260,6 @@ def write(
     paths = [out / "forecast.json", out / "recipe.yaml", out / "forecast.html"]
     save_text(paths[0], json.dumps({**plain, "records": records}, indent=1) + "\n")
     text = f"# {command(asked, found)}\n"
-    save_text(paths[1], text + yaml.safe_dump(config, sort_keys=False))
+    save_text(paths[1], text + yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False))
     save_bytes(paths[2], html.encode())
     return paths

@@ -119,7 +119,9 @@ def forecast(asked: Asked, workspace: Workspace, console: Console) -> list[Path]
     for line in page.seen_lines(seen, samples):
         console.print(line, highlight=False)
     jobs = races.jobs(racing.RECIPES)
-    console.print(f"races of {races.lengths[0]:,} and {races.lengths[1]:,} steps; {_clock(end)}")
+    console.print(
+        f"races of {races.lengths[0]:,} and {races.lengths[1]:,} steps; ends by about {_clock(end)}"
+    )
     racing.train_all(jobs, place, asked.workers, console)
     records = racing.records_of(jobs, place)
     found = answer(records, own=word is None and given is None)
@@ -167,6 +169,8 @@ def _reference(
         check_word(word)
         return word, None
     _, run = read_run(folder)
+    if not run.data.own:
+        raise ConfigError(f"--reference {word}: it knows the embedded data, not shards of your own")
     if not (folder / "done.json").exists():
         raise StageError(f"--reference {word}: the run is not finished")
     there = place.folder(run)

@@ -26,6 +26,7 @@ from jestcli.utils.randomness import generator
 
 PART = 1_000  # pairs read between two looks at the clock
 LEAST = 2_000  # pairs that are read whatever the clock says
+EXACT = 64  # pixels up to which pictures are kept without loss
 ABOUT = "sample.json"
 Report = Callable[[int, int], None]
 
@@ -112,10 +113,10 @@ def write(path: Path, pairs: list[tuple[str, np.ndarray, str]]) -> None:
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as tar:
         for number, (name, picture, text) in enumerate(pairs):
-            image = io.BytesIO()
-            Image.fromarray(np.ascontiguousarray(picture)).save(image, "PNG")
+            image, form = io.BytesIO(), "png" if len(picture) <= EXACT else "jpeg"
+            Image.fromarray(np.ascontiguousarray(picture)).save(image, form, quality=92)
             about = json.dumps({"key": name, "caption": text}).encode()
-            for kind, member in (("png", image.getvalue()), ("json", about)):
+            for kind, member in ((form, image.getvalue()), ("json", about)):
                 info = tarfile.TarInfo(f"{number:06d}.{kind}")
                 info.size = len(member)
                 tar.addfile(info, io.BytesIO(member))

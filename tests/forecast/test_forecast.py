@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import forked
 import numpy as np
+import open_clip
 import pytest
+import torch
 import yaml
 from own_shards import make_shards, sample, write_tar
-from tiny import TINY
+from tiny import TINY, tiny_run
 
 from jestcli import cli
 from jestcli.config import ConfigError, merge
@@ -22,10 +25,16 @@ from jestcli.data.shard_dataset import open_shards
 from jestcli.data.sources import Loading
 from jestcli.data.tokens import small_tokenizer
 from jestcli.forecast import races as racing
+from jestcli.forecast import run as forecast_run
 from jestcli.forecast.races import RECIPES, Races
 from jestcli.forecast.sample import take
+from jestcli.forecast.seen import look, opened
 from jestcli.paper import scheduler
 from jestcli.paper.experiment import default_run
+from jestcli.runs.reference import open_reference
+from jestcli.runs.workspace import Workspace
+from jestcli.train import train
+from jestcli.training.reference import open_clip_reference
 
 SETTINGS = {
     "data": {"vocab_size": 600, "context_length": 8},
@@ -75,13 +84,13 @@ def test_from_shards_to_an_answer_and_on_where_it_was_stopped(
     )
     for name in ("mixed", "easy", "jest-curated"):  # a run of each takes as long as this test
         monkeypatch.delitem(RECIPES, name)
-    train = racing.train_all
+    train_them = racing.train_all
     with monkeypatch.context() as patch:
 
         def stopped(jobs: list, *more: object) -> None:
             if len(jobs) > 8:
                 raise KeyboardInterrupt
-            train(jobs, *more)
+            train_them(jobs, *more)
 
         patch.setattr(racing, "train_all", stopped)
         assert jest(monkeypatch, *words) == 130
@@ -199,3 +208,88 @@ def test_lengths_follow_from_the_time_there_is(monkeypatch: pytest.MonkeyPatch) 
     assert one < racing.choose_steps(races, 3_000, 4) <= racing.choose_steps(races, 3_000, 400)
     with pytest.raises(ConfigError, match="too little time"):
         racing.choose_steps(races, 1, 2)
+
+
+def test_an_open_clip_model_may_be_the_reference(place: Path) -> None:
+    """It reads larger pictures than the races do, and its table is the one that they read."""
+    small = {
+        "embed_dim": 12,
+        "vision_cfg": {
+            "image_size": 24,
+            "layers": 1,
+            "width": 16,
+            "head_width": 8,
+            "patch_size": 8,
+        },
+        "text_cfg": {
+            "context_length": 12,
+            "vocab_size": 49408,
+            "width": 16,
+            "heads": 2,
+            "layers": 1,
+        },
+    }
+    (place / "jest-forecast-small.json").write_text(json.dumps(small))
+    open_clip.add_model_config(place)
+    model = open_clip.create_model("jest-forecast-small")
+    torch.save(model.state_dict(), place / "small.pt")
+    word = f"jest-forecast-small:{place / 'small.pt'}"
+    space = Workspace(None, place / "runs", Loading(workers=0, cache=place / "cache"))
+    folders = {}
+    for name in ("pool", "good"):
+        shards = open_shards(name, (str(place / name),), space.loading)
+        rows, folder = np.arange(len(shards)), place / "sample" / name
+        take(shards, rows, folder, 48, 100, 60.0, lambda *_: None)
+        folders[name] = str(folder)
+    data = {
+        "train": [folders["pool"]],
+        "curated": [folders["good"]],
+        "decoded": True,
+        "image_size": 32,
+        **SETTINGS["data"],
+    }
+    settings = racing.base_settings(data, SETTINGS) | {"reference_model": word}
+    run = Races(settings, 4).run("jest", 4)
+    held = space.inputs(run).curated
+    seen = look(run, held, folders["good"], space)
+    live = open_clip_reference(word)
+    rows = np.arange(5)
+    read = open_shards("pool", run.data.train, space.loading).read(rows, live.transform)
+    again = live.embed(read)
+    assert seen.scores.right[:5] == pytest.approx(
+        (again.image * again.text).sum(1).numpy(), abs=1e-5
+    )
+    reference = open_reference(run, space, space.inputs(run))
+    assert reference.table is not None and reference.table.complete
+    pairs = reference.table.pairs(rows)
+    assert torch.allclose(pairs.image, again.image, atol=1e-5)
+
+
+def test_a_finished_run_may_be_the_reference(place: Path) -> None:
+    """Its model is copied beside the races, which then read it and train none."""
+    space = Workspace(None, place / "runs", Loading(workers=0, cache=place / "cache"))
+    data = {
+        "train": [str(place / "pool")],
+        "curated": [str(place / "good")],
+        "decoded": True,
+        "image_size": 32,
+        **SETTINGS["data"],
+    }
+    races = Races(racing.base_settings(data, SETTINGS), 4)
+    trained = races.run("curated", 4, seed=3)
+    folder = train(trained, space)
+    out = replace(space, runs=place / "out" / "runs")
+    word, given = forecast_run._reference(
+        forecast_run.Asked({}, place / "out", reference=str(folder)), space, out
+    )
+    assert word is None and given is not None
+    run = replace(races, given=given).run("jest", 4)
+    assert run.reference == trained and (out.folder(trained) / "done.json").exists()
+    live = opened(run, out)
+    assert live.key == opened(run, space).key
+    embedded = tiny_run().model_dump(mode="json")
+    (place / "embedded").mkdir()
+    (place / "embedded" / "config.json").write_text(json.dumps({"label": "x", **embedded}))
+    with pytest.raises(ConfigError, match="it knows the embedded data"):
+        asked = forecast_run.Asked({}, place / "out", reference=str(place / "embedded"))
+        forecast_run._reference(asked, space, out)
