@@ -129,9 +129,8 @@ def choose_steps(races: Races, seconds: float, workers: int) -> int:
     if steps < FEWEST:
         least = (FEWEST * work + BESIDE * count) / workers / USED / 60
         raise ConfigError(
-            f"too little time for races: about {least:.0f} minutes are left after sampling at "
-            "least, at the speed measured here (--minutes), or name the length of the shorter "
-            "race yourself (--set optim.steps=...)"
+            f"too little time: races take {least:.0f} minutes or more at the speed measured here; "
+            "give more --minutes, or name the shorter race's length (--set optim.steps=100)"
         )
     return min(steps, MOST)
 
