@@ -365,25 +365,36 @@ def _ratio(found: dict[str, Any]) -> str:
 
 def _forecast_lines() -> list[str]:
     rows = _read("forecasts.json")
-    lines = ["", "## Whole forecasts", ""]
+    lines = ["", "## Whole forecasts of the embedded data", ""]
     if not rows:
         return [*lines, "None was run yet."]
+    lines += [
+        "Two processes at low priority on a machine that was busy otherwise, races scored on "
+        "development images; lengths set by hand, for timing a busy machine says little.",
+        "",
+    ]
+    map_cells = [row for row in _read("recipes.json") if "winner" in row]
     for row in rows:
+        short, long = row["races"]["steps"]
+        share = row["seen"]["share"]
+        value, low, high = (f"{share['looks_wrong'][k]:.3f}" for k in ("value", "low", "high"))
         lines += [
             f"**q = {row['q']:g}**, {row['pairs']:,} pairs sampled, {row['runs']} runs, races of "
-            f"{row['races']['steps'][0]:,} and {row['races']['steps'][1]:,} steps:",
+            f"{short:,} and {long:,} steps:",
             "",
+            f"- Cannot be told from wrong captions: {value} [{low}, {high}], {share['kind']}; AUC "
+            f"{share['auc_curated']:.3f} on held-out curated pairs, {share['auc']:.3f} on the "
+            "pool.",
         ]
-        lines += [
-            f"- {line}"
-            for line in row["sentences"]
-            if "jest train" not in line and "All of" not in line
-        ]
-        lines.append("")
+        cut = ("Train it", "All of it")
+        lines += [f"- {line}" for line in row["sentences"] if not line.startswith(cut)]
+        truth = [c for c in map_cells if c["cell"].startswith(f"{row['q']:g}@")]
+        known = ", ".join(f"{c['winner']} at {c['cell'].split('@')[1]} steps" for c in truth)
+        lines += [f"- *The map's winners at this q* (five recipes): {known}.", ""]
     asked = {f"{q:g}" for q in QUALITIES} - {f"{row['q']:g}" for row in rows}
     lines.append(
-        f"Not run: whole forecasts at q = {', '.join(sorted(asked))}, and on data that are not "
-        "icons."
+        f"Not run: whole forecasts at q = {', '.join(sorted(asked))}, with `strong++`, with an "
+        "open_clip reference, and on data that are not icons."
     )
     return lines
 
