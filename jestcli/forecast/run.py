@@ -88,7 +88,10 @@ def forecast(asked: Asked, workspace: Workspace, console: Console) -> list[Path]
     end = started + 60 * asked.minutes
     _check_tower(asked.tower)
     source = source_run(asked.overrides)
-    _same_question(asked)
+    _question(asked)
+    named = {"train": ["pool"], "curated": ["curated"], "image_size": source.data.image_size}
+    tried = merge(asked.overrides, {"optim": {"steps": racing.MOST}})
+    make_run(racing.base_settings(named, tried))  # a wrong setting is said before data are read
     place = replace(
         workspace, runs=out / "runs", loading=replace(workspace.loading, cache=out / "cache")
     )
@@ -143,13 +146,13 @@ def _clock(when: float) -> str:
     return time.strftime("%H:%M", time.localtime(when))
 
 
-def _same_question(asked: Asked) -> None:
-    """Raises ConfigError where `out` holds another question's answer."""
+def _question(asked: Asked) -> str:
+    """What `asked.out` answers. Raises ConfigError where that is another question."""
     path = asked.out / "asked.json"
     question = json.dumps([asked.overrides, asked.reference, asked.benchmarks], sort_keys=True)
     if path.exists() and path.read_text() != question:
         raise ConfigError(f"{asked.out} holds another forecast: name another folder with --out")
-    save_text(path, question)
+    return question
 
 
 def _reference(
@@ -207,6 +210,7 @@ def _sample(
         "curated": (curated, order[n_held:], CURATED, READING / 2),
         "held": (curated, order[:n_held], HELD, READING / 4),
     }
+    save_text(asked.out / "asked.json", _question(asked))  # not before all of it can be answered
     found = {}
     with bars(console) as report:
         for name, (dataset, mine, most, share) in parts.items():

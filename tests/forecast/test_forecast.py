@@ -154,6 +154,8 @@ def test_what_cannot_be_is_one_line(
     assert jest(monkeypatch, "forecast", "--config", "tiny.yaml", *given) in (1, 2)
     errors = capsys.readouterr().err
     assert said in errors and errors.count("\n") == 1 and "Traceback" not in errors
+    # A corrected command is no other question.
+    assert (place / "forecast" / "asked.json").exists() == (said == "too little time")
 
 
 def test_a_folder_of_another_forecast_is_left_alone(
