@@ -16,6 +16,18 @@ ZERO_SHOT, FEW_SHOT, RETRIEVAL = "zero-shot", "few-shot", "retrieval"
 # Groups of emoji that show things rather than faces, people, signs and flags.
 OBJECT_GROUPS = ("animals-nature", "food-drink", "travel-places", "activities", "objects")
 RECALL_AT = 5  # recall at 1 of a small model counts a handful of the images
+# name, what it mirrors, description, collections, groups of emoji; the last confirms.
+_BOTH = ("fluent-emoji", "fluent-emoji-flat")
+_SHADED = "things, places and creatures as shaded emoji of one vendor"
+_OTHER = "things, places and creatures as emoji of another vendor; confirms the headline once"
+_ANIMALS = "animals and plants, shaded and flat emoji"
+_FOOD = "food and drink, shaded and flat emoji"
+EMOJI: tuple[tuple[str, str, str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("emoji_3d", "ImageNet-V2, ObjectNet", _SHADED, ("fluent-emoji",), OBJECT_GROUPS),
+    ("animals", "Pets (fine-grained)", _ANIMALS, _BOTH, ("animals-nature",)),
+    ("food", "Food-101 (fine-grained)", _FOOD, _BOTH, ("food-drink",)),
+    ("fxemoji", "ImageNet-V2", _OTHER, ("fxemoji",), OBJECT_GROUPS),
+)
 _PHOSPHOR_WEIGHTS = ("thin", "light", "bold", "fill", "duotone")
 
 
@@ -63,51 +75,9 @@ def make_benchmarks(
         if collections[icon.prefix].family in world.withheld
         and icon.name not in collections[icon.prefix].hidden
     ]
-    made = [
-        *_objects(world, shown),
-        _tagged(shown, phosphor),
-        _emoji(
-            "emoji_3d",
-            "ImageNet-V2, ObjectNet",
-            "things, places and creatures as shaded emoji of one vendor",
-            collections,
-            shown,
-            emoji,
-            ("fluent-emoji",),
-            OBJECT_GROUPS,
-        ),
-        _emoji(
-            "animals",
-            "Pets (fine-grained)",
-            "animals and plants, shaded and flat emoji",
-            collections,
-            shown,
-            emoji,
-            ("fluent-emoji", "fluent-emoji-flat"),
-            ("animals-nature",),
-        ),
-        _emoji(
-            "food",
-            "Food-101 (fine-grained)",
-            "food and drink, shaded and flat emoji",
-            collections,
-            shown,
-            emoji,
-            ("fluent-emoji", "fluent-emoji-flat"),
-            ("food-drink",),
-        ),
-    ]
-    unseen = _emoji(
-        "fxemoji",
-        "ImageNet-V2",
-        "things, places and creatures as emoji of another vendor; confirms the headline once",
-        collections,
-        shown,
-        emoji,
-        ("fxemoji",),
-        OBJECT_GROUPS,
-    )
-    made.append(replace(unseen, confirmation=True))
+    emojis = [_emoji(*row, collections, shown, emoji) for row in EMOJI]
+    emojis[-1] = replace(emojis[-1], confirmation=True)
+    made = [*_objects(world, shown), _tagged(shown, phosphor), *emojis]
     return [benchmark for benchmark in made if benchmark.test]
 
 
@@ -185,42 +155,23 @@ def _objects(world: World, shown: list[Drawn]) -> list[Benchmark]:
     few: list[Item] = []
     shots: list[Item] = []
     for number, word in enumerate(classes):
-        for family, icons in drawings[word].items():
-            for icon in icons:
-                item = Item(icon, number)
-                style = _weight(icon.name) if family == "phosphor" else icon.name.split("-")[-1]
-                if family != "phosphor" or style in world.concept_weights:
-                    (shapes if style in world.filled_styles else lines).append(item)
-                (shots if family == "phosphor" else few).append(item)
-    return [
-        Benchmark(
-            "objects",
-            ZERO_SHOT,
-            "ImageNet zero-shot",
-            "things that several unseen icon families draw, as lines",
-            tuple(lines),
-            (),
-            classes,
-        ),
-        Benchmark(
-            "objects_filled",
-            ZERO_SHOT,
-            "ImageNet-Sketch and -R",
-            "the same things as filled shapes",
-            tuple(shapes),
-            (),
-            classes,
-        ),
-        Benchmark(
-            "objects_fewshot",
-            FEW_SHOT,
-            "ImageNet few-shot",
-            "the same things; a few shots from one unseen family, test on the others",
-            tuple(few),
-            tuple(shots),
-            classes,
-        ),
-    ]
+        for family, icon in ((f, icon) for f, icons in drawings[word].items() for icon in icons):
+            item, unseen = Item(icon, number), family == "phosphor"
+            style = _weight(icon.name) if unseen else icon.name.split("-")[-1]
+            if not unseen or style in world.concept_weights:
+                (shapes if style in world.filled_styles else lines).append(item)
+            (shots if unseen else few).append(item)
+    said = (
+        "things that several unseen icon families draw, as lines",
+        "the same things as filled shapes",
+        "the same things; a few shots from one unseen family, test on the others",
+    )
+    rows: tuple[tuple[str, str, str, str, list[Item], list[Item]], ...] = (
+        ("objects", ZERO_SHOT, "ImageNet zero-shot", said[0], lines, []),
+        ("objects_filled", ZERO_SHOT, "ImageNet-Sketch and -R", said[1], shapes, []),
+        ("objects_fewshot", FEW_SHOT, "ImageNet few-shot", said[2], few, shots),
+    )
+    return [Benchmark(*row[:4], tuple(row[4]), tuple(row[5]), classes) for row in rows]
 
 
 def _tagged(shown: list[Drawn], phosphor: Mapping[str, Words]) -> Benchmark:
@@ -228,24 +179,19 @@ def _tagged(shown: list[Drawn], phosphor: Mapping[str, Words]) -> Benchmark:
     for icon in shown:
         if icon.prefix == "ph" and (words := phosphor.get(icon.name)) is not None:
             items.append(Item(icon, caption=", ".join((words.label, *words.tags))))
-    return Benchmark(
-        "tagged",
-        RETRIEVAL,
-        "COCO / Flickr retrieval",
-        "icons of an unseen family with name and tags as the caption",
-        tuple(items),
-    )
+    what = "icons of an unseen family with name and tags as the caption"
+    return Benchmark("tagged", RETRIEVAL, "COCO / Flickr retrieval", what, tuple(items))
 
 
 def _emoji(
     name: str,
     mirrors: str,
     description: str,
+    prefixes: tuple[str, ...],
+    groups: tuple[str, ...],
     collections: Mapping[str, Collection],
     shown: list[Drawn],
     emoji: Emoji,
-    prefixes: tuple[str, ...],
-    groups: tuple[str, ...],
 ) -> Benchmark:
     """Emoji of one vendor, one class per emoji of these groups."""
     present = [collections[prefix] for prefix in prefixes if prefix in collections]
@@ -295,15 +241,13 @@ def entries(
     }
     if benchmark.kind != RETRIEVAL:
         return [base]
-    return [
-        base
-        | {
-            "name": f"{benchmark.name}_{short}",
-            "metric": metric,
-            "description": f"{benchmark.description}: {direction}",
-        }
-        for short, direction, metric in (
-            ("i2t", "find the caption of an image", f"text_retrieval_recall@{RECALL_AT}"),
-            ("t2i", "find the image of a caption", f"image_retrieval_recall@{RECALL_AT}"),
-        )
-    ]
+    found = []
+    for short, what, by in (
+        ("i2t", "caption of an image", "text"),
+        ("t2i", "image of a caption", "image"),
+    ):
+        metric = f"{by}_retrieval_recall@{RECALL_AT}"
+        words = f"{benchmark.description}: find the {what}"
+        name = f"{benchmark.name}_{short}"
+        found.append(base | {"name": name, "metric": metric, "description": words})
+    return found

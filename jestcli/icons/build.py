@@ -20,12 +20,12 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jestcli.icons import benchmarks as marks
-from jestcli.icons.captions import Words, read_emoji, read_lucide, read_phosphor, read_tabler
+from jestcli.icons.captions import read_emoji, read_lucide, read_phosphor, read_tabler
 from jestcli.icons.draw import Collection, Rastered, draw_world
 from jestcli.icons.fetch import Fetcher, fetch
 from jestcli.icons.leakage import Rasters, assert_no_leakage
@@ -162,6 +162,16 @@ def build(
         raise explain_os_error(error, f"building the data in {root}") from error
 
 
+@dataclass(frozen=True)
+class _Staged:
+    """What a build has drawn, and the folder that it writes to."""
+
+    world: World
+    collections: Mapping[str, Collection]
+    drawn: Rastered
+    folder: Path
+
+
 def _build(
     root: Path,
     size: int,
@@ -176,39 +186,29 @@ def _build(
     tarballs = tarballs or _fetched(world, cache / "packages", fetcher, progress)
 
     collections, drawn = draw_world(world, tarballs["icons"], cache, size, workers, progress)
-    emoji = read_emoji(tarballs["emoji"])
-    tags: dict[str, dict[str, Words]] = {
-        "lucide": read_lucide(tarballs["lucide"]),
-        "tabler": read_tabler(tarballs["tabler"]),
-    }
-    plan = make_plan(world, collections, drawn, emoji, tags)
-    made = marks.make_benchmarks(
-        world, collections, drawn, emoji, read_phosphor(tarballs["phosphor"])
-    )
+    emoji, phosphor = read_emoji(tarballs["emoji"]), read_phosphor(tarballs["phosphor"])
+    lucide, tabler = read_lucide(tarballs["lucide"]), read_tabler(tarballs["tabler"])
+    plan = make_plan(world, collections, drawn, emoji, {"lucide": lucide, "tabler": tabler})
+    made = marks.make_benchmarks(world, collections, drawn, emoji, phosphor)
     training = [sample.icon for sample in (*plan.pool, *plan.curated)]
     progress("compare", 0, 1)
     kept, lost = marks.without_leaks(made, drawn, training, world.near_duplicate)
     progress("compare", 1, 1)
 
-    staging = root / f".staging-{key}"
+    here = _Staged(world, collections, drawn, root / f".staging-{key}")
     for old in root.glob(".staging-*"):
-        if old != staging:
+        if old != here.folder:
             shutil.rmtree(old)
-    tasks = [
-        *_training_tasks("pool", plan.pool, world, collections, drawn, staging),
-        *_training_tasks("curated", plan.curated, world, collections, drawn, staging),
-    ]
-    bench_tasks = [
-        task for mark in kept for task in benchmark_tasks(mark, world, collections, drawn, staging)
-    ]
-    write_tasks(tasks + bench_tasks, workers, progress)
-    write_json(
-        staging / "benchmarks" / "benchmarks.json",
-        [entry for mark in kept for entry in marks.entries(mark, collections, lost[mark.name])],
-    )
+    splits = {"pool": plan.pool, "curated": plan.curated}
+    tasks = [task for name, each in splits.items() for task in _training_tasks(name, each, here)]
+    bench_tasks = [task for mark in kept for task in _benchmark_tasks(mark, here)]
+    _write(tasks + bench_tasks, workers, progress)
+    listed = [entry for mark in kept for entry in marks.entries(mark, collections, lost[mark.name])]
+    write_json(here.folder / "benchmarks" / "benchmarks.json", listed)
     digests = _check(tasks, bench_tasks, world, workers, progress)
-    manifest = _manifest(key, size, world, collections, drawn, plan, kept, lost, digests, staging)
-    _move_in_place(root, staging, manifest)
+    manifest = _manifest(key, here, plan, kept) | {"raster_digests": digests}
+    manifest["counts"]["dropped_near_duplicates"] = lost
+    _move_in_place(root, here.folder, manifest)
     if not keep_cache:
         shutil.rmtree(drawn.cache, ignore_errors=True)
         shutil.rmtree(cache / "collections", ignore_errors=True)
@@ -231,57 +231,40 @@ def _fetched(
     return found
 
 
-def _training_tasks(
-    split: str,
-    samples: Sequence[Sample],
-    world: World,
-    collections: Mapping[str, Collection],
-    drawn: Rastered,
-    staging: Path,
-) -> list[ShardTask]:
+def _training_tasks(split: str, samples: Sequence[Sample], here: _Staged) -> list[ShardTask]:
     tasks = []
-    count = max(1, -(-len(samples) // world.shard_size))
+    count = max(1, -(-len(samples) // here.world.shard_size))
     for shard in range(count):
         part = samples[shard * len(samples) // count : (shard + 1) * len(samples) // count]
         rows = []
         for sample in part:
-            about = collections[sample.icon.prefix]
-            meta = _meta(about, sample.key) | {
-                "captions": list(sample.captions),
-                "levels": list(sample.levels),
-            }
-            members = {"txt": sample.captions[0], "json": json.dumps(meta, ensure_ascii=False)}
+            words = {"captions": list(sample.captions), "levels": list(sample.levels)}
+            text = _meta(here.collections[sample.icon.prefix], sample.key, words)
+            members = {"txt": sample.captions[0], "json": text}
             rows.append(Row(sample.key, sample.icon.unit, sample.icon.row, members))
-        path = staging / "shards" / split / f"{shard:05d}.tar"
-        tasks.append(ShardTask(path, drawn.cache, tuple(rows)))
+        path = here.folder / "shards" / split / f"{shard:05d}.tar"
+        tasks.append(ShardTask(path, here.drawn.cache, tuple(rows)))
     return tasks
 
 
-def _meta(about: Collection, key: str) -> dict[str, Any]:
-    return {
-        "key": key,
-        "source": about.prefix,
-        "set": about.title,
-        "category": about.category,
-        "family": about.family,
-        "licence": about.licence,
-    }
+def _meta(about: Collection, key: str, more: Mapping[str, Any] = {}) -> str:
+    meta = {"key": key, "source": about.prefix, "set": about.title, "category": about.category}
+    meta |= {"family": about.family, "licence": about.licence, **more}
+    return json.dumps(meta, ensure_ascii=False)
 
 
-def benchmark_tasks(
-    mark: marks.Benchmark,
-    world: World,
-    collections: Mapping[str, Collection],
-    drawn: Rastered,
-    staging: Path,
-) -> list[ShardTask]:
+def _benchmark_tasks(mark: marks.Benchmark, here: _Staged) -> list[ShardTask]:
     """Write a benchmark's text files; return the tar files still to write."""
-    folder = staging / "benchmarks" / f"wds_{mark.name}"
-    if mark.kind == marks.RETRIEVAL:
+    folder, retrieval = (
+        here.folder / "benchmarks" / f"wds_{mark.name}",
+        mark.kind == marks.RETRIEVAL,
+    )
+    if retrieval:
         write_lines(folder / "dataset_type.txt", ["retrieval"])
     else:
         write_lines(folder / "classnames.txt", list(mark.classes))
-        write_lines(folder / "zeroshot_classification_templates.txt", list(world.templates))
+        templates = list(here.world.templates)
+        write_lines(folder / "zeroshot_classification_templates.txt", templates)
     tasks = []
     for split, items in (("test", mark.test), ("train", mark.train)):
         if not items:
@@ -289,20 +272,16 @@ def benchmark_tasks(
         rows = []
         ordered = sorted(items, key=lambda item: hashlib.blake2b(item.icon.key.encode()).digest())
         for number, item in enumerate(ordered):
-            about = _meta(collections[item.icon.prefix], item.icon.key)
-            members = {"json": json.dumps(about, ensure_ascii=False)}
-            if mark.kind == marks.RETRIEVAL:
-                members["txt"] = item.caption
-            else:
-                members["cls"] = str(item.label)
-            rows.append(Row(f"{number:06d}", item.icon.unit, item.icon.row, members))
+            icon = item.icon
+            answer = {"txt": item.caption} if retrieval else {"cls": str(item.label)}
+            members = {"json": _meta(here.collections[icon.prefix], icon.key), **answer}
+            rows.append(Row(f"{number:06d}", icon.unit, icon.row, members))
         write_lines(folder / split / "nshards.txt", ["1"])
-        tasks.append(ShardTask(folder / split / "0.tar", drawn.cache, tuple(rows)))
+        tasks.append(ShardTask(folder / split / "0.tar", here.drawn.cache, tuple(rows)))
     return tasks
 
 
-def write_tasks(tasks: list[ShardTask], workers: int | None, progress: Progress) -> None:
-    """Write these tar files, side by side."""
+def _write(tasks: list[ShardTask], workers: int | None, progress: Progress) -> None:
     total, done = sum(len(task.rows) for task in tasks), 0
     progress("write", 0, total)
     for _, written in unordered(write_shard, tasks, workers):
@@ -331,60 +310,41 @@ def _check(
     assert_no_leakage(tests, training, world.near_duplicate)
     splits: dict[str, list[str]] = {}
     for path, rasters in read.items():
-        name = "/".join(
-            path.parts[
-                path.parts.index("shards" if "shards" in path.parts else "benchmarks") + 1 : -1
-            ]
-        )
-        splits.setdefault(name, []).extend(rasters.digests)
+        parts = path.parts
+        at = parts.index("shards" if "shards" in parts else "benchmarks")
+        splits.setdefault("/".join(parts[at + 1 : -1]), []).extend(rasters.digests)
     return {
         name: hashlib.blake2b("".join(sorted(all_)).encode(), digest_size=12).hexdigest()
         for name, all_ in sorted(splits.items())
     }
 
 
-def _manifest(
-    key: str,
-    size: int,
-    world: World,
-    collections: Mapping[str, Collection],
-    drawn: Rastered,
-    plan: Plan,
-    kept: list[marks.Benchmark],
-    lost: dict[str, int],
-    digests: dict[str, str],
-    staging: Path,
-) -> dict[str, Any]:
-    files = {
-        str(path.relative_to(staging)): path.stat().st_size
-        for path in sorted(staging.rglob("*"))
-        if path.is_file()
-    }
+def _manifest(key: str, here: _Staged, plan: Plan, kept: list[marks.Benchmark]) -> dict[str, Any]:
+    paths = [path for path in sorted(here.folder.rglob("*")) if path.is_file()]
     levels = Counter(level for sample in plan.curated for level in sample.levels)
-    weak = sum(bool(sample.levels) for sample in plan.pool)
-    licences = Counter(collections[sample.icon.prefix].licence for sample in plan.pool)
-    failed = Counter("blank" if why == "blank" else "not drawable" for why in drawn.failed.values())
+    licences = Counter(here.collections[sample.icon.prefix].licence for sample in plan.pool)
+    reasons = here.drawn.failed.values()
+    failed = Counter("blank" if why == "blank" else "not drawable" for why in reasons)
+    packages = here.world.packages
     return {
         "key": key,
         "format": FORMAT,
-        "size": size,
-        "world": world.digest(),
-        "packages": {name: package.spec for name, package in world.packages.items()},
-        "integrity": {name: package.integrity for name, package in world.packages.items()},
+        "size": here.drawn.size,
+        "world": here.world.digest(),
+        "packages": {name: package.spec for name, package in packages.items()},
+        "integrity": {name: package.integrity for name, package in packages.items()},
         "resvg": resvg_version(),
         "counts": {
             "pool": len(plan.pool),
             "pool_pairs": plan.notes["pool_pairs"],
             "curated": len(plan.curated),
-            "levels": dict(levels) | {"weak": weak},
+            "levels": {**levels, "weak": sum(bool(sample.levels) for sample in plan.pool)},
             "benchmarks": {mark.name: len(mark.test) for mark in kept},
-            "dropped_near_duplicates": lost,
             "not_drawn": dict(failed),
         },
         "rasters_removed_from_pool": plan.notes["rasters_removed_from_pool"],
         "pool_licences": dict(licences.most_common()),
-        "raster_digests": digests,
-        "files": files,
+        "files": {str(path.relative_to(here.folder)): path.stat().st_size for path in paths},
     }
 
 

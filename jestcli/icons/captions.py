@@ -14,18 +14,10 @@ from jestcli.icons.fetch import read_json, read_text
 
 LONG_CAPTION_WORDS = 12
 SINGLE_TAGS = 3
-EMOJI_GROUPS = {
-    0: "smileys-emotion",
-    1: "people-body",
-    2: "component",
-    3: "animals-nature",
-    4: "food-drink",
-    5: "travel-places",
-    6: "activities",
-    7: "objects",
-    8: "symbols",
-    9: "flags",
-}
+EMOJI_GROUPS = (
+    *("smileys-emotion", "people-body", "component", "animals-nature", "food-drink"),
+    *("travel-places", "activities", "objects", "symbols", "flags"),
+)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +57,6 @@ class Rastered:
     icons: tuple[Drawn, ...]
     failed: dict[str, str]  # key -> why it could not be drawn
 
-    def images(self, unit: str) -> np.ndarray:
-        """Memory-mapped uint8 [n, S, S, 3] of a unit."""
-        return np.load(self.cache / f"{unit}.npy", mmap_mode="r", allow_pickle=False)
-
     def signatures(self, icons: list[Drawn]) -> np.ndarray:
         """uint8 [len(icons), 768] (see leakage.py)."""
         out = np.empty((len(icons), 768), np.uint8)
@@ -73,10 +68,6 @@ class Rastered:
             table = np.load(path, mmap_mode="r", allow_pickle=False)
             out[positions] = table[[icons[position].row for position in positions]]
         return out
-
-    @cached_property
-    def by_key(self) -> dict[str, Drawn]:
-        return {icon.key: icon for icon in self.icons}
 
 
 def usable_collections(world: World, tarball: Path) -> dict[str, dict[str, Any]]:
@@ -136,9 +127,8 @@ def draw_world(
 
     Returns the collections by prefix and the drawn icons. Raises DataError.
     """
-    name = hashlib.blake2b(
-        f"{tarball.name} {size} {resvg_version()} 1".encode(), digest_size=6
-    ).hexdigest()
+    text = f"{tarball.name} {size} {resvg_version()} 1"
+    name = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
     rasters, sources = cache / f"rasters-{size}-{name}", cache / "collections"
     about = usable_collections(world, tarball)
     try:

