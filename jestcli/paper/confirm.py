@@ -21,6 +21,7 @@ from jestcli.runs.workspace import StageError, Workspace, read_run
 from jestcli.training.devices import set_threads
 from jestcli.utils.io import save_text
 from jestcli.utils.reading import read_json
+from jestcli.utils.tables import Table
 
 QUALITY = 0.8
 METHODS = ("jest", "jest-90", "filtered", "filtered-20", "curated", "uniform")
@@ -62,26 +63,12 @@ def said(records: list[Record], known: dict[str, Any]) -> list[str]:
     benchmarks = next(iter(known.values()))
     what = ", ".join(f"{name} ({row['n']:,} images)" for name, row in sorted(benchmarks.items()))
     chance = sum(row["chance"] for row in benchmarks.values()) / len(benchmarks)
-    lines = [
-        "# Confirmation: the withheld benchmark",
-        "",
-        f"{what}: another vendor's emoji, in no training set, used for no choice; chance "
-        f"{100 * chance:.2f} %. {100 * QUALITY:g} % wrong captions.",
-        "",
-        "| method | examples | seeds | withheld % |",
-        "| --- | --- | --- | --- |",
+    scores = [
+        [style(m).label, f"{c.examples / 1000:,.0f}k", str(len(c.scores)), f"{100 * c.mean:.2f}"]
+        for m in METHODS
+        for c in cells(withheld, named(m, QUALITY))
     ]
-    for method in METHODS:
-        for cell in cells(withheld, named(method, QUALITY)):
-            lines.append(
-                f"| {style(method).label} | {cell.examples / 1000:,.0f}k | {len(cell.scores)} "
-                f"| {100 * cell.mean:.2f} |"
-            )
-    lines += [
-        "",
-        "| JEST's saving in examples over uniform | withheld | the eight | overlap |",
-        "| --- | --- | --- | --- |",
-    ]
+    both = []
     for method in ("jest", "jest-90"):
         here, there = (
             {s.cell.examples: s.ratio() for s in _savings(each, method)}
@@ -89,11 +76,19 @@ def said(records: list[Record], known: dict[str, Any]) -> list[str]:
         )
         for examples in here.keys() & there.keys():
             a, b = here[examples], there[examples]
-            lines.append(
-                f"| {style(method).label}, {examples / 1000:,.0f}k examples | {a} | {b} "
-                f"| {'yes' if overlap(a, b) else 'no'} |"
-            )
-    return lines
+            cell = f"{style(method).label}, {examples / 1000:,.0f}k examples"
+            both.append([cell, str(a), str(b), "yes" if overlap(a, b) else "no"])
+    saved = ("JEST's saving in examples over uniform", "withheld", "the eight", "overlap")
+    return [
+        "# Confirmation: the withheld benchmark",
+        "",
+        f"{what}: another vendor's emoji, in no training set, used for no choice; chance "
+        f"{100 * chance:.2f} %. {100 * QUALITY:g} % wrong captions.",
+        "",
+        Table("", ("method", "examples", "seeds", "withheld %"), scores).markdown(),
+        "",
+        Table("", saved, both).markdown(),
+    ]
 
 
 def overlap(a: Ratio, b: Ratio) -> bool:

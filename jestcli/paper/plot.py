@@ -53,7 +53,8 @@ def plot(
     elif kind == "map":
         figures = map.draw_all(header, records, folder)
     elif kind == "matrix":
-        figures = _figure2(experiment, jobs, workspace, folder, header, records)
+        first = [r for r in records if r["name"] == next(iter(experiment.runs))]
+        figures = _figure2(experiment, jobs, workspace, folder, caption(header, first))
     elif kind == "choices":
         figures = _diversity(experiment, jobs, workspace, folder, caption(header, records))
     elif panels := experiment.figure.panels:
@@ -63,12 +64,7 @@ def plot(
 
 
 def _figure2(
-    experiment: Experiment,
-    jobs: list[Job],
-    workspace: Workspace,
-    folder: Path,
-    header: Header,
-    records: list[Record],
+    experiment: Experiment, jobs: list[Job], workspace: Workspace, folder: Path, note: str
 ) -> list[Path]:
     """Measure the experiment's first run, every finished seed of it, and draw that."""
     import numpy as np
@@ -79,8 +75,7 @@ def _figure2(
     done = {j.seed: j.run for j in jobs if j.name == name and is_done(workspace.folder(j.run))}
     measured = measure_all(done, workspace, folder)
     matrix = np.load(folder / MATRIX) if (folder / MATRIX).exists() else None
-    note, title = caption(header, [r for r in records if r["name"] == name]), experiment.title
-    path = folder / experiment.name
+    title, path = experiment.title, folder / experiment.name
     return theme.both(lambda look: make_figure2(title, measured, matrix, note, look), path)
 
 
