@@ -98,6 +98,12 @@ class Tier(_Strict):
     seeds: list[int] | None = None
 
 
+class Quick(Tier):
+    """What `jest reproduce` trains itself: its seeds must be said."""
+
+    seeds: list[int]  # type: ignore[assignment]
+
+
 class Experiment(_Strict):
     """An experiment's file, its `vary` and `grid` written out."""
 
@@ -111,7 +117,7 @@ class Experiment(_Strict):
     references: dict[str, Settings | str] = {}
     runs: dict[str, Settings | str]
     seeds: list[int]
-    quick: Tier | None = None
+    quick: Quick | None = None
     tiers: list[Tier] = []
     compact: bool = False
     figure: Figure = Figure()

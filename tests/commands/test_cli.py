@@ -304,7 +304,6 @@ def test_what_cannot_be_done_is_one_line_and_exit_1(home: Path, command: Command
     (home / "runs").mkdir()
     for words, message in (
         (("eval",), "no trained model in"),
-        (("eval", "runs"), "runs is not a run directory of this version"),
         (("plot", "small.yaml"), "no finished run of small"),
         (
             (

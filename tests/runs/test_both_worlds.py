@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from jestcli.bench.of_run import bench_scoring
 from own_shards import jpeg, make_shards, write_tar
 from tiny import TINY
 from toy import train_run
 
+from jestcli.bench.scoring import bench_scoring
 from jestcli.config import METHODS, Run, make_run, merge
 from jestcli.data.sources import Loading
-from jestcli.paper import chunks, diversity_of
+from jestcli.paper import diversity, figure2
 from jestcli.paper.experiment import Job
 from jestcli.runs.inputs import data_of, open_inputs
 from jestcli.runs.reference import embed_all, open_reference
@@ -94,9 +94,9 @@ def test_figure_2_diversity_and_scoring_are_measured_on_shards(
 ) -> None:
     run = own_run(shards, data={"benchmarks": str(shards / "benchmarks")})
     folder = train_run(run, place, "jest", quiet)
-    (found,) = chunks.measure_all({0: run}, place, tmp_path / "figure2")
+    (found,) = figure2.measure_all({0: run}, place, tmp_path / "figure2")
     assert all(np.isfinite(found["chunks"]["4"])) and (tmp_path / "figure2" / "matrix.npy").exists()
-    (measured,) = diversity_of.measure_all([Job("jest", 0, run)], place, tmp_path / "diversity")
+    (measured,) = diversity.measure_all([Job("jest", 0, run)], place, tmp_path / "diversity")
     assert 0 < measured["chosen"]["distinct_captions"] <= 1 and measured["accuracy"]
     result = bench_scoring(place, folder, 1, untrained=False)
     assert "pairs from own shards" in result["about"] and len(result["rows"]) == 5
