@@ -150,7 +150,7 @@ def test_a_run_starts_from_a_checkpoint_by_its_content(
                 "jest",
                 "train",
                 "--method",
-                "uniform",
+                "flexi-uniform",
                 "--config",
                 "tiny.yaml",
                 "--data-workers",
