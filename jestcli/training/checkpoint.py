@@ -54,8 +54,8 @@ def save_model(path: Path, model: nn.Module, about: dict[str, Any]) -> None:
 def pack(tensors: dict[str, Tensor], about: dict[str, Any]) -> bytes:
     """A file's content. The checksum finds what safetensors does not see: changed numbers, in the
     tensors and in `about`."""
-    text = json.dumps(about)
-    return save(tensors, {"about": text, "crc32": _checksum(tensors, text)})
+    text = json.dumps({**about, "checksum": _checksum(tensors, json.dumps(about))})
+    return save(tensors, {"about": text})  # one entry: of several, the order on disk is random
 
 
 def _checksum(tensors: dict[str, Tensor], text: str) -> str:
@@ -172,17 +172,18 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        text = header.get("about", "")
-        if "crc32" in header and header["crc32"] != _checksum(tensors, text):
-            raise ValueError("its numbers have changed on disk")
-        about = parse_json(text)
+        about = parse_json(header.get("about", "{}"))
         if not isinstance(about, dict):
             raise ValueError("its header is damaged")
-        if "crc32" not in header:
-            if "crc32" not in about:
-                raise ValueError("it has no checksum")
-            if about.pop("crc32") != _old_checksum(tensors):
-                raise ValueError("its numbers have changed on disk")
+        known = header.get("crc32") or about.pop("checksum", None)
+        if known is not None:
+            found = _checksum(tensors, json.dumps(about))
+        elif (known := about.pop("crc32", None)) is not None:
+            found = _old_checksum(tensors)
+        else:
+            raise ValueError("it has no checksum")
+        if known != found:
+            raise ValueError("its numbers have changed on disk")
         return tensors, about
     except (OSError, SafetensorError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"cannot use checkpoint {path}: {_first_line(error)}") from None
