@@ -74,7 +74,7 @@ def said(records: list[Record], known: dict[str, Any]) -> list[str]:
             {s.cell.examples: s.ratio() for s in _savings(each, method)}
             for each in (withheld, at_quality(records))
         )
-        for examples in here.keys() & there.keys():
+        for examples in sorted(here.keys() & there.keys()):
             a, b = here[examples], there[examples]
             cell = f"{style(method).label}, {examples / 1000:,.0f}k examples"
             both.append([cell, str(a), str(b), "yes" if overlap(a, b) else "no"])
