@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from jestcli.commands.options import Cache, Config, NoiseShare, Set, Workers
-from jestcli.commands.shared import make_console, make_workspace, read_settings
+from jestcli.commands.shared import announce, make_console, make_workspace, read_settings
 from jestcli.utils.extras import need
+from jestcli.utils.plain import say
 
 app = typer.Typer()
 
@@ -73,7 +74,7 @@ def forecast(
     need("matplotlib")  # said before the races, not after them
     from jestcli.commands.shared import quiet_libraries
     from jestcli.config import ConfigError, merge
-    from jestcli.forecast.run import Asked
+    from jestcli.forecast.run import Asked, source_run
     from jestcli.forecast.run import forecast as run_forecast
 
     quiet_libraries()
@@ -98,8 +99,9 @@ def forecast(
         tflops,
         workers,
     )
+    announce(source_run(settings))
     for path in run_forecast(asked, make_workspace(cache=cache), make_console()):
-        print(path)
+        say(path)
 
 
 def _beside(shard: str, others: list[str]) -> bool:

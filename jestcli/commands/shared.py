@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jestcli.utils.plain import one_line
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -26,7 +28,7 @@ def read_settings(config: Path | None, pairs: list[str]) -> dict[str, Any]:
 def say(line: str) -> None:
     """One line for the user beside a command's output, once where there are ranks."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"jest: {line}", file=sys.stderr)
+        print(f"jest: {one_line(line)}", file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def announce(*runs: Run) -> None:
     from jestcli.data.sources import runs_beside
 
     for line in dict.fromkeys(line for run in runs for line in runs_beside(run)):
-        print(f"jest: the configuration {line}", file=sys.stderr)
+        say(f"the configuration {line}")
 
 
 def make_console() -> Console:

@@ -35,6 +35,7 @@ from jestcli.utils.errors import DataError
 from jestcli.utils.io import save_text
 from jestcli.utils.parallel import usable_cores
 from jestcli.utils.randomness import generator
+from jestcli.utils.reading import parse_json, reading
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -264,7 +265,8 @@ def _lengths(races: Races, asked: Asked, end: float, console: Console) -> Races:
     """With the length of the shorter race: the user's, the one chosen before, or by the time."""
     path, named = asked.out / "lengths.json", asked.overrides.get("optim", {}).get("steps")
     if path.exists() or named:
-        steps = named or json.loads(path.read_text())
+        with reading(path):
+            steps = named or int(parse_json(path.read_bytes()))
     else:
         set_threads(THREADS)
         workers = asked.workers or usable_cores()

@@ -23,6 +23,7 @@ from jestcli.data.dataset import Dataset, Transform
 from jestcli.utils.errors import DataError
 from jestcli.utils.io import save_bytes, save_text
 from jestcli.utils.randomness import generator
+from jestcli.utils.reading import parse_json, reading
 
 PART = 1_000  # pairs read between two looks at the clock
 LEAST = 2_000  # pairs that are read whatever the clock says
@@ -68,7 +69,8 @@ def take(
     """
     done = folder / ABOUT
     if done.exists():
-        return Sample(folder, **json.loads(done.read_text()))
+        with reading(done):
+            return Sample(folder, **parse_json(done.read_bytes()))
     order = rows[generator(0, "sample").permutation(len(rows))][:most]
     transform, start = Transform(size, _no_tokens, scoring_size=size), time.monotonic()
     bad: Counter[str] = Counter()
@@ -81,7 +83,8 @@ def take(
         if not about.exists():
             part = np.sort(order[first : first + PART])  # neighbours in a shard one after another
             save_text(about, json.dumps(_copy(dataset, part, transform, path)))
-        read, reasons = json.loads(about.read_text())
+        with reading(about, ": delete the folder of samples"):
+            read, reasons = parse_json(about.read_bytes())
         pairs, asked, bad = (
             pairs + read,
             asked + len(order[first : first + PART]),
