@@ -357,8 +357,8 @@ def answer(records: list[Record]) -> list[str]:
         saved = [fewer, f"{less} ({with_reference})", f"{_plain(charged)} ({_plain(given)})"]
         rows.append([*where, *reached, *saved])
         simpler.append(charged)
-    lines = Table("", ANSWER, rows).markdown().split("\n")
-    lines[1] = "|" + " --- |" * len(ANSWER)
+    lines = [sentence(records), "", *Table("", ANSWER, rows).markdown().split("\n")]
+    lines[3] = "|" + " --- |" * len(ANSWER)
     sure = [r for r in simpler if not math.isnan(r.low)]
     more, less_than = sum(r.low > 1 for r in sure), sum(r.high < 1 for r in sure)
     if sure:
@@ -369,6 +369,35 @@ def answer(records: list[Record]) -> list[str]:
             "the interval holds 1.",
         ]
     return lines
+
+
+def sentence(records: list[Record]) -> str:
+    """The answer in one sentence, of the poorest and the cleanest pool at JEST's shortest length; ""
+    before the runs that it needs."""
+    curves, parts = at_quality(records), []
+    for quality in sorted({*qualities(records)[:1], *qualities(records)[-1:]}, reverse=True):
+        steps = min(lengths(records))
+        cell = (records, "jest", quality, steps)
+        fewer, less, paid = (saving(*cell, axis) for axis in ("examples", "cached", "charged"))
+        if fewer is None:
+            continue
+        examples = steps * records[0]["batch_size"]
+        ends = {
+            name: found[0].mean
+            for name in ("jest", *CONTROLS)
+            if (found := [c for c in cells(curves, named(name, quality)) if c.examples == examples])
+        }
+        best = max((name for name in ends if name != "jest"), key=ends.__getitem__, default=None)
+        text = (
+            f"with {100 * quality:g} % wrong captions JEST, after {examples / 1000:,.0f}k examples "
+            f"at {100 * ends['jest']:.1f} %, needs {_plain(fewer)} fewer examples and "
+            f"{_plain(less)} less compute than uniform training ({_plain(paid)} with its reference's)"
+        )
+        if best:
+            text += f", and {style(best).label} is then at {100 * ends[best]:.1f} %"
+        parts.append(text)
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
 def _plain(ratio: Ratio | None) -> str:

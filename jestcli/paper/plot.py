@@ -52,6 +52,8 @@ def plot(
         figures = curves.draw_all(header, records, folder)
     elif kind == "map":
         figures = map.draw_all(header, records, folder)
+        if said := map.sentence(records):
+            console.print(said, markup=False)
     elif kind == "matrix":
         first = [r for r in records if r["name"] == next(iter(experiment.runs))]
         figures = _figure2(experiment, jobs, workspace, folder, caption(header, first))

@@ -173,7 +173,10 @@ def test_a_scheduled_run_is_trained_recorded_and_resumed(workspace: Workspace) -
     "change,message",
     [
         ({"selection": {"schedule": "cosine"}}, "schedule needs selection.filter_ratio_end"),
-        ({"selection": {"filter_ratio_end": 1.0}}, "filter_ratio_end: Input should be less than or equal to 0.999"),
+        (
+            {"selection": {"filter_ratio_end": 1.0}},
+            "filter_ratio_end: Input should be less than or equal to 0.999",
+        ),
         ({"selection": {"filter_ratio_end": 0.9, "schedule": "linaer"}}, "'linear' or 'cosine'"),
     ],
 )
