@@ -372,8 +372,8 @@ def answer(records: list[Record]) -> list[str]:
 
 
 def sentence(records: list[Record]) -> str:
-    """The answer in one sentence, of the poorest and the cleanest pool at JEST's shortest length; ""
-    before the runs that it needs."""
+    """The answer in one sentence, of the poorest and the cleanest pool at JEST's shortest length.
+    "" before the runs that it needs."""
     curves, parts = at_quality(records), []
     for quality in sorted({*qualities(records)[:1], *qualities(records)[-1:]}, reverse=True):
         steps = min(lengths(records))
@@ -391,7 +391,8 @@ def sentence(records: list[Record]) -> str:
         text = (
             f"with {100 * quality:g} % wrong captions JEST, after {examples / 1000:,.0f}k examples "
             f"at {100 * ends['jest']:.1f} %, needs {_plain(fewer)} fewer examples and "
-            f"{_plain(less)} less compute than uniform training ({_plain(paid)} with its reference's)"
+            f"{_plain(less)} less compute than uniform training "
+            f"({_plain(paid)} with its reference's)"
         )
         if best:
             text += f", and {style(best).label} is then at {100 * ends[best]:.1f} %"
