@@ -25,6 +25,7 @@ from jestcli.commands.options import (
     Wandb,
 )
 from jestcli.commands.shared import (
+    announce,
     init_settings,
     make_console,
     make_workspace,
@@ -144,6 +145,7 @@ def cache_reference(
     settings = merge(settings, reference_settings(reference_steps))
     run = default_run(asked.method, settings, asked.seed, profile)
     check_at_once(run)
+    announce(run)
     from jestcli.runs.reference import cache_reference, scores_by_reference
     from jestcli.training.devices import pick_device
 
