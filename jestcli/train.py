@@ -21,6 +21,7 @@ from jestcli.data.contact_sheet import of_choice
 from jestcli.data.loader import SuperBatch
 from jestcli.evaluation.evaluate import evaluate, mean_score
 from jestcli.models.flops import Cost, run_cost
+from jestcli.runs.environment import code_version
 from jestcli.runs.export import start_from
 from jestcli.runs.inputs import RunInputs, open_inputs
 from jestcli.runs.trained import MODEL, THREADS, learner_flops, new_learner
@@ -35,7 +36,7 @@ from jestcli.training.checkpoint import (
 )
 from jestcli.training.clock import Speed, Stopwatch, log_line, peak_flops
 from jestcli.training.devices import set_threads
-from jestcli.training.distributed import SINGLE_PROCESS, DistEnv
+from jestcli.training.distributed import SINGLE_PROCESS, DistEnv, RanksError
 from jestcli.training.energy import EnergyMeter
 from jestcli.training.engine import make_trainee, on_cpu, unsharded
 from jestcli.training.finite import NonFiniteError
@@ -64,10 +65,12 @@ def train(
 
     A finished run is not run again; an interrupted one goes on from its checkpoint. Every rank
     calls it; rank 0 holds and writes the run directory. Raises StageError if the batch or the
-    super-batch does not divide by the ranks, Interrupted on SIGINT or SIGTERM (all is saved),
+    super-batch does not divide by the ranks, RanksError if they were given different runs,
+    Interrupted on SIGINT or SIGTERM (all is saved),
     TrainingError when too many steps are not finite or the disk is full.
     """
     folder = workspace.folder(run)
+    check_ranks(run, folder, world)
     # Rank 0's view of the disk counts: on network file systems others may see an older state.
     if world.broadcast_flag(is_done(folder)):
         return folder
@@ -90,6 +93,20 @@ def train(
         Trainer(run, workspace, folder, label, progress, track, world, keep_last).fit()
         world.wait()
     return folder
+
+
+def check_ranks(run: Run, folder: Path, world: DistEnv) -> None:
+    """Raise RanksError unless every rank has the same settings, data and code."""
+    if world.size == 1:
+        return
+    mine = {"settings": run.digest(), "data": folder.name, "code": code_version()}
+    first, *others = (json.loads(text) for text in world.texts(json.dumps(mine)))
+    for rank, other in enumerate(others, 1):
+        for what, value in other.items():
+            if value != first[what]:
+                raise RanksError(
+                    f"rank {rank} has other {what} than rank 0 ({value}, not {first[what]})"
+                )
 
 
 def check_division(run: Run, world: DistEnv) -> None:

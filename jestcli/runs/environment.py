@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -38,6 +39,16 @@ def environment() -> dict[str, Any]:
             for name in ("torch", "open_clip_torch", "clip-benchmark", "webdataset", "numpy")
         },
     } | ({"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda} if on_gpu else {})
+
+
+def code_version() -> str:
+    """12 hex digits of this package's sources, and torch's version."""
+    import torch
+
+    digest, package = hashlib.sha256(), Path(__file__).parents[1]
+    for path in sorted(package.rglob("*.py")):
+        digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    return f"{digest.hexdigest()[:12]}, torch {torch.__version__}"
 
 
 def git_commit(package: Path = Path(__file__).parents[1]) -> str | None:

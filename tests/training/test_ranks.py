@@ -22,6 +22,7 @@ from toy import train as toy_train
 import jestcli.train as loop
 from jestcli.config import Run
 from jestcli.models.flops import Cost
+from jestcli.runs.environment import code_version
 from jestcli.training.checkpoint import CHECKPOINT, read
 from jestcli.training.distributed import SINGLE_PROCESS, DistEnv, RanksError, join, owners
 from jestcli.training.engine import unsharded, whole
@@ -257,3 +258,23 @@ def test_pairs_move_only_where_a_rank_has_too_many() -> None:
                     quota = int((owner[part] == rank).sum())
                     held = int((home[part] == rank).sum())
                     assert int((stays & (home[part] == rank)).sum()) == min(quota, held)
+
+
+class Told(DistEnv):
+    """Rank 0 of two; the other says the same, with one word replaced."""
+
+    def texts(self, mine: str) -> list[str]:
+        return [mine, mine.replace(*self.patient)]
+
+
+@pytest.mark.parametrize("what", ["settings", "data", "code", ""])
+def test_ranks_with_different_runs_are_told_so_before_the_first_step(
+    what: str, tmp_path: Path
+) -> None:
+    run = tiny_run("uniform", optim={"weight_decay": 0.5})
+    said = {"settings": run.digest(), "data": tmp_path.name, "code": code_version(), "": "none"}
+    world = Told(size=2, patient=(said[what], "another"))
+    if not what:
+        return loop.check_ranks(run, tmp_path, world)
+    with pytest.raises(RanksError, match=f"rank 1 has other {what} than rank 0"):
+        loop.check_ranks(run, tmp_path, world)
