@@ -24,6 +24,7 @@ from jestcli.models.flops import Cost, run_cost
 from jestcli.runs.environment import code_version
 from jestcli.runs.export import start_from
 from jestcli.runs.inputs import RunInputs, open_inputs
+from jestcli.runs.same_data import check_same_data
 from jestcli.runs.trained import MODEL, THREADS, learner_flops, new_learner
 from jestcli.runs.workspace import StageError, Workspace, is_done, only_writer, start_folder
 from jestcli.training import trunk
@@ -71,6 +72,8 @@ def train(
     """
     folder = workspace.folder(run)
     check_ranks(run, folder, world)
+    if world.main:
+        check_same_data(run, workspace)
     # Rank 0's view of the disk counts: on network file systems others may see an older state.
     if world.broadcast_flag(is_done(folder)):
         return folder
@@ -181,6 +184,11 @@ class Trainer:
         self.meter, self.joules_before = EnergyMeter(), state.get("joules", {})
         if world.main:
             with self.metrics.open("ab") as file:
+                if not lines and file.tell() < state.get("metrics_bytes", 0):
+                    raise StageError(
+                        f"{self.metrics} is shorter than its checkpoint says: restore it, or "
+                        f"delete {folder} to begin the run anew"
+                    )
                 # What was logged after the checkpoint will be logged again.
                 file.truncate(0 if lines else state.get("metrics_bytes", 0))
                 file.write(lines)

@@ -121,6 +121,14 @@ Cache = Annotated[
 CacheGB = Annotated[
     float, typer.Option(min=0, rich_help_panel=OWN, help="GB of fetched shards to keep at most.")
 ]
+AcceptChanged = Annotated[
+    bool,
+    typer.Option(
+        "--accept-changed-data",
+        rich_help_panel=OWN,
+        help="Go on where own shards have changed since the run began.",
+    ),
+]
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Processes side by side (default: one a core).")
 ]

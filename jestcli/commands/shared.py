@@ -116,12 +116,14 @@ def make_workspace(
     max_faults: float = 0.05,
     cache: Path | None = None,
     gigabytes: float = 50.0,
+    accept_changed: bool = False,
 ) -> Workspace:
     from jestcli.data.sources import Loading, default_cache
     from jestcli.runs.workspace import Workspace
 
     folder = cache or default_cache()
-    return Workspace(loading=Loading(workers, max_faults, folder.absolute(), gigabytes))
+    loading = Loading(workers, max_faults, folder.absolute(), gigabytes)
+    return Workspace(loading=loading, accept_changed=accept_changed)
 
 
 def prepare(run: Run, workers: int | None, workspace: Workspace | None = None) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from jestcli.commands.options import (
+    AcceptChanged,
     Cache,
     CacheGB,
     Config,
@@ -55,6 +56,7 @@ def train_reference(
     max_faults: MaxFaults = 0.05,
     cache: Cache = None,
     cache_gb: CacheGB = 50.0,
+    accept_changed_data: AcceptChanged = False,
 ) -> None:
     """Train the reference model on the small curated set: the one that `jest train` uses with the
     same settings.
@@ -75,7 +77,7 @@ def train_reference(
         settings = merge(settings, {"data": {"level": level}})
     job = Job("reference", asked.seed, default_reference(settings, asked.seed, profile))
     check_at_once(job.run)
-    workspace = make_workspace(data_workers, max_faults, cache, cache_gb)
+    workspace = make_workspace(data_workers, max_faults, cache, cache_gb, accept_changed_data)
     train_jobs([job], wandb, device, keep_last, workspace)
 
 
@@ -97,6 +99,7 @@ def train(
     max_faults: MaxFaults = 0.05,
     cache: Cache = None,
     cache_gb: CacheGB = 50.0,
+    accept_changed_data: AcceptChanged = False,
 ) -> None:
     """Train a learner on the pool with a selection strategy (its reference first, if missing).
 
@@ -113,7 +116,7 @@ def train(
         settings = merge(settings, {"source": {"noise_share": noise_share}})
     run = default_run(asked.method, merge(settings, init_settings(init)), asked.seed, profile)
     check_at_once(run)
-    workspace = make_workspace(data_workers, max_faults, cache, cache_gb)
+    workspace = make_workspace(data_workers, max_faults, cache, cache_gb, accept_changed_data)
     train_jobs([Job(asked.method, asked.seed, run)], wandb, device, keep_last, workspace)
 
 
@@ -130,6 +133,7 @@ def cache_reference(
     max_faults: MaxFaults = 0.05,
     cache: Cache = None,
     cache_gb: CacheGB = 50.0,
+    accept_changed_data: AcceptChanged = False,
 ) -> None:
     """Embed the pool with the reference once (it is trained first, if missing).
 
@@ -152,7 +156,10 @@ def cache_reference(
     where = pick_device(device)
     if not scores_by_reference(run):
         raise ConfigError(f"--method {asked.method} scores nothing with a reference")
-    workspace, console = make_workspace(0, max_faults, cache, cache_gb), make_console()
+    workspace, console = (
+        make_workspace(0, max_faults, cache, cache_gb, accept_changed_data),
+        make_console(),
+    )
     if run.reference is not None:
         train_jobs(
             [Job("reference", asked.seed, run.reference)], "off", device, workspace=workspace

@@ -40,6 +40,7 @@ class Workspace:
     data: Path | None = None
     runs: Path = field(default_factory=default_runs)
     loading: Loading = field(default_factory=Loading)
+    accept_changed: bool = False  # go on where own shards changed (runs/same_data.py)
 
     def data_root(self, run: Run) -> Path:
         return self.data or default_root(run.data.image_size)
@@ -101,7 +102,12 @@ def start_folder(folder: Path, run: Run, label: str) -> None:
 
 
 def is_done(folder: Path) -> bool:
-    return (folder / "done.json").exists()
+    """Whether the run is finished. Raises DataError where done.json cannot be read."""
+    path = folder / "done.json"
+    if not path.exists():
+        return False
+    read_json(path, ": delete it, and the run is finished again")
+    return True
 
 
 def read_run(folder: Path) -> tuple[str, Run]:

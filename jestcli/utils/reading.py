@@ -36,9 +36,9 @@ def parse_json(content: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, then: str = "") -> dict[str, Any]:
     """The JSON object in a file. Raises DataError where it is damaged, OSError where it is not."""
-    with reading(path):
+    with reading(path, then):
         found = parse_json(path.read_bytes())
         if not isinstance(found, dict):
             raise TypeError("not a JSON object")

@@ -20,6 +20,7 @@ from jestcli.config import Run
 from jestcli.data.loader import SuperBatch
 from jestcli.models.flops import Cost
 from jestcli.models.towers import Clip
+from jestcli.runs.workspace import StageError
 from jestcli.training import gradients
 from jestcli.training import step as step_module
 from jestcli.training.checkpoint import BEST, CHECKPOINT, CheckpointError, read
@@ -131,6 +132,17 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(method: str, tmp_path: Path
     )
     assert same_weights(whole, resumed)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "handlers are put back"
+
+
+def test_metrics_shorter_than_their_checkpoint_stop_the_run(tmp_path: Path) -> None:
+    """They were padded with NUL bytes."""
+    run = tiny_run("uniform", optim={"steps": 3}, evaluation={"points": 1})
+    tiny_train(run, tmp_path)
+    content = (tmp_path / METRICS).read_bytes()
+    (tmp_path / METRICS).write_bytes(content[:-5])
+    with pytest.raises(StageError, match="is shorter than its checkpoint says: restore it"):
+        tiny_train(run, tmp_path)
+    assert (tmp_path / METRICS).read_bytes() == content[:-5]
 
 
 def test_what_was_logged_after_the_checkpoint_is_cut(tmp_path: Path) -> None:

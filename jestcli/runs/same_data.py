@@ -1,0 +1,73 @@
+"""Whether a user's shards are still those that a run was begun on.
+
+A run directory is named by settings, addresses and sizes, so a shard that was cut, swapped for one
+of another size, or removed would begin another run in silence, and one changed within its size
+would go into the old one. stamps.json in the directory keeps sizes and times to compare.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from jestcli.config import Run
+from jestcli.data.sources import is_remote, list_shards
+from jestcli.runs.workspace import StageError, Workspace, is_done
+from jestcli.training.checkpoint import write_json
+from jestcli.utils.reading import read_json
+
+STAMPS = "stamps.json"
+Stamps = dict[str, list[int] | None]  # size and time of a local shard; None: remote, or not there
+
+
+def check_same_data(run: Run, workspace: Workspace) -> None:
+    """Write the stamps of a run that begins. Raises StageError, unless the workspace accepts it,
+    where the shards of this run, or of an unfinished one with the same settings, have changed."""
+    if not run.data.own:
+        return
+    folder, digest = workspace.folder(run), run.digest()
+    entries = (*run.data.train, *run.data.curated)
+    shards = {shard: _stamp(shard) for entry in entries for shard in list_shards(entry)}
+    now: dict[str, Any] = {"settings": digest, "shards": shards}
+    own = _read(folder / STAMPS)
+    if not workspace.accept_changed:
+        others = [folder] if own else [path.parent for path in workspace.runs.glob(f"*/{STAMPS}")]
+        for other in others:
+            known = _read(other / STAMPS)
+            if known.get("settings") != digest or (other != folder and is_done(other)):
+                continue
+            why = _difference(known.get("shards", {}), shards)
+            if why is not None:
+                raise StageError(
+                    f"{why} since the run {other} began: restore it, delete {other} to begin anew, "
+                    "or go on with --accept-changed-data"
+                )
+    if own != now:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / STAMPS, now)
+
+
+def _difference(before: Stamps, now: Stamps) -> str | None:
+    """What happened to the first shard that is not what it was."""
+    for shard, stamp in before.items():
+        if shard not in now or (stamp is not None and now[shard] is None):
+            return f"{shard} is gone"
+        if stamp != now[shard]:
+            what = "size" if stamp is None or now[shard][:1] != stamp[:1] else "time"  # type: ignore[index]
+            return f"{shard} has changed (its {what} differs)"
+    return next((f"{shard} has come" for shard in now if shard not in before), None)
+
+
+def _stamp(shard: str) -> list[int] | None:
+    if is_remote(shard):
+        return None
+    try:
+        about = os.stat(shard)
+    except OSError:
+        return None
+    return [about.st_size, about.st_mtime_ns]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_json(path, ": delete it to go on without comparing") if path.exists() else {}
