@@ -449,7 +449,8 @@ def check_method(method: str, places: dict[str, Settings]) -> None:
     for place, given in places.items():
         for key, value in _telling(given).items():
             if value != meant[key] and (key in own or other is not None):
-                said = f"--method {method} means {key}={meant[key]}, but {place} says {value}"
+                means = _at(method_settings(method), key) or (0 if key == SHARE else meant[key])
+                said = f"--method {method} means {key}={means}, but {place} says {_at(given, key)}"
                 near = f"say --method {other}, or " if other else ""
                 raise ConfigError(f"{said}: {near}leave {key} out there")
 
