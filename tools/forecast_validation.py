@@ -96,9 +96,10 @@ def shares(words: list[str]) -> None:
         if run.data.level == VERIFIED:  # other pairs of the pool are as good as held out of it
             held, order = pairs(pool, np.sort(order[:HELD])), order[HELD:]
         else:
-            every = data.curated.choose(run.data.level)
-            trained = data.curated.choose(run.data.level, run.data.curated_size)
-            held = _embed(live, data.curated, np.setdiff1d(every, trained)[:HELD])
+            curated_set: Any = data.curated  # decoded: it knows its levels
+            every = curated_set.choose(run.data.level)
+            trained = curated_set.choose(run.data.level, run.data.curated_size)
+            held = _embed(live, curated_set, np.setdiff1d(every, trained)[:HELD])
         curated, whole = score(*held), order[: WHOLE if table else LARGE]
         natural = looks_wrong(score(*pairs(pool, np.sort(whole))))
         for q in QUALITIES:
@@ -277,23 +278,23 @@ def _share_lines() -> list[str]:
             f"{max(off, key=abs):+.3f} | {sum(inside)} of {len(each)} | "
             f"{' / '.join(map(str, kinds))} |"
         )
-    held = [
+    tested = [
         r
         for r in rows
         if f"{r['q']:g}@{r['seed']}" in HELD_OUT["share"]
         and r["level"] == VERIFIED
         and r["n"] < LARGE
     ]
-    if held:
-        near = sum(abs(r["looks_wrong"]["value"] - r["target"]) <= 0.07 for r in held)
-        inside = sum(
-            r["looks_wrong"]["low"] <= r["target"] <= r["looks_wrong"]["high"] for r in held
+    if tested:
+        near = sum(abs(r["looks_wrong"]["value"] - r["target"]) <= 0.07 for r in tested)
+        holds = sum(
+            r["looks_wrong"]["low"] <= r["target"] <= r["looks_wrong"]["high"] for r in tested
         )
-        wrong = sum(r["kind"] == BOUND for r in held)
+        wrong = sum(r["kind"] == BOUND for r in tested)
         lines += [
             "",
-            f"Held-out cells: within .07 in {near} of {len(held)} parts, 90 % interval holds it "
-            f"in {inside} of {len(held)}; called an upper bound, wrongly, in {wrong}.",
+            f"Held-out cells: within .07 in {near} of {len(tested)} parts, 90 % interval holds it "
+            f"in {holds} of {len(tested)}; called an upper bound, wrongly, in {wrong}.",
         ]
     return lines
 
