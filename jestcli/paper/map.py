@@ -96,13 +96,19 @@ def saving(
 
 
 def lengths(records: Sequence[Record], method: str = "jest") -> list[int]:
-    """Steps that `method` was run for at two or more qualities (at any, if there are none)."""
-    at: dict[int, set[str]] = {}
+    """Steps that `method` was run for at two or more qualities with two or more seeds; where there
+    are none, at two or more qualities, or at any."""
+    seeds: dict[int, dict[str, set[int]]] = {}
     for record in records:
         parts = record["name"].split(MARK)
         if parts[0] == method and len(parts) == 3:
-            at.setdefault(record["steps"], set()).add(parts[1])
-    return sorted(n for n, found in at.items() if len(found) > 1) or sorted(at)
+            at = seeds.setdefault(record["steps"], {})
+            at.setdefault(parts[1], set()).add(record["seed"])
+    for least in (2, 1):
+        found = [n for n, at in seeds.items() if sum(len(s) >= least for s in at.values()) > 1]
+        if found:
+            return sorted(found)
+    return sorted(seeds)
 
 
 def make_headline(records: list[Record], note: str, theme: Theme) -> Figure:
@@ -375,8 +381,13 @@ def sentence(records: list[Record]) -> str:
     """The answer in one sentence, of the poorest and the cleanest pool at JEST's shortest length.
     "" before the runs that it needs."""
     curves, parts = at_quality(records), []
-    for quality in sorted({*qualities(records)[:1], *qualities(records)[-1:]}, reverse=True):
-        steps = min(lengths(records))
+    steps = min(lengths(records), default=0)
+    several = [
+        q
+        for q in qualities(records)
+        if len({r["seed"] for r in curves if r["name"] == named("jest", q)}) > 1
+    ] or qualities(records)  # a pool of one seed alone is no headline
+    for quality in sorted({*several[:1], *several[-1:]}, reverse=True):
         cell = (records, "jest", quality, steps)
         fewer, less, paid = (saving(*cell, axis) for axis in ("examples", "cached", "charged"))
         if fewer is None:
