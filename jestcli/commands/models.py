@@ -36,14 +36,15 @@ def evaluate(
     """Evaluate trained models (all finished runs, or those named) on all benchmark images."""
     from jestcli.runs.evaluate import evaluate_folder, list_runs, scores_table
     from jestcli.runs.listing import find
-    from jestcli.runs.workspace import StageError
+    from jestcli.runs.workspace import StageError, read_run
 
     workspace, console = make_workspace(), make_console()
     found = [find(word, workspace.runs) for word in runs or ()] or list_runs(workspace)
     if not found:
         raise StageError(f"no trained model in {workspace.runs}: run `jest train` first")
     for folder in found:
-        console.print(scores_table(*evaluate_folder(folder, workspace)))
+        own = read_run(folder)[1].data.own
+        console.print(scores_table(*evaluate_folder(folder, workspace), own))
 
 
 @app.command("inspect")
@@ -127,6 +128,14 @@ def doctor(
     set_: Set = [],  # noqa: B006
     wandb: Wandb = "off",
     device: Device = "auto",
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Also read again what checksums were taken of: reference embeddings and their "
+            "shards, weights and checkpoints.",
+        ),
+    ] = False,
 ) -> None:
     """Check machine, versions, folders and data before a long run; 1 if something will break."""
     from jestcli.paper.experiment import default_run
@@ -134,7 +143,7 @@ def doctor(
 
     asked = read_asked(config, set_, method)
     run = default_run(asked.method, asked.settings, asked.seed, profile)
-    found = stage.examine(run, make_workspace(), device, wandb)
+    found = stage.examine(run, make_workspace(), device, wandb, verify)
     make_console().print(stage.table(found))
     if any(finding.state == stage.BAD for finding in found):
         raise typer.Exit(1)

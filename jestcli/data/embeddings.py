@@ -3,35 +3,41 @@
     <root>/reference-embeddings/<key>/     image.npy, text.npy    float32 [N, d]
                                            cache.json             done, checksums
     <shards>/jest-reference/<key>/         <shard>.npy            float32 [n, 2, d]: image, text
-                                           <shard>.json           the shard's identity, checksum
+                                           <shard>.json           the shard's content, checksum
 
 The key is the hash of the reference (weights, pixels, preprocessing, tokenizer, precision) and of a
 decoded data set: another model's embeddings lie in another folder. A shard's file is used only when
-the shard still has the same samples. Rows of samples that could not be read are NaN: not there,
-like a file that is missing. Where shards are remote or their folder cannot be written, the data
-cache is used instead.
+the shard still has the same content: its size and time are compared, and where they differ the hash
+that was taken while embedding; of one that has changed the pairs are embedded again. Rows of
+samples that could not be read are NaN: not there, like a file that is missing. Where shards are
+remote or their folder cannot be written, the data cache is used instead.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from jestcli.data.sources import Loading, ShardError, is_remote
+from jestcli.data.sources import Loading, ShardError, is_remote, opened
 from jestcli.data.tar import read_index
 from jestcli.utils.errors import DataError, explain_os_error
 from jestcli.utils.io import save_array, save_text
-from jestcli.utils.reading import parse_json
+from jestcli.utils.reading import parse_json, read_json
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "jest-reference"
+CHANGED = "are of another version of it"
 FLUSHED = 32  # blocks after which a decoded data set's table is safe against a kill
 Block = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Rows of the file, int64 [k], and their image and text embeddings, float32 [k, d]."""
@@ -49,8 +55,9 @@ class TableFile(Protocol):
     def folder(self) -> Path: ...
 
     def open(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Memory maps float32 [n, d] of images and texts; None where there is no file. Raises
-        DataError for one that is stale, damaged or another model's."""
+        """Memory maps float32 [n, d] of images and texts; None where there is no file, or one of
+        another version of the shard. Raises DataError for one that is damaged or another model's.
+        """
 
     def check(self) -> None:
         """Compare the checksum, once. Raises DataError for a file with other bytes."""
@@ -69,6 +76,30 @@ def checksum(path: Path) -> int:
         while block := file.read(1 << 22):
             crc = zlib.crc32(block, crc)
     return crc
+
+
+def content_hash(url: str, loading: Loading) -> str:
+    """SHA-256 of a shard, fetched unless it is here. Raises ShardError."""
+    digest = hashlib.sha256()
+    with opened(url, loading) as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def verify_table(description: Path) -> None:
+    """Read a table again, and the local shard that it is of. description: its JSON. Raises
+    DataError where either is not what it was."""
+    about = read_json(description)
+    if "shard" not in about:
+        for name, known in about.get("crc32", {}).items():
+            _compare(description.with_name(f"{name}.npy"), known, f"{description.parent}")
+        return
+    _compare(description.with_suffix(".npy"), about.get("crc32"), "it")
+    url, known = about["shard"], about.get("sha256")
+    here = known and not is_remote(url) and Path(url).exists()
+    if here and content_hash(url, Loading()) != known:
+        raise DataError(f"{url} has changed since {description.with_suffix('.npy')} was made")
 
 
 def _compare(path: Path, known: int | None, again: str) -> None:
@@ -107,7 +138,7 @@ class DecodedTable:
         if self.checked or not self.current():
             return
         self.checked.append(True)
-        sums = parse_json((self.folder / "cache.json").read_bytes()).get("crc32", {})
+        sums = read_json(self.folder / "cache.json", f": delete {self.folder}").get("crc32", {})
         for name in ("image", "text"):
             _compare(self.folder / f"{name}.npy", sums.get(name), f"the folder {self.folder}")
 
@@ -163,6 +194,13 @@ class ShardTable:
         if not path.with_suffix(".json").exists():
             return None
         why = self._stale()
+        if why == CHANGED:
+            logger.warning(
+                "%s has changed since it was embedded: its pairs are embedded again as they are "
+                "drawn; `jest cache-reference` does it once",
+                self.url,
+            )
+            return None
         if why is not None:
             raise DataError(
                 f"the reference embeddings of {self.url} {why}: delete "
@@ -176,10 +214,13 @@ class ShardTable:
             return
         self.checked.append(True)
         path = self._path()
-        known = parse_json(path.with_suffix(".json").read_bytes()).get("crc32")
+        known = read_json(path.with_suffix(".json")).get("crc32")
         _compare(path, known, "it, then run `jest cache-reference` again")
 
     def write(self, blocks: Blocks) -> None:
+        stamp, content = self._stamp(), None  # before it is read: a change meanwhile shows
+        with suppress(ShardError):
+            content = content_hash(self.url, self.loading)
         out: np.ndarray | None = None
         for _, block in blocks(0):
             if block is not None:
@@ -197,6 +238,8 @@ class ShardTable:
                 "key": self.key,
                 "shard": self.url,
                 "identity": self._identity(),
+                "stamp": stamp,
+                "sha256": content,
                 "crc32": checksum(path),
             }
             save_text(path.with_suffix(".json"), json.dumps(about))
@@ -211,8 +254,8 @@ class ShardTable:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
             if about["key"] != self.key:
                 return "are another model's"
-            if about["identity"] != self._identity():
-                return "are of another version of it"
+            if about["identity"] != self._identity() or not self._same_content(about):
+                return CHANGED
             if array.ndim != 3 or array.dtype != np.float32 or array.shape[:2] != (self.n, 2):
                 return "have a wrong shape"
         except (OSError, ValueError, KeyError, TypeError):
@@ -220,6 +263,27 @@ class ShardTable:
         except ShardError:
             return None  # without the shard none of its rows is asked for
         return None
+
+    def _same_content(self, about: dict[str, Any]) -> bool:
+        """Whether the shard is what was embedded; moved or touched alone, it is that still."""
+        stamp = self._stamp()
+        if about.get("stamp") == stamp and "sha256" in about:
+            return True
+        if about.get("sha256") != content_hash(self.url, self.loading):
+            return False
+        with suppress(OSError):  # without the right to write it is hashed again the next time
+            save_text(self._path().with_suffix(".json"), json.dumps({**about, "stamp": stamp}))
+        return True
+
+    def _stamp(self) -> list[int] | None:
+        """Size and time of a local shard; None of a remote one, which is kept as it was fetched."""
+        if is_remote(self.url):
+            return None
+        try:
+            about = os.stat(self.url)
+        except OSError:
+            raise ShardError("no such file") from None
+        return [about.st_size, about.st_mtime_ns]
 
     def _identity(self) -> str:
         return read_index(self.url, self.loading).identity

@@ -35,8 +35,11 @@ class Finding:
     text: str
 
 
-def examine(run: Run, workspace: Workspace, device: str, wandb: str) -> list[Finding]:
-    """Every check, in order. One that fails to run is a finding itself."""
+def examine(
+    run: Run, workspace: Workspace, device: str, wandb: str, verify: bool = False
+) -> list[Finding]:
+    """Every check, in order. One that fails to run is a finding itself. verify: read again what
+    checksums were taken of."""
     checks: list[Callable[[], Finding]] = [
         _python,
         _versions,
@@ -64,6 +67,8 @@ def examine(run: Run, workspace: Workspace, device: str, wandb: str) -> list[Fin
             partial(_folder, "data", workspace.data_root(run), 4),
             partial(_data, run, workspace),
         ]
+    if verify:
+        checks.append(partial(_verified, run, workspace))
     found = []
     for check in checks:
         try:
@@ -345,6 +350,14 @@ def _beside(run: Run) -> Finding:
     if not found:
         return Finding("other code", GOOD, "nothing runs but this suite")
     return Finding("other code", WARNING, f"{'; '.join(found)}; read it before you train")
+
+
+def _verified(run: Run, workspace: Workspace) -> Finding:
+    from jestcli.runs.verify import verify
+
+    count, wrong = verify(run, workspace)
+    text = f"{count:,} files read, as they were written" if not wrong else "; ".join(wrong)
+    return Finding("checksums", BAD if wrong else GOOD, text)
 
 
 def _wandb(mode: str) -> Finding:

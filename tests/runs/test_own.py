@@ -118,6 +118,11 @@ def test_one_command_trains_on_a_folder_of_jpegs(
     assert "flowers" in out and "pairs_i2t" in out and "own data" in out and "icons" not in out
     folders = list((tmp_path / "runs").iterdir())
     assert len(folders) == 2 and all((f / "done.json").exists() for f in folders)
+    monkeypatch.setattr(sys, "argv", ["jest", "eval"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    out, _ = capsys.readouterr()
+    assert out.count("own data") == 2 and "icons" not in out
 
 
 def test_a_run_starts_from_a_checkpoint_by_its_content(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import open_clip
 import pytest
 import torch
 from own_shards import caption, jpeg, make_shards, sample, shard_loader, write_tar
-from tiny import TINY, tiny_model, tiny_reference
+from tiny import TINY, tiny_model, tiny_reference, tiny_run
 from toy import train_run
 
 from jestcli.config import METHODS, ConfigError, Run, make_run, merge
@@ -27,6 +28,7 @@ from jestcli.runs import trained
 from jestcli.runs.inputs import data_of, open_inputs
 from jestcli.runs.opened import open_run
 from jestcli.runs.reference import embed_all, open_reference
+from jestcli.runs.verify import verify
 from jestcli.runs.workspace import Workspace
 from jestcli.training.distributed import DistEnv
 from jestcli.training.reference import (
@@ -145,8 +147,8 @@ def test_a_stale_or_foreign_cache_is_refused(pool: Path, loading: Loading) -> No
         table(shards, other)
     (pool / FOLDER / other.key).rename(pool / FOLDER / reference.key)
     write_tar(pool / "01.tar", *[sample(n) for n in range(50, 58)])
-    with pytest.raises(DataError, match=r"01\.tar are of another version of it: delete"):
-        table(opened(pool, loading), reference)
+    changed = table(opened(pool, loading), reference)
+    assert [each is not None for each in changed.maps] == [True, False, True], "embedded live"
     assert make(reference, opened(pool, loading)) == 1, "that shard alone again"
     path = pool / FOLDER / reference.key / "00.npy"
     content = bytearray(path.read_bytes())
@@ -157,6 +159,49 @@ def test_a_stale_or_foreign_cache_is_refused(pool: Path, loading: Loading) -> No
     np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(DataError, match="are damaged"):
         table(opened(pool, loading), reference)
+
+
+def test_a_caption_edited_in_place_is_embedded_again(pool: Path, loading: Loading) -> None:
+    """The same size and the same keys; touched alone, the shard is hashed once and is the same."""
+    shards, reference = opened(pool, loading), own_reference()
+    make(reference, shards)
+    path = pool / "00.tar"
+    described = (pool / FOLDER / reference.key / "00.json").read_text()
+    os.utime(path, (1, 1))
+    assert table(opened(pool, loading), reference).complete
+    assert (pool / FOLDER / reference.key / "00.json").read_text() != described
+    content = path.read_bytes()
+    at = content.index(caption(1).encode())
+    path.write_bytes(content[:at] + b"X" + content[at + 1 :])
+    changed = table(opened(pool, loading), reference)
+    assert [each is not None for each in changed.maps] == [False, True, True]
+    assert make(reference, opened(pool, loading)) == 1
+    assert table(opened(pool, loading), reference).complete
+
+
+def test_verify_reads_every_table_and_shard_again(pool: Path, loading: Loading) -> None:
+    shards, reference = opened(pool, loading), own_reference()
+    make(reference, shards)
+    place = Workspace(None, pool / "runs", loading)
+    run = tiny_run("uniform", data={"train": [str(pool)]})
+    assert verify(run, place) == (3, [])
+    about = os.stat(pool / "00.tar")
+    content = bytearray((pool / "00.tar").read_bytes())
+    content[600] ^= 1
+    (pool / "00.tar").write_bytes(content)
+    os.utime(pool / "00.tar", ns=(about.st_atime_ns, about.st_mtime_ns))
+    table_1 = pool / FOLDER / reference.key / "01.npy"
+    content = bytearray(table_1.read_bytes())
+    content[-3] ^= 1
+    table_1.write_bytes(content)
+    (pool / "runs").mkdir()
+    (pool / "runs" / "model.safetensors").write_bytes(b"no")
+    count, wrong = verify(run, place)
+    assert count == 4 and len(wrong) == 3
+    for words, line in zip(
+        ("00.tar has changed", "01.npy is damaged", "model"), wrong, strict=True
+    ):
+        assert words in line and "\n" not in line
 
 
 def test_the_key_names_all_that_an_embedding_depends_on() -> None:
