@@ -484,7 +484,8 @@ def default_run(method: str, overrides: Settings, seed: int, profile: str = DEFA
     reads = needs_reference(method) or filtered or overrides.get("init_from_reference") is True
     if reads and not overrides.get("reference_model"):
         whole = overrides.get("reference")
-        if not isinstance(whole, dict) or not whole.keys() >= Run.model_fields.keys():  # not all of another run's
+        # A run's own settings stand as they are; some settings are laid on the profile's.
+        if not isinstance(whole, dict) or not whole.keys() >= Run.model_fields.keys():
             whole = default_reference(overrides, seed, profile).model_dump()
         settings["reference"] = whole
     rest = {key: value for key, value in overrides.items() if key != "reference"}

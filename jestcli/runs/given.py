@@ -12,30 +12,35 @@ from jestcli.runs.workspace import Workspace, is_done, read_run
 from jestcli.utils import catalogue
 
 
-def reference_settings(word: str, workspace: Workspace) -> dict[str, Any]:
-    """The settings that make `word` the reference: an open_clip model with weights, local-dir:DIR,
-    hf-hub:ORG/NAME, an exported folder, or a finished run. Raises ConfigError."""
+def find_reference(word: str, workspace: Workspace) -> str | Path:
+    """What `word` names: an open_clip model with weights (MODEL:TAG or MODEL:FILE), local-dir:DIR,
+    hf-hub:ORG/NAME or an exported folder, as a checked word; or the folder of a finished run.
+    Raises ConfigError."""
     folder = Path(word).expanduser()
     if folder.is_dir() and not (folder / "config.json").exists():
         word = _exported(folder)
-    elif ":" not in word or (folder / "config.json").exists():
-        return {"reference": _finished(word, workspace)}
+    elif ":" not in word or folder.is_dir():
+        folder = listing.find(word, workspace.runs)
+        if not is_done(folder):
+            raise ConfigError(f"--reference {word}: {folder} is not finished")
+        return folder
     check_word(word)
-    return {"reference_model": word}
+    return word
 
 
-def _finished(word: str, workspace: Workspace) -> dict[str, Any]:
-    """The settings of a finished run that this version would find again."""
-    folder = listing.find(word, workspace.runs)
-    _, run = read_run(folder)
-    if not is_done(folder):
-        raise ConfigError(f"--reference {word}: {folder} is not finished")
+def reference_settings(word: str, workspace: Workspace) -> dict[str, Any]:
+    """The settings that make what `word` names the reference. Raises ConfigError, also for a run
+    that this version would not find again."""
+    found = find_reference(word, workspace)
+    if isinstance(found, str):
+        return {"reference_model": found}
+    folder, run = found, read_run(found)[1]
     if workspace.folder(run).resolve() != folder.resolve():
         raise ConfigError(
             f"--reference {word}: {folder} was trained on other data than are here now, or lies in "
             "another folder than $JEST_RUNS: `jest export` it and name what that writes"
         )
-    return run.model_dump(mode="json")
+    return {"reference": run.model_dump(mode="json")}
 
 
 def _exported(folder: Path) -> str:
