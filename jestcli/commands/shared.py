@@ -76,19 +76,25 @@ def reference_settings(steps: int | None) -> dict[str, Any]:
     return {} if steps is None else {"reference": {"optim": {"steps": steps}}}
 
 
-def with_models(
-    settings: dict[str, Any], workspace: Workspace, reference: str | None, init: str | None
-) -> dict[str, Any]:
-    """Settings with what --reference and --init name, checked before anything else runs."""
-    if reference is None and init is None:
-        return settings
-    from jestcli.runs import given
+def init_settings(path: Path | None) -> dict[str, Any]:
+    """The settings of a run that starts from this checkpoint."""
+    if path is None:
+        return {}
+    from jestcli.config import ConfigError
 
-    if init is not None:
-        settings = given.start_settings(init, settings, workspace)
-    if reference is not None:
-        settings = {**settings, **given.reference_settings(reference, workspace)}
-    return settings
+    if not path.is_file():
+        raise ConfigError(f"--init {path}: no such file")
+    return {"init": str(path.resolve()), "init_sha256": None}  # the file's hash is filled in
+
+
+def with_reference(settings: dict[str, Any], word: str | None) -> dict[str, Any]:
+    """Settings with an open_clip model as the reference, checked before anything else runs."""
+    if word is None:
+        return settings
+    from jestcli.models.words import check_word
+
+    check_word(word)
+    return {**settings, "reference_model": word}
 
 
 def announce(*runs: Run) -> None:

@@ -15,7 +15,6 @@ from jestcli.commands.options import (
     Device,
     Init,
     KeepLast,
-    LockImage,
     MaxFaults,
     Method,
     NoiseShare,
@@ -25,17 +24,17 @@ from jestcli.commands.options import (
     Seed,
     Set,
     Wandb,
-    Words,
 )
 from jestcli.commands.shared import (
     announce,
+    init_settings,
     make_console,
     make_workspace,
     prepare,
     read_asked,
     reference_settings,
     train_jobs,
-    with_models,
+    with_reference,
 )
 
 app = typer.Typer()
@@ -43,7 +42,6 @@ app = typer.Typer()
 
 @app.command("train-reference")
 def train_reference(
-    words: Words = None,
     level: Annotated[str | None, typer.Option(help="Curation level (see `jest data list`)")] = None,
     profile: Profile = "cpu",
     config: Config = None,
@@ -71,25 +69,20 @@ def train_reference(
     from jestcli.paper.experiment import Job, check_reaches_reference, default_reference
     from jestcli.runs.at_once import check_at_once
 
-    pairs = [*set_, *(words or ())]
-    check_reaches_reference(pairs)
-    asked = read_asked(config, pairs, seed=seed)
-    workspace = make_workspace(data_workers, max_faults, cache, cache_gb, accept_changed_data)
-    settings = with_models(
-        merge(asked.settings, reference_settings(reference_steps)), workspace, None, init
-    )
-    of_file = {key: settings.pop(key) for key in ("init", "init_sha256") if key in settings}
-    settings = merge(settings, {"reference": of_file})
+    check_reaches_reference(set_)
+    asked = read_asked(config, set_, seed=seed)
+    settings = merge(asked.settings, reference_settings(reference_steps))
+    settings = merge(settings, {"reference": init_settings(init)})
     if level is not None:
         settings = merge(settings, {"data": {"level": level}})
     job = Job("reference", asked.seed, default_reference(settings, asked.seed, profile))
     check_at_once(job.run)
+    workspace = make_workspace(data_workers, max_faults, cache, cache_gb, accept_changed_data)
     train_jobs([job], wandb, device, keep_last, workspace)
 
 
 @app.command("train")
 def train(
-    words: Words = None,
     method: Method = None,
     profile: Profile = "cpu",
     config: Config = None,
@@ -102,7 +95,6 @@ def train(
     device: Device = "auto",
     keep_last: KeepLast = 1,
     init: Init = None,
-    lock_image: LockImage = False,
     data_workers: DataWorkers = None,
     max_faults: MaxFaults = 0.05,
     cache: Cache = None,
@@ -117,22 +109,19 @@ def train(
     from jestcli.paper.experiment import Job, default_run
     from jestcli.runs.at_once import check_at_once
 
-    asked = read_asked(config, [*set_, *(words or ())], method, seed)
-    workspace = make_workspace(data_workers, max_faults, cache, cache_gb, accept_changed_data)
-    settings = with_models(asked.settings, workspace, reference, init)
+    asked = read_asked(config, set_, method, seed)
+    settings = with_reference(asked.settings, reference)
     settings = merge(settings, reference_settings(reference_steps))
-    if lock_image:
-        settings = merge(settings, {"model": {"lock_image": True}})
     if noise_share is not None:
         settings = merge(settings, {"source": {"noise_share": noise_share}})
-    run = default_run(asked.method, settings, asked.seed, profile)
+    run = default_run(asked.method, merge(settings, init_settings(init)), asked.seed, profile)
     check_at_once(run)
+    workspace = make_workspace(data_workers, max_faults, cache, cache_gb, accept_changed_data)
     train_jobs([Job(asked.method, asked.seed, run)], wandb, device, keep_last, workspace)
 
 
 @app.command("cache-reference")
 def cache_reference(
-    words: Words = None,
     method: Method = None,
     profile: Profile = "cpu",
     config: Config = None,
@@ -155,9 +144,8 @@ def cache_reference(
     from jestcli.paper.experiment import Job, default_run
     from jestcli.runs.at_once import check_at_once
 
-    asked = read_asked(config, [*set_, *(words or ())], method, seed)
-    workspace = make_workspace(0, max_faults, cache, cache_gb, accept_changed_data)
-    settings = with_models(asked.settings, workspace, reference, None)
+    asked = read_asked(config, set_, seed=seed)
+    settings = with_reference(asked.settings, reference)
     settings = merge(settings, reference_settings(reference_steps))
     run = default_run(asked.method, settings, asked.seed, profile)
     check_at_once(run)
@@ -168,11 +156,14 @@ def cache_reference(
     where = pick_device(device)
     if not scores_by_reference(run):
         raise ConfigError(f"--method {asked.method} scores nothing with a reference")
+    workspace, console = (
+        make_workspace(0, max_faults, cache, cache_gb, accept_changed_data),
+        make_console(),
+    )
     if run.reference is not None:
         train_jobs(
             [Job("reference", asked.seed, run.reference)], "off", device, workspace=workspace
         )
     prepare(run, None, workspace)
-    console = make_console()
     for line in cache_reference(run, workspace, console, where):
         console.print(line)

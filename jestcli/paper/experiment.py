@@ -483,11 +483,7 @@ def default_run(method: str, overrides: Settings, seed: int, profile: str = DEFA
     filtered = isinstance(source, dict) and source.get("kind") == "filtered"
     reads = needs_reference(method) or filtered or overrides.get("init_from_reference") is True
     if reads and not overrides.get("reference_model"):
-        whole = overrides.get("reference")
-        # A run's own settings stand as they are; some settings are laid on the profile's.
-        if not isinstance(whole, dict) or not whole.keys() >= Run.model_fields.keys():
-            whole = default_reference(overrides, seed, profile).model_dump()
-        settings["reference"] = whole
+        settings["reference"] = default_reference(overrides, seed, profile).model_dump()
     rest = {key: value for key, value in overrides.items() if key != "reference"}
     return build_run({"method": method, "seed": seed}, settings, rest)
 
