@@ -112,8 +112,8 @@ class Data(_Strict):
     train: tuple[str, ...] = added(
         (),
         description="the pool in your own shards: folders of .tar files, patterns such as "
-        "{000..099}.tar, http URLs, pipe: commands (each is run in a shell as it stands: read a "
-        "stranger's configuration first); empty: the embedded data",
+        "{000..099}.tar, addresses (https, s3, gs, hf, ...), pipe: commands (each is run in a "
+        "shell as it stands: read a stranger's configuration first); empty: the embedded data",
     )
     weights: tuple[Annotated[float, Field(gt=0, le=1e9)], ...] = added(
         (), description="how often each source in data.train is read; empty: all shards alike"

@@ -12,7 +12,7 @@ import posixpath
 from collections.abc import Callable
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
-from jestcli.data.sources import Loading, download_small
+from jestcli.data.sources import Loading, download_small, is_address
 from jestcli.utils.errors import explain_os_error
 from jestcli.utils.io import save_bytes
 from jestcli.utils.reading import parse_json
@@ -25,13 +25,13 @@ LARGEST = 64_000_000  # bytes of one such file
 def stated_counts(shards: list[str], loading: Loading) -> Callable[[str], int | None]:
     """A function from a shard to the number of samples that is stated for it; None: none is.
 
-    Only http shards are looked up. What a server has answered is kept in `loading.cache`.
+    Not those of a `pipe:`. What a server has answered is kept in `loading.cache`.
     """
-    folders = {_beside(shard, SIZES) for shard in shards if _is_http(shard)}
+    folders = {_beside(shard, SIZES) for shard in shards if is_address(shard)}
     sizes = {address: _fetched(address, loading) for address in sorted(folders)}
 
     def stated(shard: str) -> int | None:
-        if not _is_http(shard):
+        if not is_address(shard):
             return None
         name = posixpath.basename(urlsplit(shard).path)
         listed = sizes.get(_beside(shard, SIZES), {})
@@ -42,10 +42,6 @@ def stated_counts(shards: list[str], loading: Loading) -> Callable[[str], int | 
         return _believed(_fetched(stats, loading).get("successes"))
 
     return stated
-
-
-def _is_http(shard: str) -> bool:
-    return shard.startswith(("http://", "https://"))
 
 
 def _beside(url: str, name: str) -> str:

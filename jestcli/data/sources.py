@@ -1,4 +1,4 @@
-"""Where shards are: folders, patterns, `pipe:` and http URLs, each made a local file.
+"""Where shards are: folders, patterns, `pipe:`, http URLs and stores, each made a local file.
 
 A remote shard is fetched whole into a bounded folder, atomically, with limits in bytes and time,
 and retries; every reader after that sees a file that begins as a tar does. What a user writes as
@@ -50,6 +50,10 @@ class ShardError(Exception):
     """A shard cannot be had; the message is the reason it is counted under."""
 
 
+class FinalShardError(ShardError):
+    """Trying again will not help."""
+
+
 def default_cache() -> Path:
     """$JEST_CACHE, or a folder in the user's cache: fetched shards and indexes of all shards."""
     own = os.environ.get("JEST_CACHE")
@@ -93,6 +97,11 @@ def list_shards(entry: str) -> list[str]:
         return found
     shards: list[str] = []
     for url in expand_urls(entry):
+        if _in_store(url):
+            from jestcli.data.remote import listed
+
+            shards += listed(url)
+            continue
         if is_remote(url):
             shards.append(url)
             continue
@@ -154,7 +163,17 @@ def _expand(url: str | Path) -> list[str]:
 
 def is_remote(url: str) -> bool:
     """Whether a shard must be fetched before it can be read."""
-    return url.startswith(("pipe:", "http://", "https://"))
+    return url.startswith("pipe:") or is_address(url)
+
+
+def is_address(url: str) -> bool:
+    """Whether it is one of a server or a store: https://, s3://, gs://, hf://, …"""
+    return re.match(r"(?!file:)[a-z][a-z0-9+.-]+://", url) is not None
+
+
+def _in_store(url: str) -> bool:
+    """Whether fsspec reads it."""
+    return is_address(url) and not url.startswith(("http://", "https://"))
 
 
 def runs_beside(run: Run) -> list[str]:
@@ -250,7 +269,7 @@ def _fetch(url: str, path: Path, loading: Loading) -> None:
                 os.replace(temporary, path)
                 failed.unlink(missing_ok=True)
                 return
-            except _Final as error:
+            except FinalShardError as error:
                 why = str(error)
                 break
             except ShardError as error:
@@ -261,12 +280,8 @@ def _fetch(url: str, path: Path, loading: Loading) -> None:
     raise ShardError(why)
 
 
-class _Final(ShardError):
-    """Trying again will not help."""
-
-
 def download_small(url: str, loading: Loading, most: int) -> bytes | None:
-    """A small file at an http address; None where there is none, or none of at most `most` bytes.
+    """A small file at an address; None where there is none, or none of at most `most` bytes.
 
     Tried again as a shard is; what cannot be had in the end counts as not there.
     """
@@ -276,7 +291,7 @@ def download_small(url: str, loading: Loading, most: int) -> bytes | None:
         file = io.BytesIO()
         try:
             _download(url, file, loading, most)
-        except _Final:
+        except FinalShardError:
             return None
         except ShardError:
             continue
@@ -285,7 +300,7 @@ def download_small(url: str, loading: Loading, most: int) -> bytes | None:
 
 
 class _Within:
-    """Limits of one transfer. Raises ShardError past the time and _Final past the bytes."""
+    """Limits of one transfer. Raises ShardError past the time, FinalShardError past the bytes."""
 
     def __init__(self, loading: Loading, most: int):
         self.until, self.most, self.got = time.monotonic() + loading.longest, most, 0
@@ -293,7 +308,9 @@ class _Within:
     def __call__(self, block: bytes) -> bytes:
         self.got += len(block)
         if self.got > self.most:
-            raise _Final(f"larger than the {self.most / 1e9:.3g} GB there are for it (--cache-gb)")
+            raise FinalShardError(
+                f"larger than the {self.most / 1e9:.3g} GB there are for it (--cache-gb)"
+            )
         if time.monotonic() > self.until:
             raise ShardError("the transfer takes too long")
         return block
@@ -301,13 +318,19 @@ class _Within:
 
 def _download(url: str, file: IO[bytes], loading: Loading, most: int) -> None:
     within = _Within(loading, most)
+    if _in_store(url):
+        from jestcli.data.remote import blocks
+
+        for block in blocks(url, loading.timeout):
+            file.write(within(block))
+        return
     try:
         with urllib.request.urlopen(url, timeout=loading.timeout) as answer:
             length, chunked = answer.headers.get("Content-Length"), answer.chunked
             while block := answer.read1(BLOCK):  # what is there: a slow server is noticed in time
                 file.write(within(block))
     except urllib.error.HTTPError as error:
-        kind = ShardError if error.code in (408, 429) or error.code >= 500 else _Final
+        kind = ShardError if error.code in (408, 429) or error.code >= 500 else FinalShardError
         raise kind(f"the server answers {error.code}") from None
     except TimeoutError:
         raise ShardError("the server stalls") from None

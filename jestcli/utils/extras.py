@@ -10,6 +10,8 @@ EXTRAS = {
     "resvg_py": "icons",
     "submitit": "slurm",
     "pynvml": "gpu",
+    "s3fs": "cloud",
+    "gcsfs": "cloud",
 }
 
 

@@ -1,0 +1,134 @@
+"""Shards in a store, through fsspec: memory:// stands for s3://, gs:// and hf://."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from own_shards import make_shards
+
+from jestcli.data import remote
+from jestcli.data.dataset import Transform
+from jestcli.data.shard_dataset import open_shards
+from jestcli.data.sizes import stated_counts
+from jestcli.data.sources import Loading, ShardError, is_remote, list_shards, local
+from jestcli.data.tokens import small_tokenizer
+from jestcli.utils.errors import DataError
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Any]:
+    """Two shards of eight pairs in memory://pool, and a file that is none."""
+    system = fsspec.filesystem("memory")
+    remote.listed.cache_clear()
+    for path in sorted(make_shards(tmp_path / "made", 2, 8).glob("*.tar")):
+        system.pipe(f"/pool/{path.name}", path.read_bytes())
+    system.pipe("/pool/readme.txt", b"x")
+    yield system
+    system.rm("/pool", recursive=True)
+
+
+@pytest.fixture
+def loading(tmp_path: Path) -> Loading:
+    return Loading(workers=0, cache=tmp_path / "cache", retries=2, pause=0, timeout=5)
+
+
+@pytest.mark.parametrize("entry", [
+    "memory://pool", "memory://pool/*.tar", "memory://pool/{00..01}.tar",
+])  # fmt: skip
+def test_a_stores_shards_are_read_as_local_ones(
+    entry: str, store: Any, loading: Loading, tmp_path: Path
+) -> None:
+    assert [url.rpartition("/")[2] for url in list_shards(entry)] == ["00.tar", "01.tar"]
+    transform, rows = Transform(32, small_tokenizer(600, 8)), np.arange(16)
+    found, expected = (
+        open_shards("pool", (each,), loading).read(rows, transform, None)
+        for each in (entry, str(tmp_path / "made"))
+    )
+    assert found.texts == expected.texts and len(found.texts) == 16
+    assert (found.images == expected.images).all()
+
+
+def test_a_shard_is_fetched_once(store: Any, loading: Loading) -> None:
+    path = local("memory://pool/00.tar", loading)
+    assert path.read_bytes() == store.cat("/pool/00.tar")
+    store.pipe("/pool/00.tar", b"")
+    assert local("memory://pool/00.tar", loading) == path and path.stat().st_size > 0
+
+
+def test_counts_beside_the_shards_are_believed(store: Any, loading: Loading) -> None:
+    store.pipe("/pool/sizes.json", json.dumps({"00.tar": 8}).encode())
+    shards = list_shards("memory://pool/{00..01}.tar")
+    stated = stated_counts(shards, loading)
+    assert [stated(url) for url in shards] == [8, None]
+
+
+@pytest.mark.parametrize("url,message,tries", [
+    ("memory://pool/02.tar", "no such file", 1),
+    ("s4://bucket/00.tar", "Protocol not known: s4", 1),
+    ("broken://00.tar", "RuntimeError: gone", 3),
+    ("short://00.tar", "the transfer broke off", 3),
+    ("stalls://00.tar", "the server stalls", 3),
+])  # fmt: skip
+def test_what_cannot_be_had_is_one_line(
+    url: str, message: str, tries: int, store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, end = [], threading.Event()
+
+    class Short(io.BytesIO):
+        size = 10**9
+
+    class Broken(MemoryFileSystem):
+        def open(self, path: str, *_: Any, **__: Any) -> Any:
+            if url.startswith("stalls"):
+                end.wait(20)
+            if url.startswith("short"):
+                return Short(store.cat("/pool/00.tar"))
+            raise RuntimeError("gone\nfor good")
+
+    for name in ("broken", "short", "stalls"):
+        fsspec.register_implementation(
+            name, type(name, (Broken,), {"protocol": name}), clobber=True
+        )
+    store_of = remote._store
+
+    def counted(url: str) -> Any:
+        opened.append(url)
+        return store_of(url)
+
+    monkeypatch.setattr(remote, "_store", counted)
+    loading = Loading(workers=0, cache=tmp_path / "cache", retries=2, pause=0, timeout=0.2)
+    with pytest.raises(ShardError) as caught:
+        local(url, loading)
+    end.set()
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+    assert len(opened) == tries
+
+
+def test_a_missing_package_or_folder_says_so(
+    store: Any, loading: Loading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(_: str) -> Any:
+        raise ImportError("Install s3fs to access S3")
+
+    with pytest.raises(DataError, match="cannot list memory://nowhere: no such file"):
+        list_shards("memory://nowhere")
+    monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
+    with pytest.raises(ShardError, match=r"Install s3fs to access S3: pip install 'jest-suite\[cl"):
+        local("s3://bucket/00.tar", loading)
+
+
+def test_a_files_name_is_no_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s3:").mkdir()
+    (tmp_path / "s3:" / "x.tar").touch()
+    assert list_shards("file:s3:/x.tar") == ["s3:/x.tar"] and not is_remote("s3:/x.tar")
+    assert is_remote("gs://a/b.tar") and is_remote("hf://datasets/a/b") and not is_remote("a/b")
