@@ -53,12 +53,12 @@ class Listed:
 
     @cached_property
     def done(self) -> dict[str, Any]:
-        return _json(self.folder / "done.json")
+        return _sound(_json(self.folder / "done.json"))
 
     @cached_property
     def records(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
-        return [_parsed(line) for line in _lines(self.folder / "metrics.jsonl")]
+        return [_sound(_parsed(line)) for line in _lines(self.folder / "metrics.jsonl")]
 
     @cached_property
     def step(self) -> int:
@@ -66,7 +66,7 @@ class Listed:
         if self.done:
             return int(self.done.get("steps", 0))
         last = _lines(self.folder / "metrics.jsonl", TAIL)[-1:]
-        return int(_parsed(last[0]).get("step", 0)) if last else 0
+        return int(_sound(_parsed(last[0])).get("step", 0)) if last else 0
 
     @property
     def state(self) -> str:
@@ -80,7 +80,7 @@ class Listed:
         if self.done:
             return self.done.get("scores") or {}
         tail = reversed(_lines(self.folder / "metrics.jsonl", TAIL))
-        return next((x for line in tail if (x := _parsed(line).get("scores"))), {})
+        return next((x for line in tail if (x := _sound(_parsed(line)).get("scores"))), {})
 
     @property
     def mean(self) -> float | None:
@@ -343,14 +343,16 @@ def curves(found: Sequence[Listed], width: int) -> str:
 def _scored(run: Listed) -> list[tuple[float, float]]:
     b = _at(run.settings, "optim.batch_size") or 1
     return [
-        (r["step"] * b, 100 * (_mean(r["scores"]) or 0)) for r in run.records if r.get("scores")
+        (r.get("step", 0) * b, 100 * (_mean(r["scores"]) or 0))
+        for r in run.records
+        if r.get("scores")
     ]
 
 
 def _losses(run: Listed) -> list[tuple[float, float]]:
     b = _at(run.settings, "optim.batch_size") or 1
-    found = [(r["step"] * b, r["loss"]) for r in run.records if "loss" in r]
-    return [(x, y) for x, y in found if y is not None and math.isfinite(y)]
+    found = [(r.get("step", 0) * b, r["loss"]) for r in run.records if "loss" in r]
+    return [(x, y) for x, y in found if math.isfinite(y)]
 
 
 def _between(points: list[tuple[float, float]], step: float) -> Iterator[tuple[float, float]]:
@@ -444,6 +446,25 @@ def _parsed(text: str) -> dict[str, Any]:
     except ValueError:  # half a line
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _sound(record: dict[str, Any]) -> dict[str, Any]:
+    """Without what is not as a run writes it: one damaged file must not hide the other runs."""
+    numbers = {"step", "steps", "loss"}
+    kept = {k: v for k, v in record.items() if k not in numbers or _is_number(v)}
+    if "scores" in record:
+        scores = record["scores"] if isinstance(record["scores"], dict) else {}
+        kept["scores"] = {
+            name: score
+            for name, score in scores.items()
+            if isinstance(score, dict)
+            and all(_is_number(score.get(key)) for key in ("score", "stderr", "n"))
+        }
+    return kept
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
 
 
 def _lines(path: Path, most: int | None = None) -> list[str]:
