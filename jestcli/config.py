@@ -190,7 +190,8 @@ class Model(_Strict):
 
     name: str | None = Field(
         None,
-        description="an open_clip config, such as ViT-B-16-SigLIP-256, in place of the own towers: "
+        description="an open_clip config, such as ViT-B-16-SigLIP-256, local-dir:DIR or "
+        "hf-hub:ORG/NAME, in place of the own towers: "
         "embed_dim, width, layers, head_width, text_width and text_layers then mean nothing, "
         "patch_sizes is its own patch and twice that unless set",
     )
@@ -222,6 +223,14 @@ class Model(_Strict):
         None, description="weights for a named model: a local file or one of open_clip's tags"
     )
     pretrained_sha256: str | None = added(None, description="of that file; filled in")
+    own_tokenizer: bool = added(
+        False,
+        description="a named model without pretrained weights: its own tokenizer, not CLIP's byte "
+        "pairs (with pretrained weights that is always so)",
+    )
+    lock_image: bool = added(
+        False, description="train the text tower alone, the image tower as it was (LiT)"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -235,7 +244,7 @@ class Model(_Strict):
         name = given.get("name") if isinstance(given, dict) else None
         if not isinstance(name, str):
             return given
-        if name not in catalogue.known():
+        if not catalogue.is_place(name) and name not in catalogue.known():
             raise ValueError(f"no model.name {name!r}{did_you_mean(name, catalogue.usable())}")
         config = catalogue.read(name)
         why = catalogue.problem(config)
@@ -254,8 +263,11 @@ class Model(_Strict):
 
     @model_validator(mode="after")
     def _pretrained_has_a_name(self) -> Model:
-        if self.pretrained is not None and self.name is None:
-            raise ValueError("model.pretrained needs model.name")
+        if (self.pretrained is not None or self.own_tokenizer) and self.name is None:
+            which = "pretrained" if self.pretrained is not None else "own_tokenizer"
+            raise ValueError(f"model.{which} needs model.name")
+        if self.lock_image and self.tower == "cnn":
+            raise ValueError("model.lock_image is not for model.tower=cnn")
         return self
 
 
@@ -532,7 +544,9 @@ class Run(_Strict):
             raise ValueError("model.patch_sizes must divide data.image_size, finest first")
         if self.source.curated_in_pool and self.source.kind not in ("pool", "filtered"):
             raise ValueError("source.curated_in_pool needs source.kind pool or filtered")
-        own_words = catalogue.own_tokenizer(model.name, model.pretrained)
+        own_words = catalogue.own_tokenizer(model.name, model.pretrained or model.own_tokenizer)
+        if model.lock_image and not (self.init or model.pretrained or self.init_from_reference):
+            raise ValueError("model.lock_image needs an image tower that is trained: --init")
         if self.data.vocab_size > CLIPS_VOCABULARY and not own_words:
             raise ValueError(f"data.vocab_size: CLIP's byte pairs are {CLIPS_VOCABULARY:,}")
         if selection.sampler == "cabs" and own_words:
@@ -727,8 +741,12 @@ MOST_SETTINGS = 100_000
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:
-    """`["a.b=1"]` -> `{"a": {"b": 1}}`; values are YAML scalars. Raises ConfigError."""
+    """`["a.b=1"]` -> `{"a": {"b": 1}}`; values are YAML scalars. Raises ConfigError.
+
+    Shards that are named several times, as a shell does of {000..099}, are all meant.
+    """
     out: dict[str, Any] = {}
+    shards: dict[str, list[Any]] = {"data.train": [], "data.curated": []}
     for pair in pairs:
         key, sep, text = pair.partition("=")
         if not sep or not key or key.count(".") > DEEPEST:
@@ -738,6 +756,9 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
         except (yaml.YAMLError, *UNREADABLE):
             shown = " ".join(pair[:200].split())
             raise ConfigError(f"--set {shown}: the value is not a YAML scalar") from None
+        if key in shards:
+            shards[key] += value if isinstance(value, list) else [value]
+            value = shards[key] if len(shards[key]) > 1 else value
         for part in reversed(key.split(".")):
             value = {part: value}
         out = merge(out, value)

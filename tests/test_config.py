@@ -471,3 +471,11 @@ def test_train_and_train_reference_mean_one_reference() -> None:
     check_reaches_reference(["data.level=weak", "reference.optim.steps=9"])
     with pytest.raises(ConfigError, match=r"say --set reference\.optim\.steps=9"):
         check_reaches_reference(["optim.steps=9"])
+
+
+def test_shards_that_a_shell_wrote_out_are_all_meant() -> None:
+    words = ["data.train=/a/0.tar", "data.train=/a/1.tar", "data.curated=/c", "seed=1", "seed=2"]
+    assert parse_overrides(words) == {
+        "data": {"train": ["/a/0.tar", "/a/1.tar"], "curated": "/c"},
+        "seed": 2,
+    }

@@ -22,6 +22,7 @@ from jestcli.commands.options import (
     Seed,
     Set,
     Wandb,
+    Words,
 )
 from jestcli.commands.shared import announce, make_console, make_workspace, read_asked
 from jestcli.utils.plain import say
@@ -96,6 +97,7 @@ def inspect(
 
 @app.command("config")
 def show_config(
+    words: Words = None,
     method: Method = None,
     profile: Profile = "cpu",
     config: Config = None,
@@ -113,7 +115,7 @@ def show_config(
     from jestcli.data.sources import runs_beside
     from jestcli.paper.experiment import default_run, printed
 
-    asked = read_asked(config, set_, method, seed)
+    asked = read_asked(config, [*set_, *(words or ())], method, seed)
     run = default_run(asked.method, asked.settings, asked.seed, profile)
     for line in runs_beside(run):
         print(f"# {line}")
@@ -122,6 +124,7 @@ def show_config(
 
 @app.command("doctor")
 def doctor(
+    words: Words = None,
     method: Method = None,
     profile: Profile = "cpu",
     config: Config = None,
@@ -141,7 +144,7 @@ def doctor(
     from jestcli.paper.experiment import default_run
     from jestcli.runs import doctor as stage
 
-    asked = read_asked(config, set_, method)
+    asked = read_asked(config, [*set_, *(words or ())], method)
     run = default_run(asked.method, asked.settings, asked.seed, profile)
     found = stage.examine(run, make_workspace(), device, wandb, verify)
     make_console().print(stage.table(found))

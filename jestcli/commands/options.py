@@ -43,6 +43,14 @@ Set = Annotated[
     list[str],
     typer.Option("--set", help="Change a setting, such as --set selection.filter_ratio=0.9."),
 ]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Settings, as after --set. Shards may come one by one: an unquoted {000..099} is "
+        "the shell's and arrives so.",
+    ),
+]
 Config = Annotated[
     Path | None,
     typer.Option("--config", help="YAML with settings of a run (see `jest config`)."),
@@ -65,13 +73,18 @@ Device = Annotated[
 ]
 KeepLast = Annotated[int, typer.Option(min=1, help="Training checkpoints to keep (and the best).")]
 Init = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--init",
-        help="Start from these weights: an open_clip checkpoint (.pt, .bin, .safetensors) of the "
-        "same towers, at any patch size, or a run's model.safetensors. The run is named by the "
-        "file's content, not its place.",
+        help="Start from these weights. A checkpoint (.pt, .bin, .safetensors), an exported folder "
+        "or a run: weights for the same towers, at any patch size. An open_clip MODEL:TAG, "
+        "local-dir:DIR or hf-hub:ORG/NAME: towers and tokenizer, too. Files count by their "
+        "content, not their place.",
     ),
+]
+LockImage = Annotated[
+    bool,
+    typer.Option("--lock-image", help="Train the text tower alone, from --init's image tower."),
 ]
 NoiseShare = Annotated[
     float | None,
@@ -95,8 +108,9 @@ Reference = Annotated[
     str | None,
     typer.Option(
         rich_help_panel=OWN,
-        help="An open_clip model as the reference: MODEL:TAG or MODEL:FILE, such as "
-        "ViT-B-16:laion2b_s34b_b88k. Without: one trained on data.curated.",
+        help="The reference: a finished run, or (on your own shards) an open_clip MODEL:TAG or "
+        "MODEL:FILE such as ViT-B-16:laion2b_s34b_b88k, local-dir:DIR, hf-hub:ORG/NAME, or an "
+        "exported folder. Without: one trained on the curated set.",
     ),
 ]
 DataWorkers = Annotated[

@@ -76,25 +76,20 @@ def reference_settings(steps: int | None) -> dict[str, Any]:
     return {} if steps is None else {"reference": {"optim": {"steps": steps}}}
 
 
-def init_settings(path: Path | None) -> dict[str, Any]:
-    """The settings of a run that starts from this checkpoint."""
-    if path is None:
-        return {}
-    from jestcli.config import ConfigError
-
-    if not path.is_file():
-        raise ConfigError(f"--init {path}: no such file")
-    return {"init": str(path.resolve()), "init_sha256": None}  # the file's hash is filled in
-
-
-def with_reference(settings: dict[str, Any], word: str | None) -> dict[str, Any]:
-    """Settings with an open_clip model as the reference, checked before anything else runs."""
-    if word is None:
+def with_models(
+    settings: dict[str, Any], reference: str | None, init: str | None
+) -> dict[str, Any]:
+    """Settings with what --reference and --init name, checked before anything else runs."""
+    if reference is None and init is None:
         return settings
-    from jestcli.models.words import check_word
+    from jestcli.runs import given
+    from jestcli.runs.listing import default_runs
 
-    check_word(word)
-    return {**settings, "reference_model": word}
+    if init is not None:
+        settings = given.start_settings(init, settings, default_runs())
+    if reference is not None:
+        settings = {**settings, **given.reference_settings(reference, default_runs())}
+    return settings
 
 
 def announce(*runs: Run) -> None:

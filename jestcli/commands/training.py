@@ -15,6 +15,7 @@ from jestcli.commands.options import (
     Device,
     Init,
     KeepLast,
+    LockImage,
     MaxFaults,
     Method,
     NoiseShare,
@@ -24,17 +25,17 @@ from jestcli.commands.options import (
     Seed,
     Set,
     Wandb,
+    Words,
 )
 from jestcli.commands.shared import (
     announce,
-    init_settings,
     make_console,
     make_workspace,
     prepare,
     read_asked,
     reference_settings,
     train_jobs,
-    with_reference,
+    with_models,
 )
 
 app = typer.Typer()
@@ -42,6 +43,7 @@ app = typer.Typer()
 
 @app.command("train-reference")
 def train_reference(
+    words: Words = None,
     level: Annotated[str | None, typer.Option(help="Curation level (see `jest data list`)")] = None,
     profile: Profile = "cpu",
     config: Config = None,
@@ -69,10 +71,12 @@ def train_reference(
     from jestcli.paper.experiment import Job, check_reaches_reference, default_reference
     from jestcli.runs.at_once import check_at_once
 
-    check_reaches_reference(set_)
-    asked = read_asked(config, set_, seed=seed)
-    settings = merge(asked.settings, reference_settings(reference_steps))
-    settings = merge(settings, {"reference": init_settings(init)})
+    pairs = [*set_, *(words or ())]
+    check_reaches_reference(pairs)
+    asked = read_asked(config, pairs, seed=seed)
+    settings = with_models(merge(asked.settings, reference_settings(reference_steps)), None, init)
+    of_file = {key: settings.pop(key) for key in ("init", "init_sha256") if key in settings}
+    settings = merge(settings, {"reference": of_file})
     if level is not None:
         settings = merge(settings, {"data": {"level": level}})
     job = Job("reference", asked.seed, default_reference(settings, asked.seed, profile))
@@ -83,6 +87,7 @@ def train_reference(
 
 @app.command("train")
 def train(
+    words: Words = None,
     method: Method = None,
     profile: Profile = "cpu",
     config: Config = None,
@@ -95,6 +100,7 @@ def train(
     device: Device = "auto",
     keep_last: KeepLast = 1,
     init: Init = None,
+    lock_image: LockImage = False,
     data_workers: DataWorkers = None,
     max_faults: MaxFaults = 0.05,
     cache: Cache = None,
@@ -109,12 +115,14 @@ def train(
     from jestcli.paper.experiment import Job, default_run
     from jestcli.runs.at_once import check_at_once
 
-    asked = read_asked(config, set_, method, seed)
-    settings = with_reference(asked.settings, reference)
+    asked = read_asked(config, [*set_, *(words or ())], method, seed)
+    settings = with_models(asked.settings, reference, init)
     settings = merge(settings, reference_settings(reference_steps))
+    if lock_image:
+        settings = merge(settings, {"model": {"lock_image": True}})
     if noise_share is not None:
         settings = merge(settings, {"source": {"noise_share": noise_share}})
-    run = default_run(asked.method, merge(settings, init_settings(init)), asked.seed, profile)
+    run = default_run(asked.method, settings, asked.seed, profile)
     check_at_once(run)
     workspace = make_workspace(data_workers, max_faults, cache, cache_gb, accept_changed_data)
     train_jobs([Job(asked.method, asked.seed, run)], wandb, device, keep_last, workspace)
@@ -122,6 +130,7 @@ def train(
 
 @app.command("cache-reference")
 def cache_reference(
+    words: Words = None,
     method: Method = None,
     profile: Profile = "cpu",
     config: Config = None,
@@ -144,8 +153,8 @@ def cache_reference(
     from jestcli.paper.experiment import Job, default_run
     from jestcli.runs.at_once import check_at_once
 
-    asked = read_asked(config, set_, seed=seed)
-    settings = with_reference(asked.settings, reference)
+    asked = read_asked(config, [*set_, *(words or ())], method, seed)
+    settings = with_models(asked.settings, reference, None)
     settings = merge(settings, reference_settings(reference_steps))
     run = default_run(asked.method, settings, asked.seed, profile)
     check_at_once(run)
@@ -156,14 +165,12 @@ def cache_reference(
     where = pick_device(device)
     if not scores_by_reference(run):
         raise ConfigError(f"--method {asked.method} scores nothing with a reference")
-    workspace, console = (
-        make_workspace(0, max_faults, cache, cache_gb, accept_changed_data),
-        make_console(),
-    )
+    workspace = make_workspace(0, max_faults, cache, cache_gb, accept_changed_data)
     if run.reference is not None:
         train_jobs(
             [Job("reference", asked.seed, run.reference)], "off", device, workspace=workspace
         )
     prepare(run, None, workspace)
+    console = make_console()
     for line in cache_reference(run, workspace, console, where):
         console.print(line)

@@ -27,9 +27,10 @@ from jestcli.forecast.sample import Sample, hold_out, take
 from jestcli.forecast.seen import look
 from jestcli.paper.experiment import read_profile
 from jestcli.runs.data import bars
+from jestcli.runs.given import find_reference
 from jestcli.runs.inputs import RunData, data_of, pool_rows
 from jestcli.runs.trained import THREADS
-from jestcli.runs.workspace import StageError, Workspace, read_run
+from jestcli.runs.workspace import Workspace, read_run
 from jestcli.training.devices import set_threads
 from jestcli.utils.errors import DataError
 from jestcli.utils.io import save_text
@@ -164,19 +165,12 @@ def _reference(
     word = asked.reference
     if word is None:
         return None, None
-    folder = Path(word)
-    if not folder.is_dir():
-        folder = workspace.runs / word
-    if not (folder / "config.json").exists():
-        from jestcli.training.reference import check_word
-
-        check_word(word)
-        return word, None
+    folder = find_reference(word, workspace.runs)
+    if isinstance(folder, str):
+        return folder, None
     _, run = read_run(folder)
     if not run.data.own:
         raise ConfigError(f"--reference {word}: it knows the embedded data, not shards of your own")
-    if not (folder / "done.json").exists():
-        raise StageError(f"--reference {word}: the run is not finished")
     there = place.folder(run)
     if not there.exists():
         shutil.copytree(folder, there, ignore=shutil.ignore_patterns("*checkpoint*", "selected"))

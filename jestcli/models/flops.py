@@ -92,6 +92,8 @@ def step_cost(
     """
     b, share = run.optim.batch_size, run.selection.low_res_share
     train = 3 * b * ((1 - share) * learner.full + share * learner.low)
+    if run.model.lock_image:  # its forward pass alone
+        train -= 2 * b * ((1 - share) * learner.image_full + share * learner.image_low)
     if not run.selection.scores:  # uniform; or cabs, which reads the captions of a super-batch
         return Cost(train, train, train, train)
     steps = max(1, run.optim.steps if steps is None else steps) if run.scheduled else 1

@@ -163,6 +163,10 @@ def build_model(
         "init_logit_scale": math.log(model.init_logit_scale),
         "init_logit_bias": model.init_logit_bias if loss == "sigmoid" else None,
     }
+    if model.own_tokenizer:
+        wanted = catalogue.read(model.name or "")["text_cfg"].get("vocab_size", 49408)
+        if data.vocab_size != wanted:
+            raise ConfigError(f"{model.name}'s own tokenizer needs data.vocab_size={wanted}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if model.tower == "cnn":
@@ -289,6 +293,10 @@ def _tag(name: str, tag: str) -> dict[str, Any]:
 def _pixels(model: Model) -> tuple[Any, Any]:
     """Mean and standard deviation of the pixels in [0, 1] that pretrained weights expect."""
     assert model.name is not None and model.pretrained is not None
+    if catalogue.is_place(model.name):
+        about = catalogue.read_place(model.name)["preprocess_cfg"]
+        return (about.get("mean") or open_clip.OPENAI_DATASET_MEAN,
+                about.get("std") or open_clip.OPENAI_DATASET_STD)  # fmt: skip
     plain = "init_logit_bias" in catalogue.read(model.name)  # the SigLIP family: [-1, 1]
     about = {} if Path(model.pretrained).exists() else _tag(model.name, model.pretrained)
     mean = about.get("mean") or ([0.5] * 3 if plain else open_clip.OPENAI_DATASET_MEAN)

@@ -348,7 +348,10 @@ def check_reaches_reference(pairs: list[str]) -> None:
 def _for_reference(overrides: Settings) -> Settings:
     """Those overrides that reach a reference too: not what makes it one, its steps and source."""
     own = {*LEARNERS_OWN, "reference"}
-    return _without_pool({key: value for key, value in overrides.items() if key not in own})
+    reaches = {key: value for key, value in overrides.items() if key not in own}
+    if isinstance(reaches.get("model"), dict):
+        reaches["model"] = {k: v for k, v in reaches["model"].items() if k != "lock_image"}
+    return _without_pool(reaches)
 
 
 def _without_pool(overrides: Settings) -> Settings:
@@ -483,7 +486,11 @@ def default_run(method: str, overrides: Settings, seed: int, profile: str = DEFA
     filtered = isinstance(source, dict) and source.get("kind") == "filtered"
     reads = needs_reference(method) or filtered or overrides.get("init_from_reference") is True
     if reads and not overrides.get("reference_model"):
-        settings["reference"] = default_reference(overrides, seed, profile).model_dump()
+        whole = overrides.get("reference")
+        # A run's own settings stand as they are; some settings are laid on the profile's.
+        if not isinstance(whole, dict) or not whole.keys() >= Run.model_fields.keys():
+            whole = default_reference(overrides, seed, profile).model_dump()
+        settings["reference"] = whole
     rest = {key: value for key, value in overrides.items() if key != "reference"}
     return build_run({"method": method, "seed": seed}, settings, rest)
 

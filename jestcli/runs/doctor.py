@@ -200,7 +200,7 @@ def _runs(run: Run, workspace: Workspace) -> Finding:
 def _reference(run: Run, workspace: Workspace) -> Finding:
     """Whether the reference, and weights to start from, are there or can be made."""
     from jestcli.config import ConfigError
-    from jestcli.models.words import check_word
+    from jestcli.models.words import check_word, weights_file
     from jestcli.runs.at_once import check_weights
     from jestcli.runs.workspace import is_done
     from jestcli.utils.errors import DataError
@@ -211,7 +211,8 @@ def _reference(run: Run, workspace: Workspace) -> Finding:
         return Finding("weights", BAD, str(error))
     if run.reference_model is not None:
         try:
-            _, weights = check_word(run.reference_model)
+            check_word(run.reference_model)
+            weights = weights_file(run.reference_model)
         except ConfigError as error:
             return Finding("reference", BAD, str(error))
         if not Path(weights).is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from jestcli.models.towers import Clip
 from jestcli.runs.inputs import tokenizer_of
 from jestcli.runs.trained import load_folder
 from jestcli.runs.workspace import StageError, Workspace, read_run
-from jestcli.training.checkpoint import write_atomic, write_json
+from jestcli.training.checkpoint import load_model, write_atomic, write_json
 from jestcli.utils import catalogue
 
 FORMATS = ("open_clip", "hf")
@@ -53,8 +54,8 @@ def export(folder: Path, out: Path, patch: int | None, form: str, workspace: Wor
     out.mkdir(parents=True, exist_ok=True)
     config = open_clip_config(run, patch, _vocabulary(run, out))
     _check_builds(config, tensors, patch)
-    weights = save(tensors)
     mean, std = (_by_channel(model, name) for name in ("mean", "std"))
+    weights = save(tensors, {"image_mean": json.dumps(mean), "image_std": json.dumps(std)})
     if form == "hf":
         write_atomic(out / "open_clip_model.safetensors", weights)
         preprocess = {
@@ -280,13 +281,13 @@ def init_from(path: Path, model: Clip) -> None:
     Tensors only: a .pt or .bin is read with weights_only, a .safetensors as it is. Raises
     StageError in one line for anything that does not fit.
     """
-    if isinstance(model.clip, SmallPair):
-        raise StageError(
-            f"{path}: --init is for towers of open_clip; a run with model.tower=cnn starts fresh, "
-            "or from its reference (--method finetune)"
-        )
     weights = read_weights(path)
     own = {name for name in weights if name.startswith("model.clip.")}
+    if isinstance(model.clip, SmallPair):
+        if not own:
+            raise StageError(f"{path}: a run with model.tower=cnn starts from another such run")
+        load_model(path, model)
+        return
     if own:  # a file of this suite
         weights = {name.removeprefix("model.clip."): weights[name] for name in own}
         weights = {n.replace("visual.visual.", "visual.", 1): v for n, v in weights.items()}

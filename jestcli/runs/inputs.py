@@ -26,12 +26,14 @@ from jestcli.evaluation.matching import matching_auc
 from jestcli.icons.build import build_key, shard_urls, world_in
 from jestcli.models.flops import ForwardFlops
 from jestcli.models.towers import Clip, low_view
+from jestcli.models.words import weights_file
 from jestcli.runs.filters import FILTERS
 from jestcli.runs.reference import OpenedReference, open_reference
 from jestcli.runs.workspace import Report, Workspace
 from jestcli.training.distributed import SINGLE_PROCESS, DistEnv
 from jestcli.training.metrics import chosen_in_training
 from jestcli.training.reference import Reference
+from jestcli.utils import catalogue
 from jestcli.utils.errors import DataError
 from jestcli.utils.hashing import first_by_hash
 from jestcli.utils.io import save_array
@@ -262,7 +264,7 @@ def data_key(run: Run, root: Path) -> str:
     embedded data."""
     if not run.data.own:
         return build_key(world_in(root), run.data.image_size)
-    data, weights = run.data, (run.reference_model or "").partition(":")[2]
+    data, weights = run.data, weights_file(run.reference_model or "")
     shards = [shard for entry in (*data.train, *data.curated) for shard in list_shards(entry)]
     return f"{identity(shards)} {DECODER}{fingerprint(weights) if weights else ''}"
 
@@ -270,12 +272,10 @@ def data_key(run: Run, root: Path) -> str:
 def tokenizer_of(model: Model, data: Data) -> Any:
     """CLIP's byte pairs, cut to data.vocab_size (49,408 is CLIP's own tokenizer); for pretrained
     weights of a model with another tokenizer, that one."""
-    if model.name is not None and model.pretrained is not None:
+    if catalogue.own_tokenizer(model.name, model.pretrained or model.own_tokenizer):
         import open_clip
 
-        text = (open_clip.get_model_config(model.name) or {}).get("text_cfg", {})
-        if text.get("hf_tokenizer_name"):
-            return open_clip.get_tokenizer(model.name, context_length=data.context_length)
+        return open_clip.get_tokenizer(model.name or "", context_length=data.context_length)
     return small_tokenizer(data.vocab_size, data.context_length)
 
 

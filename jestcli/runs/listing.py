@@ -23,6 +23,7 @@ from jestcli.utils.reading import parse_json
 
 TAIL = 1 << 20  # bytes at the end of metrics.jsonl in which the last step is looked for
 ABANDONED = 3600.0  # seconds after which a half-written file is nobody's
+MODEL = "model.safetensors"  # a finished run's weights
 COLUMNS = ("name", "method", "data", "seed", "steps", "state", "score", "when", "size")
 WIDE = (96, 12)  # characters and rows of a curve at most
 UNIFORM = {"pool": "uniform", "curated": "curated", "mixed": "mixed", "filtered": "filtered"}
@@ -394,7 +395,7 @@ def leftovers(runs: Path) -> list[Leftover]:
         if folder.name in busy or not _ours(folder):
             continue
         done, last = (folder / "done.json").exists(), folder / "checkpoint.safetensors"
-        if done and (folder / "model.safetensors").exists():
+        if done and (folder / MODEL).exists():
             best, paths = folder / "best.safetensors", [last, folder / "checkpoints"]
             if best.exists() and last.exists() and best.samefile(last):
                 paths.append(best)

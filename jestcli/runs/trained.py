@@ -9,10 +9,10 @@ import torch
 from jestcli.config import Run
 from jestcli.models.flops import ForwardFlops, forward_flops
 from jestcli.models.towers import Clip, build_model, low_view
+from jestcli.runs.listing import MODEL as MODEL
 from jestcli.runs.workspace import StageError, Workspace
 from jestcli.training.checkpoint import load_model
 
-MODEL = "model.safetensors"
 THREADS = 1  # a run is bit-identical for one thread count; runs go side by side instead
 
 

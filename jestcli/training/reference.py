@@ -8,6 +8,7 @@ up, and asks the live one for what it has not.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import safe_open
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -205,7 +207,7 @@ def _key(model: torch.nn.Module, about: str) -> str:
 def open_clip_reference(
     word: str, device: torch.device | None = None, micro_batch: int = MICRO_BATCH
 ) -> OpenClipReference:
-    """`MODEL:TAG` or `MODEL:FILE`, such as ViT-B-16:laion2b_s34b_b88k or ViT-B-16:mine.pt.
+    """A model by its word (`check_word`), such as ViT-B-16:laion2b_s34b_b88k or hf-hub:ORG/NAME.
 
     Files are read as tensors only. Raises ConfigError in one line.
     """
@@ -214,7 +216,9 @@ def open_clip_reference(
 
     name, weights = check_word(word)
     try:
-        model = open_clip.create_model(name, weights, weights_only=True)
+        model = open_clip.create_model(
+            name, weights or None, weights_only=True, require_pretrained=True
+        )
         tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:  # torch, safetensors and the hub each raise their own
         why = " ".join(str(error).split())
@@ -222,7 +226,7 @@ def open_clip_reference(
         if key:  # how torch says that keys or shapes are others
             why = f"these weights are not {name}'s: the first key that differs is {key[1]}"
         raise ConfigError(f"--reference {word} cannot be used: {why[:200]}") from None
-    cfg = PreprocessCfg(**model.visual.preprocess_cfg)
+    cfg = PreprocessCfg(**{**model.visual.preprocess_cfg, **_pixels(weights)})
     steps: list[Any] = []
     for step in image_transform_v2(cfg, is_train=False).transforms:
         if type(step).__name__ in ("ToTensor", "MaybeToTensor", "PILToTensor"):
@@ -231,6 +235,17 @@ def open_clip_reference(
     mean, std = (torch.tensor(x)[:, None, None] for x in (cfg.mean, cfg.std))
     model = model.eval().to(device or torch.device("cpu"))
     return OpenClipReference(word, model, tokenizer, tuple(steps), mean, std, micro_batch)
+
+
+def _pixels(weights: str) -> dict[str, Any]:
+    """mean and std of the pixels that a file of `jest export` expects; open_clip knows them for its
+    tags and places alone."""
+    if not weights.endswith(".safetensors"):
+        return {}
+    with safe_open(weights, framework="pt") as file:
+        about = file.metadata() or {}
+    names = {"mean": "image_mean", "std": "image_std"}
+    return {key: tuple(json.loads(about[name])) for key, name in names.items() if name in about}
 
 
 class EmbeddingTable:

@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+LOCAL, HUB = "local-dir:", "hf-hub:"  # open_clip's words for a model in a folder, and on a hub
+FOLDER_CONFIG = "open_clip_config.json"
 _TIMM_VIT = re.compile(r"^vit_(?!relpos|pe_core)\w*patch(\d+)")
 
 
@@ -22,15 +24,60 @@ def known() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.json"))}
 
 
+def is_place(name: str) -> bool:
+    """Whether a model's name says where it lies: local-dir:DIR or hf-hub:ORG/NAME."""
+    return name.startswith((LOCAL, HUB))
+
+
 def read(name: str) -> dict[str, Any]:
-    """The config called `name`, one of `known()`."""
+    """The config called `name`: one of `known()`, or that of a place (ValueError without one)."""
+    if is_place(name):
+        config: dict[str, Any] = read_place(name)["model_cfg"]
+        return config
     settings: dict[str, Any] = json.loads(known()[name].read_text())
     return settings
 
 
-def own_tokenizer(name: str | None, pretrained: str | None) -> bool:
-    """Whether a model's pretrained weights come with a tokenizer other than CLIP's byte pairs."""
-    if name is None or pretrained is None:
+def read_place(name: str) -> dict[str, Any]:
+    """model_cfg and preprocess_cfg of local-dir:DIR or hf-hub:ORG/NAME. Raises ValueError."""
+    path = _file(name, FOLDER_CONFIG)
+    try:
+        found = json.loads(path.read_text())
+        if {"vision_cfg", "text_cfg"} <= set(found["model_cfg"]):
+            return {"preprocess_cfg": {}, **found}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(f"{name} holds no open_clip model ({FOLDER_CONFIG})")
+
+
+def weights_of(name: str) -> str:
+    """The file with the weights of a place. Raises ValueError."""
+    for file in ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"):
+        try:
+            path = _file(name, file)
+        except ValueError:
+            continue
+        if path.is_file():
+            return str(path)
+    raise ValueError(f"{name} holds no weights that open_clip reads")
+
+
+def _file(name: str, file: str) -> Path:
+    """A file of a place; one on a hub is fetched into the hub's own cache. Raises ValueError."""
+    if name.startswith(LOCAL):
+        return Path(name.removeprefix(LOCAL)).expanduser() / file
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name.removeprefix(HUB), file))
+    except Exception as error:  # no such repository, no network, no right
+        raise ValueError(f"{name}: {' '.join(str(error).split())[:160]}") from None
+
+
+def own_tokenizer(name: str | None, wanted: object) -> bool:
+    """Whether a named model comes with a tokenizer other than CLIP's byte pairs, and it is
+    `wanted`: it has pretrained weights, or was asked for."""
+    if name is None or not wanted:
         return False
     return bool(read(name)["text_cfg"].get("hf_tokenizer_name"))
 
