@@ -8,7 +8,6 @@ up, and asks the live one for what it has not.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from jestcli.models.towers import Clip
 from jestcli.models.words import check_word
 from jestcli.selection import PairEmbeddings
 from jestcli.training.step import encode_pairs
+from jestcli.utils.reading import parse_json
 
 PRECISION = "float32"
 VERSION = 1  # of how images and captions are prepared
@@ -245,7 +245,7 @@ def _pixels(weights: str) -> dict[str, Any]:
     with safe_open(weights, framework="pt") as file:
         about = file.metadata() or {}
     names = {"mean": "image_mean", "std": "image_std"}
-    return {key: tuple(json.loads(about[name])) for key, name in names.items() if name in about}
+    return {key: tuple(parse_json(about[name])) for key, name in names.items() if name in about}
 
 
 class EmbeddingTable:

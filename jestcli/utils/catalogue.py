@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from jestcli.utils.reading import parse_json
+
 LOCAL, HUB = "local-dir:", "hf-hub:"  # open_clip's words for a model in a folder, and on a hub
 FOLDER_CONFIG = "open_clip_config.json"
 _TIMM_VIT = re.compile(r"^vit_(?!relpos|pe_core)\w*patch(\d+)")
@@ -42,8 +44,8 @@ def read_place(name: str) -> dict[str, Any]:
     """model_cfg and preprocess_cfg of local-dir:DIR or hf-hub:ORG/NAME. Raises ValueError."""
     path = _file(name, FOLDER_CONFIG)
     try:
-        found = json.loads(path.read_text())
-        if {"vision_cfg", "text_cfg"} <= set(found["model_cfg"]):
+        found = parse_json(path.read_bytes())
+        if all(isinstance(found["model_cfg"][key], dict) for key in ("vision_cfg", "text_cfg")):
             return {"preprocess_cfg": {}, **found}
     except (OSError, ValueError, KeyError, TypeError):
         pass
