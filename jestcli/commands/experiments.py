@@ -7,12 +7,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jestcli.commands.options import Runs, Seeds, Set, Slurm, Wandb, Workers
+from jestcli.commands.options import (
+    Config,
+    Method,
+    Profile,
+    Runs,
+    Seeds,
+    Set,
+    Slurm,
+    Wandb,
+    Workers,
+)
 from jestcli.commands.shared import (
     announce,
     make_console,
     make_workspace,
     prepare,
+    read_asked,
     read_settings,
 )
 from jestcli.utils.extras import need
@@ -91,8 +102,12 @@ def reproduce(
 @app.command("plan")
 def plan_costs(
     what: Annotated[
-        str, typer.Argument(help="A scale profile (see --profile), an experiment or a YAML file.")
-    ] = "map",
+        str | None,
+        typer.Argument(help="A scale profile, an experiment or its YAML file (default: map)."),
+    ] = None,
+    method: Method = None,
+    profile: Profile = "cpu",
+    config: Config = None,
     set_: Set = [],  # noqa: B006
     pool: Annotated[
         int | None, typer.Option(help="Pairs in the pool (default: none is seen twice).")
@@ -103,11 +118,23 @@ def plan_costs(
     ] = True,
     out: Annotated[Path | None, typer.Option(help="Write OUT.md and OUT.json.")] = None,
 ) -> None:
-    """Print what runs would cost before anything runs: FLOPs by convention, memory, time."""
-    from jestcli.paper import plan
-    from jestcli.paper.experiment import planned_jobs
+    """Print what runs would cost before anything runs: FLOPs by convention, memory, time.
 
-    jobs = planned_jobs(what, read_settings(None, set_))
+    With --config or --method it is the run that `jest train` makes of them, and its reference.
+    """
+    from jestcli.config import ConfigError
+    from jestcli.paper import plan
+    from jestcli.paper.experiment import asked_jobs, planned_jobs
+
+    if config is None and method is None:
+        what = what or "map"
+        jobs = planned_jobs(what, read_settings(None, set_))
+    elif what is not None:
+        raise ConfigError(f"{what} has its own runs: leave --config and --method out")
+    else:
+        asked = read_asked(config, set_, method)
+        jobs = asked_jobs(asked.method, asked.settings, asked.seed, profile)
+        what = f"--method {asked.method}" + (f" --config {config}" if config else "")
     plans, console = plan.make_plans(jobs, pool, devices, timed), make_console()
     lines = plan.notes(jobs[-1].run, devices, timed)
     for each in (*plan.tables(plans), *lines):

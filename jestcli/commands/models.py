@@ -17,14 +17,19 @@ from jestcli.commands.options import (
     MaxFaults,
     Method,
     Profile,
-    RunWord,
     RunWords,
     Seed,
     Set,
     Wandb,
     Words,
 )
-from jestcli.commands.shared import announce, make_console, make_workspace, read_asked
+from jestcli.commands.shared import (
+    announce,
+    make_console,
+    make_workspace,
+    read_asked,
+    run_of_settings,
+)
 from jestcli.utils.plain import say
 
 app = typer.Typer()
@@ -33,14 +38,22 @@ app = typer.Typer()
 @app.command("eval")
 def evaluate(
     runs: RunWords = None,
+    method: Method = None,
+    profile: Profile = "cpu",
+    config: Config = None,
+    set_: Set = [],  # noqa: B006
 ) -> None:
-    """Evaluate trained models (all finished runs, or those named) on all benchmark images."""
+    """Evaluate trained models on all benchmark images: all finished runs, those that are named, or
+    the one that `jest train` makes of --config and the like."""
     from jestcli.runs.evaluate import evaluate_folder, list_runs, scores_table
     from jestcli.runs.listing import find
     from jestcli.runs.workspace import StageError, read_run
 
     workspace, console = make_workspace(), make_console()
-    found = [find(word, workspace.runs) for word in runs or ()] or list_runs(workspace)
+    found = [find(word, workspace.runs) for word in runs or ()]
+    if own_run := run_of_settings(config, set_, method, profile, workspace):
+        found.append(own_run)
+    found = found or list_runs(workspace)
     if not found:
         raise StageError(f"no trained model in {workspace.runs}: run `jest train` first")
     for folder in found:
@@ -54,6 +67,10 @@ def inspect(
         str | None,
         typer.Argument(metavar="[RUN]", help=f"{RUN_NAME.capitalize()}; default: the newest."),
     ] = None,
+    method: Method = None,
+    profile: Profile = "cpu",
+    config: Config = None,
+    set_: Set = [],  # noqa: B006
     super_batches: Annotated[int, typer.Option(min=1, help="Super-batches to choose from.")] = 8,
     everything: Annotated[
         bool, typer.Option("--all", help="Export scores of the whole pool, not of those drawn.")
@@ -68,7 +85,8 @@ def inspect(
     """What did a run choose? Contact sheets, shares, overlap, diversity, and scores to export.
 
     scores.csv has the learnability of every pair drawn (--all: of the whole pool), uids.npy the
-    chosen ones as a DataComp uid file: what an offline filter needs.
+    chosen ones as a DataComp uid file: what an offline filter needs. The run may be named by the
+    settings that `jest train` makes it of, too.
     """
     from jestcli.paper import inspection
     from jestcli.runs.data import bars
@@ -79,7 +97,8 @@ def inspect(
 
     where = pick_device(device)
     workspace = make_workspace(data_workers, max_faults, cache, cache_gb)
-    folder = find(run, workspace.runs) if run else newest_selecting(workspace)
+    own_run = run_of_settings(config, set_, method, profile, workspace)
+    folder = find(run, workspace.runs) if run else own_run or newest_selecting(workspace)
     announce(read_run(folder)[1])
     with bars(make_console()) as show:
         written = inspection.inspect(
@@ -154,19 +173,39 @@ def doctor(
 
 @app.command("export")
 def export(
-    run: RunWord,
     out: Annotated[Path, typer.Option(help="Folder to write to.")],
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN]", help=f"{RUN_NAME.capitalize()}; default: --config's."),
+    ] = None,
+    method: Method = None,
+    profile: Profile = "cpu",
+    config: Config = None,
+    set_: Set = [],  # noqa: B006
     patch: Annotated[
         int | None, typer.Option(help="Patch size in pixels (default: the run's finest).")
     ] = None,
     format_: Annotated[
         str, typer.Option("--format", help="open_clip (config and checkpoint) or hf (local-dir:).")
     ] = "open_clip",
+    push: Annotated[
+        str | None,
+        typer.Option(help="Upload the folder to this model repository ORG/NAME of the hub."),
+    ] = None,
 ) -> None:
-    """Write a trained model for open_clip, and print the Python that loads it."""
+    """Write a trained model for open_clip with a model card, and print the Python that loads it."""
+    from jestcli.config import ConfigError
+    from jestcli.runs.card import push_folder
     from jestcli.runs.export import export as export_run
     from jestcli.runs.listing import find
 
     workspace = make_workspace()
-    folder = find(run, workspace.runs)
+    folder = find(run, workspace.runs) if run else None
+    folder = folder or run_of_settings(config, set_, method, profile, workspace)
+    if folder is None:
+        raise ConfigError("name a RUN (`jest runs` lists them), or --config")
+    if push is not None and out.exists() and any(out.iterdir()):
+        raise ConfigError(f"--push uploads all of {out}: name an empty folder with --out")
     say("import open_clip\n" + export_run(folder, out, patch, format_, workspace))
+    if push is not None:
+        say(push_folder(out, push))

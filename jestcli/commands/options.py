@@ -96,7 +96,6 @@ NoiseShare = Annotated[
 ]
 RUN_NAME = "a run directory, or the beginning of a run's name (`jest runs`)"
 RunWords = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help=f"Each {RUN_NAME}.")]
-RunWord = Annotated[str, typer.Argument(metavar="RUN", help=RUN_NAME.capitalize() + ".")]
 Runs = Annotated[str | None, typer.Option("--runs", help="Only these runs, such as jest,flexi.")]
 Seeds = Annotated[str | None, typer.Option("--seeds", help="Only these seeds, such as 0,1.")]
 Slurm = Annotated[

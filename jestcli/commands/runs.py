@@ -12,6 +12,7 @@ import typer
 
 from jestcli.commands.options import RunWords
 from jestcli.utils.plain import say
+from jestcli.utils.tables import as_table
 
 if TYPE_CHECKING:
     from jestcli.runs.listing import Listed
@@ -66,7 +67,7 @@ def runs(
         _compare(found)
     elif found:
         rows = [listing.short(each.row(), time.time()) for each in found]
-        say(listing.as_table([list(listing.COLUMNS), *rows], (3, 4, 6, 7, 8), _width()))
+        say(as_table([list(listing.COLUMNS), *rows], (3, 4, 6, 7, 8), _width()))
     else:
         say(f"no runs in {folder}" + (" fit these filters" if filters else ""))
 
@@ -88,10 +89,10 @@ def _compare(found: list[Listed]) -> None:
             f"{words[5]}, {words[4]} steps ({each.folder})"
         )
     if settings := listing.differing(found):
-        say(f"\n{listing.as_table([['setting', *letters], *settings], (), _width())}")
+        say(f"\n{as_table([['setting', *letters], *settings], (), _width())}")
     if scores := listing.score_rows(found):
         head = ["score, %", *letters, *(["B - A"] if len(scores[0]) > len(letters) + 1 else [])]
-        say(f"\n{listing.as_table([head, *scores], range(1, len(head)), _width())}")
+        say(f"\n{as_table([head, *scores], range(1, len(head)), _width())}")
     if drawn := listing.curves(found, _width() or 80):
         say(f"\n{drawn}")
 

@@ -100,6 +100,18 @@ def announce(*runs: Run) -> None:
         say(f"the configuration {line}")
 
 
+def run_of_settings(
+    config: Path | None, pairs: list[str], method: str | None, profile: str, workspace: Workspace
+) -> Path | None:
+    """The directory of the run that `jest train` makes of these; None where none is given."""
+    if config is None and method is None and not pairs:
+        return None
+    from jestcli.paper.experiment import default_run
+
+    asked = read_asked(config, pairs, method)
+    return workspace.folder(default_run(asked.method, asked.settings, asked.seed, profile))
+
+
 def make_console() -> Console:
     from jestcli.utils.console import Terminal
 

@@ -249,6 +249,13 @@ def profile_jobs(word: str, overrides: Settings, seed: int = 0) -> list[Job]:
     return [Job("reference", seed, reference), *runs] if reference is not None else runs
 
 
+def asked_jobs(method: str, overrides: Settings, seed: int, profile: str) -> list[Job]:
+    """The one run that `jest train` makes of these, its reference before it."""
+    run = default_run(method, overrides, seed, profile)
+    before = [Job("reference", seed, run.reference)] if run.reference else []
+    return [*before, Job(method, seed, run)]
+
+
 def planned_jobs(word: str, overrides: Settings) -> list[Job]:
     """The runs that `jest plan WORD` counts: a profile's, or an experiment's with its first seed.
 

@@ -183,20 +183,24 @@ def _seconds(call: Any) -> float:
 
 
 def tables(plans: list[Plan]) -> list[Table]:
-    """GFLOP of one pair and an iteration in % of a uniform one; the whole run in examples, FLOPs,
-    memory and time."""
-    iterations, totals = [], []
+    """The runs in examples, memory and time; GFLOP of one pair; an iteration in % of a uniform one
+    and the whole run in TFLOP, by convention."""
+    runs, pairs, iterations, totals = [], [], [], []
     for p in plans:
-        gflop = [f"{x / 1e9:.3g}" for x in asdict(p.per_example).values()]
-        iterations.append([p.name, *gflop, *(f"{p.percent[c]:.1f}" for c in CONVENTIONS)])
         counts = [f"{n:,}" for n in (p.steps, p.examples_trained, p.examples_seen)]
-        tflop = [f"{p.flops[c] / 1e12:.4g}" for c in CONVENTIONS]
-        memory, time_ = f"{p.memory_bytes / 1e9:.3g}", duration(p.seconds)
-        totals.append([p.name, *counts, f"{p.parameters / 1e6:.3g}", *tflop, memory, time_])
-    head = ["run", "GFLOP image", "image low", "text", *(f"{c} %" for c in CONVENTIONS)]
-    counts = ["run", "steps", "examples trained", "seen", "M parameters"]
-    all_ = [*counts, *(f"TFLOP {c}" for c in CONVENTIONS), "GB a device", "time"]
-    return [Table("An iteration", head, iterations), Table("The whole run", all_, totals)]
+        sizes = [f"{p.parameters / 1e6:.3g}", f"{p.memory_bytes / 1e9:.3g}", duration(p.seconds)]
+        runs.append([p.name, *counts, *sizes])
+        pairs.append([p.name, *(f"{x / 1e9:.3g}" for x in asdict(p.per_example).values())])
+        iterations.append([p.name, *(f"{p.percent[c]:.1f}" for c in CONVENTIONS)])
+        totals.append([p.name, *(f"{p.flops[c] / 1e12:.4g}" for c in CONVENTIONS)])
+    counted = ["run", "steps", "trained", "seen", "M parameters", "GB a device", "time"]
+    conventions = ["run", *(c.replace("_", " ") for c in CONVENTIONS)]
+    return [
+        Table("Runs, in pairs", counted, runs),
+        Table("GFLOP of one pair", ["run", "image", "image low", "text"], pairs),
+        Table("An iteration, % of a uniform one's FLOPs", conventions, iterations),
+        Table("The whole run, TFLOP", conventions, totals),
+    ]
 
 
 def duration(seconds: float | None) -> str:
@@ -218,7 +222,7 @@ def notes(run: Run, devices: int, timed: bool) -> list[str]:
         f"text of {run.data.context_length} tokens.",
         "FLOPs: torch's counter over the real modules, one multiply-add being two; a training step "
         "is three forward passes; % is of a uniform step of the same model at full resolution.",
-        *(f"{name}: {words}." for name, words in CONVENTIONS.items()),
+        *(f"{name.replace('_', ' ')}: {words}." for name, words in CONVENTIONS.items()),
         f"Memory: float32 weights, gradients and AdamW's moments, and what autograd keeps of a "
         f"batch over {devices} device(s), no gradient checkpointing: an upper estimate, for "
         "attention matrices are counted that fused kernels never store; bf16 takes about half of "

@@ -19,6 +19,7 @@ from jestcli.models import standalone
 from jestcli.models.cnn import SmallPair
 from jestcli.models.flexi import FlexiVisual, pi_resize_matrix, resize_matrix
 from jestcli.models.towers import Clip
+from jestcli.runs.card import write_card
 from jestcli.runs.inputs import tokenizer_of
 from jestcli.runs.trained import load_folder
 from jestcli.runs.workspace import StageError, Workspace, read_run
@@ -29,7 +30,8 @@ FORMATS = ("open_clip", "hf")
 
 
 def export(folder: Path, out: Path, patch: int | None, form: str, workspace: Workspace) -> str:
-    """Write the model of the run in `folder` to `out`; returns Python that loads it.
+    """Write the model of the run in `folder` to `out`, with a model card; returns Python that loads
+    it.
 
     patch: pixels; one of the run's patch sizes, its finest if None.
     A convolutional tower has no patches, and no form but its own: weights and a short module that
@@ -43,7 +45,17 @@ def export(folder: Path, out: Path, patch: int | None, form: str, workspace: Wor
     _, run = read_run(folder)
     model = load_folder(run, folder)
     if run.model.tower == "cnn":
-        return _export_small(run, model, out)
+        code = _export_small(run, model, out)
+    else:
+        code = _export_towers(folder, run, model, out, patch, form)
+    write_card(folder, out, run, code)
+    return code
+
+
+def _export_towers(
+    folder: Path, run: Run, model: Clip, out: Path, patch: int | None, form: str
+) -> str:
+    """Write towers of open_clip's, in either form."""
     trained = sorted({model.full.patch, model.low.patch})
     patch = patch or trained[0]
     if patch not in trained:

@@ -237,27 +237,6 @@ def in_bytes(n: float) -> str:
     return f"{n:.3g} TB"
 
 
-def as_table(rows: list[list[str]], right: Sequence[int] = (), width: int | None = None) -> str:
-    """Lines of columns, the first row being headings; the first column gives way to `width`."""
-    sizes = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    if width is not None:
-        sizes[0] = max(12, min(sizes[0], width - sum(sizes[1:]) - len(sizes) + 1))
-    lines = []
-    for row in rows:
-        words = [_fitted(row[0], sizes[0]), *row[1:]]
-        cells = (
-            word.rjust(size) if i in right else word.ljust(size)
-            for i, (word, size) in enumerate(zip(words, sizes, strict=True))
-        )
-        lines.append(" ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
-def _fitted(word: str, size: int) -> str:
-    """Its beginning and its last five characters, which name the run."""
-    return word if len(word) <= size else f"{word[: size - 6]}…{word[-5:]}"
-
-
 # --- two and more side by side ------------------------------------------------------------------
 
 

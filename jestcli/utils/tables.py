@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,15 +22,50 @@ class Table:
         head, *rows = (f"| {' | '.join(row)} |" for row in (self.columns, *self.rows))
         return "\n".join([head, f"|{rule}|", *rows])
 
-    def __rich__(self) -> Any:
-        """As rich prints it; "not run" is dim."""
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        """As rich prints it on a terminal, "not run" dim; in a pipe plain lines, uncut."""
+        from rich.box import SIMPLE_HEAD
         from rich.table import Table as RichTable
         from rich.text import Text
 
+        if not console.is_terminal:
+            lines = as_table([self.columns, *self.rows], range(1, len(self.columns)))
+            yield Text("\n".join(x for x in (self.title, lines, self.note) if x) + "\n")
+            return
         left: Any = {"title_justify": "left", "caption_justify": "left"}
-        shown = RichTable(title=self.title, caption=self.note or None, **left)
+        shown = RichTable(
+            title=self.title,
+            caption=self.note or None,
+            box=SIMPLE_HEAD,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+            **left,
+        )
         for i, column in enumerate(self.columns):
             shown.add_column(column, justify="right" if i else "left", overflow="fold")
         for row in self.rows:
             shown.add_row(*(Text(x, style="dim" if x == "not run" else "") for x in row))
-        return shown
+        yield shown
+
+
+def as_table(
+    rows: Sequence[Sequence[str]], right: Sequence[int] = (), width: int | None = None
+) -> str:
+    """Lines of columns, the first row being headings; the first column gives way to `width`."""
+    sizes = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    if width is not None:
+        sizes[0] = max(12, min(sizes[0], width - sum(sizes[1:]) - len(sizes) + 1))
+    lines = []
+    for row in rows:
+        words = [_fitted(row[0], sizes[0]), *row[1:]]
+        cells = (
+            word.rjust(size) if i in right else word.ljust(size)
+            for i, (word, size) in enumerate(zip(words, sizes, strict=True))
+        )
+        lines.append(" ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _fitted(word: str, size: int) -> str:
+    """Its beginning and its last five characters, which name the run."""
+    return word if len(word) <= size else f"{word[: size - 6]}…{word[-5:]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from rich.console import Console
+from rich.text import Text
 from tiny import TINY, tiny_model, tiny_run
 
 from jestcli.config import ConfigError, Model, merge
@@ -54,7 +57,7 @@ def test_every_column_is_there_in_both_forms(tmp_path: Path) -> None:
     assert only.flops["charged"] - only.flops["cached"] == spent + 7 * reference
     markdown, data = plan.write(tmp_path / "p", "title", plans, plan.notes(run, 1, True))
     text = markdown.read_text()
-    assert all(f"{name} %" in text and f"TFLOP {name}" in text for name in plan.CONVENTIONS)
+    assert all(text.count(f"| {name.replace('_', ' ')} |") == 2 for name in plan.CONVENTIONS)
     assert json.loads(data.read_text())["plans"][0]["percent"] == only.percent
 
 
@@ -170,3 +173,24 @@ def test_wrong_words_name_the_nearest() -> None:
         with pytest.raises(ConfigError) as caught:
             call()
         assert words in str(caught.value)
+
+
+def test_a_configuration_is_planned_as_it_would_be_trained(tmp_path: Path) -> None:
+    over = {"data": {"train": ["/pool"], "curated": ["/good"]}, "optim": {"steps": 500}}
+    reference, run = experiment.asked_jobs("jest", over, 3, "cpu")
+    assert run.run == experiment.default_run("jest", over, 3) and run.run.optim.steps == 500
+    assert reference.run == run.run.reference
+    assert [each.name for each in experiment.asked_jobs("uniform", over, 0, "cpu")] == ["uniform"]
+
+
+def test_tables_are_plain_lines_in_a_pipe_and_fit_a_terminal() -> None:
+    plans = plan.make_plans([Job("a-run-with-a-name", 0, tiny_run("flexi"))], timed=False)
+    for terminal in (False, True):
+        out = io.StringIO()
+        console = Console(file=out, force_terminal=terminal, width=80, no_color=True)
+        for table in plan.tables(plans):
+            console.print(table)
+        lines = Text.from_ansi(out.getvalue()).plain.splitlines()
+        assert terminal == any("─" in line for line in lines)
+        assert not terminal or max(map(len, lines)) <= 80
+        assert terminal or any(line.startswith("a-run-with-a-name ") for line in lines)

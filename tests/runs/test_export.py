@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
+import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import open_clip
 import pytest
@@ -17,12 +21,14 @@ from jestcli.config import ConfigError, Run, merge
 from jestcli.data.tokens import small_tokenizer
 from jestcli.models.flexi import Resolution
 from jestcli.models.towers import Clip
+from jestcli.runs.card import push_folder
 from jestcli.runs.export import export, init_from
 from jestcli.runs.trained import MODEL, new_learner
 from jestcli.runs.workspace import StageError, Workspace, start_folder
 from jestcli.training.augment import normalise
-from jestcli.training.checkpoint import save_model
+from jestcli.training.checkpoint import save_model, write_json
 from jestcli.utils import catalogue
+from jestcli.utils.errors import DataError
 
 TEXTS = ["a red car", "Two CATS, one dog!"]
 
@@ -210,3 +216,62 @@ def test_a_malicious_checkpoint_executes_nothing(name: str, tmp_path: Path) -> N
     with pytest.raises(StageError, match="cannot read the checkpoint") as caught:
         init_from(tmp_path / name, tiny_model(tiny_run(), (8,)))
     assert not (tmp_path / "executed").exists() and "\n" not in str(caught.value)
+
+
+def test_the_card_says_what_was_trained_and_what_it_scores(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "data", tmp_path / "runs")
+    run = tiny_run("uniform", source={"noise_share": 0.5})
+    folder, _ = made(run, workspace)
+    scores = {"birds": {"score": 0.25, "stderr": 0.05, "chance": 0.1, "n": 75}}
+    flops = {"cached": 2e12, "charged": 3e12}
+    write_json(folder / "done.json", {"scores": scores, "flops": flops, "part": "test", "steps": 4})
+    export(folder, tmp_path / "out", None, "hf", workspace)
+    card = (tmp_path / "out" / "README.md").read_text()
+    for words in (
+        "Trained by uniform",
+        "not photographs",
+        "50% of the pool's captions",
+        "2 TFLOP",
+        "scoring 3.",
+        "| birds | 25.0 ± 9.8 | 10.00 | 75 |",
+        "Images scored: test",
+        "local-dir:.",
+        "bpe_path='bpe-600",
+    ):
+        assert words in card, words
+    assert str(tmp_path) not in card, "nothing of this machine"
+
+
+def test_a_model_is_pushed_to_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A local server stands for the hub: the client's own requests arrive there."""
+    asked: list[str] = []
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            length = int(self.headers.get("Content-Length", 0))
+            asked.append(f"{self.path} {self.rfile.read(length)[:2000].decode(errors='replace')}")
+            self.send_response(403 if "closed" in asked[-1] else 200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"url": "https://huggingface.co/mine/birds"}).encode())
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "open_clip_config.json").write_text(json.dumps({"bpe_path": f"{out}/bpe.txt.gz"}))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        hub = huggingface_hub.HfApi(f"http://127.0.0.1:{server.server_port}", token="t")
+        sent: list[dict[str, Any]] = []
+        monkeypatch.setattr(hub, "upload_folder", lambda **how: sent.append(how))
+        monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
+        assert push_folder(out, "mine/birds") == f"{hub.endpoint}/mine/birds"
+        with pytest.raises(DataError, match=r"--push mine/closed failed: .*403.* is complete"):
+            push_folder(out, "mine/closed")
+        server.shutdown()
+    assert asked[0].startswith("/api/repos/create") and '"birds"' in asked[0]
+    assert sent == [{"repo_id": "mine/birds", "folder_path": str(out)}]
+    assert json.loads((out / "open_clip_config.json").read_text()) == {"bpe_path": "bpe.txt.gz"}
+    with pytest.raises(ConfigError, match="expected ORG/NAME"):
+        push_folder(out, "birds")
