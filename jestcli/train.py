@@ -46,7 +46,7 @@ from jestcli.training.optimiser import learning_rate, make_optimiser
 from jestcli.training.signals import Interrupted, TrainingError, stop_signals
 from jestcli.training.step import SubBatch, offered, select_sub_batch, train_step
 from jestcli.training.tracking import Track, ignore, tracker
-from jestcli.utils.progress import SILENT, Progress
+from jestcli.utils.progress import SILENT, Progress, duration
 
 LOG_EVERY = 20
 CHECKPOINT_EVERY = 100
@@ -198,8 +198,11 @@ class Trainer:
                 self.track(json.loads(known))
         # MFU is of all devices together.
         peak = peak_flops(world.device) * world.size
-        self.speed = Speed(self.watch, self.step, run.optim.steps, run.optim.batch_size, peak)
+        self.speed = Speed(
+            self.watch, self.step, run.optim.steps, run.optim.batch_size, peak, self.evaluate_at
+        )
         self.line = ""
+        self.score: float | None = None  # the last evaluation's, of this sitting
 
     # --- loop ------------------------------------------------------------------------------------
 
@@ -210,7 +213,8 @@ class Trainer:
                 while self.step < self.run.optim.steps:
                     candidates, choice = self.one_step()
                     if self.step in self.evaluate_at:
-                        self.evaluate_now(candidates, choice)
+                        with self.speed.evaluation():
+                            self.evaluate_now(candidates, choice)
                     # A signal reaches ranks at different steps; they stop together, at the first
                     # that any saw.
                     self.save_if_due(stop := self.world.any(stopped.is_set()))
@@ -251,7 +255,9 @@ class Trainer:
             self.log_step(super_batch, choice, loss)
         if world.main:
             line = self.line if math.isfinite(loss) else "step skipped"
-            parts = (self.label, line, self.inputs.loader.bottleneck)
+            score = f"score {100 * self.score:.1f} %" if self.score is not None else ""
+            left = f"{duration(self.speed.left(done))} left"
+            parts = (self.label, score, left, line, self.inputs.loader.bottleneck)
             self.progress.show(done, run.optim.steps, " · ".join(p for p in parts if p))
         return super_batch, choice
 
@@ -314,6 +320,7 @@ class Trainer:
                 "flops": self.cost_after(self.step).as_dict(),
             }
         )
+        self.score = mean_score(scores) if scores else None
         # For the log alone: what is reported is the last score, never the best.
         if scores and (self.best is None or mean_score(scores) > self.best["mean"]):
             self.best = {"step": self.step, "mean": mean_score(scores)}

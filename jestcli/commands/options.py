@@ -8,12 +8,24 @@ from typing import Annotated
 import typer
 
 
-def _wandb_mode(mode: str) -> str:
-    from jestcli.config import ConfigError, did_you_mean
-    from jestcli.training.tracking import MODES
+def _wandb_mode(given: str) -> str:
+    """The mode; project, entity, group and tags go where wandb, here and in workers, finds them."""
+    import os
 
+    from jestcli.config import ConfigError, did_you_mean
+    from jestcli.training.tracking import MODES, SETTINGS
+    from jestcli.utils.extras import need
+
+    mode, *rest = given.split(",")
     if mode not in MODES:
         raise ConfigError(f"--wandb {mode}{did_you_mean(mode, list(MODES))}")
+    for pair in rest:
+        key, equals, value = pair.partition("=")
+        if key not in SETTINGS or not equals:
+            raise ConfigError(f"--wandb {pair}{did_you_mean(key, list(SETTINGS))}")
+        os.environ[SETTINGS[key]] = value.replace("+", ",")
+    if mode != "off":
+        need(MODES[mode])
     return mode
 
 
@@ -66,7 +78,11 @@ Profile = Annotated[
 ]
 Wandb = Annotated[
     str,
-    typer.Option(callback=_wandb_mode, help="Weights & Biases: off, offline or online."),
+    typer.Option(
+        callback=_wandb_mode,
+        help="Weights & Biases (off, offline or online, such as online,project=P,entity=E,group=G,"
+        "tags=A+B) or tensorboard, in the run's directory. metrics.jsonl is always written.",
+    ),
 ]
 Device = Annotated[
     str, typer.Option(help="Where to compute: auto (a GPU if there is one), cpu or cuda.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
@@ -73,14 +73,25 @@ class Stopwatch:
 class Speed:
     """Examples a second, shares, MFU and time left, since this object was made or last asked."""
 
-    def __init__(self, watch: Stopwatch, step: int, steps: int, batch: int, peak: float):
+    def __init__(
+        self,
+        watch: Stopwatch,
+        step: int,
+        steps: int,
+        batch: int,
+        peak: float,
+        evaluate_at: Collection[int] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self.watch, self.steps, self.batch, self.peak = watch, steps, batch, peak
-        self.first, self.started = step, time.monotonic()
+        self.evaluate_at, self.clock = evaluate_at, clock
+        self.evaluating, self.evaluated, self.warming = 0.0, 0, True
+        self.first, self.started = step, clock()
         self.before = step, self.started, dict(watch.seconds), 0.0
 
     def __call__(self, step: int, flops: float, waited: float = 0.0) -> dict[str, Any]:
         """After `step` steps, `flops` being what a step executes and `waited` seconds for data."""
-        now, seconds = time.monotonic(), dict(self.watch.seconds)
+        now, seconds = self.clock(), dict(self.watch.seconds)
         last, then, before, waited_before = self.before
         # Since the last line and not since the start: a change of speed shows at once.
         self.before = step, now, seconds, waited
@@ -91,8 +102,27 @@ class Speed:
             "shares": {part: spent[part] / total for part in PARTS},
             "waiting_for_data": min(1.0, (waited - waited_before) / wall),
             "mfu": flops * done / total / self.peak,
-            "seconds_left": (self.steps - step) * (now - self.started) / max(step - self.first, 1),
+            "seconds_left": self.left(step),
         }
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Around an evaluation: these come more densely at the start of a run than later."""
+        start = self.clock()
+        yield
+        self.evaluating += self.clock() - start
+        self.evaluated += 1
+
+    def left(self, step: int) -> float:
+        """Seconds from the end of `step` on: steps, and evaluations that are still to come."""
+        if (
+            self.warming and step > self.first
+        ):  # it may have compiled, and filled caches: no measure
+            self.first, self.started, self.warming = step, self.clock(), False
+        spent = self.clock() - self.started - self.evaluating
+        coming = sum(at > step for at in self.evaluate_at)
+        evaluations = coming * self.evaluating / max(self.evaluated, 1)
+        return (self.steps - step) * max(0.0, spent) / max(step - self.first, 1) + evaluations
 
 
 @lru_cache(maxsize=1)
@@ -118,13 +148,6 @@ def peak_flops(device: torch.device) -> float:
             x @ x
         best = min(best, watch.seconds["update"])
     return 2 * n**3 / max(best, 1e-9)
-
-
-def duration(seconds: float) -> str:
-    """Such as "40 s", "12 min", "3.5 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def log_line(record: dict[str, Any]) -> str:
@@ -160,6 +183,4 @@ def log_line(record: dict[str, Any]) -> str:
         if key in cost
     ]
     parts.append("TFLOP " + ", ".join(named))
-    if speed:
-        parts.append(f"{duration(speed['seconds_left'])} left")
     return "; ".join(parts)

@@ -10,6 +10,8 @@ EXTRAS = {
     "resvg_py": "icons",
     "submitit": "slurm",
     "pynvml": "gpu",
+    "wandb": "wandb",
+    "tensorboard": "tensorboard",
     "s3fs": "cloud",
     "gcsfs": "cloud",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -55,40 +56,74 @@ class JsonLines:
 
 
 class Bar(AbstractContextManager["Bar"]):
-    """A bar for each thing that is being done, on a terminal; lines elsewhere."""
+    """Two lines on a terminal, lines elsewhere: what is done, a bar, the step, the last score and
+    the time that is left; below it the rest of a line, as far as there is room.
 
-    def __init__(self, console: Console):
-        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as RichProgress
+    A line's parts are told apart by " · ", the first being the name.
+    """
 
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic):
+        from rich.live import Live
+
+        self.console, self.clock = console, clock
         self.lines = None if console.is_terminal else Lines(console)
-        self.rich = RichProgress(
-            BarColumn(bar_width=16),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.description}", markup=False),
-            console=console,
-            transient=True,
-        )
-        self.task: Any = None
-        self.total = 0
+        self.done = self.total = self.first = 0
+        self.line, self.started = "", clock()
+        self.live = Live(console=console, transient=True, get_renderable=self.render)
 
     def show(self, done: int, total: int, line: str) -> None:
         """Move the bar; another total is another piece of work."""
         if self.lines is not None:
             self.lines.show(done, total, line)
             return
-        if self.task is None or total != self.total:
-            if self.task is not None:
-                self.rich.remove_task(self.task)
-            self.task, self.total = self.rich.add_task("", total=total), total
-        self.rich.update(self.task, completed=done, description=line)
+        if total != self.total or done < self.done:
+            self.total, self.first, self.started = total, done, self.clock()
+        self.done, self.line = done, line
+
+    def left(self) -> str:
+        """The time that is left at the mean speed since this work began here."""
+        spent, did = self.clock() - self.started, self.done - self.first
+        if not did:
+            return ""
+        return f"{duration(spent / did * (self.total - self.done))} left"
+
+    def render(self) -> Any:
+        """The two lines."""
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        if not self.total:
+            return Text("")
+        name, *parts = self.line.split(" · ")
+        score = next((part for part in parts if part.startswith("score ")), "")
+        left = next((part for part in parts if part.endswith(" left")), "")
+        rest = [part for part in parts if part not in (score, left)]
+        words = [f"{self.done:,}/{self.total:,}", score, left or self.left()]
+        about = " · ".join(word for word in words if word)
+        room = max(8, self.console.width - len(about) - 2 - 12)
+        row = Table.grid(padding=(0, 1), expand=True)
+        row.add_column(width=min(len(name), room), no_wrap=True, overflow="ellipsis")
+        row.add_column(ratio=1)
+        row.add_column(no_wrap=True, width=len(about))
+        row.add_row(Text(name), ProgressBar(total=self.total, completed=self.done), Text(about))
+        both = Table.grid(expand=True)
+        both.add_row(row)
+        both.add_row(Text(" · ".join(rest), no_wrap=True, overflow="ellipsis", style="dim"))
+        return both
 
     def __enter__(self) -> Bar:
         if self.lines is None:
-            self.rich.start()
+            self.live.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
         if self.lines is None:
-            self.rich.stop()
+            self.live.stop()
+
+
+def duration(seconds: float) -> str:
+    """Such as "40 s", "12 min", "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -80,3 +80,18 @@ def test_an_error_and_a_warning_are_one_plain_line(
         f"skipped {SHOWN} x of {SHOWN}: {SHOWN} (more of the same are counted only)\n"
         f"jest: {SHOWN} second line\n"
     )
+
+
+def test_the_live_view_has_all_that_matters_in_80_columns() -> None:
+    out, now = io.StringIO(), [0.0]
+    console = Terminal(file=out, force_terminal=True, width=80, no_color=True)
+    bar = Bar(console, lambda: now[0])
+    line = "jest-with-a-long-name@0.8@3000 (seed 11) · score 24.3 % · loss 1.234; " + 9 * "detail "
+    bar.show(0, 30_000, line)
+    now[0] = 60.0
+    bar.show(15_000, 30_000, line)
+    console.print(bar.render())
+    first, second = Text.from_ansi(out.getvalue()).plain.splitlines()[:2]
+    assert first.startswith("jest-with-a-long-na") and max(len(first), len(second)) <= 80
+    assert first.endswith("15,000/30,000 · score 24.3 % · 60 s left") and "━" in first
+    assert second.startswith("loss 1.234; detail")

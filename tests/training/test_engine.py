@@ -14,12 +14,14 @@ from torch import Tensor
 
 from jestcli.config import ConfigError, make_run
 from jestcli.training import gradients
-from jestcli.training.clock import Stopwatch, duration, peak_flops
+from jestcli.training.clock import Speed, Stopwatch, peak_flops
 from jestcli.training.distributed import SINGLE_PROCESS
 from jestcli.training.engine import make_trainee
 from jestcli.training.loss import contrastive_loss
+from jestcli.training.metrics import evaluation_steps
 from jestcli.training.optimiser import make_optimiser
 from jestcli.training.step import encode_pairs, select_sub_batch, train_step
+from jestcli.utils.progress import duration
 
 
 def trained(
@@ -132,3 +134,19 @@ def test_a_part_inside_another_is_taken_out_of_it(monkeypatch: pytest.MonkeyPatc
     monkeypatch.undo()
     assert 1e8 < peak_flops(torch.device("cpu")) < 1e13
     assert [duration(x) for x in (40, 720, 12600)] == ["40 s", "12 min", "3.5 h"]
+
+
+@pytest.mark.parametrize("evaluation,first", [(0.0, 1.0), (20.0, 1.0), (5.0, 60.0)])
+def test_the_time_left_is_right_after_a_minute(evaluation: float, first: float) -> None:
+    """Within 30 %, with evaluations that come densely at first and a first step that compiles."""
+    run = make_run({"optim": {"steps": 1000, "warmup": 1}})
+    now, said, at = [0.0], {}, evaluation_steps(run)
+    speed = Speed(Stopwatch(torch.device("cpu")), 0, 1000, 8, 1e9, at, lambda: now[0])
+    for step in range(1, 1001):
+        now[0] += first if step == 1 else 1.0
+        said[now[0]] = speed.left(step)
+        if step in at:
+            with speed.evaluation():
+                now[0] += evaluation
+    late = {when: left for when, left in said.items() if 60 + first < when < 0.98 * now[0]}
+    assert all(0.7 < left / (now[0] - when) < 1.3 for when, left in late.items())

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 from tiny import tiny_run
 from toy import train_run
 
+from jestcli.commands.options import _wandb_mode
+from jestcli.config import ConfigError
 from jestcli.runs.workspace import Workspace
 from jestcli.training.signals import Interrupted
-from jestcli.training.tracking import ignore, tracker
+from jestcli.training.tracking import SETTINGS, ignore, tracker
+from jestcli.utils import extras
 
 
 class Wandb:
@@ -84,3 +89,33 @@ def test_a_resumed_run_goes_on_in_the_same_one(
     losses = [r for _, r in wandb.logged if "loss" in r]
     assert len(losses) == 1 and {"lr", "speed/examples_per_second"} <= set(losses[0])
     assert all(isinstance(v, int | float | tuple) for _, r in wandb.logged for v in r.values())
+
+
+def test_project_and_the_like_are_settings(
+    wandb: Wandb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in SETTINGS.values():
+        monkeypatch.setenv(name, "")  # so that it is taken back
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(extras, "need", lambda _: None)
+    assert _wandb_mode("offline,project=icons,tags=a+b") == "offline"
+    assert os.environ["WANDB_TAGS"] == "a,b" and "WANDB_ENTITY" not in os.environ
+    with tracker("offline", tmp_path, "x", tiny_run()):
+        assert wandb.begun[0]["project"] == "icons"
+    for word, message in (("online,projct=x", "did you mean project"), ("onlin", "mean online")):
+        with pytest.raises(ConfigError, match=message):
+            _wandb_mode(word)
+
+
+def test_tensorboard_gets_the_same_records(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    Image.new("RGB", (4, 4)).save(tmp_path / "sheet.png")
+    with tracker("tensorboard", tmp_path, "x", tiny_run()) as track:
+        track({"step": 3, "loss": 0.5, "wrong": [0.4, 0.1], "selected": tmp_path / "sheet.png"})
+    read = EventAccumulator(str(tmp_path / "tensorboard"))
+    read.Reload()
+    found = {tag: [(x.step, x.value) for x in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+    assert found["loss"] == [(3, 0.5)] and found["wrong/chosen"] == [(3, pytest.approx(0.1))]
+    assert read.Tags()["images"] == ["selected"]
