@@ -172,6 +172,18 @@ class Data(_Strict):
         """How samples lie in the user's shards."""
         return Layout(self.keys, self.image_types, self.caption_field, self.caption_lines)
 
+    uids: str | None = added(
+        None,
+        description="a DataComp uid file (.npy; `jest inspect` writes such): only these pairs of "
+        "the pool",
+    )
+    uids_sha256: str | None = added(None, description="of that file; filled in")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _uids_by_content(cls, given: Any) -> Any:
+        return _with_hash(given, "uids")
+
     @model_validator(mode="after")
     def _own_shards(self) -> Data:
         if self.weights and (len(self.weights) != len(self.train)):

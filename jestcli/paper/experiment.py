@@ -366,7 +366,8 @@ def _without_pool(overrides: Settings) -> Settings:
     data = overrides.get("data")
     if not isinstance(data, dict):
         return overrides
-    kept = {key: value for key, value in data.items() if key not in ("train", "weights")}
+    pools = ("train", "weights", "uids", "uids_sha256")
+    kept = {key: value for key, value in data.items() if key not in pools}
     return overrides | {"data": kept}
 
 

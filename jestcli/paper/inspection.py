@@ -9,7 +9,6 @@ names the rows of its sub-batch.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import math
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from jestcli.data.bad_samples import BadSample
 from jestcli.data.contact_sheet import contact_sheet
 from jestcli.data.dataset import Dataset
 from jestcli.data.images import fit
+from jestcli.data.uids import uids_of
 from jestcli.paper import choices
 from jestcli.paper import theme as look
 from jestcli.runs.opened import CPU, Opened, open_run
@@ -248,7 +248,7 @@ def _export(opened: Opened, replays: list[Replay], path: Path, report: Report | 
     for *named, s, d, k in zip(keys, places, score, drawn.tolist(), kept.tolist(), strict=True):
         writer.writerow([*named, f"{s:.5g}", d, k])
     write_atomic(path / "scores.csv", out.getvalue().encode())
-    uids = np.array([uid(keys[i]) for i in np.flatnonzero(kept).tolist()], "u8,u8")
+    uids = uids_of([keys[i] for i in np.flatnonzero(kept).tolist()])
     uids.sort()
     np.save(path / "uids.npy", uids)
     return [path / "scores.csv", path / "uids.npy"]
@@ -277,10 +277,3 @@ def score_all(opened: Opened, report: Report = lambda *_: None) -> tuple[np.ndar
     # The last draw begins a second epoch, and what cannot be read has a substitute: once each.
     once, first = np.unique(np.concatenate(rows), return_index=True)
     return once, np.concatenate(score)[first]
-
-
-def uid(key: str) -> tuple[int, int]:
-    """DataComp's two 64-bit halves of a key (see `_export`)."""
-    word = key if len(key) == 32 and set(key) <= set("0123456789abcdef") else ""
-    word = word or hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
-    return int(word[:16], 16), int(word[16:], 16)

@@ -32,6 +32,8 @@ def check_weights(run: Run) -> None:
         a_file = path is not None and (os.sep in path or name == "init")
         if a_file and not Path(path or "").is_file():
             raise ConfigError(f"{name}: no file {path}")
+    if run.data.uids is not None and not Path(run.data.uids).is_file():
+        raise ConfigError(f"data.uids: no file {run.data.uids}")
 
 
 def _check_shards(run: Run) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from jestcli.config import VERIFIED, Data, Model, Run
+from jestcli.config import VERIFIED, Data, Model, Run, file_hash
 from jestcli.data.bad_samples import BadSampleLog
 from jestcli.data.dataset import CaptionNoise, ConcatDataset, Dataset, Transform
 from jestcli.data.decode import fingerprint
@@ -21,6 +21,7 @@ from jestcli.data.pools import relevant, thinned, unverified_rows, verified_rows
 from jestcli.data.shard_dataset import RECORD, open_shards
 from jestcli.data.sources import Loading, identity, list_shards
 from jestcli.data.tokens import SmallTokenizer, small_tokenizer
+from jestcli.data.uids import rows_in
 from jestcli.evaluation.benchmarks import Benchmark, find_benchmarks, list_benchmarks
 from jestcli.evaluation.matching import matching_auc
 from jestcli.icons.build import build_key, shard_urls, world_in
@@ -303,10 +304,16 @@ def drawn_before(run: Run, split: str, step: int) -> int:
 def pool_rows(run: Run, data: RunData) -> np.ndarray | None:
     """int64, ascending: the pairs of `pool_of` that the run's pool holds, before any filter; None:
     all. Raises DataError for a pool_size of more than there are."""
-    rows, size = data.drawable(run), run.source.pool_size
+    rows, size, dataset = data.drawable(run), run.source.pool_size, None
+    if run.data.uids is not None:
+        dataset, named = data.pool_of(run), run.data
+        path, sha256 = Path(named.uids or ""), named.uids_sha256
+        if sha256 is None or (path.is_file() and file_hash(path) != sha256):
+            raise DataError(f"data.uids={path} is not the file this run was made for")
+        rows = rows_in(dataset, rows, path, sha256, data.tables)
     if size is None:
         return rows
-    dataset = data.pool_of(run)
+    dataset = dataset or data.pool_of(run)
     rows = np.arange(len(dataset)) if rows is None else rows
     if size > len(rows):
         raise DataError(f"source.pool_size={size}: the pool has {len(rows):,}")

@@ -12,6 +12,7 @@ import pytest
 from tiny import tiny_run
 from toy import train_run
 
+from jestcli.data.uids import uid
 from jestcli.paper import choices, inspection, theme
 from jestcli.runs.inputs import open_inputs, pool_rows
 from jestcli.runs.opened import newest_selecting, open_run
@@ -95,11 +96,11 @@ def test_the_newest_run_that_selects_is_looked_at(finished: Workspace, tmp_path:
 
 
 def test_uids_are_the_keys_halves_or_their_hash() -> None:
-    assert inspection.uid("00000000000000010000000000000002") == (1, 2)
-    first, second = inspection.uid("mdi:home")
+    assert uid("00000000000000010000000000000002") == (1, 2)
+    first, second = uid("mdi:home")
     assert 0 <= first < 2**64 and 0 <= second < 2**64
-    assert inspection.uid("mdi:home") != inspection.uid("mdi:house")
-    assert len(np.array([inspection.uid("a")], "u8,u8")) == 1
+    assert uid("mdi:home") != uid("mdi:house")
+    assert len(np.array([uid("a")], "u8,u8")) == 1
 
 
 def test_rates_and_diversity_are_what_they_are_called() -> None:
