@@ -292,6 +292,7 @@ def test_a_finished_run_may_be_the_reference(place: Path) -> None:
     embedded = tiny_run().model_dump(mode="json")
     (place / "embedded").mkdir()
     (place / "embedded" / "config.json").write_text(json.dumps({"label": "x", **embedded}))
+    (place / "embedded" / "done.json").write_text(json.dumps({"steps": 1}))
     with pytest.raises(ConfigError, match="it knows the embedded data"):
         asked = forecast_run.Asked({}, place / "out", reference=str(place / "embedded"))
         forecast_run._reference(asked, space, out)

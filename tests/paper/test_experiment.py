@@ -206,8 +206,7 @@ def test_the_overview_counts_shared_work_once(tmp_path: Path, workspace: Workspa
     pair = [experiment(name="a"), experiment(name="b")]
     console.print(overview(pair, workspace))
     assert isinstance(console.file, io.StringIO)
-    rows = [x.split() for x in console.file.getvalue().splitlines() if x.strip(" ")[:1] in "│|"]
-    cells = [[c for c in row if c not in "│"] for row in rows if "14" in row]
+    cells = [row for x in console.file.getvalue().splitlines() if "14" in (row := x.split())]
     assert [row[0] for row in cells] == ["a", "b"]
     assert [row[2:5] for row in cells] == [["14", "0", "14"]] * 2, "7 runs and references a seed"
     assert cells[1][5] == "0.0", "all of it is shared with the first"

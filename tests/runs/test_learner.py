@@ -250,7 +250,8 @@ def test_a_signal_saves_and_the_worker_exits_130(data_root: Path, tmp_path: Path
     while '"done"' not in line:
         line = receive.recv()
     message = json.loads(line)
-    assert message["total"] == 3000 and message["line"].startswith("uniform · loss ")
+    assert message["total"] == 3000 and message["line"].startswith("uniform · ")
+    assert " left · loss " in message["line"]
     process.terminate()
     process.join(30)
     assert process.exitcode == 130
