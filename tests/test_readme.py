@@ -15,7 +15,8 @@ def test_the_answer_in_the_readme_recomputes_from_the_records() -> None:
     text = (ROOT / "README.md").read_text()
     block = text.partition("<!-- answer")[2].partition("<!-- /answer")[0]
     said = block.partition("-->")[2].strip().splitlines()
-    assert said == answer(records), "run `jest plot map`, then copy its answer from cells.md"
+    short, *_, last = answer(records)
+    assert said == [short, "", last], "run `jest plot map`, then copy its words from cells.md"
 
 
 def test_the_readme_shows_both_commands_and_its_pictures_exist() -> None:

@@ -23,6 +23,7 @@ from jestcli.paper.records import Header, Record, value
 from jestcli.paper.saving import (
     MORE,
     REACHED,
+    Cell,
     OverBest,
     Ratio,
     Saving,
@@ -370,46 +371,52 @@ def answer(records: list[Record]) -> list[str]:
     if sure:
         lines += [
             "",
-            f"Over the best simpler recipe, with everything charged, JEST saves in {more} of these "
-            f"{len(sure)} rows that have an interval and costs more in {less_than}; in the others "
-            "the interval holds 1.",
+            f"Over the best simpler recipe, with everything charged, JEST saves in {more} of the "
+            f"{len(sure)} cells and filter ratios that have an interval and costs more in "
+            f"{less_than}; in the others the interval holds 1.",
         ]
     return lines
 
 
 def sentence(records: list[Record]) -> str:
-    """The answer in one sentence, of the poorest and the cleanest pool at JEST's shortest length.
-    "" before the runs that it needs."""
+    """The answer in words, of the poorest and the cleanest pool at JEST's shortest length, each
+    score with its range over seeds. "" before the runs that it needs."""
     curves, parts = at_quality(records), []
     steps = min(lengths(records), default=0)
-    several = [
-        q
-        for q in qualities(records)
-        if len({r["seed"] for r in curves if r["name"] == named("jest", q)}) > 1
-    ] or qualities(records)  # a pool of one seed alone is no headline
-    for quality in sorted({*several[:1], *several[-1:]}, reverse=True):
+    seeds = {
+        q: {r["seed"] for r in curves if r["name"] == named("jest", q)} for q in qualities(records)
+    }
+    several = [q for q, found in seeds.items() if len(found) > 1]  # one seed is no headline
+    shown = several or qualities(records)
+    for quality in sorted({*shown[:1], *shown[-1:]}, reverse=True):
         cell = (records, "jest", quality, steps)
         fewer, less, paid = (saving(*cell, axis) for axis in ("examples", "cached", "charged"))
         if fewer is None:
             continue
         examples = steps * records[0]["batch_size"]
         ends = {
-            name: found[0].mean
+            name: found[0]
             for name in ("jest", *CONTROLS)
             if (found := [c for c in cells(curves, named(name, quality)) if c.examples == examples])
         }
-        best = max((name for name in ends if name != "jest"), key=ends.__getitem__, default=None)
+        best = max((n for n in ends if n != "jest"), key=lambda n: ends[n].mean, default=None)
         text = (
-            f"with {100 * quality:g} % wrong captions JEST, after {examples / 1000:,.0f}k examples "
-            f"at {100 * ends['jest']:.1f} %, needs {_plain(fewer)} fewer examples and "
-            f"{_plain(less)} less compute than uniform training "
-            f"({_plain(paid)} with its reference's)"
+            f"With {100 * quality:g} % wrong captions uniform training needs {_plain(fewer)} the "
+            f"examples and {_plain(less)} the compute ({_plain(paid)} where the reference is "
+            f"charged) for what JEST reaches in {examples / 1000:,.0f}k examples, "
+            f"{_over_seeds(ends['jest'])}"
         )
         if best:
-            text += f", and {style(best).label} is then at {100 * ends[best]:.1f} %"
-        parts.append(text)
-    text = "; ".join(parts)
-    return f"{text[0].upper()}{text[1:]}." if text else ""
+            text += f"; the best simpler recipe, {style(best).label}, is then at "
+            text += _over_seeds(ends[best])
+        parts.append(text + ".")
+    return " ".join(parts)
+
+
+def _over_seeds(cell: Cell) -> str:
+    low, high, n = 100 * min(cell.scores), 100 * max(cell.scores), len(cell.scores)
+    spread = f"{low:.1f} to {high:.1f} over {n} seeds" if n > 1 else "one seed"
+    return f"{100 * cell.mean:.1f} % ({spread})"
 
 
 def _plain(ratio: Ratio | None) -> str:

@@ -56,8 +56,9 @@ def test_winners_and_words_hold_the_records_numbers() -> None:
     assert best[0.8, 375][0][0] == "curated" and best[0.0, 375][0][0] == "jest"
     assert best[0.8, 750][0][0] == "jest"
     short, _, _, rule, *rows, _, sentence = maps.answer(records)
-    assert short.startswith("With 80 % wrong captions JEST, after 96k examples at 4.0 %, needs ×4")
-    assert "; with 0 % wrong captions JEST, after 96k examples at 8.0 %, needs ×2" in short
+    assert short.startswith("With 80 % wrong captions uniform training needs ×4")
+    assert "in 96k examples, 4.0 % (3.9 to 4.1 over 3 seeds); the best simpler recipe, Cur" in short
+    assert ". With 0 % wrong captions uniform training needs ×2" in short
     assert [row[:14] for row in rows] == ["| 96k | 0 % | ", "| 96k | 80 % |"]
     assert " | ×4 [" in rows[1] and "Curated only" in rows[1]
     assert all(row.count("|") == rule.count("|") for row in rows)
