@@ -71,6 +71,16 @@ def place(tmp_path: Path) -> Workspace:
     return Workspace(None, tmp_path / "runs", Loading(workers=0, cache=tmp_path / "cache"))
 
 
+@pytest.fixture
+def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The command in a folder of its own, its workers forked rather than started anew."""
+    popen = SimpleNamespace(Popen=forked.ForkedPopen, PIPE=subprocess.PIPE)
+    monkeypatch.setattr(reproduce, "subprocess", popen)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JEST_RUNS", str(tmp_path / "runs"))
+    return monkeypatch
+
+
 def quiet(*_: Any) -> None:
     pass
 
@@ -78,15 +88,11 @@ def quiet(*_: Any) -> None:
 def test_one_command_trains_on_a_folder_of_jpegs(
     shards: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    at_home: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """From shards to a trained reference, a trained learner and scores."""
-    popen = SimpleNamespace(Popen=forked.ForkedPopen, PIPE=subprocess.PIPE)
-    monkeypatch.setattr(reproduce, "subprocess", popen)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JEST_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setenv("COLUMNS", "200")
+    at_home.setenv("COLUMNS", "200")
     reference = merge(METHODS["curated"], {"optim": {"steps": 2}})
     file = merge(TINY, {"reference": merge(settings(shards), reference)})
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(file))
@@ -109,7 +115,7 @@ def test_one_command_trains_on_a_folder_of_jpegs(
         "data.window=2",
     ):
         words += ["--set", pair]
-    monkeypatch.setattr(sys, "argv", words)
+    at_home.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     out, errors = capsys.readouterr()
@@ -118,7 +124,7 @@ def test_one_command_trains_on_a_folder_of_jpegs(
     assert "flowers" in out and "pairs_i2t" in out and "own data" in out and "icons" not in out
     folders = list((tmp_path / "runs").iterdir())
     assert len(folders) == 2 and all((f / "done.json").exists() for f in folders)
-    monkeypatch.setattr(sys, "argv", ["jest", "eval"])
+    at_home.setattr(sys, "argv", ["jest", "eval"])
     with pytest.raises(SystemExit):
         cli.main()
     out, _ = capsys.readouterr()
@@ -128,14 +134,10 @@ def test_one_command_trains_on_a_folder_of_jpegs(
 def test_a_run_starts_from_a_checkpoint_by_its_content(
     shards: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    at_home: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """`jest train --init FILE`: its weights, and one run directory wherever the file lies."""
-    popen = SimpleNamespace(Popen=forked.ForkedPopen, PIPE=subprocess.PIPE)
-    monkeypatch.setattr(reproduce, "subprocess", popen)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JEST_RUNS", str(tmp_path / "runs"))
     settled = {"optim": {"lr": 1e-12, "steps": 1, "warmup": 1}, "selection": {"low_res_share": 0.5}}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings(shards, **settled)))
     start = trained.new_learner(own_run(shards, "flexi-uniform", seed=7))
@@ -148,7 +150,7 @@ def test_a_run_starts_from_a_checkpoint_by_its_content(
     (tmp_path / "elsewhere" / "copy.pt").write_bytes((tmp_path / "start.pt").read_bytes())
     folders = []
     for name in ("start.pt", "elsewhere/copy.pt"):
-        monkeypatch.setattr(
+        at_home.setattr(
             sys,
             "argv",
             [
@@ -248,7 +250,7 @@ def test_a_runs_folder_is_named_by_its_shards(
 
 
 def test_a_reference_is_the_same_whatever_the_pool_is(shards: Path) -> None:
-    from jestcli.paper.experiment import default_reference, default_run
+    from jestcli.runs.methods import default_reference, default_run
 
     data = {"train": str(shards / "pool"), "weights": [1], "curated": str(shards / "curated")}
     run = default_run("jest", {"data": data}, 0)
