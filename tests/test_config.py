@@ -24,16 +24,18 @@ from jestcli.config import (
     read_yaml,
 )
 from jestcli.paper.experiment import (
+    find_experiment,
+    jobs,
+    profile_jobs,
+    read_experiment,
+)
+from jestcli.runs.methods import (
     FOLDER,
     check_reaches_reference,
     default_reference,
     default_run,
-    find_experiment,
-    jobs,
     method_settings,
     printed,
-    profile_jobs,
-    read_experiment,
 )
 
 EXPERIMENT = """

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from jestcli.config import VERIFIED
-from jestcli.data.dataset import CaptionNoise
+from jestcli.data.caption_noise import CaptionNoise
 from jestcli.forecast.answer import ranking
 from jestcli.forecast.seen import _embed
 from jestcli.forecast.share import BOUND, ESTIMATE, estimate, looks_wrong, score

@@ -21,10 +21,10 @@ from jestcli.data.loader import SuperBatch, SuperBatchLoader
 from jestcli.models.flexi import Resolution
 from jestcli.models.flops import forward_flops
 from jestcli.models.towers import Clip
-from jestcli.paper.experiment import default_run
 from jestcli.paper.inspection import own_learnability
 from jestcli.runs.evaluate import list_runs
 from jestcli.runs.inputs import sources, transform_of
+from jestcli.runs.methods import default_run
 from jestcli.runs.reference import OpenedReference
 from jestcli.runs.trained import MODEL, THREADS, load_folder, new_learner
 from jestcli.runs.workspace import StageError, Workspace, read_run

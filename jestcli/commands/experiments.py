@@ -74,7 +74,11 @@ def reproduce(
     slurm: Slurm = None,
 ) -> None:
     """From nothing to the paper's figure and table on the embedded data."""
-    from jestcli.paper.experiment import find_experiment, list_experiments, read_experiment
+    from jestcli.paper.experiment import (
+        find_experiment,
+        list_experiments,
+        read_experiment,
+    )
 
     if list_ and experiment is None:
         from jestcli.paper.scheduler import overview

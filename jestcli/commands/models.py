@@ -132,7 +132,7 @@ def show_config(
     import yaml
 
     from jestcli.data.sources import runs_beside
-    from jestcli.paper.experiment import default_run, printed
+    from jestcli.runs.methods import default_run, printed
 
     asked = read_asked(config, [*set_, *(words or ())], method, seed)
     run = default_run(asked.method, asked.settings, asked.seed, profile)
@@ -160,8 +160,8 @@ def doctor(
     ] = False,
 ) -> None:
     """Check machine, versions, folders and data before a long run; 1 if something will break."""
-    from jestcli.paper.experiment import default_run
     from jestcli.runs import doctor as stage
+    from jestcli.runs.methods import default_run
 
     asked = read_asked(config, [*set_, *(words or ())], method)
     run = default_run(asked.method, asked.settings, asked.seed, profile)

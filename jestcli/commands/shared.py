@@ -49,7 +49,7 @@ def read_asked(
     settings contradict the method.
     """
     from jestcli.config import ConfigError, merge, parse_overrides, read_yaml
-    from jestcli.paper.experiment import check_method, method_of
+    from jestcli.runs.methods import check_method, method_of
 
     of_file = read_yaml(config) if config else {}
     places = {str(config): of_file, "--set": parse_overrides(pairs)}
@@ -106,7 +106,7 @@ def run_of_settings(
     """The directory of the run that `jest train` makes of these; None where none is given."""
     if config is None and method is None and not pairs:
         return None
-    from jestcli.paper.experiment import default_run
+    from jestcli.runs.methods import default_run
 
     asked = read_asked(config, pairs, method)
     return workspace.folder(default_run(asked.method, asked.settings, asked.seed, profile))

@@ -68,8 +68,9 @@ def train_reference(
     learner's.
     """
     from jestcli.config import merge
-    from jestcli.paper.experiment import Job, check_reaches_reference, default_reference
+    from jestcli.paper.experiment import Job
     from jestcli.runs.at_once import check_at_once
+    from jestcli.runs.methods import check_reaches_reference, default_reference
 
     pairs = [*set_, *(words or ())]
     check_reaches_reference(pairs)
@@ -112,8 +113,9 @@ def train(
     On several GPUs or processes: torchrun --nproc-per-node N -m jestcli train ... (docs/cluster.md)
     """
     from jestcli.config import merge
-    from jestcli.paper.experiment import Job, default_run
+    from jestcli.paper.experiment import Job
     from jestcli.runs.at_once import check_at_once
+    from jestcli.runs.methods import default_run
 
     asked = read_asked(config, [*set_, *(words or ())], method, seed)
     settings = with_models(asked.settings, reference, init)
@@ -150,8 +152,9 @@ def cache_reference(
     remote; `jest train` with the same settings then reads them and embeds only what is missing.
     """
     from jestcli.config import ConfigError, merge
-    from jestcli.paper.experiment import Job, default_run
+    from jestcli.paper.experiment import Job
     from jestcli.runs.at_once import check_at_once
+    from jestcli.runs.methods import default_run
 
     asked = read_asked(config, [*set_, *(words or ())], method, seed)
     settings = with_models(asked.settings, reference, None)

@@ -29,9 +29,9 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from jestcli.data.bad_samples import FULL, BadSample, BadSampleLog, BadSampleRecord
-from jestcli.data.dataset import Dataset, Samples, Transform, in_sequence, merged
+from jestcli.data.dataset import Dataset, Samples, Transform, in_sequence, merged, picked
 from jestcli.data.images import fit
-from jestcli.data.order import Order, Pick
+from jestcli.data.order import Order
 from jestcli.data.sources import Loading
 from jestcli.utils.errors import DataError
 from jestcli.utils.parallel import usable_cores
@@ -223,7 +223,7 @@ class _Chunks(TorchDataset[Chunk]):
                 keys = {i: (source.name, positions[i], attempt) for i in left.tolist()}
                 old = {i: self.known[key] for i, key in keys.items() if key in self.known}
             fresh = left[~np.isin(left, list(old))] if old else left
-            samples = dataset.read(rows[fresh], self.transform, _picked(pick, fresh))
+            samples = dataset.read(rows[fresh], self.transform, picked(pick, fresh))
             for at, reason in samples.bad.items():
                 i = int(fresh[at])
                 old[i] = record(source, positions[i], attempt, int(rows[i]), reason)
@@ -249,11 +249,6 @@ def record(
     shard = source.dataset.places(np.array([row]))[0]
     key = source.dataset.name(row).removeprefix(f"{shard}:")
     return BadSampleRecord(source.name, position, attempt, shard, key, str(reason), reason.whole)
-
-
-def _picked(pick: Pick | None, places: np.ndarray) -> Pick | None:
-    """The same choice where only these places are read."""
-    return None if pick is None else lambda i, n: pick(int(places[i]), n)
 
 
 class _Tasks:

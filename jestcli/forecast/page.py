@@ -21,10 +21,11 @@ from jestcli.forecast.races import RECIPES, Races
 from jestcli.forecast.sample import Sample
 from jestcli.forecast.seen import Seen
 from jestcli.forecast.share import BOUND, ESTIMATE, Share
-from jestcli.paper.experiment import Job, default_run
+from jestcli.paper.experiment import Job
 from jestcli.paper.plan import make_plans
 from jestcli.paper.records import Record
 from jestcli.paper.saving import LESS, MORE
+from jestcli.runs.methods import default_run
 from jestcli.utils import catalogue
 from jestcli.utils.io import save_bytes, save_text
 

@@ -13,10 +13,11 @@ from typing import Any
 
 from jestcli.config import ConfigError, Run, make_run, merge
 from jestcli.models.flops import step_cost
-from jestcli.paper.experiment import Job, build_run, read_profile
+from jestcli.paper.experiment import Job
 from jestcli.paper.plan import calibrate
 from jestcli.paper.records import Record, collect
 from jestcli.paper.scheduler import plan, run_stages
+from jestcli.runs.methods import build_run, read_profile
 from jestcli.runs.trained import learner_flops, on_meta
 from jestcli.runs.workspace import Workspace
 

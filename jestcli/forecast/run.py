@@ -15,7 +15,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from jestcli.config import ConfigError, Model, Run, explain, make_run, merge
-from jestcli.data.dataset import CaptionNoise, Dataset
+from jestcli.data.caption_noise import CaptionNoise
+from jestcli.data.dataset import Dataset
 from jestcli.data.decoded import DecodedDataset, build_decoded
 from jestcli.data.sources import ShardError, list_shards
 from jestcli.data.tar import read_index
@@ -25,10 +26,10 @@ from jestcli.forecast.answer import answer
 from jestcli.forecast.races import Races
 from jestcli.forecast.sample import Sample, hold_out, take
 from jestcli.forecast.seen import look
-from jestcli.paper.experiment import read_profile
 from jestcli.runs.data import bars
 from jestcli.runs.given import find_reference
 from jestcli.runs.inputs import RunData, data_of, pool_rows
+from jestcli.runs.methods import read_profile
 from jestcli.runs.trained import THREADS
 from jestcli.runs.workspace import Workspace, read_run
 from jestcli.training.devices import set_threads

@@ -21,44 +21,33 @@ c: [x, y]}` stands for every combination, called name@1@x, name@1@y, ... In plac
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from importlib.resources import files
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from jestcli.config import (
-    METHODS,
-    ConfigError,
-    Run,
-    did_you_mean,
-    explain,
-    make_run,
-    merge,
-    needs_reference,
-    read_yaml,
+from jestcli.config import METHODS, ConfigError, Run, explain, merge, read_yaml
+from jestcli.runs.methods import (
+    FOLDER,
+    PROFILES,
+    SHARE,
+    Settings,
+    build_run,
+    check_method,
+    default_run,
+    files_in,
+    for_reference,
+    pick,
+    read_profile,
+    telling,
 )
 
-T = TypeVar("T")
-Settings = dict[str, Any]
-
-
-def _shipped() -> Path:
-    """`experiments/`: inside the package in a wheel, beside it in a checkout."""
-    package = Path(str(files("jestcli")))
-    inside = package / "experiments"
-    return inside if inside.is_dir() else package.parent / "experiments"
-
-
-FOLDER = _shipped()
 WORTH = ("map", "table1", "figure3", "figure5", "figure4", "table2", "table3", "figure2")
 HEADLINE_REFERENCES = {"strong": "reference", "strong++": "reference++"}
-PROFILES = FOLDER / "profiles"
-DEFAULT_PROFILE = "cpu"  # what `jest train` takes without --profile
 
 
 class _Strict(BaseModel):
@@ -138,25 +127,13 @@ class Job:
         return f"{self.name} (seed {self.seed})"
 
 
-def _pick(known: Mapping[str, T], what: str, word: str, written: str = "") -> T:
-    """Raises ConfigError with the nearest name."""
-    if word not in known:
-        near = did_you_mean(word, list(known))
-        raise ConfigError(f"no {what} {(written or word)!r}{near}")
-    return known[word]
-
-
-def _in(folder: Path) -> dict[str, Path]:
-    return {p.stem: p for p in sorted(folder.glob("*.yaml"))}
-
-
 # --- files ---------------------------------------------------------------------------------------
 
 
 def find_experiment(word: str) -> Path:
     """A path, or a name in `experiments/`. Raises ConfigError with the nearest name."""
     path = Path(word)
-    return path if path.suffix in (".yaml", ".yml") else _pick(_in(FOLDER), "experiment", word)
+    return path if path.suffix in (".yaml", ".yml") else pick(files_in(FOLDER), "experiment", word)
 
 
 def read_experiment(path: Path) -> Experiment:
@@ -180,7 +157,7 @@ def read_experiment(path: Path) -> Experiment:
 
 def list_experiments() -> list[Experiment]:
     """Those in `experiments/`, in order of worth: the headline first."""
-    found = [read_experiment(path) for path in _in(FOLDER).values()]
+    found = [read_experiment(path) for path in files_in(FOLDER).values()]
     worth = {name: i for i, name in enumerate(WORTH)}
     return sorted(found, key=lambda e: (worth.get(e.name, len(WORTH)), e.name))
 
@@ -229,13 +206,6 @@ def _nested(flat: Iterable[tuple[str, Any]]) -> Settings:
     return out
 
 
-def read_profile(word: str) -> Settings:
-    """A scale profile's settings: its file without `about`. Raises ConfigError with the nearest
-    name."""
-    settings = read_yaml(_pick(_in(PROFILES), "profile", word))
-    return {key: value for key, value in settings.items() if key != "about"}
-
-
 # --- jobs ----------------------------------------------------------------------------------------
 
 
@@ -261,11 +231,11 @@ def planned_jobs(word: str, overrides: Settings) -> list[Job]:
 
     Raises ConfigError with the nearest name.
     """
-    profiles = _in(PROFILES)
+    profiles = files_in(PROFILES)
     if word in profiles:
         return profile_jobs(word, overrides)
     if Path(word).suffix not in (".yaml", ".yml"):
-        _pick(profiles | _in(FOLDER), "profile or experiment", word)
+        pick(profiles | files_in(FOLDER), "profile or experiment", word)
     experiment = read_experiment(find_experiment(word))
     return jobs(experiment, overrides, seeds=experiment.seeds[:1])
 
@@ -282,7 +252,7 @@ def jobs(
     first what the file's tiers list. Raises ConfigError for a name that fits nothing, and for an
     override of what tells methods apart.
     """
-    for key in _telling(overrides).keys() - {SHARE}:
+    for key in telling(overrides).keys() - {SHARE}:
         raise ConfigError(f"--set {key}: an experiment's runs are told apart by it")
     tiers = [Tier(runs=names or list(experiment.runs), seeds=seeds)]
     if names is None and seeds is None:
@@ -302,7 +272,7 @@ def _matching(experiment: Experiment, patterns: list[str]) -> list[str]:
     for pattern in patterns:
         names = [name for name in experiment.runs if fnmatchcase(name, pattern)]
         if not names:
-            _pick(experiment.runs, "run", pattern)
+            pick(experiment.runs, "run", pattern)
         found |= dict.fromkeys(names)
     return list(found)
 
@@ -312,7 +282,7 @@ def _expanded(experiment: Experiment, name: str, seed: int, overrides: Settings)
     written = experiment.runs[name]
     if isinstance(written, str):
         other, original = _elsewhere(written)
-        _pick(other.runs, "run", original, written)
+        pick(other.runs, "run", original, written)
         *before, job = _expanded(other, original, seed, overrides)
         return [*before, Job(name, seed, job.run)]
     settings = dict(written)
@@ -333,192 +303,9 @@ def _elsewhere(word: str) -> tuple[Experiment, str]:
 
 
 def _reference(experiment: Experiment, name: str, seed: int, overrides: Settings) -> Settings:
-    written = _pick(experiment.references, "reference", name)
+    written = pick(experiment.references, "reference", name)
     if isinstance(written, str):
         other, original = _elsewhere(written)
         return _reference(other, original, seed, overrides)
-    base = merge(merge(experiment.base, {"seed": seed}), _for_reference(overrides))
+    base = merge(merge(experiment.base, {"seed": seed}), for_reference(overrides))
     return merge(merge(base, METHODS["curated"]), written)
-
-
-LEARNERS_OWN = {"optim", "selection", "source", "engine", "reference_model"}
-LEARNERS_OWN |= {"init_from_reference", "init", "init_sha256"}
-
-
-def check_reaches_reference(pairs: list[str]) -> None:
-    """Raise ConfigError for a `--set` of `jest train-reference` that does not reach it."""
-    for pair in pairs:
-        if pair.split("=")[0].split(".")[0] in LEARNERS_OWN:
-            raise ConfigError(f"--set {pair} is the learner's: say --set reference.{pair}")
-
-
-def _for_reference(overrides: Settings) -> Settings:
-    """Those overrides that reach a reference too: not what makes it one, its steps and source."""
-    own = {*LEARNERS_OWN, "reference"}
-    reaches = {key: value for key, value in overrides.items() if key not in own}
-    if isinstance(reaches.get("model"), dict):
-        reaches["model"] = {k: v for k, v in reaches["model"].items() if k != "lock_image"}
-    return _without_pool(reaches)
-
-
-def _without_pool(overrides: Settings) -> Settings:
-    """A reference reads the curated set alone: the same one, whatever the pool is."""
-    data = overrides.get("data")
-    if not isinstance(data, dict):
-        return overrides
-    pools = ("train", "weights", "uids", "uids_sha256")
-    kept = {key: value for key, value in data.items() if key not in pools}
-    return overrides | {"data": kept}
-
-
-# --- one run -------------------------------------------------------------------------------------
-
-
-def build_run(settings: Settings, base: Settings, overrides: Settings) -> Run:
-    """A Run from a method's meaning, settings on top and the command line's overrides last.
-
-    Raises ConfigError, also for a sampler that is not there, before anything is built or trained.
-    """
-    settings = dict(settings)
-    method = str(settings.pop("method", "uniform"))
-    run = make_run(merge(merge(merge(base, method_settings(method)), settings), overrides))
-    sampler = run.selection.sampler
-    if sampler not in ("uniform", "joint") and ":" not in sampler:  # own ones: where they run
-        from jestcli.selection.registry import find  # imports torch
-
-        try:
-            find(sampler)
-        except ValueError as problem:
-            raise ConfigError(f"selection.{problem}") from None
-    return run
-
-
-def method_settings(method: str) -> Settings:
-    """What a method's name means; a sampler's name, or `module:function` of the user's own, is
-    that sampler. Raises ConfigError."""
-    if method in METHODS:
-        return METHODS[method]
-    if ":" not in method:
-        from jestcli.selection.registry import SAMPLERS  # imports torch
-
-        if method not in SAMPLERS:
-            _pick(METHODS, "method", method)
-    return {"selection": {"sampler": method}}
-
-
-SHARE = "selection.low_res_share"
-# What tells methods apart, by default; the share does by being zero or not.
-TELLING = {
-    "selection.sampler": "uniform",
-    "selection.criterion": "learnability",
-    "selection.low_res_scoring": False,
-    SHARE: False,
-    "source.kind": "pool",
-    "init_from_reference": False,
-}
-
-
-def _at(settings: Settings, key: str) -> Any:
-    """The value of a dotted key; None where there is none."""
-    value: Any = settings
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
-
-
-def _telling(settings: Settings) -> Settings:
-    """Of these settings those that tell methods apart, by dotted key."""
-    found = {key: _at(settings, key) for key in TELLING}
-    if found[SHARE] is not None:
-        found[SHARE] = bool(found[SHARE])
-    return {key: value for key, value in found.items() if value is not None}
-
-
-def _meant_by(telling: Settings) -> str | None:
-    """The method that these settings are."""
-    return next((m for m in METHODS if TELLING | _telling(METHODS[m]) == telling), None)
-
-
-def method_of(settings: Settings, default: str = "jest") -> str:
-    """The method that settings mean which name none: `default`, unless they say otherwise."""
-    given = _telling(settings)
-    telling = TELLING | _telling(METHODS[default]) | given
-    named = _meant_by(telling) if given else default
-    plain = _meant_by(TELLING | {"selection.sampler": telling["selection.sampler"]})
-    return named or plain or str(telling["selection.sampler"])
-
-
-def check_method(method: str, places: dict[str, Settings]) -> None:
-    """Raise ConfigError where the settings of a place (a file, the command line) contradict what
-    `method` means, or make another method of it."""
-    own = _telling(method_settings(method))
-    meant = TELLING | own
-    whole = dict(meant)
-    for given in places.values():
-        whole |= _telling(given)
-    other = _meant_by(whole)
-    for place, given in places.items():
-        for key, value in _telling(given).items():
-            if value != meant[key] and (key in own or other is not None):
-                means = _at(method_settings(method), key) or (0 if key == SHARE else meant[key])
-                said = f"--method {method} means {key}={means}, but {place} says {_at(given, key)}"
-                near = f"say --method {other}, or " if other else ""
-                raise ConfigError(f"{said}: {near}leave {key} out there")
-
-
-def printed(method: str, run: Run) -> Settings:
-    """A run's settings as a file states them: its method by name, without what that sets."""
-    settings = {"method": method, **run.model_dump(mode="json")}
-    plain = Run().model_dump(mode="json")
-    for key in (*TELLING, "source.curated_share"):
-        meant = _at(method_settings(method), key)
-        if _at(settings, key) == (_at(plain, key) if meant is None else meant):
-            path, _, last = key.rpartition(".")
-            del (_at(settings, path) if path else settings)[last]
-    if run.reference is None:
-        del settings["reference"]
-    elif settings["reference"]["seed"] == run.seed:
-        del settings["reference"]["seed"]  # it follows --seed, too
-    return settings
-
-
-def default_run(method: str, overrides: Settings, seed: int, profile: str = DEFAULT_PROFILE) -> Run:
-    """What `jest train --method NAME --profile NAME` trains, with its reference if it reads one.
-
-    overrides: settings on top; what they say under `reference` is for methods that read one.
-    Raises ConfigError.
-    """
-    settings = _of_profile(profile, overrides)
-    settings.pop("reference", None)
-    source = overrides.get("source")
-    filtered = isinstance(source, dict) and source.get("kind") == "filtered"
-    reads = needs_reference(method) or filtered or overrides.get("init_from_reference") is True
-    if reads and not overrides.get("reference_model"):
-        whole = overrides.get("reference")
-        # A run's own settings stand as they are; some settings are laid on the profile's.
-        if not isinstance(whole, dict) or not whole.keys() >= Run.model_fields.keys():
-            whole = default_reference(overrides, seed, profile).model_dump()
-        settings["reference"] = whole
-    rest = {key: value for key, value in overrides.items() if key != "reference"}
-    return build_run({"method": method, "seed": seed}, settings, rest)
-
-
-def _of_profile(word: str, overrides: Settings) -> Settings:
-    """A profile's settings; its towers only where the overrides do not name others."""
-    settings, model = read_profile(word), overrides.get("model")
-    if isinstance(model, dict) and not model.keys().isdisjoint(("name", "tower")):
-        settings.pop("model", None)  # one tower's width means nothing to another
-    return settings
-
-
-def default_reference(overrides: Settings, seed: int, profile: str = DEFAULT_PROFILE) -> Run:
-    """The one reference that `jest train-reference` and `jest train` mean by these settings: the
-    profile's data and towers, and what profile and overrides say under `reference`. `optim`,
-    `source` and what else is the learner's own do not reach it. Raises ConfigError."""
-    settings = _of_profile(profile, overrides)
-    given = overrides.get("reference") or {}
-    if not isinstance(given, dict):
-        raise ConfigError(f"reference: {given!r} is no mapping of settings")
-    own = merge(METHODS["curated"], settings.get("reference", {}))
-    base = merge(_for_reference(settings), own) | {"seed": seed}
-    return make_run(merge(merge(base, _for_reference(overrides)), given))

@@ -7,9 +7,10 @@ from typing import Any
 
 from jestcli.paper import curves, grid, map, theme
 from jestcli.paper.caption import caption
-from jestcli.paper.experiment import FOLDER, Experiment, Job
+from jestcli.paper.experiment import Experiment, Job
 from jestcli.paper.records import Header, Record, collect, load_records, save_records
 from jestcli.paper.table import HEADLINE, build, render, write
+from jestcli.runs.methods import FOLDER
 from jestcli.runs.workspace import StageError, Workspace, is_done
 
 COMMITTED = FOLDER.parent / "results"  # of a checkout; a wheel holds none

@@ -12,7 +12,9 @@ import torch
 
 from jestcli.config import VERIFIED, Data, Model, Run, file_hash
 from jestcli.data.bad_samples import BadSampleLog
-from jestcli.data.dataset import CaptionNoise, ConcatDataset, Dataset, Transform
+from jestcli.data.caption_noise import CaptionNoise
+from jestcli.data.concat import ConcatDataset
+from jestcli.data.dataset import Dataset, Transform
 from jestcli.data.decode import fingerprint
 from jestcli.data.decoded import DecodedDataset, build_decoded
 from jestcli.data.images import DECODER

@@ -14,7 +14,8 @@ from tiny import draw, fake_dataset, fake_source, tiny_run
 from toy import train_run
 
 from jestcli.config import Run
-from jestcli.data.dataset import CaptionNoise, Transform
+from jestcli.data.caption_noise import CaptionNoise
+from jestcli.data.dataset import Transform
 from jestcli.data.decoded import DecodedDataset
 from jestcli.data.loader import Source, SuperBatchLoader
 from jestcli.data.pools import unverified_rows, verified_rows

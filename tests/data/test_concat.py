@@ -9,7 +9,9 @@ from tiny import fake_dataset, tiny_run
 from toy import train_run
 
 from jestcli.config import ConfigError, make_run, merge
-from jestcli.data.dataset import CaptionNoise, ConcatDataset, Transform
+from jestcli.data.caption_noise import CaptionNoise
+from jestcli.data.concat import ConcatDataset
+from jestcli.data.dataset import Transform
 from jestcli.paper.experiment import Job
 from jestcli.paper.inspection import inspect
 from jestcli.paper.scheduler import plan

@@ -13,8 +13,8 @@ from jestcli.config import make_run, merge
 from jestcli.data.shard_dataset import open_shards
 from jestcli.data.sources import Loading
 from jestcli.data.uids import read_uids, rows_in, uid, uids_of
-from jestcli.paper.experiment import default_run
 from jestcli.runs.inputs import pool_rows
+from jestcli.runs.methods import default_run
 from jestcli.runs.workspace import Workspace
 from jestcli.utils.errors import DataError
 

@@ -30,7 +30,7 @@ from jestcli.forecast.races import RECIPES, Races
 from jestcli.forecast.sample import take
 from jestcli.forecast.seen import look, opened
 from jestcli.paper import scheduler
-from jestcli.paper.experiment import default_run
+from jestcli.runs.methods import default_run
 from jestcli.runs.reference import open_reference
 from jestcli.runs.workspace import Workspace
 from jestcli.train import train

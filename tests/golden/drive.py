@@ -152,7 +152,8 @@ def all_records(place: Place, folder: Path) -> dict[str, dict[str, Record]]:
 
 def digests() -> dict[str, dict[str, str]]:
     """experiment or profile -> "run seed" -> the digest that names its directory."""
-    from jestcli.paper.experiment import FOLDER, jobs, profile_jobs, read_experiment
+    from jestcli.paper.experiment import jobs, profile_jobs, read_experiment
+    from jestcli.runs.methods import FOLDER
 
     work = {path.stem: jobs(read_experiment(path), {}) for path in FOLDER.glob("*.yaml")}
     for path in (FOLDER / "profiles").glob("*.yaml"):

@@ -6,10 +6,11 @@ from simulated_studies import record as plain
 from synthetic_records import HEADER, tiny
 
 from jestcli.paper.claims import BEST, CLAIMS, FLEXI, JEST, gather
-from jestcli.paper.experiment import FOLDER, jobs, list_experiments, read_experiment
+from jestcli.paper.experiment import jobs, list_experiments, read_experiment
 from jestcli.paper.records import save_records
 from jestcli.paper.report import report
 from jestcli.paper.verdicts import CONTRADICTED, HOLDS, MISSING, judge, judge_all
+from jestcli.runs.methods import FOLDER
 
 BY_KEY = {claim.key: claim for claim in CLAIMS}
 

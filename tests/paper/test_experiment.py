@@ -14,7 +14,6 @@ from toy import train_run
 from jestcli.config import ConfigError
 from jestcli.paper import scheduler as reproduce
 from jestcli.paper.experiment import (
-    FOLDER,
     Experiment,
     Job,
     jobs,
@@ -24,6 +23,7 @@ from jestcli.paper.experiment import (
 from jestcli.paper.methods import line_of
 from jestcli.paper.scheduler import Stage, cost_table, overview, plan, seconds_per_flop
 from jestcli.runs import reference
+from jestcli.runs.methods import FOLDER
 from jestcli.runs.workspace import Workspace
 
 

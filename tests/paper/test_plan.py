@@ -19,16 +19,14 @@ from jestcli.models.flops import forward_flops
 from jestcli.models.memory import training_memory
 from jestcli.paper import experiment, plan
 from jestcli.paper.experiment import (
-    PROFILES,
     Job,
-    default_reference,
-    default_run,
     find_experiment,
     planned_jobs,
     profile_jobs,
     read_experiment,
-    read_profile,
 )
+from jestcli.runs import methods
+from jestcli.runs.methods import PROFILES, default_reference, default_run, read_profile
 
 
 def test_the_papers_configuration_costs_what_the_paper_prints() -> None:
@@ -135,7 +133,8 @@ def test_cpu_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         },
     )
     (tmp_path / "cpu.yaml").write_text(yaml.safe_dump({"about": "another regime", **changed}))
-    monkeypatch.setattr(experiment, "PROFILES", tmp_path)
+    for module in (experiment, methods):
+        monkeypatch.setattr(module, "PROFILES", tmp_path)
     run, reference = default_run("jest", {}, 0), default_reference({}, 0)
     assert run.data.level == "changed" and run.optim.steps == 701
     assert reference == run.reference and reference.optim.lr == 0.5
@@ -178,7 +177,7 @@ def test_wrong_words_name_the_nearest() -> None:
 def test_a_configuration_is_planned_as_it_would_be_trained(tmp_path: Path) -> None:
     over = {"data": {"train": ["/pool"], "curated": ["/good"]}, "optim": {"steps": 500}}
     reference, run = experiment.asked_jobs("jest", over, 3, "cpu")
-    assert run.run == experiment.default_run("jest", over, 3) and run.run.optim.steps == 500
+    assert run.run == methods.default_run("jest", over, 3) and run.run.optim.steps == 500
     assert reference.run == run.run.reference
     assert [each.name for each in experiment.asked_jobs("uniform", over, 0, "cpu")] == ["uniform"]
 

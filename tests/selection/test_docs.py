@@ -8,7 +8,7 @@ import pytest
 import torch
 from selection_oracle import make_pairs
 
-from jestcli.paper.experiment import build_run
+from jestcli.runs.methods import build_run
 from jestcli.selection import SAMPLERS, Task, names, noise, registry, select
 from jestcli.selection.scores import CRITERIA
 

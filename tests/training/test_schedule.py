@@ -21,10 +21,11 @@ from jestcli.data.shard_dataset import open_shards
 from jestcli.data.sources import Loading
 from jestcli.data.tokens import small_tokenizer
 from jestcli.models.flops import ForwardFlops, run_cost, step_cost
-from jestcli.paper.experiment import FOLDER, Job, jobs, read_experiment
+from jestcli.paper.experiment import Job, jobs, read_experiment
 from jestcli.paper.plan import make_plans
 from jestcli.paper.records import collect
 from jestcli.runs.inputs import drawn_before, splits
+from jestcli.runs.methods import FOLDER
 from jestcli.runs.workspace import Workspace, read_done
 from jestcli.training.metrics import METRICS
 from jestcli.training.signals import Interrupted

@@ -24,7 +24,8 @@ from typing import Any, NoReturn
 from jestcli.commands.experiments import read_jobs
 from jestcli.config import ConfigError, did_you_mean
 from jestcli.icons.build import default_root
-from jestcli.paper.experiment import FOLDER, Job, read_experiment
+from jestcli.paper.experiment import Job, read_experiment
+from jestcli.runs.methods import FOLDER
 from jestcli.runs.workspace import Workspace, is_done
 from jestcli.training.energy import EnergyMeter
 from jestcli.utils.errors import DataError
