@@ -20,8 +20,8 @@ import yaml
 from tiny import TINY, tiny_reference, tiny_run
 
 import jestcli
-from jestcli.paper import experiment
 from jestcli.paper import scheduler as reproduce
+from jestcli.runs import methods
 from jestcli.runs.workspace import Workspace, is_done
 from jestcli.train import Trainer
 from jestcli.utils.extras import EXTRAS
@@ -116,7 +116,7 @@ def test_an_unforeseen_error_is_one_line_that_names_its_trace(
     def broken(*_: Any) -> None:
         raise KeyError("[red]two\nlines")
 
-    monkeypatch.setattr(experiment, "default_run", broken)
+    monkeypatch.setattr(methods, "default_run", broken)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     code, out, errors = command(*words)
     (trace,) = tmp_path.glob("jest-error-*.txt")
@@ -135,10 +135,10 @@ def test_what_the_machine_refuses_is_no_bug(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "results/figure1.png")
 
-    monkeypatch.setattr(experiment, "default_run", full)
+    monkeypatch.setattr(methods, "default_run", full)
     assert command("config") == (1, "", "jest: No space left on device: results/figure1.png\n")
     monkeypatch.setattr(tempfile, "mkstemp", full)  # no room for the trace either
-    monkeypatch.setattr(experiment, "default_run", lambda *_: 1 / 0)
+    monkeypatch.setattr(methods, "default_run", lambda *_: 1 / 0)
     said = "jest: unforeseen: ZeroDivisionError: division by zero; run it with --debug to see where"
     assert command("config") == (70, "", said + "\n")
 

@@ -19,8 +19,8 @@ from own_shards import make_shards, shard_loader
 from jestcli import cli
 from jestcli.data.shard_dataset import open_shards
 from jestcli.data.sources import Loading
-from jestcli.paper import experiment
 from jestcli.paper.worker import STARTED_BY
+from jestcli.runs import methods
 from jestcli.runs.workspace import only_writer
 from jestcli.training.signals import stop_signals
 from jestcli.utils.io import sweep
@@ -151,7 +151,7 @@ def test_both_signals_stop_a_command_also_where_a_shell_ignores_one(
 ) -> None:
     """As of `nohup jest run map &` in a script: SIGINT is ignored when it starts."""
     monkeypatch.setattr(
-        experiment, "default_run", lambda *_: (os.kill(os.getpid(), number), time.sleep(60))
+        methods, "default_run", lambda *_: (os.kill(os.getpid(), number), time.sleep(60))
     )
     monkeypatch.setattr(sys, "argv", ["jest", "config"])
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
