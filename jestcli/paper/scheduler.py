@@ -9,8 +9,6 @@ import json
 import os
 import signal
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -21,9 +19,9 @@ from typing import Any, Protocol
 from jestcli.config import Run
 from jestcli.models.flexi import Resolution
 from jestcli.models.flops import run_cost, step_cost
+from jestcli.paper import forked
 from jestcli.paper.experiment import Experiment, Job, jobs
 from jestcli.paper.plan import counted
-from jestcli.paper.worker import STARTED_BY
 from jestcli.runs.reference import cached, reads_pool_cache, reference_view, scores_by_reference
 from jestcli.runs.workspace import StageError, Workspace, is_done
 from jestcli.training.checkpoint import CHECKPOINT, step_of
@@ -34,7 +32,6 @@ from jestcli.utils.reading import UNREADABLE, parse_json, read_json
 from jestcli.utils.tables import Table
 
 JOBS = 64  # on a cluster at once, unless told
-WORKER = [sys.executable, "-m", "jestcli.paper.worker"]
 # For the estimate of time only:
 SIZES = {"pool": 350_000, "curated": 10_500}
 TYPICAL = 3.2e-11  # seconds a training FLOP of one core: 31 GFLOP/s
@@ -280,15 +277,8 @@ def _start(stage: Stage, workspace: Workspace, wandb: str, launch: Launch) -> No
 
 
 def _here(task: str, logs: tuple[Path, Path]) -> Process:
-    quiet = {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    quiet |= {STARTED_BY: str(os.getpid())}
-    with logs[0].open("a") as out, logs[1].open("a") as errors:
-        files: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": out, "stderr": errors}
-        process = subprocess.Popen(WORKER, text=True, env={**os.environ, **quiet}, **files)
-    assert process.stdin is not None
-    process.stdin.write(task)
-    process.stdin.close()
-    return process
+    quiet = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
+    return forked.start(task, logs, {**os.environ, **forked.THREADS, **quiet})
 
 
 def _written(stage: Stage, log: Path, most: int = 20_000) -> list[str]:

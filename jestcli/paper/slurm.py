@@ -7,13 +7,13 @@ and sharing are the same, for they lie in the run directories, on a file system 
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jestcli.config import ConfigError, did_you_mean
-from jestcli.paper.scheduler import WORKER
 
 # What submitit calls alike on every cluster; anything else is Slurm's own option.
 GENERAL = ("timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node", "nodes", "name")
@@ -62,7 +62,8 @@ def launcher(options: dict[str, Any], logs: Path) -> Callable[[str, tuple[Path, 
 def run_worker(task: str, progress: str, errors: str) -> int:
     """On the node: the worker with `task` as its input; returns its exit code."""
     with Path(progress).open("a") as out, Path(errors).open("a") as err:
-        done = subprocess.run(WORKER, input=task, text=True, stdout=out, stderr=err, check=False)
+        worker = [sys.executable, "-m", "jestcli.paper.worker"]
+        done = subprocess.run(worker, input=task, text=True, stdout=out, stderr=err, check=False)
     return done.returncode
 
 

@@ -6,17 +6,12 @@ The scheduler (paper/scheduler.py) starts these; a signal saves and ends one wit
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
 import traceback
 from pathlib import Path
 
 from jestcli.utils.errors import explain
-from jestcli.utils.parent import end_with
 from jestcli.utils.plain import one_line
-
-STARTED_BY = "JEST_SCHEDULER"  # its process, where it is on this machine
 
 
 def main() -> int:
@@ -59,6 +54,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    if STARTED_BY in os.environ:  # a trainer does not outlive its scheduler: it saves and stops
-        end_with(int(os.environ[STARTED_BY]), signal.SIGTERM)
     sys.exit(main())

@@ -18,6 +18,9 @@ def pick_device(word: str) -> torch.device:
     if word == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch finds no GPU on this machine")
     use = word == "cuda" or (word == "auto" and torch.cuda.is_available())
+    # Convolutions would be rounded to 10 bits (TF32) else, which products of matrices are not:
+    # precision=float32 means that, and bfloat16 is there for speed.
+    torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda" if use else "cpu")
 
 

@@ -11,16 +11,13 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import forked
 import pytest
 import yaml
 from tiny import TINY, tiny_reference, tiny_run
 
 import jestcli
-from jestcli.paper import scheduler as reproduce
 from jestcli.runs import methods
 from jestcli.runs.workspace import Workspace, is_done
 from jestcli.train import Trainer
@@ -197,8 +194,6 @@ def test_a_reference_is_trained_by_the_real_command(data_root: Path, tmp_path: P
 @pytest.fixture
 def home(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to type commands in, with settings files for tiny runs."""
-    popen = SimpleNamespace(Popen=forked.ForkedPopen, PIPE=subprocess.PIPE)
-    monkeypatch.setattr(reproduce, "subprocess", popen)
     monkeypatch.setenv("JEST_DATA", str(data_root))
     monkeypatch.setenv("JEST_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("COLUMNS", "200")

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
-import forked
 import numpy as np
 import open_clip
 import pytest
@@ -29,7 +26,6 @@ from jestcli.forecast import run as forecast_run
 from jestcli.forecast.races import RECIPES, Races
 from jestcli.forecast.sample import take
 from jestcli.forecast.seen import look, opened
-from jestcli.paper import scheduler
 from jestcli.runs.methods import default_run
 from jestcli.runs.reference import open_reference
 from jestcli.runs.workspace import Workspace
@@ -47,8 +43,6 @@ SETTINGS = {
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a pool of 120 pairs, of which two are broken, and 48 curated ones."""
-    popen = SimpleNamespace(Popen=forked.ForkedPopen, PIPE=subprocess.PIPE)
-    monkeypatch.setattr(scheduler, "subprocess", popen)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JEST_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("JEST_CACHE", str(tmp_path / "cache"))

@@ -19,7 +19,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import forked
@@ -286,7 +285,7 @@ def _process(
     os.environ.update(env)
     os.chdir(cwd)  # the shards' paths are relative, so that their runs have one digest anywhere
     loop.LOG_EVERY = 1
-    scheduler.subprocess = SimpleNamespace(Popen=_Inline, PIPE=-1)  # type: ignore[assignment]
+    scheduler._here = _Inline
     _kill_before_replacing(kill)
     with said.open("w") as sys.stdout:
         sys.stderr = sys.stdout
@@ -318,21 +317,17 @@ def _kill_before_replacing(number: int) -> None:
 
 
 class _Inline:
-    """A worker's process for the scheduler, run here and now once its task is complete."""
+    """A worker's process for the scheduler, run here and now."""
 
-    def __init__(self, command: list[str], stderr: Any, **_: Any):
-        self.stdin, self.stdout = _Task(self._run), iter(())
-        self.errors, self.code = stderr, 0
-
-    def _run(self, task: str) -> None:
+    def __init__(self, task: str, logs: tuple[Path, Path]):
         from jestcli.paper.worker import main
 
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(self.errors):
-            before, sys.stdin = sys.stdin, io.StringIO(task)
+        before, sys.stdin = sys.stdin, io.StringIO(task)
+        with logs[1].open("a") as sys.stderr, contextlib.redirect_stdout(io.StringIO()):
             try:
                 self.code = main()
             finally:
-                sys.stdin = before
+                sys.stdin, sys.stderr = before, sys.__stderr__
 
     def poll(self) -> int:
         return self.code
@@ -341,15 +336,3 @@ class _Inline:
 
     def terminate(self) -> None:
         pass
-
-
-class _Task(io.StringIO):
-    def __init__(self, run: Any):
-        super().__init__()
-        self.run = run
-
-    def close(self) -> None:
-        if not self.closed:
-            text = self.getvalue()
-            super().close()
-            self.run(text)

@@ -20,6 +20,7 @@ from toy import train_run
 
 from jestcli.config import Run
 from jestcli.data.loader import Source
+from jestcli.paper.forked import start as start_worker
 from jestcli.runs import trained
 from jestcli.runs.evaluate import evaluate_folder, list_runs
 from jestcli.runs.inputs import data_of, pool_rows
@@ -235,7 +236,8 @@ def test_killed_at_random_moments_and_restarted_is_the_same_run(
 
 def test_a_signal_saves_and_the_worker_exits_130(data_root: Path, tmp_path: Path) -> None:
     run = tiny_run(optim={"steps": 3000}, evaluation={"points": 1})
-    workspace, errors = Workspace(data_root, tmp_path / "runs"), tmp_path / "errors"
+    workspace = Workspace(data_root, tmp_path / "runs")
+    said, errors = tmp_path / "out", tmp_path / "errors"
     task = {
         "kind": "train",
         "run": run.model_dump(mode="json"),
@@ -243,18 +245,14 @@ def test_a_signal_saves_and_the_worker_exits_130(data_root: Path, tmp_path: Path
         "data": str(data_root),
         "runs": str(workspace.runs),
     }
-    receive, send = forked.CONTEXT.Pipe(duplex=False)
-    process = forked.start(forked.worker, json.dumps(task), send, errors, QUIET)
-    send.close()
-    line = ""
-    while '"done"' not in line:
-        line = receive.recv()
+    process = start_worker(json.dumps(task), (said, errors), QUIET)
+    while not said.exists() or '"done"' not in (line := said.read_text().partition("\n")[0]):
+        time.sleep(0.02)
     message = json.loads(line)
     assert message["total"] == 3000 and message["line"].startswith("uniform · ")
     assert " left · loss " in message["line"]
     process.terminate()
-    process.join(30)
-    assert process.exitcode == 130
+    assert process.wait() == 130
     assert errors.read_text().startswith("stopped at step ")
     assert errors.read_text().endswith("of 3000; all is saved\n")
     assert (workspace.folder(run) / "checkpoint.safetensors").exists()
@@ -280,9 +278,7 @@ def test_a_worker_that_cannot_run_says_why_in_one_line(
         **broken,
     }
     logs = tmp_path / "out", tmp_path / "errors"
-    process = forked.start(forked.worker, json.dumps(task), *logs, QUIET)
-    process.join(30)
-    assert process.exitcode == 1
+    assert start_worker(json.dumps(task), logs, QUIET).wait() == 1
     assert words in (tmp_path / "errors").read_text()
     assert (tmp_path / "errors").read_text().count("\n") == 1
 

@@ -6,12 +6,10 @@ import csv
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import forked
@@ -33,7 +31,6 @@ from jestcli.data.shards import decode
 from jestcli.data.sources import Loading
 from jestcli.evaluation.benchmarks import find_benchmarks
 from jestcli.evaluation.evaluate import evaluate
-from jestcli.paper import scheduler as reproduce
 from jestcli.paper import theme
 from jestcli.paper.inspection import inspect, replay
 from jestcli.runs import trained
@@ -74,8 +71,6 @@ def place(tmp_path: Path) -> Workspace:
 @pytest.fixture
 def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The command in a folder of its own, its workers forked rather than started anew."""
-    popen = SimpleNamespace(Popen=forked.ForkedPopen, PIPE=subprocess.PIPE)
-    monkeypatch.setattr(reproduce, "subprocess", popen)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JEST_RUNS", str(tmp_path / "runs"))
     return monkeypatch

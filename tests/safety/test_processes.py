@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -15,11 +16,11 @@ from typing import Any
 import forked
 import pytest
 from own_shards import make_shards, shard_loader
+from tiny import tiny_run
 
 from jestcli import cli
 from jestcli.data.shard_dataset import open_shards
 from jestcli.data.sources import Loading
-from jestcli.paper.worker import STARTED_BY
 from jestcli.runs import methods
 from jestcli.runs.workspace import only_writer
 from jestcli.training.signals import stop_signals
@@ -98,25 +99,29 @@ def test_workers_end_with_a_parent_that_is_killed(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
-def test_a_trainer_ends_with_a_scheduler_that_is_killed(tmp_path: Path) -> None:
-    """The trainer here still waits for its task, which the test could send, not the scheduler."""
+def test_a_trainer_ends_with_a_scheduler_that_is_killed(data_root: Path, tmp_path: Path) -> None:
+    """It is killed before it can tell its workers; they save and stop."""
+    said, errors = tmp_path / "out", tmp_path / "errors"
+    run = tiny_run(optim={"steps": 100_000}, evaluation={"points": 1})
+    task = {"kind": "train", "run": run.model_dump(mode="json"), "label": "uniform"}
+    task |= {"data": str(data_root), "runs": str(tmp_path / "runs")}
     start = (
-        "import os, subprocess, sys, time\n"
-        f"env = {{**os.environ, {STARTED_BY!r}: str(os.getpid())}}\n"
-        "one = subprocess.Popen([sys.executable, '-m', 'jestcli.paper.worker'], env=env)\n"
-        "print(one.pid, flush=True)\n"
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "from jestcli.paper import forked\n"
+        "worker = forked.start(sys.argv[1], (Path(sys.argv[2]), Path(sys.argv[3])), os.environ)\n"
+        "print(worker.process.pid, flush=True)\n"
         "time.sleep(600)\n"
     )
-    scheduler = subprocess.Popen(
-        [sys.executable, "-c", start], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert scheduler.stdout is not None and scheduler.stdin is not None
+    words = [sys.executable, "-c", start, json.dumps(task), str(said), str(errors)]
+    scheduler = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert scheduler.stdout is not None
     trainer = int(scheduler.stdout.readline())
-    assert alive(trainer)
+    assert until(lambda: said.exists() and '"done"' in said.read_text()) and alive(trainer)
     scheduler.kill()
     scheduler.wait()
     assert until(lambda: not alive(trainer))
-    scheduler.stdin.close()
+    assert errors.read_text().endswith("of 100000; all is saved\n")
     scheduler.stdout.close()
 
 
