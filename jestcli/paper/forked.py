@@ -20,8 +20,9 @@ from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
 IMPORTED = ["jestcli.train", "scipy.stats", "clip_benchmark.metrics.zeroshot_retrieval"]
-# Read by the libraries when they are imported, so by the server: a run has one thread.
-THREADS = {"OMP_NUM_THREADS": "1"}
+# Read by the libraries when they are imported, so by the server: a run has one thread, and torch
+# asks NVML whether there is a GPU. Asked of CUDA, that would leave no fork able to use it.
+SETTINGS = {"OMP_NUM_SETTINGS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 
 class Forked:
@@ -52,9 +53,9 @@ def start(task: str, logs: tuple[Path, Path], env: Mapping[str, str]) -> Forked:
 
 def warm_up() -> None:
     """Let the server begin its imports, beside whatever runs now."""
-    before = {name: os.environ.get(name) for name in THREADS}
+    before = {name: os.environ.get(name) for name in SETTINGS}
     CONTEXT.set_forkserver_preload(IMPORTED)
-    os.environ.update(THREADS)
+    os.environ.update(SETTINGS)
     try:
         forkserver.ensure_running()
     finally:

@@ -278,7 +278,7 @@ def _start(stage: Stage, workspace: Workspace, wandb: str, launch: Launch) -> No
 
 def _here(task: str, logs: tuple[Path, Path]) -> Process:
     quiet = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
-    return forked.start(task, logs, {**os.environ, **forked.THREADS, **quiet})
+    return forked.start(task, logs, {**os.environ, **forked.SETTINGS, **quiet})
 
 
 def _written(stage: Stage, log: Path, most: int = 20_000) -> list[str]:

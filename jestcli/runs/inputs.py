@@ -31,8 +31,9 @@ from jestcli.models.flops import ForwardFlops
 from jestcli.models.towers import Clip, low_view
 from jestcli.models.words import weights_file
 from jestcli.runs.filters import FILTERS
-from jestcli.runs.reference import OpenedReference, open_reference
+from jestcli.runs.reference import CPU, OpenedReference, open_reference
 from jestcli.runs.workspace import Report, Workspace
+from jestcli.selection import PairEmbeddings
 from jestcli.training.distributed import SINGLE_PROCESS, DistEnv
 from jestcli.training.metrics import chosen_in_training
 from jestcli.training.reference import Reference
@@ -372,7 +373,11 @@ def kept_rows(
     if rows is not None:
         there = np.intersect1d(there, rows, assume_unique=True)
     captions = dataset.caption_rows(there)
-    score = FILTERS[run.source.score](lambda i: table.pairs(there[i], captions[i]), len(there))
+
+    def pairs_of(i: np.ndarray) -> PairEmbeddings:
+        return table.pairs(there[i], captions[i]).to(CPU)  # on a GPU the table may lie there
+
+    score = FILTERS[run.source.score](pairs_of, len(there))
     keep = max(1, round(run.source.keep * len(there)))
     best = there[np.sort(np.argpartition(-score, keep - 1)[:keep])]
     if path is not None and path.parent.is_dir():

@@ -65,7 +65,10 @@ class PairEmbeddings:
 
     def to(self, device: torch.device) -> PairEmbeddings:
         """The pairs on `device`."""
-        return PairEmbeddings(self.image.to(device), self.text.to(device), self.scale, self.bias)
+        scale, bias = (
+            x.to(device) if isinstance(x, Tensor) else x for x in (self.scale, self.bias)
+        )
+        return PairEmbeddings(self.image.to(device), self.text.to(device), scale, bias)
 
     def rows(self, index: Tensor) -> PairEmbeddings:
         """The pairs at `index` (int64 [n]), in that order."""

@@ -14,7 +14,7 @@ from selection_oracle import (
     softmax_batch_loss,
 )
 
-from jestcli.selection import learnability_of, pairwise_learnability
+from jestcli.selection import PairEmbeddings, learnability_of, pairwise_learnability
 from jestcli.selection.distributed import SINGLE_PROCESS
 from jestcli.selection.scores import GAINS, pair_losses
 
@@ -92,3 +92,12 @@ def test_pairwise_learnability():
     assert float(softmax) / 12 == pytest.approx(
         learnability_of(learner, reference, every, "softmax")
     )
+
+
+def test_pairs_move_with_their_scale_and_bias() -> None:
+    """A table on a GPU is scored on the CPU: scale and bias came along as numbers of the GPU."""
+    rows, one = torch.eye(4), torch.tensor(1.0)
+    moved = PairEmbeddings(rows, rows, one, one).to(torch.device("meta"))
+    tensors = [moved.image, moved.text, moved.scale, moved.bias]
+    assert all(isinstance(x, torch.Tensor) and x.device.type == "meta" for x in tensors)
+    assert PairEmbeddings(rows, rows, 2.0, -1.0).to(torch.device("cpu")).scale == 2.0
