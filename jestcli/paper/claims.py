@@ -439,7 +439,7 @@ def _surfaces(records: list[Record]) -> dict[str, dict[str, Saving | OverBest]]:
 def _number(name: str, seed: int, metric: str, value: float) -> Record:
     """A measured number as the record of a run that took no time."""
     about = {"name": name, "seed": seed, "digest": f"{metric} of {name}, seed {seed}"}
-    return {**about, "final": {metric: value}, "seconds": {}, "environment": {}}
+    return {**about, "final": {metric: value}, "seconds": {"none": 0.0}, "environment": {}}
 
 
 def _iteration_costs(records: list[Record]) -> list[Record]:

@@ -116,11 +116,12 @@ def make_headline(records: list[Record], note: str, theme: Theme) -> Figure:
     """Savings against pool quality at the shortest and longest length, a row for each reference;
     below them the curves at .8 wrong captions."""
     rows = [(m, ends) for m in ("jest", "jest-weak") if (ends := lengths(records, m))]
-    title, body = "What JEST saves, by the quality of the pool", 3.5 + 3.3 * len(rows)
-    figure, top = look.frame(title, "", note, body, theme)
+    title, body = "What JEST saves, by the quality of the pool", 3.75 + 3.3 * len(rows)
+    words = "Hollow: one seed, or a bound (with an arrow: the other was not run so far)."
+    figure, top = look.frame(title, words, note, body, theme)
     for i, (method, ends) in enumerate(rows):
         for k, length in enumerate(dict.fromkeys((ends[0], ends[-1]))):
-            axes = look.place(figure, 0.75 + 4.25 * k, top + 0.4 + 3.3 * i, 3.6, 2.35)
+            axes = look.place(figure, 0.75 + 4.25 * k, top + 0.65 + 3.3 * i, 3.6, 2.35)
             _savings(axes, records, method, length, theme)
             if (i, k) == (0, 0):
                 how: Any = {"ncols": 3, "columnspacing": 1.4, "handletextpad": 0.4}
@@ -139,19 +140,21 @@ def _savings(axes: Axes, records: list[Record], method: str, steps: int, theme: 
         there = [(q + 0.011 * (number - 2.5), ratio) for q, ratio in each if ratio is not None]
         if not there:
             continue
-        colour, alone = theme.colour(bare), all(math.isnan(ratio.low) for _, ratio in there)
-        # Single seeds are never joined.
-        how: Any = {"ls": "--" if harder else "-", "marker": "D" if harder else "o"}
-        how |= {"ls": "", "mfc": theme.background} if alone else {}
-        x, found = zip(*((at, ratio.ratio) for at, ratio in there), strict=True)
-        axes.plot(x, found, color=colour, label=label, zorder=3, **how)
+        colour = theme.colour(bare)
+        how: Any = {"color": colour, "marker": "D" if harder else "o", "zorder": 3}
+        sure = [(at, r) for at, r in there if r.status == REACHED and not math.isnan(r.low)]
+        axes.plot(*_points(sure), ls="--" if harder else "-", label=label, **how)
+        # Single seeds and bounds are hollow and never joined.
+        rest = [point for point in there if point not in sure]
+        axes.plot(*_points(rest), ls="", mfc=theme.background, **how)
         for at, ratio in there:
-            if not math.isnan(ratio.low):
+            if not math.isnan(ratio.low) and ratio.status == REACHED:
                 top = ratio.high if math.isfinite(ratio.high) else ratio.ratio
                 axes.plot([at, at], [max(ratio.low, 2**-6), top], color=colour, lw=1.2, zorder=2)
-            if ratio.status == MORE:
+            if ratio.status != REACHED:
                 arrow = {"arrowstyle": "->", "color": colour, "lw": 1.2}
-                axes.annotate("", (at, ratio.ratio * 1.5), (at, ratio.ratio), arrowprops=arrow)
+                tip = ratio.ratio * (1.6 if ratio.status == MORE else 1 / 1.6)
+                axes.annotate("", (at, tip), (at, ratio.ratio), arrowprops=arrow)
     axes.axhline(1, color=theme.text, lw=0.8)
     for y, words, off, va in PAPER:  # Fig. 1, digitised [P]; the paper charges no reference
         axes.axhline(y, color=theme.muted, lw=0.8, ls=":")
@@ -168,6 +171,10 @@ def _savings(axes: Axes, records: list[Record], method: str, steps: int, theme: 
     which = "weak" if method.endswith("weak") else "strong"
     axes.set_title(f"{size:,.0f}k examples, {which} reference")
     axes.set_ylabel("times less than the other needs")
+
+
+def _points(found: Sequence[tuple[float, Ratio]]) -> tuple[list[float], list[float]]:
+    return [at for at, _ in found], [ratio.ratio for _, ratio in found]
 
 
 def _curves(axes: Axes, records: list[Record], quality: float, theme: Theme) -> None:
@@ -381,8 +388,8 @@ def answer(records: list[Record]) -> list[str]:
 def sentence(records: list[Record]) -> str:
     """The answer in words, of the poorest and the cleanest pool at JEST's shortest length, each
     score with its range over seeds. "" before the runs that it needs."""
-    curves, parts = at_quality(records), []
-    steps = min(lengths(records), default=0)
+    curves, parts, run = at_quality(records), [], lengths(records)
+    steps = run[0] if run else 0
     seeds = {
         q: {r["seed"] for r in curves if r["name"] == named("jest", q)} for q in qualities(records)
     }
@@ -410,7 +417,31 @@ def sentence(records: list[Record]) -> str:
             text += f"; the best simpler recipe, {style(best).label}, is then at "
             text += _over_seeds(ends[best])
         parts.append(text + ".")
+    if shown and run[-1] > steps:
+        parts.append(_longest(curves, shown, run[-1] * records[0]["batch_size"]))
     return " ".join(parts)
+
+
+def _longest(curves: list[Record], shown: list[float], examples: int) -> str:
+    """At JEST's longest length, at each quality: the better filter ratio and the best recipe."""
+    parts = []
+    for quality in reversed(shown):
+        runs = {
+            name: cells(curves, named(name, quality))
+            for name in ("jest", "jest-90", "uniform", *CONTROLS)
+        }
+        ends = {n: c for n, each in runs.items() for c in each if c.examples == examples}
+        mine = max((n for n in ends if "jest" in n), key=lambda n: ends[n].mean, default=None)
+        best = max((n for n in ends if "jest" not in n), key=lambda n: ends[n].mean, default=None)
+        if mine is None or best is None:
+            continue
+        text = f"with {100 * quality:g} % wrong captions {style(mine).label} is at "
+        text += f"{_over_seeds(ends[mine])} and {style(best).label} at {_over_seeds(ends[best])}"
+        longer = [c for c in runs[best] if c.examples > examples]
+        if longer:  # a recipe without scoring has them for the compute that JEST has spent
+            text += f", {100 * longer[-1].mean:.1f} % after {longer[-1].examples / 1000:,.0f}k"
+        parts.append(text)
+    return f"After {examples / 1000:,.0f}k examples: {'; '.join(parts)}." if parts else ""
 
 
 def _over_seeds(cell: Cell) -> str:

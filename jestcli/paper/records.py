@@ -22,6 +22,7 @@ from jestcli.utils.io import save_text
 from jestcli.utils.reading import parse_json, read_json, reading
 
 FORMAT = 1
+TYPICAL = 3.2e-11  # seconds a training FLOP of one core, for estimates: 31 GFLOP/s
 CONVENTIONS = ("cached_reuse", "cached", "uncached", "charged")
 TRAINING_POINTS, COMPACT_POINTS = 50, 8
 Record = dict[str, Any]
@@ -167,12 +168,25 @@ def load_records(path: Path) -> tuple[Header, list[Record]]:
     with reading(path):
         for record in content["records"]:
             str(record["name"]), int(record["seed"])
-        return Header(content["data"], content["profile"]), content["records"]
+        return Header(content["data"], content["profile"]), timed_alike(content["records"])
+
+
+def timed_alike(records: list[Record]) -> list[Record]:
+    """Where some ran on a GPU that they shared, and others on a CPU, the times of the CPU's alone
+    compare: the others' are left out."""
+    on_gpu = ["gpu" in record["environment"] for record in records]
+    if all(on_gpu) or not any(on_gpu):
+        return records
+    return [
+        {**record, "seconds": {}} if there else record
+        for record, there in zip(records, on_gpu, strict=True)
+    ]
 
 
 def total_seconds(record: Record) -> float:
-    """Seconds of drawing, choosing and updating; evaluation is not training and is left out."""
-    return sum(record["seconds"].values())
+    """Seconds of drawing, choosing and updating; evaluation is not training and is left out. NaN
+    where they do not compare with the others' (`timed_alike`)."""
+    return sum(record["seconds"].values()) if record["seconds"] else math.nan
 
 
 def value(record: Record, metric: str) -> float | None:

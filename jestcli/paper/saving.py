@@ -38,7 +38,7 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 from scipy.special import stdtr
 
-from jestcli.paper.records import CONVENTIONS, Record, total_seconds, value
+from jestcli.paper.records import CONVENTIONS, TYPICAL, Record, total_seconds, value
 from jestcli.paper.statistics import LEVEL, totals
 
 WITH_REFERENCE = "+reference"
@@ -103,8 +103,12 @@ def _cost(runs: list[Record]) -> dict[str, float]:
 
 
 def core_hours(record: Record) -> float:
-    """What a run took, evaluations and its reference's training left out."""
-    return total_seconds(record) * (record["environment"].get("threads") or 1) / 3600
+    """What a run took, evaluations and its reference's training left out; by its FLOPs, about,
+    where it was not timed on a core."""
+    seconds = total_seconds(record) * (record["environment"].get("threads") or 1)
+    if math.isnan(seconds):
+        seconds = record["flops_per_iteration"]["cached"] * record["steps"] * TYPICAL
+    return seconds / 3600
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,10 @@ class Saving:
 
     def _logs(self, axis: str) -> np.ndarray:
         return np.log([c.cost[axis] for c in self.curve])
+
+    def knows(self, axis: str) -> bool:
+        """Whether all of its runs have that cost: seconds on like machines not always."""
+        return not any(math.isnan(cell.cost[axis]) for cell in (self.cell, *self.curve))
 
     def _factor(self, x: float, axis: str) -> float:
         """The baseline's cost at log examples `x`, linear between lengths in logarithms, over the
@@ -248,6 +256,10 @@ class OverBest:
     def cell(self) -> Cell:
         """The method's."""
         return self.savings[0].cell
+
+    def knows(self, axis: str) -> bool:
+        """As Saving.knows."""
+        return all(s.knows(axis) for s in self.savings)
 
     def ratio(self, axis: str = "charged", level: float = LEVEL) -> Ratio:
         """The smallest saving: of the controls that reach the score, else the smallest bound. A

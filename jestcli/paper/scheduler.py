@@ -22,6 +22,7 @@ from jestcli.models.flops import run_cost, step_cost
 from jestcli.paper import forked
 from jestcli.paper.experiment import Experiment, Job, jobs
 from jestcli.paper.plan import counted
+from jestcli.paper.records import TYPICAL
 from jestcli.runs.reference import cached, reads_pool_cache, reference_view, scores_by_reference
 from jestcli.runs.workspace import StageError, Workspace, is_done
 from jestcli.training.checkpoint import CHECKPOINT, step_of
@@ -34,7 +35,6 @@ from jestcli.utils.tables import Table
 JOBS = 64  # on a cluster at once, unless told
 # For the estimate of time only:
 SIZES = {"pool": 350_000, "curated": 10_500}
-TYPICAL = 3.2e-11  # seconds a training FLOP of one core: 31 GFLOP/s
 BESIDE = 35.0  # seconds of a core a run takes beside its steps: imports, benchmarks, evaluations
 
 

@@ -86,7 +86,13 @@ def totals(runs: list[Record]) -> dict[str, float]:
     }
     if has_joules(runs):
         out[JOULES] = [run["curve"][-1][JOULES] for run in runs]
-    return {axis: float(np.mean(values)) for axis, values in out.items()}
+    return {axis: _mean(values) for axis, values in out.items()}
+
+
+def _mean(values: list[float]) -> float:
+    """Over those that are known; NaN where none is."""
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan
 
 
 class Target(NamedTuple):

@@ -206,7 +206,8 @@ def _costs(raw: list[dict[str, Any]]) -> Table:
             for key in ("per_iteration", "total"):  # one number where all conventions agree
                 three = [_percent(row[f"{key}_{c}"], 0) for c in CONVENTIONS[:3]]
                 cells.append(" / ".join(three if len(set(three)) > 1 else three[:1]))
-            cells += [_percent(row["total_charged"], 0), f"{row['seconds']:,.0f}"]
+            timed = "–" if math.isnan(row["seconds"]) else f"{row['seconds']:,.0f}"
+            cells += [_percent(row["total_charged"], 0), timed]
             for key in ("mean", "chance_corrected"):
                 half = 100 * (row[f"{key}_high"] - row[key])
                 cells.append(_percent(row[key]) + ("" if math.isnan(half) else f" ± {half:.1f}"))

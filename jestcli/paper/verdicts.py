@@ -256,7 +256,8 @@ def _unit(metric: str) -> tuple[float, str, int]:
 def _region(region: Region, evidence: Evidence) -> _Part:
     """FOR where the factor holds in some cell, AGAINST where the saving is below it in all."""
     surface = evidence.surfaces.get(region.surface, {})
-    cells = {c: s for c, s in surface.items() if c in region.cells or not region.cells}
+    known = {c: s for c, s in surface.items() if s.knows(region.axis)}
+    cells = {c: s for c, s in known.items() if c in region.cells or not region.cells}
     if not cells or set(region.cells) - set(cells):
         return _Part(ABSENT, f"{region.surface}: not run.")
     axis, k = region.axis, region.factor

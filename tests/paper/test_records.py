@@ -12,7 +12,7 @@ from jestcli.paper.records import (
     total_seconds,
     value,
 )
-from jestcli.paper.statistics import hits_of
+from jestcli.paper.statistics import hits_of, totals
 from jestcli.utils.errors import DataError
 
 
@@ -148,3 +148,17 @@ def test_icons_and_emoji_are_means_of_their_own_benchmarks():
         *("objects", "objects_filled", "objects_fewshot", "tagged_i2t", "tagged_t2i"),
         *("emoji_3d", "animals", "food"),
     }
+
+
+def test_times_of_a_shared_gpu_are_not_mixed_with_a_cores(tmp_path):
+    """One seed on a shared GPU would else make a method many times faster than it is."""
+    cpu, gpu = many(tmp_path, ["jest"], [0, 1])
+    gpu["environment"] |= {"gpu": "a GPU"}
+    save_records(tmp_path / "mixed.json", [cpu, gpu], *HEADER)
+    _, mixed = load_records(tmp_path / "mixed.json")
+    assert total_seconds(mixed[0]) == pytest.approx(total_seconds(cpu), rel=1e-3)
+    assert math.isnan(total_seconds(mixed[1])) and mixed[1]["final"] == gpu["final"]
+    assert totals(mixed)["seconds"] == total_seconds(mixed[0])
+    assert math.isnan(totals(mixed[1:])["seconds"])
+    save_records(tmp_path / "gpu.json", [gpu], *HEADER)
+    assert total_seconds(load_records(tmp_path / "gpu.json")[1][0]) > 0

@@ -128,6 +128,14 @@ def test_costs_are_other_axes_of_the_same_crossing():
     assert found.p_above(0.5, "charged") == pytest.approx(found.p_above(2.5, "examples"), rel=0.05)
 
 
+def test_a_saving_of_seconds_is_not_known_where_a_run_was_not_timed():
+    (found,) = savings([*UNIFORM, *runs("jest", [0.3])], "jest")
+    assert found.knows("seconds")
+    (found,) = savings([*UNIFORM, *runs("jest", [0.3], seconds={})], "jest")
+    assert not found.knows("seconds") and found.knows("charged")
+    assert 0 < found.hours(20) < math.inf, "its price is then by FLOPs"
+
+
 def test_each_length_has_its_saving_and_too_few_runs_have_none():
     both = savings([*UNIFORM, *runs("jest", [0.2, 0.3])], "jest")
     assert [round(s.ratio().ratio, 1) for s in both] == [2.0, 2.0]
