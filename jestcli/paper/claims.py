@@ -189,7 +189,7 @@ CLAIMS = (
         "table2: raw pool against filters",
         "JEST on the raw pool beats training on the best filtered pool (Table 2 [P]).",
         "a filter at some rate is above JEST",
-        "jest > filtered@0.05; jest > filtered@0.1; jest > filtered@0.2; jest > filtered@0.4; "
+        "jest > cosine@0.05; jest > cosine@0.1; jest > cosine@0.2; jest > cosine@0.4; "
         "jest > negclip@0.05; jest > negclip@0.1; jest > negclip@0.2; jest > negclip@0.4",
         sanity="jest > uniform",
     ),

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jestcli.config import Part
 from jestcli.data.dataset import Dataset
 from jestcli.evaluation.benchmarks import Benchmark
+from jestcli.evaluation.parts import belongs
 from jestcli.paper import theme as look
 from jestcli.paper.choices import diversity
 from jestcli.paper.experiment import Job
@@ -56,7 +58,8 @@ def measure_all(jobs: list[Job], workspace: Workspace, folder: Path) -> Measured
             continue
         data = workspace.inputs(job.run)
         counts = counts if counts is not None else phrases(first_captions(data.pool))
-        accuracy = by_frequency(read_done(where)["scores"], data.benchmarks(), counts)
+        scores, part = read_done(where)["scores"], job.run.evaluation.part
+        accuracy = by_frequency(scores, data.benchmarks(), counts, part)
         known[key] = {"run": where.name, "name": job.name, "seed": job.seed, "accuracy": accuracy}
         known[key] |= choices_of(job, workspace)
         write_json(path, known)
@@ -95,16 +98,20 @@ def phrases(captions: Iterable[str]) -> Counter[str]:
 
 
 def by_frequency(
-    scores: dict[str, dict[str, Any]], benchmarks: list[Benchmark], counts: Counter[str]
+    scores: dict[str, dict[str, Any]],
+    benchmarks: list[Benchmark],
+    counts: Counter[str],
+    part: Part = "all",
 ) -> dict[str, float]:
     """Accuracy on the rarest, middle and most frequent third of each benchmark's classes, mean
-    over the benchmarks that record which items were right."""
+    over the benchmarks that record which items were right. part: of their images, scored."""
     found: dict[str, list[float]] = {third: [] for third in THIRDS}
     for benchmark in benchmarks:
         right = hits_of(scores[benchmark.name]) if benchmark.name in scores else None
-        labels = benchmark.split().labels if right is not None else None
-        if right is None or labels is None:
+        test = benchmark.split()
+        if right is None or test.labels is None:
             continue
+        labels = test.labels[belongs(benchmark, test, part)]
         frequency = np.array([counts[name.lower()] for name in benchmark.classes])
         order = np.argsort(frequency, kind="stable")
         for third, classes in zip(THIRDS, np.array_split(order, 3), strict=True):

@@ -45,6 +45,7 @@ STYLES: dict[str, Style] = {
     "mixed": Style("Curated + pool", PURPLE, marker="v"),
     "finetune": Style("Fine-tuned ref.", PURPLE, LONG, "v"),
     "filtered": Style("Filtered, best 5 %", ORANGE, SHORT, "D"),
+    "cosine": Style("Filtered, cosine", ORANGE, SHORT, "D"),
     "filtered-20": Style("Filtered, best 20 %", ORANGE, CHAIN, "d"),
     "jest-90": Style("JEST, f = .9", BLUE, CHAIN, "P"),
     "jest-weak": Style("JEST, weak ref.", SKY, LONG, "o"),

@@ -42,7 +42,7 @@ CLASSES = dict(zip(WORDS, ("good", "part", "part", "bad", "open", "open"), stric
 class Section(NamedTuple):
     """An experiment in the report.
 
-    figures: paths without their endings (.svg, .png and -dark.png are read); runs: (name, seed,
+    figures: paths without their endings (.png and -dark.png are read); runs: (name, seed,
     run directory) of its records; how: its caption; folder: where its records lie.
     """
 

@@ -13,6 +13,9 @@ import torch
 from tiny import tiny_run
 from toy import train_run
 
+from jestcli.config import Part
+from jestcli.evaluation.benchmarks import Split
+from jestcli.evaluation.parts import in_development
 from jestcli.paper import diversity, theme
 from jestcli.paper.experiment import Job
 from jestcli.runs.workspace import Workspace
@@ -24,21 +27,23 @@ def test_phrases_are_counted_once_a_caption() -> None:
     assert counts["fox apple"] == 0
 
 
-def test_accuracy_is_split_by_how_often_the_pool_names_a_class() -> None:
-    labels = torch.tensor([0, 0, 1, 1, 2, 2])
-    right = np.array([1, 1, 1, 0, 0, 0], bool)
-    hits = np.packbits(right).tobytes().hex()
+@pytest.mark.parametrize("part", ["all", "test"])
+def test_accuracy_is_split_by_how_often_the_pool_names_a_class(part: Part) -> None:
+    classes = ["star", "red fox", "axolotl", "house"]
+    assert in_development(classes).tolist() == [False, False, False, True]
+    labels = torch.tensor([0, 3, 0, 1, 1, 2, 2])
+    right = np.array([1, 1, 1, 1, 0, 0, 0], bool)
+    if part == "test":  # the house was not scored
+        right = np.delete(right, 1)
     benchmark: Any = SimpleNamespace(
-        name="b",
-        classes=["cat", "red fox", "axolotl"],
-        split=lambda: SimpleNamespace(labels=labels),
+        name="b", classes=classes, split=lambda: Split(torch.zeros(7, 1), labels, None)
     )
-    captions = ["cat"] * 5 + ["a red fox"] * 2
-    found = diversity.by_frequency(
-        {"b": {"hits": hits, "n": 6}}, [benchmark], diversity.phrases(captions)
-    )
-    assert found == {"rare": 0.0, "middle": 0.5, "frequent": 1.0}
-    assert diversity.by_frequency({"b": {"n": 6}}, [benchmark], diversity.phrases([])) == {}
+    counts = diversity.phrases(["star"] * 5 + ["a red fox"] * 2 + ["house"])
+    hits = {"hits": np.packbits(right).tobytes().hex(), "n": len(right)}
+    found = diversity.by_frequency({"b": hits}, [benchmark], counts, part)
+    rare = 1 / 3 if part == "all" else 0.0
+    assert found == {"rare": pytest.approx(rare), "middle": 0.5, "frequent": 1.0}
+    assert diversity.by_frequency({"b": {"n": 6}}, [benchmark], counts, part) == {}
 
 
 def test_it_measures_finished_runs_once_and_draws(
