@@ -8,7 +8,8 @@
 The key is the hash of the reference (weights, pixels, preprocessing, tokenizer, precision) and of a
 decoded data set: another model's embeddings lie in another folder. A shard's file is used only when
 the shard still has the same content: its size and time are compared, and where they differ the hash
-that was taken while embedding; of one that has changed the pairs are embedded again. Rows of
+that was taken while embedding (of a remote one the hash of what was fetched last); of one that has
+changed the pairs are embedded again. Rows of
 samples that could not be read are NaN: not there, like a file that is missing. Where shards are
 remote or their folder cannot be written, the data cache is used instead.
 """
@@ -28,7 +29,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jestcli.data.sources import Loading, ShardError, is_remote, opened
+from jestcli.data.sources import Loading, ShardError, fetched_content, is_remote, opened
 from jestcli.data.tar import read_index
 from jestcli.utils.errors import DataError, explain_os_error
 from jestcli.utils.io import save_array, save_text
@@ -87,9 +88,9 @@ def content_hash(url: str, loading: Loading) -> str:
     return digest.hexdigest()
 
 
-def verify_table(description: Path) -> None:
-    """Read a table again, and the local shard that it is of. description: its JSON. Raises
-    DataError where either is not what it was."""
+def verify_table(description: Path, loading: Loading) -> None:
+    """Read a table again, and the shard that it is of; of a remote one its hash when it was fetched
+    last. description: the table's JSON. Raises DataError where either is not what it was."""
     about = read_json(description)
     if "shard" not in about:
         for name, known in about.get("crc32", {}).items():
@@ -97,14 +98,16 @@ def verify_table(description: Path) -> None:
         return
     _compare(description.with_suffix(".npy"), about.get("crc32"), "it")
     url, known = about["shard"], about.get("sha256")
-    here = known and not is_remote(url) and Path(url).exists()
-    if here and content_hash(url, Loading()) != known:
+    if is_remote(url):
+        content = fetched_content(url, loading)
+    else:
+        content = content_hash(url, loading) if Path(url).exists() else None
+    if content is not None and content != known:
         raise DataError(f"{url} has changed since {description.with_suffix('.npy')} was made")
 
 
 def _compare(path: Path, known: int | None, again: str) -> None:
-    """known: None for a file that was written before checksums were."""
-    if known is not None and checksum(path) != known:
+    if checksum(path) != known:
         raise DataError(f"{path} is damaged (its checksum differs): delete {again}")
 
 
@@ -214,8 +217,12 @@ class ShardTable:
             return
         self.checked.append(True)
         path = self._path()
-        known = read_json(path.with_suffix(".json")).get("crc32")
-        _compare(path, known, "it, then run `jest cache-reference` again")
+        about = read_json(path.with_suffix(".json"))
+        _compare(path, about.get("crc32"), "it, then run `jest cache-reference` again")
+        if is_remote(self.url) and not self._same_content(about):  # fetched since it was opened
+            raise DataError(
+                f"{self.url} has changed since it was embedded: run `jest cache-reference` again"
+            )
 
     def write(self, blocks: Blocks) -> None:
         stamp, content = self._stamp(), None  # before it is read: a change meanwhile shows
@@ -266,6 +273,9 @@ class ShardTable:
 
     def _same_content(self, about: dict[str, Any]) -> bool:
         """Whether the shard is what was embedded; moved or touched alone, it is that still."""
+        if is_remote(self.url):
+            content = fetched_content(self.url, self.loading)
+            return content is None or content == about.get("sha256")
         stamp = self._stamp()
         if about.get("stamp") == stamp and "sha256" in about:
             return True
@@ -276,7 +286,7 @@ class ShardTable:
         return True
 
     def _stamp(self) -> list[int] | None:
-        """Size and time of a local shard; None of a remote one, which is kept as it was fetched."""
+        """Size and time of a local shard; None of a remote one."""
         if is_remote(self.url):
             return None
         try:

@@ -33,8 +33,9 @@ from typing import IO
 
 from braceexpand import braceexpand
 
-from jestcli.config import Run
+from jestcli.config import Run, file_hash
 from jestcli.utils.errors import DataError, explain_os_error
+from jestcli.utils.io import save_text
 from jestcli.utils.layout import PLAIN, Layout
 from jestcli.utils.plain import one_line
 
@@ -201,8 +202,8 @@ def local(url: str, loading: Loading) -> Path:
         if not path.is_file():
             raise ShardError("no such file")
         return path
-    folder = loading.cache / "shards"
-    path = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:24]}.tar"
+    path = _kept(url, loading)
+    folder = path.parent
     if path.exists():
         _touch(path)
         return path
@@ -215,6 +216,20 @@ def local(url: str, loading: Loading) -> Path:
     except OSError as error:
         raise explain_os_error(error, f"keeping a fetched shard in {folder}") from error
     return path
+
+
+def fetched_content(url: str, loading: Loading) -> str | None:
+    """SHA-256 of a remote shard as it was last fetched into this cache, still there or not; None
+    where it never was."""
+    try:
+        return (_kept(url, loading).with_suffix(".sha256")).read_text()
+    except OSError:
+        return None
+
+
+def _kept(url: str, loading: Loading) -> Path:
+    name = hashlib.sha256(url.encode()).hexdigest()[:24]
+    return loading.cache / "shards" / f"{name}.tar"
 
 
 def opened(url: str, loading: Loading) -> IO[bytes]:
@@ -266,6 +281,7 @@ def _fetch(url: str, path: Path, loading: Loading) -> None:
                     else:
                         _download(url, file, loading, most)
                     _check_begins_as_tar(file)
+                save_text(path.with_suffix(".sha256"), file_hash(temporary))
                 os.replace(temporary, path)
                 failed.unlink(missing_ok=True)
                 return

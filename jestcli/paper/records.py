@@ -22,6 +22,13 @@ from jestcli.utils.io import save_text
 from jestcli.utils.reading import parse_json, read_json, reading
 
 FORMAT = 1
+FIELDS: dict[str, type] = {  # what every record has, and figures and tables read
+    **dict.fromkeys(("name", "digest"), str),
+    **dict.fromkeys(("seed", "steps", "batch_size", "super_batch_size"), int),
+    **dict.fromkeys(("benchmarks", "final", "flops_per_iteration", "seconds"), dict),
+    **dict.fromkeys(("training", "environment"), dict),
+    "curve": list,
+}
 TYPICAL = 3.2e-11  # seconds a training FLOP of one core, for estimates: 31 GFLOP/s
 CONVENTIONS = ("cached_reuse", "cached", "uncached", "charged")
 TRAINING_POINTS, COMPACT_POINTS = 50, 8
@@ -167,7 +174,9 @@ def load_records(path: Path) -> tuple[Header, list[Record]]:
         raise DataError(f"{path} has record format {content.get('format')}, not {FORMAT}")
     with reading(path):
         for record in content["records"]:
-            str(record["name"]), int(record["seed"])
+            for key, kind in FIELDS.items():
+                if not isinstance(record[key], kind):
+                    raise ValueError(f"{key} of {record.get('name')} is no {kind.__name__}")
         return Header(content["data"], content["profile"]), timed_alike(content["records"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from jestcli.config import Run
@@ -28,8 +29,9 @@ def tables(run: Run, workspace: Workspace) -> Iterator[Path]:
 def verify(run: Run, workspace: Workspace) -> tuple[int, list[str]]:
     """How many files were read, and what is wrong with some: reference embeddings, the shards that
     they are of, and every run's weights and checkpoints."""
+    check_table = partial(verify_table, loading=workspace.loading)
     checks: list[tuple[Callable[[Path], object], Path]] = [
-        *((verify_table, path) for path in tables(run, workspace)),
+        *((check_table, path) for path in tables(run, workspace)),
         *((read, path) for path in sorted(workspace.runs.rglob("*.safetensors"))),
     ]
     wrong = []

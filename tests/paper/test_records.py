@@ -87,6 +87,21 @@ def test_unfinished_runs_and_wrong_files_are_named_in_one_line(tmp_path):
         load_records(tmp_path / "x.json")
 
 
+@pytest.mark.parametrize(
+    "key,value", [("final", None), ("final", []), ("steps", "750"), ("seconds", 3.0), ("curve", {})]
+)
+def test_a_damaged_record_is_named_where_it_is_read(tmp_path, key, value):
+    """Not by a traceback of the first figure that needs it."""
+    path, record = tmp_path / "records.json", many(tmp_path, ["jest"], [0])[0]
+    for damaged in ({**record, key: value}, {k: v for k, v in record.items() if k != key}):
+        save_records(tmp_path / "good.json", [record], *HEADER)
+        about = json.loads((tmp_path / "good.json").read_text()) | {"records": [damaged]}
+        path.write_text(json.dumps(about))
+        with pytest.raises(DataError, match=key) as failed:
+            load_records(path)
+        assert "\n" not in str(failed.value)
+
+
 def test_compact_records_of_250_runs_stay_under_a_megabyte_and_a_half(tmp_path):
     full = [
         collect(write_run(tmp_path / f"{name}-{seed}", name, seed), name, seed)

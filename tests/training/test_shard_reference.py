@@ -11,7 +11,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from own_shards import caption, jpeg, make_shards, sample, shard_loader, write_tar
+from own_shards import caption, jpeg, make_shards, sample, served, shard_loader, write_tar
 from tiny import TINY, tiny_model, tiny_reference, tiny_run
 from toy import train_run
 
@@ -20,7 +20,7 @@ from jestcli.data.embeddings import FOLDER
 from jestcli.data.images import decode_image
 from jestcli.data.loader import SuperBatchLoader
 from jestcli.data.shard_dataset import ShardDataset, open_shards
-from jestcli.data.sources import Loading
+from jestcli.data.sources import Loading, local
 from jestcli.data.tokens import small_tokenizer
 from jestcli.paper.inspection import replay
 from jestcli.runs import reference as run_references
@@ -177,6 +177,35 @@ def test_a_caption_edited_in_place_is_embedded_again(pool: Path, loading: Loadin
     assert [each is not None for each in changed.maps] == [False, True, True]
     assert make(reference, opened(pool, loading)) == 1
     assert table(opened(pool, loading), reference).complete
+
+
+def test_a_remote_shard_that_changed_is_embedded_again(pool: Path, loading: Loading) -> None:
+    """As it was fetched last: one that is fetched anew while a run reads its table ends the run."""
+    reference, rows = own_reference(), np.array([9])
+
+    def evicted() -> None:
+        for path in (loading.cache / "shards").glob("*.tar"):
+            path.unlink()
+
+    with served(pool) as address:
+        shards = open_shards("pool", (f"{address}/01.tar", f"{address}/02.tar"), loading, window=2)
+        assert make(reference, shards) == 2
+        before = table(shards, reference)
+        evicted()
+        assert table(shards, reference).complete, "of what is not here nothing is said"
+        changed = [sample(n, txt=b"quite another thing") for n in range(16, 24)]
+        write_tar(pool / "02.tar", *changed)
+        local(f"{address}/02.tar", loading)  # as a reader of its pixels does
+        with pytest.raises(DataError, match=r"02.tar has changed since it was embedded"):
+            before.pairs(rows)
+        run = tiny_run("uniform", data={"train": [f"{address}/{n}.tar" for n in ("01", "02")]})
+        _, wrong = verify(run, Workspace(None, pool / "runs", loading))
+        assert len(wrong) == 1 and "02.tar has changed" in wrong[0]
+        again = open_shards("pool", (f"{address}/01.tar", f"{address}/02.tar"), loading, window=2)
+        assert not table(again, reference).complete
+        assert make(reference, again) == 1
+        assert table(again, reference).complete
+        table(again, reference).pairs(rows)
 
 
 def test_verify_reads_every_table_and_shard_again(pool: Path, loading: Loading) -> None:
