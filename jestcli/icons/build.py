@@ -20,7 +20,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from jestcli.icons.draw import Collection, Rastered, draw_world
 from jestcli.icons.fetch import Fetcher, fetch
 from jestcli.icons.leakage import Rasters, assert_no_leakage
 from jestcli.icons.rasterize import resvg_version
-from jestcli.icons.spec import WORLD, Package, World
+from jestcli.icons.spec import WORLD, World
 from jestcli.icons.splits import Plan, Sample, make_plan
 from jestcli.icons.write import (
     Row,
@@ -44,11 +44,10 @@ from jestcli.icons.write import (
 from jestcli.utils.errors import DataError, explain_os_error
 from jestcli.utils.lock import Held, hold
 from jestcli.utils.parallel import Progress, silent, unordered
-from jestcli.utils.reading import UNREADABLE, read_json, reading
+from jestcli.utils.reading import read_json, reading
 
 FORMAT = 4  # counts changes of this package that change what it writes
 SIZE = 32
-SELECTION = " (selection)"  # ends the version of packages of which only a part is there
 NEEDED_BYTES_PER_PIXEL = 1.3  # of disk, for a full build, per icon and pixel
 
 
@@ -78,36 +77,6 @@ def read_manifest(root: Path) -> dict[str, Any]:
     except DataError as error:
         raise DataError(f"{error}: delete it, then run `jest data build`") from None
     return manifest
-
-
-def world_in(root: Path, world: World = WORLD) -> World:
-    """The world of the data in `root`: `world`, or, where only a selection of its packages was
-    built there (tools/gpu_lab), the same choices over that: its runs do not pass for others."""
-    try:
-        manifest = read_manifest(root)
-        specs, hashes = manifest["packages"], manifest["integrity"]
-        found = {}
-        for name, spec in specs.items():
-            package, _, version = spec.rpartition("@")
-            found[name] = Package(package, version, hashes[name])
-    except (DataError, *UNREADABLE):  # nothing yet, or another version's
-        return world
-    there = replace(world, packages=found)
-    return there if is_selection(there) else world
-
-
-def is_selection(world: World) -> bool:
-    """Whether its packages are a selection (see `selection_of`)."""
-    return any(package.version.endswith(SELECTION) for package in world.packages.values())
-
-
-def selection_of(world: World, integrity: str) -> World:
-    """The world whose packages are replaced by a selection of them in one file of this hash."""
-    packages = {
-        name: Package(package.name, package.version + SELECTION, integrity)
-        for name, package in world.packages.items()
-    }
-    return replace(world, packages=packages)
 
 
 def is_built(root: Path, world: World = WORLD, size: int = SIZE) -> bool:
@@ -140,13 +109,11 @@ def build(
     fetcher: Fetcher | None = None,
     progress: Progress = silent,
     keep_cache: bool = False,
-    tarballs: dict[str, Path] | None = None,
 ) -> dict[str, Any]:
     """Build the data in `root` unless it is there; returns the manifest.
 
     size: image side in pixels, a multiple of 16. workers: processes, default one a usable core.
-    keep_cache: keep the drawn icons for the next build. tarballs: the world's packages by name,
-    where they need not be fetched. Raises DataError: no network, no npm, a
+    keep_cache: keep the drawn icons for the next build. Raises DataError: no network, no npm, a
     wrong hash, a full disk, a leak. What was done is kept, and the next call goes on from there.
     """
     if size <= 0 or size % 16:
@@ -155,7 +122,7 @@ def build(
         return read_manifest(root)
     try:
         with hold(root):
-            return _build(root, size, workers, world, fetcher, progress, keep_cache, tarballs)
+            return _build(root, size, workers, world, fetcher, progress, keep_cache)
     except Held:
         raise DataError(f"another build is running in {root}: wait for it to end") from None
     except OSError as error:
@@ -180,10 +147,9 @@ def _build(
     fetcher: Fetcher | None,
     progress: Progress,
     keep_cache: bool,
-    tarballs: dict[str, Path] | None,
 ) -> dict[str, Any]:
     cache, key = root / ".cache", build_key(world, size)
-    tarballs = tarballs or _fetched(world, cache / "packages", fetcher, progress)
+    tarballs = _fetched(world, cache / "packages", fetcher, progress)
 
     collections, drawn = draw_world(world, tarballs["icons"], cache, size, workers, progress)
     emoji, phosphor = read_emoji(tarballs["emoji"]), read_phosphor(tarballs["phosphor"])
@@ -220,11 +186,6 @@ def _fetched(
 ) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for name, package in world.packages.items():
-        if package.version.endswith(SELECTION):
-            raise DataError(
-                f"{folder.parents[1]} holds a selection of the icons that another version built: "
-                "delete it, then unpack it again"
-            )
         progress("fetch", len(found), len(world.packages))
         found[name] = fetch(package, folder, fetcher)
     progress("fetch", len(found), len(found))

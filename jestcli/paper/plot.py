@@ -118,11 +118,10 @@ def _collect(path: Path, jobs: list[Job], workspace: Workspace, experiment: Expe
     taken = {(r["name"], r["seed"]) for r in newer}
     kept = [r for r in _load(path)[1] if (r["name"], r["seed"]) not in taken]
     run, records = jobs[0].run, kept + newer
-    data = f"{DATA}, a selection" if workspace.is_selection(run) else DATA
     machines = [r["environment"] for r in records]
     on = sorted({str(e.get("gpu") or f"{e.get('cores')} cores") for e in machines})
     profile = f"{experiment.profile or 'cpu'}: {run.data.image_size} px, {' and '.join(on)}"
-    save_records(path, records, data, profile, experiment.compact)
+    save_records(path, records, DATA, profile, experiment.compact)
 
 
 def _load(path: Path) -> tuple[Header, list[Record]]:

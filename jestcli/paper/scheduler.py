@@ -32,6 +32,8 @@ from jestcli.utils.parallel import usable_cores
 from jestcli.utils.reading import UNREADABLE, parse_json, read_json
 from jestcli.utils.tables import Table
 
+INTERRUPTED = (130, -signal.SIGINT, -signal.SIGTERM)  # exit codes of a worker that was stopped
+FAILURES = 3  # after which it is not a run that is wrong
 JOBS = 64  # on a cluster at once, unless told
 # For the estimate of time only:
 SIZES = {"pool": 350_000, "curated": 10_500}
@@ -195,13 +197,15 @@ def run_stages(
     """Run all of them, `workers` at a time (default: one per core, or 64 jobs on a cluster).
 
     launch: starts a worker elsewhere (paper/slurm.py); default: a process here.
-    Raises StageError if one fails (the others are told to save and stop), KeyboardInterrupt on
-    Ctrl-C after everything is saved.
+    What fails is left out, with all that needs it, and said at the end by a StageError; after
+    FAILURES of them, or where a worker was interrupted, the others are told to save and stop.
+    Raises KeyboardInterrupt on Ctrl-C after everything is saved.
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     waiting = list(stages)
     running: list[Stage] = []
+    failed: list[str] = []
     total, urgent = sum(s.work for s in stages) or 1.0, urgency(stages)
     pending = {s.key for s in stages}
     most = workers or (JOBS if launch else usable_cores())
@@ -236,9 +240,15 @@ def run_stages(
                     code = stage.process.poll() if stage.process else None
                     if code is None:
                         continue
-                    if code != 0:
-                        raise StageError(_failure(stage, code))
                     running.remove(stage)
+                    if code != 0:
+                        failed.append(_failure(stage, code))
+                        bar.remove_task(shown[stage.key])
+                        console.print(f"failed {stage.label}")
+                        if code in INTERRUPTED or len(failed) >= FAILURES:
+                            raise StageError(failed[-1])
+                        waiting = _without(waiting, stage.key)
+                        continue
                     stage.done = 1.0
                     pending.discard(stage.key)
                     bar.remove_task(shown[stage.key])
@@ -257,6 +267,16 @@ def run_stages(
                 for stage in (s for s in running if s.process):
                     stop(stage.process)
             signal.signal(signal.SIGTERM, previous)
+    if failed:
+        raise StageError("; ".join(failed))
+
+
+def _without(stages: list[Stage], key: str) -> list[Stage]:
+    """Those that need neither that stage nor one that needs it."""
+    gone = {key}
+    while more := {s.key for s in stages if gone.intersection(s.needs)} - gone:
+        gone |= more
+    return [stage for stage in stages if stage.key not in gone]
 
 
 def _start(stage: Stage, workspace: Workspace, wandb: str, launch: Launch) -> None:
@@ -300,7 +320,7 @@ def _heard(stage: Stage, line: str) -> None:
 
 
 def _failure(stage: Stage, code: int) -> str:
-    if code in (130, -signal.SIGINT, -signal.SIGTERM):
+    if code in INTERRUPTED:
         return f"{stage.label} was interrupted; the same command goes on from there"
     log = stage.logs[1]
     why = _written(stage, log)[-1:]

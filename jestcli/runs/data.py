@@ -78,21 +78,13 @@ def build(
     Raises DataError with one line that says what to do.
     """
     from jestcli.icons.build import build as build_data
-    from jestcli.icons.build import default_root, is_built, read_manifest, world_in
+    from jestcli.icons.build import default_root, is_built, read_manifest
 
     console = console or Terminal(stderr=True)
     root = root or default_root(size)
-    world = world_in(root)
-    if not is_built(root, world, size):
+    if not is_built(root, size=size):
         with bars(console) as report:
-            build_data(
-                root,
-                size=size,
-                workers=workers,
-                world=world,
-                progress=report,
-                keep_cache=keep_cache,
-            )
+            build_data(root, size=size, workers=workers, progress=report, keep_cache=keep_cache)
     counts = read_manifest(root)["counts"]
     console.print(
         f"data in {root}: {counts['pool']:,} pool images ({counts['pool_pairs']:,} pairs), "

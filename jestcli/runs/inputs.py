@@ -26,7 +26,8 @@ from jestcli.data.tokens import SmallTokenizer, small_tokenizer
 from jestcli.data.uids import rows_in
 from jestcli.evaluation.benchmarks import Benchmark, find_benchmarks, list_benchmarks
 from jestcli.evaluation.matching import matching_auc
-from jestcli.icons.build import build_key, shard_urls, world_in
+from jestcli.icons.build import build_key, shard_urls
+from jestcli.icons.spec import WORLD
 from jestcli.models.flops import ForwardFlops
 from jestcli.models.towers import Clip, low_view
 from jestcli.models.words import weights_file
@@ -263,11 +264,10 @@ def data_of(run: Run, workspace: Workspace, folder: Path | None = None) -> RunDa
     )
 
 
-def data_key(run: Run, root: Path) -> str:
-    """Names the data and the weights that a run reads: part of its directory's name. root: of the
-    embedded data."""
+def data_key(run: Run) -> str:
+    """Names the data and the weights that a run reads: part of its directory's name."""
     if not run.data.own:
-        return build_key(world_in(root), run.data.image_size)
+        return build_key(WORLD, run.data.image_size)
     data, weights = run.data, weights_file(run.reference_model or "")
     shards = [shard for entry in (*data.train, *data.curated) for shard in list_shards(entry)]
     return f"{identity(shards)} {DECODER}{fingerprint(weights) if weights else ''}"

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from jestcli.config import Evaluation, Run
 from jestcli.data.sources import Loading
-from jestcli.icons.build import default_root, is_selection, world_in
+from jestcli.icons.build import default_root
 from jestcli.runs.environment import environment
 from jestcli.runs.listing import default_runs
 from jestcli.training.checkpoint import write_json
@@ -69,11 +69,7 @@ class Workspace:
         """Names the data that `run` reads."""
         from jestcli.runs.inputs import data_key
 
-        return data_key(run, self.data_root(run))
-
-    def is_selection(self, run: Run) -> bool:
-        """Whether `run` reads a selection of the embedded data (see `world_in`)."""
-        return not run.data.own and is_selection(world_in(self.data_root(run)))
+        return data_key(run)
 
     def inputs(self, run: Run) -> RunData:
         """The data that `run` reads."""

@@ -17,7 +17,6 @@ from tiny import TINY
 from toy import train_run
 
 from jestcli.config import ConfigError
-from jestcli.icons.build import SELECTION, read_manifest
 from jestcli.paper.experiment import jobs, read_experiment
 from jestcli.utils.errors import DataError
 from tools.gpu_lab import measure, run
@@ -141,7 +140,6 @@ def test_an_experiment_is_told_to_save_and_goes_on_elsewhere(
     (note,) = read_measurements(two / "state")
     assert note["state"] == "done" and len(note["sittings"]) == 2
     assert (two / "state" / "runs" / "0123456789ab" / "done.json").exists()
-    assert (two / "state" / "data" / "manifest.json").exists()
     with pytest.raises(DataError, match="tiny failed"):
         go(task(words, tmp_path, workers=13))  # which the script refuses
     (note,) = read_measurements(tmp_path / "work" / "state")
@@ -151,31 +149,16 @@ def test_an_experiment_is_told_to_save_and_goes_on_elsewhere(
         go(task(words, tmp_path, workers=14))
 
 
-def test_finished_runs_on_a_selection_are_collected_and_drawn(
-    data_root: Path, tmp_path: Path, quiet: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root, state = tmp_path / "root", tmp_path / "state"
-    root.mkdir()
-    for path in data_root.iterdir():
-        (root / path.name).symlink_to(path)
-    manifest = read_manifest(data_root)
-    manifest["packages"] = {
-        name: f"{spec}{SELECTION}" for name, spec in manifest["packages"].items()
-    }
-    (root / "manifest.json").unlink()
-    (root / "manifest.json").write_text(json.dumps(manifest))
-    file = write_experiment(tmp_path)
+def test_finished_runs_are_collected_and_drawn(data_root: Path, tmp_path: Path, quiet: Any) -> None:
+    state, file = tmp_path / "state", write_experiment(tmp_path)
     work = jobs(read_experiment(file), {}, ["uniform"])
     for job in work:
-        train_run(job.run, run.Workspace(root, state / "runs"), job.label, quiet)
+        train_run(job.run, run.Workspace(data_root, state / "runs"), job.label, quiet)
     run._note(state / "measurements" / "experiment.tiny.json", "done", sittings=[])
-    (state / "data").mkdir()
-    (state / "data" / "manifest.json").write_bytes((root / "manifest.json").read_bytes())
     save_archive(state, tmp_path)
     written = collect([tmp_path / ARCHIVE], tmp_path / "g", Console(quiet=True), {"tiny": file})
     assert {path.name for path in written} >= {"summary.md", "measurements.json", "table.md"}
     records = json.loads((tmp_path / "g" / "tiny" / "records.json").read_text())
-    assert records["data"].endswith("a selection")
     assert [(r["name"], r["steps"]) for r in records["records"]] == [("uniform", 4)]
     assert run._is_all_done(work, state) and not run._is_all_done(
         jobs(read_experiment(file), {}), state

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from tiny import TINY, tiny_run
 from toy import train_run
 
@@ -21,10 +23,17 @@ from jestcli.paper.experiment import (
     read_experiment,
 )
 from jestcli.paper.methods import line_of
-from jestcli.paper.scheduler import Stage, cost_table, overview, plan, seconds_per_flop
+from jestcli.paper.scheduler import (
+    Stage,
+    cost_table,
+    overview,
+    plan,
+    run_stages,
+    seconds_per_flop,
+)
 from jestcli.runs import reference
 from jestcli.runs.methods import FOLDER
-from jestcli.runs.workspace import Workspace
+from jestcli.runs.workspace import StageError, Workspace
 
 
 def experiment(**changes: Any) -> Experiment:
@@ -200,8 +209,6 @@ def test_panels_name_runs_that_exist() -> None:
 
 
 def test_the_overview_counts_shared_work_once(tmp_path: Path, workspace: Workspace) -> None:
-    from rich.console import Console
-
     console = Console(width=200, file=io.StringIO())
     pair = [experiment(name="a"), experiment(name="b")]
     console.print(overview(pair, workspace))
@@ -276,8 +283,6 @@ def test_nothing_is_planned_for_what_is_done(workspace: Workspace) -> None:
 
 
 def test_the_list_says_what_runs_cost_and_state(workspace: Workspace) -> None:
-    from rich.console import Console
-
     work = jobs(experiment(), {}, ["uniform", "jest"], [0])
     workspace.folder(work[0].run).mkdir(parents=True)
     console = Console(width=200, file=io.StringIO())
@@ -302,3 +307,49 @@ def test_a_stage_that_fails_says_why(tmp_path: Path) -> None:
         f"reference embeddings failed: ValueError: no such thing (see {log})"
     )
     assert "the same command goes on from there" in reproduce._failure(stage, 130)
+
+
+class Worker:
+    """A worker's process that ends with this code, or waits to be told to."""
+
+    def __init__(self, code: int | None):
+        self.code, self.told = code, False
+
+    def poll(self) -> int | None:
+        return self.code
+
+    def terminate(self) -> None:
+        self.told, self.code = True, 130
+
+    def wait(self) -> None:
+        assert self.code is not None
+
+
+@pytest.mark.parametrize(
+    "codes,started,words",
+    [
+        ({}, "abcdef", ""),
+        ({"b": 1}, "abcd", "b failed"),  # without e, which needs b, and f, which needs e
+        ({"a": 1, "b": 1, "c": 1}, "abcd", "c failed"),
+        ({"a": 130}, "ab", "a was interrupted"),
+    ],
+)
+def test_what_fails_ends_itself_and_what_needs_it(
+    workspace: Workspace, codes: dict[str, int], started: str, words: str
+) -> None:
+    """One wrong run of six hundred must not end the night; a full disk must."""
+    keys = {name: f"{workspace.runs}/{name}" for name in "abcdef"}
+    needs = {"e": [keys["b"]], "f": [keys["e"]]}
+    stages = [
+        Stage(key, "train", tiny_run(), name, 1.0, needs.get(name, []))
+        for name, key in keys.items()
+    ]
+    seen: dict[str, Worker] = {}
+
+    def launch(_: str, logs: tuple[Path, Path]) -> Worker:
+        name = logs[0].parent.name
+        return seen.setdefault(name, Worker(codes.get(name, 0)))
+
+    with pytest.raises(StageError, match=words) if words else nullcontext():
+        run_stages(stages, workspace, 2, Console(file=io.StringIO()), "off", launch)
+    assert "".join(sorted(seen)) == started

@@ -19,33 +19,21 @@ app = typer.Typer(
 
 
 @app.command("pack")
-def pack_sources(
-    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("sources.tar"),
-    megabytes: Annotated[float, typer.Option(help="At most so many (of 10^6 bytes).")] = 48.0,
+def pack_data(
+    out: Annotated[Path, typer.Option(help="The files' names, without -0.tar.")] = Path("data"),
+    megabytes: Annotated[float, typer.Option(help="Of one file, at most (of 10^6 bytes).")] = 50.0,
     workers: Workers = None,
 ) -> None:
-    """Put a selection of the icon sources into one file, for a machine without a network.
-
-    Collections are whole; those of benchmarks and curated sets are always in. The packages are
-    fetched if they are not there.
-    """
+    """Put the built embedded data (some 100 MB) into files, for a machine without a network."""
     from jestcli.icons.build import default_root
-    from jestcli.icons.fetch import fetch
-    from jestcli.icons.spec import WORLD
     from jestcli.runs.data import bars
     from tools.gpu_lab.pack import pack
 
-    folder, console = default_root() / ".cache" / "packages", make_console()
+    console = make_console()
     with bars(console) as report:
-        tarballs = {name: fetch(package, folder) for name, package in WORLD.packages.items()}
-        found = pack(tarballs, out, megabytes, workers=workers, progress=report)
-    console.print(
-        f"{out}: {found.bytes / 1e6:.1f} MB, {sum(found.icons.values()):,} icons of "
-        f"{len(found.icons)} collections"
-    )
-    if found.left_out:
-        missing = ", ".join(f"{prefix} {n:,}" for prefix, n in found.left_out.items())
-        console.print(f"left out, {sum(found.left_out.values()):,} icons: {missing}")
+        written = pack(default_root(), out, megabytes, workers, report)
+    for path in written:
+        console.print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 
 @app.command("run")
@@ -55,7 +43,8 @@ def run_parts(
         typer.Argument(help="selection, train, and experiments: names or YAML files."),
     ],
     pack: Annotated[
-        Path | None, typer.Option(help="Experiments' data, from `pack` (default: as `jest` does).")
+        list[Path] | None,
+        typer.Option(help="Experiments' data, all files of `pack` (default: as `jest` does)."),
     ] = None,
     given: Annotated[
         Path | None, typer.Option(help="results.tar.gz of the call before, on a fresh machine.")
@@ -93,7 +82,7 @@ def run_parts(
         out=out,
         work=work,
         minutes=minutes,
-        pack=pack,
+        pack=tuple(pack or ()),
         given=given,
         workers=workers,
         runs=runs,

@@ -1,7 +1,6 @@
 """What a call leaves: measurements and run directories in one folder, and an archive of it.
 
     <state>/measurements/<part>.<name>.json   one measurement, done or failed, with its machine
-    <state>/data/manifest.json                what the runs' data were built from
     <state>/runs/<hash>/                      run directories, as everywhere else
 
 An archive is untrusted like any other file: only regular files with names as above are read.
@@ -25,7 +24,7 @@ RECORDS = ("config.json", "environment.json", "metrics.jsonl", "done.json")
 WEIGHTS = ("checkpoint.safetensors", "model.safetensors")
 _WORD = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"
 _NAME = re.compile(
-    rf"measurements/{_WORD}\.json|data/manifest\.json"
+    rf"measurements/{_WORD}\.json"
     rf"|runs/[0-9a-f]{{12}}/({'|'.join(RECORDS + WEIGHTS)})"
 )
 LARGEST = 1 << 30  # bytes of one file in an archive
@@ -49,7 +48,7 @@ def save_archive(state: Path, out: Path, megabytes: float = 0.0) -> list[str]:
     ones, smallest first, while at most `megabytes` (10^6 bytes) of them fit.
     """
     runs = sorted(path for path in state.glob("runs/*") if path.is_dir())
-    taken = [*sorted(state.glob("measurements/*.json")), *state.glob("data/manifest.json")]
+    taken = sorted(state.glob("measurements/*.json"))
     taken += [run / name for run in runs for name in RECORDS if (run / name).is_file()]
     left_out, room = [], megabytes * 1e6
     for path in _weights(runs):

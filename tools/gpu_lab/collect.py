@@ -47,7 +47,7 @@ def collect(
                 console.print(f"no experiment {each['name']} here: its runs are not drawn")
                 continue
             experiment = read_experiment(experiments[each["name"]])
-            workspace = Workspace(state / "data", state / "runs")
+            workspace = Workspace(None, state / "runs")
             try:
                 written += plot(
                     experiment, jobs(experiment, {}), workspace, out, console, collect=True

@@ -1,157 +1,108 @@
-"""A selection of the icon sources in one small file, for machines without a network.
+"""The built embedded data in a few small files, for machines without a network.
 
-The file is a plain tar:
+Nothing is drawn there: what runs read is packed, pixel for pixel. Every part is a plain tar:
 
-    pack.json                      what was kept of what, and what was not
-    packages/<name>.tgz            of each registry package what building the data reads
-    collections/<prefix>.json.xz   one icon collection, without what drawing it does not need
+    part.json        the format, the data's key, which part it is and of how many
+    rest.xz          (first part) a tar of manifest, benchmarks and all of the stores but pixels
+    <n>.xz           some pixels of a store's images.npy: of pictures that are grey a single channel
 
-Whole collections: those that benchmarks and curated levels show, always, then those of the pool in
-a pseudo-random order that the seed decides, while they fit. Of art families that only benchmarks
-may show, the icons that no benchmark shows are left out: nothing else could use them.
+The shards themselves, a gigabyte of PNG that the stores were decoded from, stay behind: empty files
+of their names and sizes stand for them.
 """
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import lzma
 import re
 import tarfile
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jestcli.icons.benchmarks import make_benchmarks
-from jestcli.icons.build import build, is_built, selection_of
-from jestcli.icons.captions import read_emoji, read_phosphor
-from jestcli.icons.draw import Drawn, Rastered, describe, usable_collections
-from jestcli.icons.fetch import integrity, members
-from jestcli.icons.rasterize import collection_of
+import numpy as np
+
+from jestcli.icons.build import build_key, is_built, read_manifest
 from jestcli.icons.spec import WORLD, World
-from jestcli.icons.splits import hash_order
 from jestcli.utils.errors import DataError, explain_os_error
-from jestcli.utils.io import save_bytes
+from jestcli.utils.io import save_bytes, save_text
 from jestcli.utils.parallel import Progress, silent, unordered
 
-FORMAT = 2
-LISTED = "package/collections.json"
-WORDS = {
-    "emoji": "package/en/data.json",
-    "lucide": "package/tags.json",
-    "tabler": "package/icons.json",
-    "phosphor": "package/dist/index.mjs",
-}
-NEEDED = ("prefix", "icons", "aliases", "chars", "left", "top", "width", "height")
-_NAME = re.compile(r"packages/[a-z]+\.tgz|collections/[a-z0-9]+(?:-[a-z0-9]+)*\.json\.xz")
-LARGEST = 1 << 29  # bytes of one member, unpacked
-
-
-@dataclass(frozen=True)
-class Packed:
-    """What a pack holds. icons: drawings kept, by prefix."""
-
-    icons: dict[str, int]
-    left_out: dict[str, int]  # icons of collections that did not fit, by prefix
-    bytes: int
+FORMAT = 3
+PIXELS = "images.npy"
+BLOCK = 8192  # pictures of one member
+LARGEST = 1 << 28  # bytes of one member, unpacked
+_NAME = re.compile(r"[\w.-]+(/[\w.-]+)*")
+Block = tuple[dict[str, Any], bytes]  # which pictures of which file, and their pixels
 
 
 def pack(
-    tarballs: dict[str, Path],
+    root: Path,
     out: Path,
-    megabytes: float = 48.0,
-    world: World = WORLD,
+    megabytes: float = 50.0,
     workers: int | None = None,
     progress: Progress = silent,
-) -> Packed:
-    """Write the selection of at most `megabytes` (10^6 bytes) to `out`, the same bytes every time.
-
-    tarballs: of the world's packages, by their names in the world. Raises DataError when not even
-    what benchmarks and curated levels need fits.
-    """
-    listed = usable_collections(world, tarballs["icons"])
-    texts = _texts(tarballs["icons"], listed)
-    needed = {s.prefix for sources in world.levels.values() for s in sources}
-    needed |= {prefix for prefix in texts if world.family(prefix) in world.withheld}
-    texts |= _only_shown(tarballs, texts, listed, world)
-    packages = {
-        name: _tgz({member: _member(tarballs[name], member)}) for name, member in WORDS.items()
-    }
-    squeezed: dict[str, bytes] = {}
-    for (prefix, _), small in unordered(_squeeze, list(texts.items()), workers):
-        squeezed[prefix] = small
-        progress("squeeze", len(squeezed), len(texts))
-    sizes = {prefix: len(json.loads(text)["icons"]) for prefix, text in texts.items()}
-    # A tar takes 512 bytes a header, fills members up to 512 and itself up to 10,240.
-    packages["icons"] = _tgz({LISTED: _compact(listed)})  # all of them: at most as large
-    used = sum(1024 + len(content) for content in packages.values())
-    used += 2 * len(_compact(sizes)) + 16_384  # pack.json and the end
-    kept: list[str] = []
-    for prefix in sorted(needed & set(texts)) + hash_order(set(texts) - needed, world.seed):
-        if used + 1024 + len(squeezed[prefix]) <= megabytes * 1e6:
-            used += 1024 + len(squeezed[prefix])
-            kept.append(prefix)
-        elif prefix in needed:
-            raise DataError(f"{megabytes} MB are too few for what benchmarks and levels show")
-    packages["icons"] = _tgz({LISTED: _compact({prefix: listed[prefix] for prefix in kept})})
-    left_out = {prefix: sizes[prefix] for prefix in sorted(set(texts) - set(kept))}
-    about = {
-        "format": FORMAT,
-        "packages": {name: asdict(package) for name, package in world.packages.items()},
-        "kept": {prefix: sizes[prefix] for prefix in kept},
-        "left_out": left_out,
-    }
-    content = {"pack.json": _compact(about)}
-    content |= {f"packages/{name}.tgz": packages[name] for name in sorted(packages)}
-    content |= {f"collections/{prefix}.json.xz": squeezed[prefix] for prefix in sorted(kept)}
-    try:
-        save_bytes(out, _tar(content))
-    except OSError as error:
-        raise explain_os_error(error, f"writing {out}") from error
-    return Packed({prefix: sizes[prefix] for prefix in kept}, left_out, out.stat().st_size)
+) -> list[Path]:
+    """Write the built data of `root` as out-0.tar, out-1.tar, …, each of about `megabytes` (10^6
+    bytes) at most; returns them. Raises DataError where nothing is built."""
+    manifest = read_manifest(root)
+    stores = sorted(path.parent for path in root.glob(f"store/*/*/{PIXELS}"))
+    if not stores:
+        raise DataError(f"{root} has no decoded store: run `jest data build` first")
+    blocks = [block for store in stores for block in _blocks(root, store)]
+    small: dict[int, bytes] = {}
+    for (number, _), content in unordered(_squeeze, list(enumerate(blocks)), workers):
+        small[number] = content
+        progress("squeeze", len(small), len(blocks))
+    parts: list[dict[str, bytes]] = [{"rest.xz": lzma.compress(_rest(root), preset=6)}]
+    for number in range(len(blocks)):
+        if sum(map(len, parts[-1].values())) + len(small[number]) > megabytes * 1e6:
+            parts.append({})
+        parts[-1][f"{number}.xz"] = small[number]
+    written = []
+    for i, members in enumerate(parts):
+        about = {"format": FORMAT, "key": manifest["key"], "part": i, "parts": len(parts)}
+        path = out.with_name(f"{out.name}-{i}.tar")
+        save_bytes(path, _tar({"part.json": json.dumps(about).encode(), **members}))
+        written.append(path)
+    return written
 
 
-def _texts(tarball: Path, listed: dict[str, Any]) -> dict[str, bytes]:
-    """The listed collections as JSON by prefix, without what drawing does not need."""
-    found = {}
-    for member, content in members(tarball, lambda m: collection_of(m) in listed):
-        raw = json.loads(content)
-        found[str(collection_of(member))] = _compact({k: raw[k] for k in NEEDED if k in raw})
-    return found
+def _blocks(root: Path, store: Path) -> Iterator[Block]:
+    """The pixels of a store: of grey pictures one channel, of the others three."""
+    images = np.load(store / PIXELS, mmap_mode="r", allow_pickle=False)
+    name = (store / PIXELS).relative_to(root).as_posix()
+    for start in range(0, len(images), BLOCK):
+        some = images[start : start + BLOCK]
+        grey = (some == some[..., :1]).all((1, 2, 3))
+        for one, rows in ((True, np.flatnonzero(grey)), (False, np.flatnonzero(~grey))):
+            if len(rows):
+                about = {"file": name, "shape": images.shape, "rows": (rows + start).tolist()}
+                pixels = some[rows][..., :1] if one else some[rows]
+                yield {**about, "channels": pixels.shape[-1]}, pixels.tobytes()
 
 
-def _only_shown(
-    tarballs: dict[str, Path], texts: dict[str, bytes], listed: dict[str, Any], world: World
-) -> dict[str, bytes]:
-    """The collections of withheld families, with the icons alone that a benchmark shows."""
-    whole = {p: json.loads(t) for p, t in texts.items() if world.family(p) in world.withheld}
-    collections = {p: describe(world, p, listed[p], raw) for p, raw in whole.items()}
-    icons = tuple(Drawn(p, name, "", 0, "") for p, c in collections.items() for name in c.names)
-    emoji, phosphor = read_emoji(tarballs["emoji"]), read_phosphor(tarballs["phosphor"])
-    shown: dict[str, set[str]] = {prefix: set() for prefix in whole}
-    for benchmark in make_benchmarks(
-        world, collections, Rastered(Path(), 0, icons, {}), emoji, phosphor
-    ):
-        for item in (*benchmark.test, *benchmark.train):
-            shown[item.icon.prefix].add(item.icon.name)
-    for prefix, raw in whole.items():
-        raw["icons"] = {k: icon for k, icon in raw["icons"].items() if k in shown[prefix]}
-    return {prefix: _compact(raw) for prefix, raw in whole.items()}
+def _rest(root: Path) -> bytes:
+    """A tar of the small files, and the names and sizes of the shards with their hashes."""
+    files = {"manifest.json": (root / "manifest.json").read_bytes()}
+    for folder in ("store", "benchmarks"):
+        for path in sorted((root / folder).rglob("*")):
+            if path.is_file() and path.name not in (PIXELS, "shards.json"):
+                files[path.relative_to(root).as_posix()] = path.read_bytes()
+    known = {}
+    for memory in root.glob("store/*/shards.json"):
+        hashes = {Path(url).name: own for url, (_, own) in json.loads(memory.read_text()).items()}
+        known[memory.parent.name] = {
+            path.name: [path.stat().st_size, hashes[path.name]]
+            for path in sorted((root / "shards" / memory.parent.name).glob("*.tar"))
+        }
+    return _tar({"shards.json": json.dumps(known).encode(), **files})
 
 
-def _member(tarball: Path, name: str) -> bytes:
-    for _, content in members(tarball, name.__eq__):
-        return content
-    raise DataError(f"{tarball.name} holds no {name}")
-
-
-def _compact(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
-
-
-def _squeeze(item: tuple[str, bytes]) -> bytes:
-    return lzma.compress(item[1], preset=6)
+def _squeeze(item: tuple[int, Block]) -> bytes:
+    about, pixels = item[1]
+    return lzma.compress(json.dumps(about).encode() + b"\n" + pixels, preset=6)
 
 
 def _tar(files: dict[str, bytes]) -> bytes:
@@ -164,67 +115,91 @@ def _tar(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def _tgz(files: dict[str, bytes]) -> bytes:
-    """As a registry serves a package, so that the readers of packages read it."""
-    return gzip.compress(_tar(files), mtime=0)
+# --- there ---------------------------------------------------------------------------------------
 
 
 def prepare(
-    path: Path,
+    parts: tuple[Path, ...],
     root: Path,
     size: int,
     workers: int | None = None,
     world: World = WORLD,
     progress: Progress = silent,
 ) -> None:
-    """Build the data of a pack in `root` unless they are there, as `jest data build` does.
-
-    Their world is named by the pack's own hash: runs on them do not pass for runs on all icons.
-    Raises DataError for a file that is no pack.
-    """
-    try:
-        chosen = selection_of(world, integrity(path))
-    except OSError as error:
-        raise explain_os_error(error, f"reading {path}") from error
-    if is_built(root, chosen, size):
+    """Unpack all parts into `root` unless the data are there. Raises DataError for files that are
+    no parts of this version's data."""
+    if is_built(root, world, size):
         return
-    tarballs = _unpack(path, root / ".cache", set(world.packages))
-    build(root, size=size, workers=workers, world=chosen, progress=progress, tarballs=tarballs)
+    members: list[bytes] = []
+    rest, seen = b"", set()
+    for path in parts:
+        try:
+            found = _members(path.read_bytes())
+            about = json.loads(found.pop("part.json"))
+            if (about["format"], about["key"]) != (FORMAT, build_key(world, size)):
+                raise ValueError("of another version's data")
+            seen.add(about["part"])
+            rest = _unsqueezed(found.pop("rest.xz")) if "rest.xz" in found else rest
+            members += found.values()
+        except OSError as error:
+            raise explain_os_error(error, f"reading {path}") from error
+        except (tarfile.TarError, lzma.LZMAError, KeyError, ValueError, TypeError) as error:
+            raise DataError(f"{path} is not a part of a pack: {error}") from None
+    if len(seen) != about["parts"]:
+        raise DataError(f"{len(seen)} parts of {about['parts']}: name all of them (--pack)")
+    stores: dict[str, np.ndarray] = {}
+    for number, (_, block) in enumerate(unordered(_unpacked, members, workers), 1):
+        _place(root, block, stores)
+        progress("unpack", number, len(members))
+    files = _members(rest)
+    shards = json.loads(files.pop("shards.json"))
+    for name, content in files.items():
+        if name != "manifest.json":  # the last: it says that all is there
+            save_bytes(_inside(root, name), content)
+    for split, names in shards.items():
+        memory = {}
+        for name, (length, own) in names.items():
+            path = _inside(root, f"shards/{split}/{name}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
+                file.truncate(length)
+            about = path.stat()
+            memory[str(path)] = [f"{about.st_size} {about.st_mtime_ns}", own]
+        save_text(_inside(root, f"store/{split}/shards.json"), json.dumps(memory))
+    save_bytes(root / "manifest.json", files["manifest.json"])
 
 
-def _unpack(path: Path, cache: Path, packages: set[str]) -> dict[str, Path]:
-    """Packages and collections into `cache`, where a build looks for them; returns the packages.
-
-    Raises DataError for what is no pack. No name in the file becomes a path unless it is as above.
-    """
-    try:
-        with tarfile.open(path, "r:") as tar:
-            about = json.loads(_read(tar, tar.getmember("pack.json")))
-            if about["format"] != FORMAT:
-                raise ValueError(f"format {about['format']}, not {FORMAT}")
-            for member in tar:
-                if member.isfile() and _NAME.fullmatch(member.name):
-                    save_bytes(cache / member.name.removesuffix(".xz"), _read(tar, member))
-    except OSError as error:
-        raise explain_os_error(error, f"unpacking {path}") from error
-    except (tarfile.TarError, lzma.LZMAError, KeyError, ValueError, TypeError) as error:
-        raise DataError(f"{path} is not a pack of the GPU lab: {error}") from None
-    tarballs = {name: cache / "packages" / f"{name}.tgz" for name in packages}
-    missing = sorted(name for name, tarball in tarballs.items() if not tarball.is_file())
-    if missing:
-        raise DataError(f"{path} is not a pack of the GPU lab: it lacks {', '.join(missing)}")
-    return tarballs
+def _members(content: bytes) -> dict[str, bytes]:
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
+        return {m.name: file.read() for m in tar if (file := tar.extractfile(m)) is not None}
 
 
-def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member)
-    if file is None or member.size > LARGEST:
-        raise ValueError(f"{member.name} is no file, or larger than this reader takes")
-    content = file.read()
-    if not member.name.endswith(".xz"):
-        return content
+def _unsqueezed(content: bytes) -> bytes:
     unpacker = lzma.LZMADecompressor(memlimit=1 << 28)
-    content = unpacker.decompress(content, max_length=LARGEST)
+    found = unpacker.decompress(content, max_length=LARGEST)
     if not unpacker.eof:
-        raise ValueError(f"{member.name} is cut off, or larger than this reader takes")
-    return content
+        raise ValueError("a member is cut off, or larger than this reader takes")
+    return found
+
+
+def _unpacked(content: bytes) -> Block:
+    about, _, pixels = _unsqueezed(content).partition(b"\n")
+    return json.loads(about), pixels
+
+
+def _place(root: Path, block: Block, stores: dict[str, np.ndarray]) -> None:
+    about, pixels = block
+    name, shape = about["file"], tuple(about["shape"])
+    if name not in stores:
+        path = _inside(root, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stores[name] = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    some = np.frombuffer(pixels, np.uint8).reshape(-1, *shape[1:3], about["channels"])
+    stores[name][about["rows"]] = some  # one channel stands for three
+
+
+def _inside(root: Path, name: str) -> Path:
+    """No name in a pack becomes a path outside `root`."""
+    if not _NAME.fullmatch(name) or ".." in name.split("/"):
+        raise DataError(f"a pack that names {name!r} is not taken")
+    return root / name

@@ -58,7 +58,7 @@ class Task:
     out: Path
     work: Path
     minutes: float
-    pack: Path | None = None
+    pack: tuple[Path, ...] = ()
     given: Path | None = None
     workers: int | None = None
     runs: str | None = None
@@ -101,7 +101,7 @@ def run(task: Task, say: Callable[[str], None] = print) -> int:
     Writes results.tar.gz and summary.md into task.out at the end, whatever that is. Raises
     DataError, ConfigError.
     """
-    for file in (task.given, task.pack):
+    for file in (task.given, *task.pack):
         if file is not None and not file.is_file():
             raise DataError(f"no file {file}")
     task.state.mkdir(parents=True, exist_ok=True)
@@ -203,7 +203,7 @@ def _experiment(path: Path, task: Task) -> None:
     when it fails (what is finished stays)."""
     experiment = read_experiment(path)
     work = read_jobs(str(path), [], task.runs, task.seeds)
-    runs, manifest = task.state.resolve() / "runs", task.state / "data" / "manifest.json"
+    runs = task.state.resolve() / "runs"
     if _is_all_done(work, task.state):
         return
     check = task.state / "measurements" / "selection.kernel.json"
@@ -213,7 +213,7 @@ def _experiment(path: Path, task: Task) -> None:
         )
     size = work[0].run.data.image_size
     root = default_root(size).resolve()
-    if task.pack is not None:
+    if task.pack:
         root = task.work.resolve() / f"icons-{size}"
         prepare(task.pack, root, size, task.workers)
     _forget_references(work, Workspace(root, runs))
@@ -241,9 +241,6 @@ def _experiment(path: Path, task: Task) -> None:
         else:
             state = "done"
     finally:
-        if (root / "manifest.json").exists():
-            manifest.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(root / "manifest.json", manifest)
         gpus = {k: v for k, v in (meter.read() or {}).items() if k.startswith("gpu:")}
         spent = {"seconds": time.monotonic() - started, "joules": gpus or None}
         spent |= {"workers": task.workers, "mps": bool(more)}
@@ -254,9 +251,8 @@ def _experiment(path: Path, task: Task) -> None:
 
 def _is_all_done(work: list[Job], state: Path) -> bool:
     """Whether an archive (or an earlier call) holds every run: then no data are needed."""
-    workspace = Workspace(state / "data", state / "runs")
-    there = (state / "data" / "manifest.json").exists()
-    return there and all(is_done(workspace.folder(job.run)) for job in work)
+    workspace = Workspace(None, state / "runs")
+    return all(is_done(workspace.folder(job.run)) for job in work)
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
