@@ -371,8 +371,14 @@ def answer(records: list[Record]) -> list[str]:
         saved = [fewer, f"{less} ({with_reference})", f"{_plain(charged)} ({_plain(given)})"]
         rows.append([*where, *reached, *saved])
         simpler.append(charged)
-    lines = [sentence(records), "", *Table("", ANSWER, rows).markdown().split("\n")]
-    lines[3] = "|" + " --- |" * len(ANSWER)
+    lines = [
+        recommended(records),
+        "",
+        sentence(records),
+        "",
+        *Table("", ANSWER, rows).markdown().split("\n"),
+    ]
+    lines[5] = "|" + " --- |" * len(ANSWER)
     sure = [r for r in simpler if not math.isnan(r.low)]
     more, less_than = sum(r.low > 1 for r in sure), sum(r.high < 1 for r in sure)
     if sure:
@@ -385,16 +391,43 @@ def answer(records: list[Record]) -> list[str]:
     return lines
 
 
+def several(records: list[Record]) -> list[float]:
+    """The qualities at which JEST was run with several seeds, one being no headline; all where
+    there are none."""
+    seeds = {
+        quality: {r["seed"] for r in at_quality(records) if r["name"] == named("jest", quality)}
+        for quality in qualities(records)
+    }
+    return [q for q, found in seeds.items() if len(found) > 1] or qualities(records)
+
+
+def recommended(records: list[Record]) -> str:
+    """Which recipe ended best, by pool quality and length; where its lead is within the error, over
+    which."""
+    run, batch, parts = lengths(records), records[0]["batch_size"], []
+    best, sure = winners(records, run), several(records)
+    for quality in sorted({quality for quality, _ in best if quality in sure}):
+        spans: list[tuple[str, list[str]]] = []  # (recipe, lengths in a row)
+        for steps in run:
+            if (quality, steps) not in best:
+                continue
+            (method, score, half), (second, below, other), *_ = best[quality, steps]
+            tie = not score - below > math.hypot(half, other)
+            words = style(method).label + (f" or {style(second).label}" if tie else "")
+            if not spans or spans[-1][0] != words:
+                spans.append((words, []))
+            spans[-1][1].append(f"{steps * batch / 1000:,.0f}k")
+        each = [f"{words} ({', '.join(at)})" for words, at in spans]
+        parts.append(f"- {100 * quality:g} % wrong captions: {'; '.join(each)}.")
+    return "\n".join(["What ended best, by the length of training in examples:", "", *parts])
+
+
 def sentence(records: list[Record]) -> str:
     """The answer in words, of the poorest and the cleanest pool at JEST's shortest length, each
     score with its range over seeds. "" before the runs that it needs."""
     curves, parts, run = at_quality(records), [], lengths(records)
     steps = run[0] if run else 0
-    seeds = {
-        q: {r["seed"] for r in curves if r["name"] == named("jest", q)} for q in qualities(records)
-    }
-    several = [q for q, found in seeds.items() if len(found) > 1]  # one seed is no headline
-    shown = several or qualities(records)
+    shown = several(records)
     for quality in sorted({*shown[:1], *shown[-1:]}, reverse=True):
         cell = (records, "jest", quality, steps)
         fewer, less, paid = (saving(*cell, axis) for axis in ("examples", "cached", "charged"))
