@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 PAPER = ((13.1, "paper: ×13.1 examples", 1.06, "bottom"), (9.9, "paper: ×9.9 FLOPs", 0.94, "top"))
 CONTROLS = ("filtered", "filtered-20", "curated", "mixed", "finetune", "negclip")
 WEAK = ("filtered-weak", "curated", "mixed")  # what has no better reference than jest-weak
-CURVES = ("jest", "jest-90", "filtered", "filtered-20", "curated", "mixed", "uniform")
+CURVES = ("jest", "jest-90", "filtered", "filtered-20", "finetune", "curated", "mixed", "uniform")
 # What figure 1 draws: f = .9 instead of .8, axis, over the best control; label, colour.
 LINES = (
     (False, "examples", False, "examples, over uniform", BLUE),

@@ -35,8 +35,8 @@ OPENING = (
     "wrong captions in the pool."
 )
 # By verdict a mark, for colour alone is not enough, and a class of the style sheet.
-MARKS = dict(zip(WORDS, "✓◐◑✗?–", strict=True))
-CLASSES = dict(zip(WORDS, ("good", "part", "part", "bad", "open", "open"), strict=True))
+MARKS = dict(zip(WORDS, "✓◐◑✗?○–", strict=True))
+CLASSES = dict(zip(WORDS, ("good", "part", "part", "bad", "open", "open", "open"), strict=True))
 
 
 class Section(NamedTuple):

@@ -13,7 +13,8 @@ mixed                   some of the core as claimed, some the other way or level
 depends on the metric   on a core contrast the intervals of the primary and the secondary metric
                         exclude 0 with opposite signs
 not decidable here      undecided, and deciding it would cost more than HOURS core-hours
-not run yet             runs are missing, or a few more would decide: the price is said
+open                    undecided, and a few more runs would decide: their price is said
+not run yet             runs are missing
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from jestcli.paper.statistics import LEVEL
 
 HOLDS, CONTRADICTED, MIXED = "holds", "contradicted", "mixed"
 METRIC, UNDECIDED, MISSING = "depends on the metric", "not decidable here", "not run yet"
-WORDS = (HOLDS, MIXED, METRIC, CONTRADICTED, UNDECIDED, MISSING)
+SOON = "open"
+WORDS = (HOLDS, MIXED, METRIC, CONTRADICTED, UNDECIDED, SOON, MISSING)
 ALPHA = 1 - LEVEL
 HOURS = 10.0
 FOR, AGAINST, OPEN, ABSENT = "for", "against", "open", "absent"
@@ -117,7 +119,7 @@ def judge_all(claims: Sequence[Claim], evidence: Evidence) -> dict[str, Verdict]
     found = [judge(claim, evidence) for claim in claims]
     across = benjamini_hochberg([verdict.p for verdict in found])
     for i, (verdict, q) in enumerate(zip(found, across, strict=True)):
-        if verdict.word not in (UNDECIDED, MISSING) and q >= ALPHA:
+        if verdict.word not in (UNDECIDED, SOON, MISSING) and q >= ALPHA:
             lost = f"“{verdict.word}” does not survive the number of claims (q = {q:.2g})."
             found[i] = _undecided(verdict, verdict.hours, lost)
     return {claim.key: verdict for claim, verdict in zip(claims, found, strict=True)}
@@ -168,7 +170,7 @@ def _undecided(verdict: Verdict, hours: float, *why: str) -> Verdict:
     """Word and price of what the runs so far do not decide."""
     price = f"about {hours:,.1f}" if hours < 1e4 else "more than 10,000"
     text = (*verdict.sentences, *why, f"Deciding it would cost {price} core-hours.")
-    word = UNDECIDED if hours > HOURS else MISSING
+    word = UNDECIDED if hours > HOURS else SOON
     return replace(verdict, word=word, p=1.0, hours=hours, sentences=text, where=())
 
 

@@ -58,7 +58,7 @@ def test_winners_and_words_hold_the_records_numbers() -> None:
     best_of, _, short, _, _, rule, *rows, _, sentence = maps.answer(records)
     _, _, clean, poor = best_of.splitlines()
     assert clean == "- 0 % wrong captions: JEST (96k)."
-    assert poor == "- 80 % wrong captions: Curated only (96k); JEST (192k)."
+    assert poor == "- 80 % wrong captions: Curated only (96k)."
     assert short.startswith("With 80 % wrong captions uniform training needs ×4")
     assert "in 96k examples, 4.0 % (3.9 to 4.1 over 3 seeds); the best simpler recipe, Cur" in short
     assert ". With 0 % wrong captions uniform training needs ×2" in short

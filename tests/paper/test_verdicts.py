@@ -12,6 +12,7 @@ from jestcli.paper.verdicts import (
     HOLDS,
     METRIC,
     MISSING,
+    SOON,
     MIXED,
     UNDECIDED,
     Claim,
@@ -104,7 +105,7 @@ def test_undecided_has_a_price_and_only_a_high_one_makes_it_undecidable():
     assert more == int(more) and f"about {found.hours:,.1f} core-hours" in found.sentences[-1]
     cheap = [[{**r, "seconds": {"update": 36.0}} for r in each] for each in noisy]
     found = judge(claim(AB), Evidence({"e": cheap[0] + cheap[1]}))
-    assert found.word == MISSING and found.hours == pytest.approx(more * 0.02)
+    assert found.word == SOON and found.hours == pytest.approx(more * 0.02)
     assert math.isnan(judge(claim(AB), Evidence({})).p), "nothing was run"
     alone = judge(claim(AB), Evidence({"e": A[:1] + B}))
     assert alone.word == MISSING and "one seed" in alone.sentences[0]
@@ -121,7 +122,7 @@ def test_a_claim_must_survive_the_number_of_claims():
     others = [claim(AB, key=str(i), experiment="f") for i in range(9)]
     tie = runs("a", 0.1, wobble=0.03) + runs("b", 0.1, wobble=0.03)
     found = judge_all([one, *others], Evidence({"e": wobbly, "f": tie}))["one"]
-    assert found.word == MISSING and "does not survive the number of claims" in found.sentences[-2]
+    assert found.word == SOON and "does not survive the number of claims" in found.sentences[-2]
     missing = [claim(AB, key=str(i), experiment="g") for i in range(9)]
     assert judge_all([one, *missing], Evidence({"e": wobbly}))["one"].word == HOLDS
 
@@ -156,7 +157,7 @@ def test_a_factor_holds_in_a_region_that_is_named():
     far = judge(
         claim(region=Region("saving", 32.0, cells=("q = .9",))), Evidence({}, {"saving": surface()})
     )
-    assert far.word == MISSING and far.hours == pytest.approx(3 * 32 * 1e-3 / 3600)
+    assert far.word == SOON and far.hours == pytest.approx(3 * 32 * 1e-3 / 3600)
 
 
 def test_a_criterion_about_a_factor_binds_too():
