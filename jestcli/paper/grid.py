@@ -91,7 +91,7 @@ def _panel(
         x: list[float] = []
         y: list[float] = []
         aside = 0.0 if panel.ordered else BESIDE * (i - (len(panel.lines) - 1) / 2)
-        for setting, place in at.items():
+        for setting, place in sorted(at.items(), key=lambda item: item[1]):
             name = f"{line}{MARK}{setting}"
             if values := [factor * v for v in finals(groups.get(name, []), metric)]:
                 found = t_interval(values)

@@ -47,6 +47,12 @@ def test_a_line_ends_with_its_value_and_missing_cells_say_so(records):
     assert list(line.get_xdata()) == [0.5, 0.9] and line.get_ydata() == pytest.approx([4.1, 6.1])
 
 
+def test_a_line_runs_from_the_smallest_value_whatever_was_named_first(records):
+    figure = make_grid("t", PANELS, HEADER, records, NAMES[::-1], theme.LIGHT)
+    (line,) = [x for x in figure.axes[0].lines if len(x.get_xdata()) == 2 and x.get_marker() == "o"]
+    assert list(line.get_xdata()) == [0.5, 0.9] and "joint 6.1" in words(figure)
+
+
 def test_values_that_are_no_numbers_stand_side_by_side(records):
     named = [
         dict(r, name=r["name"].replace("@0.5", "@weak").replace("@0.9", "@strong")) for r in records
