@@ -37,7 +37,7 @@ FAILURES = 3  # after which it is not a run that is wrong
 JOBS = 64  # on a cluster at once, unless told
 # For the estimate of time only:
 SIZES = {"pool": 350_000, "curated": 10_500}
-BESIDE = 10.0  # seconds of a core a run takes beside its steps: benchmarks, evaluations, opening data
+BESIDE = 10.0  # seconds of a core a run takes beside its steps: opening data, evaluations
 
 
 class Process(Protocol):
