@@ -6,13 +6,11 @@ data/sources.py, whose cache is bounded and shared by processes; fsspec's own is
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterator
+from functools import cache, partial
 from typing import Any
 
-from jestcli.data.sources import BLOCK, FinalShardError, ShardError
+from jestcli.data.sources import BLOCK, FinalShardError, ShardError, in_time
 from jestcli.utils.errors import DataError
 
 PACKAGE = ": pip install 'jest-suite[cloud]'"
@@ -51,51 +49,25 @@ def listed(url: str) -> tuple[str, ...]:
 def blocks(url: str, timeout: float) -> Iterator[bytes]:
     """The content of a file. Raises ShardError where it breaks off or nothing comes for `timeout`
     seconds, FinalShardError where trying again will not help."""
-    waiting: queue.Queue[bytes | Exception] = queue.Queue(2)
-    given_up = threading.Event()
-
-    def put(block: bytes | Exception) -> None:
-        while not given_up.is_set():
-            try:
-                waiting.put(block, timeout=1)
-                return
-            except queue.Full:
-                continue
-
-    # In a thread, because not every store's package has a time limit.
-    threading.Thread(target=_read, args=(url, put, given_up), daemon=True).start()
     try:
-        while True:
-            try:
-                block = waiting.get(timeout=timeout)
-            except queue.Empty:
-                raise ShardError("the server stalls") from None
-            if isinstance(block, ShardError):
-                raise block
-            if isinstance(block, Exception):
-                final = isinstance(block, FileNotFoundError | PermissionError)
-                raise (FinalShardError if final else ShardError)(_why(block))
-            if not block:
-                return
+        yield from in_time(partial(_read, url), timeout)
+    except ShardError:
+        raise
+    except Exception as error:  # every store has its own
+        final = isinstance(error, FileNotFoundError | PermissionError)
+        raise (FinalShardError if final else ShardError)(_why(error)) from None
+
+
+def _read(url: str) -> Iterator[bytes]:
+    system, path = _store(url)
+    got = 0
+    with system.open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            got += len(block)
             yield block
-    finally:
-        given_up.set()
-
-
-def _read(url: str, put: Callable[[bytes | Exception], None], given_up: threading.Event) -> None:
-    try:
-        system, path = _store(url)
-        got = 0
-        with system.open(path, "rb") as file:
-            while (block := file.read(BLOCK)) and not given_up.is_set():
-                got += len(block)
-                put(block)
-            size = getattr(file, "size", None)
-        if isinstance(size, int) and got != size:
-            raise ShardError("the transfer broke off")
-        put(b"")
-    except Exception as error:  # said by the reader
-        put(error)
+        size = getattr(file, "size", None)
+    if isinstance(size, int) and got != size:
+        raise ShardError("the transfer broke off")
 
 
 def _why(error: Exception) -> str:
@@ -103,5 +75,4 @@ def _why(error: Exception) -> str:
         return "no such file"
     if isinstance(error, PermissionError):
         return "access is denied"
-    text = " ".join(str(error).split())[:160]
-    return text if isinstance(error, ShardError) else f"{type(error).__name__}: {text}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"

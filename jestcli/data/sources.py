@@ -16,6 +16,7 @@ import io
 import json
 import math
 import os
+import queue
 import re
 import selectors
 import shutil
@@ -25,7 +26,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -332,6 +333,44 @@ class _Within:
         return block
 
 
+def in_time(read: Callable[[], Iterator[bytes]], timeout: float) -> Iterator[bytes]:
+    """The blocks that `read` gives in a thread, and what it raises. ShardError where none comes for
+    `timeout` seconds, whatever it waits for: not every protocol's every wait has a limit."""
+    waiting: queue.Queue[bytes | Exception] = queue.Queue(2)
+    given_up = threading.Event()
+
+    def put(block: bytes | Exception) -> None:
+        while not given_up.is_set():
+            with suppress(queue.Full):
+                waiting.put(block, timeout=1)
+                return
+
+    def work() -> None:
+        try:
+            for block in read():
+                put(block)
+                if given_up.is_set():
+                    return
+            put(b"")
+        except Exception as error:  # raised by the reader
+            put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        while True:
+            try:
+                block = waiting.get(timeout=timeout)
+            except queue.Empty:
+                raise ShardError("the server stalls") from None
+            if isinstance(block, Exception):
+                raise block
+            if not block:
+                return
+            yield block
+    finally:
+        given_up.set()
+
+
 def _download(url: str, file: IO[bytes], loading: Loading, most: int) -> None:
     within = _Within(loading, most)
     if _in_store(url):
@@ -340,11 +379,18 @@ def _download(url: str, file: IO[bytes], loading: Loading, most: int) -> None:
         for block in blocks(url, loading.timeout):
             file.write(within(block))
         return
-    try:
+    length, chunked = None, False
+
+    def read() -> Iterator[bytes]:
+        nonlocal length, chunked
         with urllib.request.urlopen(url, timeout=loading.timeout) as answer:
             length, chunked = answer.headers.get("Content-Length"), answer.chunked
             while block := answer.read1(BLOCK):  # what is there: a slow server is noticed in time
-                file.write(within(block))
+                yield block
+
+    try:
+        for block in in_time(read, loading.timeout):
+            file.write(within(block))
     except urllib.error.HTTPError as error:
         kind = ShardError if error.code in (408, 429) or error.code >= 500 else FinalShardError
         raise kind(f"the server answers {error.code}") from None

@@ -73,6 +73,24 @@ def flood(handler: http.server.BaseHTTPRequestHandler) -> None:
         handler.wfile.write(bytes(1 << 16))
 
 
+def slowly(start: bytes, each: bytes) -> Answer:
+    """What a protocol sets no limit to: a byte now and then, none of it the shard's."""
+
+    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(start)
+        for _ in range(100):
+            handler.wfile.write(each)
+            time.sleep(0.05)
+
+    return answer
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+header = slowly(b"HTTP/1.1 200 OK\r\nX: ", b"x")
+length = slowly(CHUNKED, b"0")
+trailer = slowly(CHUNKED + b"400\r\n" + bytes(1024) + b"\r\n0\r\n", b"a: b\r\n")
+
+
 @pytest.fixture
 def loading(tmp_path: Path) -> Loading:
     return Loading(0, 0.05, tmp_path / "cache", timeout=0.5, longest=0.4, retries=1, pause=0.01)
@@ -92,13 +110,17 @@ PAGE = b"<html>please log in</html>" * 100
         (body(PAGE), "what comes is not a tar file"),
         (body(b""), "what comes is not a tar file"),
         (drip, "the transfer takes too long"),
+        (header, "the server stalls"),
+        (length, "the server stalls"),
+        (trailer, "the server stalls"),
         (flood, "larger than the 0.001 GB there are for it"),
     ],
 )
 def test_what_is_no_shard_is_never_kept(answer: Answer, reason: str, loading: Loading) -> None:
-    small = Loading(**vars(loading) | {"gigabytes": 0.001})
+    small, started = Loading(**vars(loading) | {"gigabytes": 0.001}), time.monotonic()
     with answering(answer) as url, pytest.raises(ShardError, match=reason):
         local(url, small)
+    assert time.monotonic() - started < 4, "it is not waited for"
     left = {path.suffix for path in (loading.cache / "shards").iterdir()}
     assert left <= {".lock", ".failed"}
 
