@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from jestcli.utils import catalogue
 from jestcli.utils.io import save_bytes
 from jestcli.utils.words import STYLE_WORDS
 
@@ -111,6 +112,18 @@ def small_tokenizer(
         raise ValueError(f"the cut table has {inner.vocab_size} entries, not {vocab_size}")
     identity = f"clip-bpe-{vocab_size}x{context_length}-{digest}"
     return SmallTokenizer(vocab_size, context_length, identity, inner)
+
+
+def named_tokenizer(name: str, context_length: int | None = None) -> Any:
+    """The tokenizer that comes with the open_clip model `name`. The config of one in a folder or on
+    a hub may ask for code beside it to be run: it is not."""
+    import open_clip
+
+    place = catalogue.is_place(name)
+    config = catalogue.read(name) if place else open_clip.get_model_config(name)
+    if config and config["text_cfg"].get("hf_tokenizer_name"):
+        return open_clip.get_tokenizer(name, context_length=context_length, trust_remote_code=False)
+    return open_clip.get_tokenizer(name, context_length=context_length)
 
 
 def word_ids(tokens: torch.Tensor, vocab_size: int) -> torch.Tensor:

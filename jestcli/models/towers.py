@@ -259,7 +259,7 @@ def _load_pretrained(clip: CLIP | CustomTextCLIP, model: Model) -> None:
         path = Path(open_clip.download_pretrained(_tag(model.name, model.pretrained)))
     start = clip.logit_bias.detach().clone() if clip.logit_bias is not None else None
     try:
-        result = open_clip.load_checkpoint(clip, str(path), strict=False)
+        result = open_clip.load_checkpoint(clip, str(path), strict=False, weights_only=True)
     except Exception as error:  # torch, safetensors and numpy each raise their own
         why = " ".join(str(error).split())[:200]
         raise ConfigError(f"{path} does not fit {model.name}: {why}") from None

@@ -22,7 +22,7 @@ from jestcli.data.loader import Source, SuperBatchLoader, on_device
 from jestcli.data.pools import relevant, thinned, unverified_rows, verified_rows
 from jestcli.data.shard_dataset import RECORD, open_shards
 from jestcli.data.sources import Loading, identity, list_shards
-from jestcli.data.tokens import SmallTokenizer, small_tokenizer
+from jestcli.data.tokens import SmallTokenizer, named_tokenizer, small_tokenizer
 from jestcli.data.uids import rows_in
 from jestcli.evaluation.benchmarks import Benchmark, find_benchmarks, list_benchmarks
 from jestcli.evaluation.matching import matching_auc
@@ -277,9 +277,7 @@ def tokenizer_of(model: Model, data: Data) -> Any:
     """CLIP's byte pairs, cut to data.vocab_size (49,408 is CLIP's own tokenizer); for pretrained
     weights of a model with another tokenizer, that one."""
     if catalogue.own_tokenizer(model.name, model.pretrained or model.own_tokenizer):
-        import open_clip
-
-        return open_clip.get_tokenizer(model.name or "", context_length=data.context_length)
+        return named_tokenizer(model.name or "", data.context_length)
     return small_tokenizer(data.vocab_size, data.context_length)
 
 

@@ -26,6 +26,7 @@ from jestcli.config import ConfigError
 from jestcli.data.dataset import Dataset, Samples, Transform
 from jestcli.data.embeddings import Block, Blocks, TableFile
 from jestcli.data.loader import SuperBatch
+from jestcli.data.tokens import named_tokenizer
 from jestcli.models.flexi import Resolution
 from jestcli.models.flops import ForwardFlops
 from jestcli.models.towers import Clip
@@ -219,7 +220,7 @@ def open_clip_reference(
         model = open_clip.create_model(
             name, weights or None, weights_only=True, require_pretrained=True
         )
-        tokenizer = open_clip.get_tokenizer(name)
+        tokenizer = named_tokenizer(name)
     except Exception as error:  # torch, safetensors and the hub each raise their own
         why = " ".join(str(error).split())
         key = re.search(r"(?:_dict: \"|size mismatch for )([\w.]+)", why)

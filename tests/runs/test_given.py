@@ -142,7 +142,7 @@ def test_a_tag_brings_its_models_sizes(workspace: Workspace) -> None:
 
 
 def test_a_named_models_own_tokenizer_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(open_clip, "get_tokenizer", lambda name, context_length: (name, 64))
+    monkeypatch.setattr(open_clip, "get_tokenizer", lambda name, context_length, **_: (name, 64))
     settings = {"model": {"name": "ViT-B-16-SigLIP", "own_tokenizer": True, "patch_sizes": [8]}}
     run = start(merge({"data": TINY["data"]}, settings))
     assert tokenizer_of(run.model, run.data) == ("ViT-B-16-SigLIP", 64)

@@ -27,6 +27,10 @@ MODULES = {
 DECODERS = ("webdataset.", "clip_benchmark.datasets")
 ALLOWED = {"icons/write.py": {"webdataset.writer.TarWriter"}}
 CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen"}
+LOADERS = {"torch.load", "open_clip.create_model", "open_clip.load_checkpoint"}
+# Taken under no other name, which the test would not know.
+KNOWN = {*LOADERS, "open_clip.get_tokenizer", "numpy.load", "yaml.load"}
+TOKENIZERS = {"data/tokens.py"}
 # Where a command is run: the user's own `pipe:`; the others give lists of words.
 SHELL = {"data/sources.py"}
 
@@ -47,7 +51,7 @@ def faults(text: str, file: str = "x.py") -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         for name in names:
-            if name.partition(".")[0] in MODULES:
+            if name.partition(".")[0] in MODULES or name in KNOWN:
                 yield name
             if f"{name}.".startswith(DECODERS) and name not in ALLOWED.get(file, ()):
                 yield name
@@ -57,10 +61,10 @@ def faults(text: str, file: str = "x.py") -> Iterator[str]:
         last = name.rpartition(".")[2]
         if name in CALLS or last == "read_pickle":
             yield name
-        if name == "torch.load" and given.get("weights_only") != "True":
-            yield "torch.load without weights_only"
-        if name.endswith("create_model") and given.get("weights_only") != "True":
-            yield "open_clip.create_model without weights_only"
+        if name in LOADERS and given.get("weights_only") != "True":
+            yield f"{name} without weights_only"
+        if last == "get_tokenizer" and file not in TOKENIZERS:
+            yield "a tokenizer that may bring code"
         if name == "np.load" and given.get("allow_pickle", "False") != "False":
             yield "np.load of pickles"
         if name.startswith("yaml.") and last in ("load", "load_all", "unsafe_load", "full_load"):
@@ -92,6 +96,9 @@ def test_no_module_can_run_what_a_file_holds(path: Path) -> None:
         "from clip_benchmark.datasets.builder import build_dataset",
         "subprocess.run(x, shell=True)",
         "open_clip.create_model(a, b)",
+        "open_clip.load_checkpoint(a, b)",
+        "from torch import load",
+        "open_clip.get_tokenizer(a)",
         "def f():\n  import dill",
         "yaml.unsafe_load(f)",
     ],
@@ -144,4 +151,26 @@ def test_members_that_are_pickles_are_not_read(tmp_path: Path) -> None:
     (pairs / "dataset_type.txt").write_text("retrieval")
     for each in find_benchmarks(tmp_path / "b", 32):
         assert len(each.split())
+    assert not ran.exists()
+
+
+def test_a_model_in_a_folder_brings_no_code(tmp_path: Path) -> None:
+    """Its config asks for the tokenizer's code beside it, as a hub's may."""
+    import json
+
+    from jestcli.data.tokens import named_tokenizer
+
+    ran, kwargs = tmp_path / "ran", {"trust_remote_code": True}
+    text = {"context_length": 8, "hf_tokenizer_name": "x", "tokenizer_kwargs": kwargs}
+    own_class = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    files = {
+        "open_clip_config.json": {"model_cfg": {"vision_cfg": {}, "text_cfg": text}},
+        "tokenizer_config.json": own_class,
+        "config.json": {"model_type": "bert"},
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    (tmp_path / "own.py").write_text(f"open({str(ran)!r}, 'w')\nclass Own: pass\n")
+    with pytest.raises(ValueError):
+        named_tokenizer(f"local-dir:{tmp_path}")
     assert not ran.exists()
