@@ -221,7 +221,9 @@ class Model(_Strict):
     layers: int = Field(3, ge=1, le=1000)
     head_width: Size = 32
     patch_sizes: tuple[Patch, ...] = Field(
-        (4, 8), description="the learner's patch sizes in pixels, finest (full resolution) first"
+        (4, 8),
+        min_length=1,
+        description="the learner's patch sizes in pixels, finest (full resolution) first",
     )
     text_width: Size = 64
     text_layers: int = Field(1, ge=1, le=1000)

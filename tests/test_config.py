@@ -288,6 +288,7 @@ def test_every_number_has_both_bounds() -> None:
         ("evaluation.max_images", 0),
         ("model.head_width", 0),
         ("model.patch_sizes", [0]),
+        ("model.patch_sizes", []),
         ("model.init_logit_scale", 0),
         ("model.init_logit_scale", -1),
         ("seed", -1),

@@ -81,8 +81,8 @@ def _orientation(image: Image.Image) -> int | None:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith(("I", "F")):  # 16 bits a pixel; Pillow would clip or wrap them
-        wide = np.asarray(image).astype(np.int64)
+    if image.mode.startswith("I"):  # 16 bits a pixel; Pillow would clip or wrap them
+        wide = np.asarray(image)
         grey = np.clip(wide >> 8, 0, 255).astype(np.uint8)
         if "transparency" in image.info:
             grey[wide == image.info["transparency"]] = 255
