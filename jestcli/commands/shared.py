@@ -93,11 +93,21 @@ def with_models(
 
 
 def announce(*runs: Run) -> None:
-    """Say what these configurations run beside this suite: they may be a stranger's."""
+    """Say what these configurations run beside this suite: they may be a stranger's. Raises
+    ConfigError for a sampler of somebody's own that cannot be imported."""
+    from jestcli.config import ConfigError
     from jestcli.data.sources import runs_beside
 
     for line in dict.fromkeys(line for run in runs for line in runs_beside(run)):
         say(f"the configuration {line}")
+    for name in dict.fromkeys(run.selection.sampler for run in runs):
+        if ":" in name:
+            from jestcli.selection.registry import find  # imports torch
+
+            try:
+                find(name)
+            except ValueError as problem:
+                raise ConfigError(f"selection.{problem}") from None
 
 
 def run_of_settings(

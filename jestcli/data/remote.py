@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import cache, partial
 from typing import Any
 
-from jestcli.data.sources import BLOCK, FinalShardError, ShardError, in_time
+from jestcli.data.sources import BLOCK, PACKED, FinalShardError, ShardError, in_time, not_taken
 from jestcli.utils.errors import DataError
 
 PACKAGE = ": pip install 'jest-suite[cloud]'"
@@ -30,20 +30,40 @@ def _store(url: str) -> tuple[Any, str]:
 
 
 @cache  # a run asks several times, and must not see two answers
-def listed(url: str) -> tuple[str, ...]:
-    """The .tar files of a folder or of a `*` pattern, by name; an address of one file stays.
-    Raises DataError."""
-    if "*" not in url and url.endswith(".tar"):
-        return (url,)
+def _lies_in(url: str) -> list[tuple[str, bool]]:
+    """What a folder or a `*` pattern holds, by name: addresses, and which are folders. Raises
+    DataError."""
     try:
         system, path = _store(url)
-        names = system.glob(path) if "*" in url else system.ls(path, detail=False)
+        found = system.glob(path, detail=True) if "*" in url else system.ls(path, detail=True)
+        about = found.values() if isinstance(found, dict) else found
+        return sorted((system.unstrip_protocol(x["name"]), x["type"] == "directory") for x in about)
     except Exception as error:  # every store has its own
         raise DataError(f"cannot list {url}: {_why(error)}") from None
-    found = sorted(system.unstrip_protocol(name) for name in names if name.endswith(".tar"))
+
+
+def _is_file(url: str) -> bool:
+    return "*" not in url and url.endswith(".tar")
+
+
+def listed(url: str) -> tuple[str, ...]:
+    """The .tar (or .TAR) files of a folder or of a `*` pattern, by name; an address of one file
+    stays. Raises DataError."""
+    if _is_file(url):
+        return (url,)
+    lies = _lies_in(url)
+    found = tuple(name for name, folder in lies if name.lower().endswith(".tar") and not folder)
     if not found:
-        raise DataError(f"no .tar shard in {url}")
-    return tuple(found)
+        raise DataError(f"no .tar shard in {url}{not_taken(url)}")
+    return found
+
+
+def beside(url: str) -> tuple[int, int]:
+    """How many compressed tars and how many folders lie beside the shards of a folder. Raises
+    DataError."""
+    lies = [] if _is_file(url) or "{" in url or "::" in url else _lies_in(url)
+    packed = sum(name.lower().endswith(PACKED) for name, folder in lies if not folder)
+    return packed, sum(folder for _, folder in lies)
 
 
 def blocks(url: str, timeout: float) -> Iterator[bytes]:

@@ -29,6 +29,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -44,7 +45,8 @@ BLOCK = 1 << 20
 ATTEMPTS = 8  # to open a shard that other readers evict
 ABANDONED = 3600.0  # seconds without a byte after which a half-written shard is nobody's
 LEFT_FREE = 1e9  # bytes of the disk that no shard is to fill
-PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
+FOLDERS = 1_000  # of a sub-folder's own that are looked into for more tars
 PATIENCE = 60.0  # seconds that a shard which could not be fetched is left alone
 
 
@@ -119,16 +121,28 @@ def not_taken(entry: str) -> str:
     """What lies in a folder beside the shards that are read and looks like more of them, in words
     that can follow others; "" for nothing, and for what is no folder."""
     path = Path(entry.removeprefix("file:")).expanduser()
-    if is_remote(entry) or not path.is_dir():
+    if _in_store(entry):
+        from jestcli.data.remote import beside
+
+        packed, deeper = beside(entry)
+    elif is_remote(entry) or not path.is_dir():
         return ""
-    lies = [each for each in path.iterdir() if not each.name.startswith(".")]
-    packed = sum(_named(each, *PACKED) for each in lies)
-    deeper = sum(
-        any(_named(x, ".tar", *PACKED) for x in each.iterdir()) for each in lies if each.is_dir()
-    )
+    else:
+        lies = [each for each in path.iterdir() if not each.name.startswith(".")]
+        packed = sum(_named(each, *PACKED) for each in lies)
+        deeper = sum(_holds_tars(each) for each in lies if each.is_dir())
     words = [f"{packed:,} compressed tars (unpack them)"] if packed else []
     words += [f"{deeper:,} sub-folders of tars (name them, or write */*.tar)"] if deeper else []
     return f"; not read: {' and '.join(words)}" if words else ""
+
+
+def _holds_tars(folder: Path) -> bool:
+    """Whether tars lie in a folder, at any depth."""
+    return any(
+        name.lower().endswith((".tar", *PACKED))
+        for _, _, names in islice(os.walk(folder), FOLDERS)
+        for name in names
+    )
 
 
 def _named(path: Path, *endings: str) -> bool:

@@ -40,6 +40,7 @@ MOST_DAMAGE = 200  # places of a shard where the next header is looked for
 MOST_TRIES = 1_000  # bytes that look like a header at one such place
 
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
+COMPRESSED |= {b'\x04"M\x18': "lz4"}
 _BLOCK = tarfile.BLOCKSIZE
 _ZEROS = bytes(_BLOCK)
 _MAGIC, _MAGIC_AT = b"ustar", 257

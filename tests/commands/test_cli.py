@@ -106,6 +106,15 @@ def test_a_mistake_is_one_line_and_exit_2(words: list[str], message: str, tmp_pa
     assert sorted(tmp_path.rglob("*")) == before, "and leaves nothing behind"
 
 
+def test_a_sampler_of_ones_own_that_is_not_there_is_said_before_anything_starts(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, errors = command("train", "--set", "selection.sampler=mine:foo")
+    assert code == 2 and "selection.sampler 'mine:foo' cannot be imported" in errors
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("words", [["config"], ["--debug", "config"], ["config", "--debug"]])
 def test_an_unforeseen_error_is_one_line_that_names_its_trace(
     words: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -19,7 +19,7 @@ from jestcli.data import remote
 from jestcli.data.dataset import Transform
 from jestcli.data.shard_dataset import open_shards
 from jestcli.data.sizes import stated_counts
-from jestcli.data.sources import Loading, ShardError, is_remote, list_shards, local
+from jestcli.data.sources import Loading, ShardError, is_remote, list_shards, local, not_taken
 from jestcli.data.tokens import small_tokenizer
 from jestcli.utils.errors import DataError
 
@@ -28,7 +28,7 @@ from jestcli.utils.errors import DataError
 def store(tmp_path: Path) -> Iterator[Any]:
     """Two shards of eight pairs in memory://pool, and a file that is none."""
     system = fsspec.filesystem("memory")
-    remote.listed.cache_clear()
+    remote._lies_in.cache_clear()
     for path in sorted(make_shards(tmp_path / "made", 2, 8).glob("*.tar")):
         system.pipe(f"/pool/{path.name}", path.read_bytes())
     system.pipe("/pool/readme.txt", b"x")
@@ -132,3 +132,14 @@ def test_a_files_name_is_no_address(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "s3:" / "x.tar").touch()
     assert list_shards("file:s3:/x.tar") == ["s3:/x.tar"] and not is_remote("s3:/x.tar")
     assert is_remote("gs://a/b.tar") and is_remote("hf://datasets/a/b") and not is_remote("a/b")
+
+
+def test_what_lies_beside_the_shards_of_a_store_is_named(tmp_path: Path) -> None:
+    """As in a local folder: half of the data may lie in a sub-folder, or packed."""
+    store = fsspec.filesystem("memory")
+    for name in ("a.tar", "B.TAR", "c.tar.gz", "more/d.tar"):
+        store.pipe(f"/beside-{tmp_path.name}/{name}", b"x")
+    folder = f"memory://beside-{tmp_path.name}"
+    assert [Path(url).name for url in list_shards(folder)] == ["B.TAR", "a.tar"]
+    said = not_taken(folder)
+    assert "1 compressed tars" in said and "1 sub-folders" in said

@@ -120,7 +120,7 @@ def test_what_is_no_shard_is_never_kept(answer: Answer, reason: str, loading: Lo
     small, started = Loading(**vars(loading) | {"gigabytes": 0.001}), time.monotonic()
     with answering(answer) as url, pytest.raises(ShardError, match=reason):
         local(url, small)
-    assert time.monotonic() - started < 4, "it is not waited for"
+    assert time.monotonic() - started < 8, "it is not waited for"
     left = {path.suffix for path in (loading.cache / "shards").iterdir()}
     assert left <= {".lock", ".failed"}
 
