@@ -135,6 +135,8 @@ def find_benchmarks(folder: Path, image_size: int, shots: int | None = None) -> 
     """
     if (folder / "benchmarks.json").exists():
         listed = [each for each in _read_list(folder) if not each.about["confirmation"]]
+        if not listed:
+            raise DataError(f"{folder / 'benchmarks.json'} names no benchmark")
         for each in dict.fromkeys(one.folder for one in listed):
             check(each)
         return [replace(each, image_size=image_size) for each in listed]

@@ -161,7 +161,7 @@ def test_a_compressed_tar_is_refused_by_name(name: str, tmp_path: Path) -> None:
 
 def test_a_folder_says_what_it_leaves_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     packed = tmp_path / "pool" / "b.tar.gz"
-    write_tar(tmp_path / "pool" / "deeper" / "a.tar", sample(5))
+    write_tar(tmp_path / "pool" / "deeper" / "and" / "deeper" / "a.tar", sample(5))
     packed.write_bytes(gzip.compress(shard(tmp_path).read_bytes()))
     loading = Loading(workers=0, cache=tmp_path / "cache")
     left = "not read: 1 compressed tars (unpack them) and 1 sub-folders of tars"

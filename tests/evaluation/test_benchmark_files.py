@@ -182,3 +182,9 @@ def test_what_is_odd_but_can_be_scored_is_noted(tmp_path: Path) -> None:
     assert found.chance == 1 / 3 and len(found.split()) == 2
     notes = check(folder).notes
     assert notes == (f"{folder}/test/0.tar: 1 no image", "2 of 3 classes have no test image")
+
+
+def test_a_list_that_names_no_benchmark_is_no_list(tmp_path: Path) -> None:
+    (tmp_path / "benchmarks.json").write_text("[]")
+    with pytest.raises(DataError, match=r"benchmarks\.json names no benchmark"):
+        find_benchmarks(tmp_path, 32)
