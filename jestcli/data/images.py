@@ -20,7 +20,7 @@ from jestcli.data.bad_samples import BadSample
 # caption a text.
 DECODER = 2
 FORMATS = ("PNG", "JPEG", "WEBP")
-MOST_PIXELS = 2**26  # 8192 x 8192; decoded, 256 MiB
+MOST_PIXELS = 2**26  # 8192 x 8192; decoded 256 MiB, with transparency some five times that
 MOST_ASPECT = 50  # long side over short side: the square cut out of more shows next to nothing
 MOST_WORK = 2**33  # pixels times scans of a JPEG: a few bytes make a scan, and each takes its time
 

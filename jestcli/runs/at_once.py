@@ -27,13 +27,27 @@ def check_at_once(run: Run) -> None:
 
 
 def check_weights(run: Run) -> None:
-    """Whether weights to start from are there. Raises ConfigError."""
+    """Whether weights to start from are there, and whole by their header. Raises ConfigError."""
     for name, path in (("init", run.init), ("model.pretrained", run.model.pretrained)):
-        a_file = path is not None and (os.sep in path or name == "init")
-        if a_file and not Path(path or "").is_file():
+        if path is None or not (os.sep in path or name == "init"):
+            continue
+        if not Path(path).is_file():
             raise ConfigError(f"{name}: no file {path}")
+        if path.endswith(".safetensors"):
+            _check_header(name, path)
     if run.data.uids is not None and not Path(run.data.uids).is_file():
         raise ConfigError(f"data.uids: no file {run.data.uids}")
+
+
+def _check_header(name: str, path: str) -> None:
+    """Opening one compares what its header lists with the file's size."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{name}: {path} is damaged ({error})") from None
 
 
 def _check_shards(run: Run) -> None:

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.numpy
 
 from jestcli.config import make_run
 from jestcli.data.sources import runs_beside
@@ -20,6 +22,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).mkdir()
     for name in ("pool", "curated"):
         (tmp_path / name / "0.tar").write_bytes(bytes(10240))
+    whole = safetensors.numpy.save({"weight": np.zeros(100, np.float32)})
+    (tmp_path / "cut.safetensors").write_bytes(whole[:-1])
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -33,6 +37,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ((*HERE, "data.benchmarks=none"), (), "no benchmark in none: expected folders"),
         ((*HERE, "data.benchmarks=empty"), (), "no benchmark in empty: expected folders"),
         ((*HERE, "init=none.pt"), (), "init: no file none.pt"),
+        ((*HERE, "init=cut.safetensors"), (), "init: cut.safetensors is damaged ("),
         (HERE, ("--reference", "empty"), "empty is neither a run nor an exported model"),
         (HERE, ("--reference", "jest-1"), "no run in runs is called 'jest-1'"),
         (HERE, ("--reference", "local-dir:empty"), "local-dir:empty holds no open_clip model"),
