@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from jestcli.paper.experiment import list_experiments
-from jestcli.paper.map import answer
+from jestcli.paper.map_words import answer
 from jestcli.paper.records import load_records
 from jestcli.paper.report import report
 

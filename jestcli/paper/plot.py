@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jestcli.paper import curves, grid, map, theme
+from jestcli.paper import curves, grid, map_figures, map_words, theme
 from jestcli.paper.caption import caption
 from jestcli.paper.experiment import Experiment, Job
 from jestcli.paper.records import Header, Record, collect, load_records, save_records
@@ -52,8 +52,8 @@ def plot(
     if headline:
         figures = curves.draw_all(header, records, folder)
     elif kind == "map":
-        figures = map.draw_all(header, records, folder)
-        if said := map.sentence(records):
+        figures = map_figures.draw_all(header, records, folder)
+        if said := map_words.sentence(records):
             console.print(said, markup=False)
     elif kind == "matrix":
         first = [r for r in records if r["name"] == next(iter(experiment.runs))]

@@ -8,7 +8,7 @@ from typing import Any
 from simulated_studies import record
 from synthetic_records import HEADER
 
-from jestcli.paper import confirm
+from jestcli.paper import confirm, map_figures, map_words
 from jestcli.paper import map as maps
 from jestcli.paper.saving import MORE, REACHED, Ratio
 
@@ -55,7 +55,7 @@ def test_winners_and_words_hold_the_records_numbers() -> None:
     best = maps.winners(records, [375, 750])
     assert best[0.8, 375][0][0] == "curated" and best[0.0, 375][0][0] == "jest"
     assert best[0.8, 750][0][0] == "jest"
-    best_of, _, short, _, _, rule, *rows, _, sentence = maps.answer(records)
+    best_of, _, short, _, _, rule, *rows, _, sentence = map_words.answer(records)
     _, _, clean, poor = best_of.splitlines()
     assert clean == "- 0 % wrong captions: JEST (96k)."
     assert poor == "- 80 % wrong captions: Curated only (96k)."
@@ -66,12 +66,12 @@ def test_winners_and_words_hold_the_records_numbers() -> None:
     assert " | ×4 [" in rows[1] and "Curated only" in rows[1]
     assert all(row.count("|") == rule.count("|") for row in rows)
     assert sentence.startswith("Over the best simpler recipe")
-    rows = [list(row)[:5] for row in maps.table(records).rows]
+    rows = [list(row)[:5] for row in map_words.table(records).rows]
     assert ["JEST", "0.8", "375", "3", "4.00"] in rows
 
 
 def test_figures_are_drawn_light_and_dark(tmp_path: Path) -> None:
-    drawn = maps.draw_all(HEADER, made_up(), tmp_path)
+    drawn = map_figures.draw_all(HEADER, made_up(), tmp_path)
     stems, endings = ("figure1", "map"), (".png", ".svg", "-dark.png")
     names = [f"{stem}{ending}" for stem in stems for ending in endings]
     assert [path.name for path in drawn] == [*names, "cells.md"], "nothing is known of why"
