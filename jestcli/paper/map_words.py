@@ -101,8 +101,11 @@ def recommended(records: list[Record]) -> str:
             if (quality, steps) not in best:
                 continue
             (method, score, half), (second, below, other), *_ = best[quality, steps]
-            tie = not score - below > math.hypot(half, other)
-            words = style(method).label + (f" or {style(second).label}" if tie else "")
+            words, error = style(method).label, math.hypot(half, other)
+            if math.isnan(error):
+                words += " by one seed"
+            elif score - below <= error:
+                words += f" or {style(second).label}"
             if not spans or spans[-1][0] != words:
                 spans.append((words, []))
             spans[-1][1].append(f"{steps * batch / 1000:,.0f}k")

@@ -59,6 +59,8 @@ def test_winners_and_words_hold_the_records_numbers() -> None:
     _, _, clean, poor = best_of.splitlines()
     assert clean == "- 0 % wrong captions: JEST (96k)."
     assert poor == "- 80 % wrong captions: Curated only (96k)."
+    alone = map_words.answer([r for r in records if r["seed"] == records[0]["seed"]])[0]
+    assert "Curated only by one seed (96k)" in alone and " or " not in alone
     assert short.startswith("With 80 % wrong captions uniform training needs ×4")
     assert "in 96k examples, 4.0 % (3.9 to 4.1 over 3 seeds); the best simpler recipe, Cur" in short
     assert ". With 0 % wrong captions uniform training needs ×2" in short
