@@ -25,11 +25,12 @@ from jestcli.data.images import decode_image, fit
 from jestcli.data.shards import read_shards
 from jestcli.evaluation.folders import (
     Labelled,
-    check,
+    check_all,
     class_names,
-    inside,
     is_retrieval,
     labelled,
+    listed,
+    scored,
     shards_of,
     templates,
 )
@@ -102,27 +103,17 @@ def list_benchmarks(root: Path, confirmation: bool = False) -> list[Benchmark]:
 
     Raises DataError.
     """
-    found = _read_list(root / "benchmarks")
+    folder = root / "benchmarks"
+    found = [_of_row(folder, row) for row in listed(folder)]
     return [each for each in found if each.about["confirmation"] is confirmation]
 
 
-def _read_list(folder: Path) -> list[Benchmark]:
-    try:
-        return [
-            Benchmark(
-                r["name"],
-                r["kind"],
-                r["metric"],
-                r["chance"],
-                folder / r["folder"],
-                {k: r.get(k, False) for k in _ABOUT},
-            )
-            for r in parse_json((folder / "benchmarks.json").read_bytes())
-        ]
-    except (OSError, ValueError):
-        raise DataError(f"no benchmarks in {folder}: run `jest data build` first") from None
-    except (KeyError, TypeError, AttributeError, RecursionError):
-        raise DataError(f"{folder / 'benchmarks.json'} is not a list of benchmarks") from None
+def _of_row(folder: Path, row: dict[str, Any], image_size: int | None = None) -> Benchmark:
+    about = {key: row.get(key, False) for key in _ABOUT}
+    place = folder / row["folder"]
+    return Benchmark(
+        row["name"], row["kind"], row["metric"], row["chance"], place, about, image_size
+    )
 
 
 def find_benchmarks(folder: Path, image_size: int, shots: int | None = None) -> list[Benchmark]:
@@ -130,19 +121,14 @@ def find_benchmarks(folder: Path, image_size: int, shots: int | None = None) -> 
 
     Zero-shot where there are class names, retrieval both ways (R@1) where dataset_type.txt says
     so. shots: where there are class names and a train split, few-shot with so many images a class
-    too. Raises DataError when there is none (of a train split, where shots are asked for), or for
-    one that cannot be scored (`folders.check`).
+    too. Raises DataError for what cannot be scored (`folders.check_all`).
     """
-    if (folder / "benchmarks.json").exists():
-        listed = [each for each in _read_list(folder) if not each.about["confirmation"]]
-        if not listed:
-            raise DataError(f"{folder / 'benchmarks.json'} names no benchmark")
-        for each in dict.fromkeys(one.folder for one in listed):
-            check(each)
-        return [replace(each, image_size=image_size) for each in listed]
+    checked, rows = check_all(folder, shots), scored(folder)
+    if rows is not None:
+        return [_of_row(folder, row, image_size) for row in rows]
     found: list[Benchmark] = []
-    for each in inside(folder):
-        about = check(each, shots)
+    for about in checked:
+        each = about.folder
         name = each.name.removeprefix("wds_")
         if about.retrieval:
             one = Benchmark(name, "retrieval", "", 1 / about.n, each, {}, image_size)
@@ -155,11 +141,6 @@ def find_benchmarks(folder: Path, image_size: int, shots: int | None = None) -> 
         found.append(one)
         if shots is not None and (each / "train").is_dir():
             found.append(replace(one, name=f"{name}_{shots}shot", kind="few-shot", shots=shots))
-    if shots is not None and not any(each.kind == "few-shot" for each in found):
-        raise DataError(
-            f"data.shots={shots}, but no labelled benchmark in {folder} has a train split: "
-            "expected train/0.tar beside its test/0.tar"
-        )
     return found
 
 

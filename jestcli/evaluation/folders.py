@@ -1,7 +1,7 @@
 """Folders in clip-benchmark's local wds layout: found, and checked before anything is trained.
 
-One function, `check`, is what a run calls at its start and `jest doctor` before it. It reads texts,
-headers, labels and captions, and decodes one image; torch is not imported.
+One function, `check_all`, is what a run calls at its start and `jest doctor` before it. It reads
+texts, headers, labels and captions, and decodes one image of each; torch is not imported.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jestcli.data.bad_samples import BadSample
 from jestcli.data.images import decode_image
@@ -18,7 +19,10 @@ from jestcli.data.sources import ShardError
 from jestcli.data.tar import ShardIndex, kinds_in, read_members, scan
 from jestcli.utils.errors import DataError
 from jestcli.utils.layout import BY_LINE, IMAGES
+from jestcli.utils.reading import parse_json
 
+LISTED = "benchmarks.json"
+KINDS = ("zero-shot", "few-shot", "retrieval")
 CLASSES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 KIND = "dataset_type.txt"
 TRIED = 8  # images of a split, to find one that can be decoded
@@ -68,6 +72,58 @@ def inside(folder: Path) -> list[Path]:
             raise DataError(f"{each} has no test split: expected test/0.tar in it")
     if not found:
         raise DataError(f"no benchmark in {folder}: expected folders with test/0.tar in them")
+    return found
+
+
+def listed(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a folder's benchmarks.json. Raises DataError."""
+    try:
+        rows = parse_json((folder / LISTED).read_bytes())
+    except (OSError, ValueError):
+        raise DataError(f"no benchmarks in {folder}: run `jest data build` first") from None
+    if not isinstance(rows, list) or not all(map(_is_row, rows)):
+        raise DataError(f"{folder / LISTED} is not a list of benchmarks")
+    return rows
+
+
+def _is_row(row: Any) -> bool:
+    return (
+        isinstance(row, dict)
+        and all(isinstance(row.get(key), str) for key in ("name", "metric", "folder"))
+        and row.get("kind") in KINDS
+        and type(row.get("chance")) in (int, float)
+    )
+
+
+def scored(folder: Path) -> list[dict[str, Any]] | None:
+    """The rows of benchmarks.json that a run is scored by, without those kept to confirm; None
+    where there is no such file. Raises DataError."""
+    if not (folder / LISTED).exists():
+        return None
+    rows = [row for row in listed(folder) if not row.get("confirmation", False)]
+    if not rows:
+        raise DataError(f"{folder / LISTED} names no benchmark")
+    return rows
+
+
+def check_all(folder: Path, shots: int | None = None) -> list[Checked]:
+    """`check` all that a run with this folder is scored by. Raises DataError, also where shots are
+    asked for and there is no train split."""
+    rows = scored(folder)
+    if rows is not None:
+        few = {row["folder"] for row in rows if row["kind"] == "few-shot"}
+        for name in few:
+            if not (folder / name / "train").is_dir():
+                raise DataError(f"{folder / name} has no train split: expected train/0.tar in it")
+        names = dict.fromkeys(row["folder"] for row in rows)
+        return [check(folder / name, 1 if name in few else None) for name in names]
+    found = [check(each, shots) for each in inside(folder)]
+    trainable = [each for each in found if each.n_classes and (each.folder / "train").is_dir()]
+    if shots is not None and not trainable:
+        raise DataError(
+            f"data.shots={shots}, but no labelled benchmark in {folder} has a train split: "
+            "expected train/0.tar beside its test/0.tar"
+        )
     return found
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jestcli.config import ConfigError, Run
 from jestcli.data.sources import is_remote, list_shards
-from jestcli.evaluation.folders import check, inside
+from jestcli.evaluation.folders import check_all
 from jestcli.models.words import check_word
 from jestcli.utils.errors import DataError
 
@@ -63,9 +63,5 @@ def _check_shards(run: Run) -> None:
 
 
 def _check_benchmarks(run: Run) -> None:
-    if run.data.benchmarks is None:
-        return
-    folder = Path(run.data.benchmarks)
-    if not (folder / "benchmarks.json").exists():
-        for each in inside(folder):
-            check(each, run.data.shots)
+    if run.data.benchmarks is not None:
+        check_all(Path(run.data.benchmarks), run.data.shots)

@@ -328,7 +328,7 @@ def _look_at(shards: list[str], loading: Loading) -> tuple[str, str]:
 
 def _benchmarks(run: Run) -> Finding:
     from jestcli.evaluation.benchmarks import find_benchmarks
-    from jestcli.evaluation.folders import check
+    from jestcli.evaluation.folders import check_all
     from jestcli.utils.errors import DataError
 
     data = run.data
@@ -336,8 +336,8 @@ def _benchmarks(run: Run) -> Finding:
         return Finding("benchmarks", WARNING, "no data.benchmarks: nothing will be evaluated")
     try:
         found = find_benchmarks(Path(data.benchmarks), data.image_size, data.shots)
-        folders = dict.fromkeys(each.folder for each in found)
-        notes = [note for each in folders for note in check(each, data.shots).notes]
+        checked = check_all(Path(data.benchmarks), data.shots)
+        notes = [note for each in checked for note in each.notes]
     except DataError as error:
         return Finding("benchmarks", BAD, str(error))
     names = ", ".join(each.name for each in found)

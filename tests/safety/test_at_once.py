@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -22,9 +23,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).mkdir()
     for name in ("pool", "curated"):
         (tmp_path / name / "0.tar").write_bytes(bytes(10240))
+    row = {"name": "x", "kind": "few-shot", "metric": "acc1", "chance": 0.5, "folder": "wds_x"}
+    for name, rows in {"listed": [row], "none-listed": [], "odd-list": [row | {"kind": 3}]}.items():
+        (tmp_path / name / "wds_x" / "test").mkdir(parents=True)
+        (tmp_path / name / "benchmarks.json").write_text(json.dumps(rows))
     whole = safetensors.numpy.save({"weight": np.zeros(100, np.float32)})
     (tmp_path / "cut.safetensors").write_bytes(whole[:-1])
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JEST_CACHE", str(tmp_path / "cache"))
     return tmp_path
 
 
@@ -36,6 +42,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (("data.train=pool", "data.curated=./{0..3}.tar"), (), "data.curated: no such file: 0.tar"),
         ((*HERE, "data.benchmarks=none"), (), "no benchmark in none: expected folders"),
         ((*HERE, "data.benchmarks=empty"), (), "no benchmark in empty: expected folders"),
+        ((*HERE, "data.benchmarks=listed"), (), "wds_x has no train split: expected train/0.tar"),
+        ((*HERE, "data.benchmarks=none-listed"), (), "benchmarks.json names no benchmark"),
+        ((*HERE, "data.benchmarks=odd-list"), (), "benchmarks.json is not a list of benchmarks"),
         ((*HERE, "init=none.pt"), (), "init: no file none.pt"),
         ((*HERE, "init=cut.safetensors"), (), "init: cut.safetensors is damaged ("),
         (HERE, ("--reference", "empty"), "empty is neither a run nor an exported model"),
@@ -64,6 +73,7 @@ def test_what_is_missing_is_said_at_once(
     assert done.returncode in (1, 2) and message in done.stderr, done.stderr
     assert done.stderr.count("\n") == 1
     assert not (place / "runs").exists()
+    assert not (place / "cache").exists(), "no shard was indexed"
 
 
 def test_what_a_configuration_runs_is_named() -> None:
