@@ -193,10 +193,12 @@ def run_stages(
     console: Any,
     wandb: str = "off",
     launch: Launch | None = None,
+    ended: Callable[[Path], None] = lambda _: None,
 ) -> None:
     """Run all of them, `workers` at a time (default: one per core, or 64 jobs on a cluster).
 
     launch: starts a worker elsewhere (paper/slurm.py); default: a process here.
+    ended: told the folder of each stage that is done (paper/live.py).
     What fails is left out, with all that needs it, and said at the end by a StageError; after
     FAILURES of them, or where a worker was interrupted, the others are told to save and stop.
     Raises KeyboardInterrupt on Ctrl-C after everything is saved.
@@ -253,6 +255,8 @@ def run_stages(
                     pending.discard(stage.key)
                     bar.remove_task(shown[stage.key])
                     console.print(f"done  {stage.label}")
+                    if stage.kind == "train":
+                        ended(stage.folder)
                 spent = sum(s.work * s.done for s in stages)
                 left = (time.monotonic() - started) * (total / spent - 1) if spent else 0.0
                 words = f"about {left / 60:.0f} min left" if spent > 0.005 * total else ""

@@ -281,8 +281,15 @@ def test_an_experiment_from_nothing_to_figure_and_table(
     assert (code, errors) == (0, ""), errors
     for name in ("uniform-long", "uniform", "jest", "reference"):
         assert f"done  {name} (seed 0)" in out or f"done  jest (seed 0): {name}" in out
+    assert "4 of 4 runs so far" in out and "▆" in out
     made = {p.name for p in (home / "results" / "small").iterdir()}
-    assert made >= {"records.json", "figure1.png", "figure1.svg", "table.md", "table.csv"}
+    assert "so-far.png" not in made and made >= {
+        "records.json",
+        "figure1.png",
+        "figure1.svg",
+        "table.md",
+        "table.csv",
+    }
     assert all((home / "results" / "small" / name).stat().st_size > 100 for name in made)
     assert len(list((home / "runs").iterdir())) == 4
 
