@@ -41,6 +41,21 @@ class _Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _files_by_content(cls, given: Any) -> Any:
+        """Fill in NAME_sha256 of every file that is named and has none yet."""
+        for name in cls.model_fields if isinstance(given, dict) else ():
+            path, hashed = given.get(name), f"{name}_sha256"
+            if hashed not in cls.model_fields or given.get(hashed) or not isinstance(path, str):
+                continue
+            try:
+                if Path(path).is_file():
+                    given = {**given, hashed: file_hash(Path(path))}
+            except OSError as error:
+                raise ValueError(f"{name}: cannot read {path}: {error.strerror}") from None
+        return given
+
 
 CLIPS_VOCABULARY = 49_408
 MOST_PAIRS = 10**10
@@ -48,6 +63,9 @@ MOST_BATCH = 2**24
 MOST_STEPS = 10**8
 Size = Annotated[int, Field(ge=1, le=2**16)]  # of a tower
 Patch = Annotated[int, Field(ge=1, le=4096)]
+Pairs = Annotated[int, Field(ge=1, le=MOST_PAIRS)]
+Rows = Annotated[int, Field(ge=1, le=MOST_BATCH)]  # of a batch
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def added(default: Any, **about: Any) -> Any:
@@ -80,81 +98,45 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _with_hash(given: Any, name: str) -> Any:
-    """Settings with the hash of the file that `name` names, if there is one and it has none yet."""
-    path = given.get(name) if isinstance(given, dict) else None
-    if not isinstance(path, str) or given.get(f"{name}_sha256") or not Path(path).is_file():
-        return given
-    try:
-        return {**given, f"{name}_sha256": file_hash(Path(path))}
-    except OSError as error:
-        raise ValueError(f"{name}: cannot read {path}: {error.strerror}") from None
-
-
 class Data(_Strict):
     """What the model sees. The embedded data are icons and emoji, not photographs."""
 
-    image_size: int = Field(32, ge=8, le=4096, description="pixels, square")
-    context_length: int = Field(
-        16, ge=3, le=4096, description="text tokens, start and end included"
-    )
-    vocab_size: int = Field(
-        8192, ge=514, le=2**20, description="entries of the small BPE vocabulary"
-    )
-    level: str = Field(
-        "strong",
-        description="curation level of the curated set (`jest data list`); verified: pairs of the "
-        "pool that are out of every run's pool, and whose captions are right",
-    )
-    curated_size: int | None = Field(
-        None, ge=1, le=MOST_PAIRS, description="use only the first n curated samples"
-    )
-    train: tuple[str, ...] = added(
-        (),
-        description="the pool in your own shards: folders of .tar files, patterns such as "
-        "{000..099}.tar, addresses (https, s3, gs, hf, ...), pipe: commands (each is run in a "
-        "shell as it stands: read a stranger's configuration first); empty: the embedded data",
-    )
-    weights: tuple[Annotated[float, Field(gt=0, le=1e9)], ...] = added(
-        (), description="how often each source in data.train is read; empty: all shards alike"
-    )
-    curated: tuple[str, ...] = added((), description="your own curated set, for the reference")
-    window: int = added(8, ge=1, le=10**6, description="shards that are shuffled together")
-    decoded: bool = added(
-        False,
-        description="decode own shards once, to image_size, and read the pixels from then on: for "
-        "sets of which a small copy fits the cache",
-    )
-    benchmarks: str | None = added(
-        None, description="folder of benchmarks in clip-benchmark's wds layout, for own shards"
-    )
-    keys: Literal["last", "first"] = added(
-        "last",
-        description="own shards: what a sample's members share is their name up to its last dot, "
-        "or up to its first (webdataset's rule, which takes a.1.jpg and a.2.jpg for one sample)",
-    )
-    image_types: tuple[Literal["jpg", "jpeg", "webp", "png"], ...] = added(
-        IMAGES,
-        min_length=1,
-        description="own shards: endings that are images; of several in a sample the first in this "
-        "order is read (a PNG beside a JPEG is a mask)",
-    )
-    caption_field: str | None = added(
-        None,
-        min_length=1,
-        description="own shards: the field of the .json that holds the caption; unset: its "
-        "captions (a list), else the .txt, else its caption",
-    )
-    caption_lines: bool = added(
-        False, description="own shards: every line of a .txt is a caption of its own"
-    )
-    shots: int | None = added(
-        None,
-        ge=1,
-        le=10**6,
-        description="own benchmarks with a train split also get a few-shot score, of a linear "
-        "classifier fitted to so many images a class (the paper: 10, on ImageNet)",
-    )
+    image_size: int = Field(32, ge=8, le=4096)  # pixels, square
+    context_length: int = Field(16, ge=3, le=4096)  # text tokens, start and end included
+    vocab_size: int = Field(8192, ge=514, le=2**20)  # entries of the small BPE vocabulary
+    level: str = "strong"
+    """Curation level of the curated set (`jest data list`); verified: pairs of the pool that are
+    out of every run's pool, and whose captions are right."""
+    curated_size: Pairs | None = None  # use only the first n curated samples
+    train: tuple[str, ...] = added(())
+    """The pool in your own shards: folders of .tar files, patterns such as {000..099}.tar,
+    addresses (https, s3, gs, hf, ...), pipe: commands (each is run in a shell as it stands: read a
+    stranger's configuration first); empty: the embedded data."""
+    weights: tuple[Annotated[float, Field(gt=0, le=1e9)], ...] = added(())
+    """How often each source in data.train is read; empty: all shards alike."""
+    curated: tuple[str, ...] = added(())  # your own curated set, for the reference
+    window: int = added(8, ge=1, le=10**6)  # shards that are shuffled together
+    decoded: bool = added(False)
+    """Decode own shards once, to image_size, and read the pixels from then on: for sets of which a
+    small copy fits the cache."""
+    benchmarks: str | None = added(None)
+    """Folder of benchmarks in clip-benchmark's wds layout, for own shards."""
+    keys: Literal["last", "first"] = added("last")
+    """Own shards: what a sample's members share is their name up to its last dot, or up to its
+    first (webdataset's rule, which takes a.1.jpg and a.2.jpg for one sample)."""
+    image_types: tuple[Literal["jpg", "jpeg", "webp", "png"], ...] = added(IMAGES, min_length=1)
+    """Own shards: endings that are images; of several in a sample the first in this order is read
+    (a PNG beside a JPEG is a mask)."""
+    caption_field: str | None = added(None, min_length=1)
+    """Own shards: the field of the .json that holds the caption; unset: its captions (a list), else
+    the .txt, else its caption."""
+    caption_lines: bool = added(False)  # own shards: every line of a .txt is a caption of its own
+    shots: int | None = added(None, ge=1, le=10**6)
+    """Own benchmarks with a train split also get a few-shot score, of a linear classifier fitted to
+    so many images a class (the paper: 10, on ImageNet)."""
+    uids: str | None = added(None)
+    """A DataComp uid file (.npy; `jest inspect` writes such): only these pairs of the pool."""
+    uids_sha256: str | None = added(None)  # of that file; filled in
 
     @field_validator("train", "weights", "curated", "image_types", mode="before")
     @classmethod
@@ -172,18 +154,6 @@ class Data(_Strict):
         """How samples lie in the user's shards."""
         return Layout(self.keys, self.image_types, self.caption_field, self.caption_lines)
 
-    uids: str | None = added(
-        None,
-        description="a DataComp uid file (.npy; `jest inspect` writes such): only these pairs of "
-        "the pool",
-    )
-    uids_sha256: str | None = added(None, description="of that file; filled in")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _uids_by_content(cls, given: Any) -> Any:
-        return _with_hash(given, "uids")
-
     @model_validator(mode="after")
     def _own_shards(self) -> Data:
         if self.weights and (len(self.weights) != len(self.train)):
@@ -200,56 +170,33 @@ class Data(_Strict):
 class Model(_Strict):
     """Two open_clip towers. The default is small enough to train on two CPU cores."""
 
-    name: str | None = Field(
-        None,
-        description="an open_clip config, such as ViT-B-16-SigLIP-256, local-dir:DIR or "
-        "hf-hub:ORG/NAME, in place of the own towers: "
-        "embed_dim, width, layers, head_width, text_width and text_layers then mean nothing, "
-        "patch_sizes is its own patch and twice that unless set",
-    )
-    tower: Literal["vit", "cnn"] = added(
-        "vit",
-        description="vit: open_clip's own towers, or those of `name`; cnn: a convolutional image "
-        "tower and a bag of tokens, which learn several times faster on a CPU at 32 px",
-    )
-    channels: tuple[Size, ...] = added(
-        (16, 32, 64, 128),
-        description="cnn: channels of each 3x3 convolution; all but the last halve the side",
-    )
+    name: str | None = None
+    """An open_clip config, such as ViT-B-16-SigLIP-256, local-dir:DIR or hf-hub:ORG/NAME, in place
+    of the own towers: embed_dim, width, layers, head_width, text_width and text_layers then mean
+    nothing, patch_sizes is its own patch and twice that unless set."""
+    tower: Literal["vit", "cnn"] = added("vit")
+    """vit: open_clip's own towers, or those of `name`; cnn: a convolutional image tower and a bag
+    of tokens, which learn several times faster on a CPU at 32 px."""
+    channels: tuple[Size, ...] = added((16, 32, 64, 128))
+    """cnn: channels of each 3x3 convolution; all but the last halve the side."""
     embed_dim: Size = 64
     width: Size = 64
     layers: int = Field(3, ge=1, le=1000)
     head_width: Size = 32
-    patch_sizes: tuple[Patch, ...] = Field(
-        (4, 8),
-        min_length=1,
-        description="the learner's patch sizes in pixels, finest (full resolution) first",
-    )
+    patch_sizes: tuple[Patch, ...] = Field((4, 8), min_length=1)
+    """The learner's patch sizes in pixels, finest (full resolution) first."""
     text_width: Size = 64
     text_layers: int = Field(1, ge=1, le=1000)
-    init_logit_scale: float = Field(
-        10.0, gt=0, le=1000, description="temperature scale at the start"
-    )
-    init_logit_bias: float = Field(
-        -10.0, ge=-1000, le=1000, description="bias at the start (minus the paper's beta)"
-    )
-    pretrained: str | None = added(
-        None, description="weights for a named model: a local file or one of open_clip's tags"
-    )
-    pretrained_sha256: str | None = added(None, description="of that file; filled in")
-    own_tokenizer: bool = added(
-        False,
-        description="a named model without pretrained weights: its own tokenizer, not CLIP's byte "
-        "pairs (with pretrained weights that is always so)",
-    )
-    lock_image: bool = added(
-        False, description="train the text tower alone, the image tower as it was (LiT)"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _pretrained_by_content(cls, given: Any) -> Any:
-        return _with_hash(given, "pretrained")
+    init_logit_scale: float = Field(10.0, gt=0, le=1000)  # temperature scale at the start
+    init_logit_bias: float = Field(-10.0, ge=-1000, le=1000)
+    """Bias at the start (minus the paper's beta)."""
+    pretrained: str | None = added(None)
+    """Weights for a named model: a local file or one of open_clip's tags."""
+    pretrained_sha256: str | None = added(None)  # of that file; filled in
+    own_tokenizer: bool = added(False)
+    """A named model without pretrained weights: its own tokenizer, not CLIP's byte pairs (with
+    pretrained weights that is always so)."""
+    lock_image: bool = added(False)  # train the text tower alone, the image tower as it was (LiT)
 
     @model_validator(mode="before")
     @classmethod
@@ -261,8 +208,7 @@ class Model(_Strict):
         if not catalogue.is_place(name) and name not in catalogue.known():
             raise ValueError(f"no model.name {name!r}{did_you_mean(name, catalogue.usable())}")
         config = catalogue.read(name)
-        why = catalogue.problem(config)
-        if why is not None:
+        if (why := catalogue.problem(config)) is not None:
             raise ValueError(f"model.name {name!r} cannot be trained here: {why}")
         patch = catalogue.patch_size(config)
         return {"patch_sizes": (patch, 2 * patch), **given}
@@ -273,10 +219,6 @@ class Model(_Strict):
             raise ValueError("model.tower=cnn and model.name exclude each other")
         if not self.channels:
             raise ValueError("model.channels is empty")
-        return self
-
-    @model_validator(mode="after")
-    def _pretrained_has_a_name(self) -> Model:
         if (self.pretrained is not None or self.own_tokenizer) and self.name is None:
             which = "pretrained" if self.pretrained is not None else "own_tokenizer"
             raise ValueError(f"model.{which} needs model.name")
@@ -287,36 +229,26 @@ class Model(_Strict):
 
 class Optim(_Strict):
     steps: int = Field(900, ge=1, le=MOST_STEPS)
-    batch_size: int = Field(128, ge=1, le=MOST_BATCH, description="b: pairs in one gradient step")
+    batch_size: Rows = 128  # b: pairs in one gradient step
     lr: float = Field(2e-3, gt=0, le=10)
     weight_decay: float = Field(1e-4, ge=0, le=100)
     beta2: float = Field(0.95, ge=0, lt=1)
-    warmup: int = Field(
-        100, ge=0, le=MOST_STEPS, description="steps of linear warm-up; cosine to zero afterwards"
-    )
+    warmup: int = Field(100, ge=0, le=MOST_STEPS)
+    """Steps of linear warm-up; cosine to zero afterwards."""
     clip_norm: float = Field(1.0, gt=0, le=1e6)
     loss: Literal["sigmoid", "softmax"] = "sigmoid"
-    augment: bool = Field(True, description="random crop and colours, after selection only")
-    schedule: Literal["cosine", "wsd"] = added(
-        "cosine",
-        description="after the warm-up: a cosine to zero, or wsd: constant, then a decay to zero. "
-        "Runs with wsd that differ in steps alone share what comes before the decay: it is trained "
-        "once, if evaluation.points is 1",
-    )
-    decay: float = added(
-        0.2,
-        gt=0,
-        lt=1,
-        description="wsd: share of the steps, at the end, in which the rate falls to zero as "
-        "1 - sqrt (Haegele et al. 2024, arXiv 2405.18392)",
-    )
+    augment: bool = True  # random crop and colours, after selection only
+    schedule: Literal["cosine", "wsd"] = added("cosine")
+    """After the warm-up: a cosine to zero, or wsd: constant, then a decay to zero. Runs with wsd
+    that differ in steps alone share what comes before the decay: it is trained once, if
+    evaluation.points is 1."""
+    decay: float = added(0.2, gt=0, lt=1)
+    """wsd: share of the steps, at the end, in which the rate falls to zero as 1 - sqrt (Haegele et
+    al. 2024, arXiv 2405.18392)."""
 
     @property
     def trunk_steps(self) -> int:
-        """Steps, from the first on, in which nothing depends on `steps`: those before the decay.
-
-        0 for a cosine.
-        """
+        """Steps before the decay, in which nothing depends on `steps`; 0 for a cosine."""
         if self.schedule == "cosine":
             return 0
         return self.steps - max(1, round(self.decay * self.steps))
@@ -339,38 +271,26 @@ class Optim(_Strict):
 class Selection(_Strict):
     """How the sub-batch is chosen from the super-batch (paper, Algorithm 1)."""
 
-    sampler: str = Field("uniform", description="a name of jestcli.selection's registry, or a:b")
+    sampler: str = "uniform"  # a name of jestcli.selection's registry, or a:b
     criterion: Literal["learnability", "easy_reference", "hard_learner"] = "learnability"
-    filter_ratio: float = Field(0.8, ge=0, le=0.999, description="f = 1 - b/B")
-    n_chunks: int = Field(16, ge=1, le=MOST_BATCH)
-    low_res_scoring: bool = Field(False, description="score the super-batch at low resolution")
-    low_res_share: float = Field(
-        0.0, ge=0, le=1, description="share of the sub-batch trained at low resolution"
-    )
-    approximation: Literal["patch", "resolution", "tokens"] = added(
-        "patch",
-        description="what low resolution is: the coarsest patch size (the paper), or as many cells "
-        "by the finest patch on a smaller image, or by dropping those of least contrast",
-    )
-    keep_tokens: float | None = added(
-        None, gt=0, le=1, description="tokens: share of the cells that is kept instead"
-    )
-    reference_resolution: Literal["full", "low"] = added(
-        "full", description="resolution at which the reference sees the candidates"
-    )
-    filter_ratio_end: float | None = added(
-        None, ge=0, le=0.999, description="f of the last step: B goes there from filter_ratio's"
-    )
-    schedule: Literal["linear", "cosine"] = added(
-        "linear", description="how B goes there (both cost the mean of the two ends)"
-    )
-    learner_weight: float = added(
-        1.0,
-        ge=0,
-        le=1,
-        description="w in w * learner's loss - reference's loss: a dial of learnability from "
-        "easy_reference (0, and the learner scores nothing) to the paper's (1)",
-    )
+    filter_ratio: float = Field(0.8, ge=0, le=0.999)  # f = 1 - b/B
+    n_chunks: Rows = 16
+    low_res_scoring: bool = False  # score the super-batch at low resolution
+    low_res_share: Share = 0.0  # share of the sub-batch trained at low resolution
+    approximation: Literal["patch", "resolution", "tokens"] = added("patch")
+    """What low resolution is: the coarsest patch size (the paper), or as many cells by the finest
+    patch on a smaller image, or by dropping those of least contrast."""
+    keep_tokens: float | None = added(None, gt=0, le=1)
+    """tokens: share of the cells that is kept instead."""
+    reference_resolution: Literal["full", "low"] = added("full")
+    """Resolution at which the reference sees the candidates."""
+    filter_ratio_end: float | None = added(None, ge=0, le=0.999)
+    """f of the last step: B goes there from filter_ratio's."""
+    schedule: Literal["linear", "cosine"] = added("linear")
+    """How B goes there (both cost the mean of the two ends)."""
+    learner_weight: Share = added(1.0)
+    """w in w * learner's loss - reference's loss: a dial of learnability from easy_reference (0,
+    and the learner scores nothing) to the paper's (1)."""
 
     @property
     def scores(self) -> bool:
@@ -394,56 +314,30 @@ class Source(_Strict):
     """Where candidates come from."""
 
     kind: Literal["pool", "curated", "mixed", "filtered"] = "pool"
-    curated_share: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="mixed: share of curated pairs in the batch, drawn uniformly; a sampler "
-        "chooses the rest of it from candidates of the pool",
-    )
-    keep: float = Field(0.2, gt=0, le=1, description="filtered: share of the pool that is kept")
-    pool_size: int | None = added(
-        None,
-        ge=1,
-        le=MOST_PAIRS,
-        description="use only a fixed random part of the pool, so many pairs",
-    )
-    noise_share: float = added(
-        0.0,
-        ge=0,
-        lt=1,
-        description="share of the pool's pairs that show another's caption, chosen by a hash of "
-        "each pair's key",
-    )
-    relevant_share: float | None = added(
-        None,
-        ge=0.1,
-        le=1,
-        description="thin the pool's pairs whose caption names a class of the benchmarks to this "
-        "share; pools of every share are of one size, that of .1",
-    )
-    score: Literal["cosine", "negclip"] = added(
-        "cosine", description="filtered: by the reference's cosine, or by negCLIPLoss"
-    )
-    curated_in_pool: bool = added(
-        False,
-        description="leave the curated sources (all of them, not only those the reference "
-        "read) in the pool, from which they are removed otherwise",
-    )
+    curated_share: Share = 0.5
+    """mixed: share of curated pairs in the batch, drawn uniformly; a sampler chooses the rest of it
+    from candidates of the pool."""
+    keep: float = Field(0.2, gt=0, le=1)  # filtered: share of the pool that is kept
+    pool_size: Pairs | None = added(None)  # use only a fixed random part of the pool, so many pairs
+    noise_share: float = added(0.0, ge=0, lt=1)
+    """Share of the pool's pairs that show another's caption, chosen by a hash of each pair's
+    key."""
+    relevant_share: float | None = added(None, ge=0.1, le=1)
+    """Thin the pool's pairs whose caption names a class of the benchmarks to this share; pools of
+    every share are of one size, that of .1."""
+    score: Literal["cosine", "negclip"] = added("cosine")
+    """filtered: by the reference's cosine, or by negCLIPLoss."""
+    curated_in_pool: bool = added(False)
+    """Leave the curated sources (all of them, not only those the reference read) in the pool, from
+    which they are removed otherwise."""
 
 
 class Evaluation(_Strict):
-    points: int = Field(
-        10, ge=1, le=10**5, description="evaluations along the run, log-spaced, end included"
-    )
-    max_images: int = Field(
-        2000, ge=1, le=MOST_PAIRS, description="images a benchmark along the run; the end uses all"
-    )
-    part: Part = added(
-        "all",
-        description="which images of the benchmarks are scored: development (a quarter, by a hash "
-        "of class name or caption, for choosing settings), test (the others), or all",
-    )
+    points: int = Field(10, ge=1, le=10**5)  # evaluations along the run, log-spaced, end included
+    max_images: Pairs = 2000  # images a benchmark along the run; the end uses all
+    part: Part = added("all")
+    """Which images of the benchmarks are scored: development (a quarter, by a hash of class name or
+    caption, for choosing settings), test (the others), or all."""
 
 
 class Engine(_Strict):
@@ -452,43 +346,24 @@ class Engine(_Strict):
     The device and the number of processes are not settings of a run: they are passed beside it.
     """
 
-    precision: Literal["float32", "bfloat16", "float64"] = Field(
-        "float32", description="of matrix products; bfloat16 by autocast, float64 for comparisons"
-    )
-    compile: bool = Field(False, description="compile the towers (pays on a GPU)")
-    activation_checkpointing: bool = Field(
-        False, description="compute activations again in the backward pass: less memory"
-    )
-    micro_batch: int | None = Field(
-        None,
-        ge=1,
-        le=MOST_BATCH,
-        description="pairs a rank holds activations of at a time; negatives are kept",
-    )
-    loss_chunk: int | None = Field(
-        None,
-        ge=1,
-        le=MOST_BATCH,
-        description="rows of the sigmoid loss's logits that exist at a time",
-    )
-    scoring_batch: int = Field(64, ge=1, le=MOST_BATCH, description="candidates embedded at a time")
-    reference_cache: bool = added(
-        True,
-        description="embed the whole embedded pool with the reference once; false: the candidates "
-        "of each step, which costs less where a run draws fewer than the pool holds",
-    )
-    selection_mode: Literal["global", "balanced"] = Field(
-        "global", description="with several ranks: one choice over all, or an equal share of each"
-    )
-    shard: Literal["ddp", "fsdp"] = Field(
-        "ddp", description="with several ranks: whole towers on each, or towers spread over them"
-    )
-    max_bad_steps: int = Field(
-        10,
-        ge=0,
-        le=MOST_STEPS,
-        description="steps skipped for values that are not finite before the run stops",
-    )
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Of matrix products; bfloat16 by autocast, float64 for comparisons."""
+    compile: bool = False  # compile the towers (pays on a GPU)
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory."""
+    micro_batch: Rows | None = None
+    """Pairs a rank holds activations of at a time; negatives are kept."""
+    loss_chunk: Rows | None = None  # rows of the sigmoid loss's logits that exist at a time
+    scoring_batch: Rows = 64  # candidates embedded at a time
+    reference_cache: bool = added(True)
+    """Embed the whole embedded pool with the reference once; false: the candidates of each step,
+    which costs less where a run draws fewer than the pool holds."""
+    selection_mode: Literal["global", "balanced"] = "global"
+    """With several ranks: one choice over all, or an equal share of each."""
+    shard: Literal["ddp", "fsdp"] = "ddp"
+    """With several ranks: whole towers on each, or towers spread over them."""
+    max_bad_steps: int = Field(10, ge=0, le=MOST_STEPS)
+    """Steps skipped for values that are not finite before the run stops."""
 
 
 class Run(_Strict):
@@ -501,19 +376,13 @@ class Run(_Strict):
     selection: Selection = Selection()
     source: Source = Source()
     evaluation: Evaluation = Evaluation()
-    engine: Engine = added(Engine(), description="how a step is computed")
-    reference: Run | None = Field(None, description="the run that trained the reference model")
-    init: str | None = added(None, description="checkpoint to start from (`jest train --init`)")
-    init_sha256: str | None = added(None, description="of that file; filled in")
-    init_from_reference: bool = Field(False, description="start from the reference's weights")
-    reference_model: str | None = added(
-        None, description="an open_clip MODEL:TAG or MODEL:FILE as the reference, for own shards"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _init_by_content(cls, given: Any) -> Any:
-        return _with_hash(given, "init")
+    engine: Engine = added(Engine())  # how a step is computed
+    reference: Run | None = None  # the run that trained the reference model
+    init: str | None = added(None)  # checkpoint to start from (`jest train --init`)
+    init_sha256: str | None = added(None)  # of that file; filled in
+    init_from_reference: bool = False  # start from the reference's weights
+    reference_model: str | None = added(None)
+    """An open_clip MODEL:TAG or MODEL:FILE as the reference, for own shards."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Run:
@@ -638,8 +507,7 @@ class Run(_Strict):
     @property
     def scheduled(self) -> bool:
         """Whether the super-batch changes size along the run; b never does."""
-        selection = self.selection
-        return selection.sampler != "uniform" and selection.filter_ratio_end is not None
+        return self.selects and self.selection.filter_ratio_end is not None
 
     def super_batch_at(self, step: int) -> int:
         """B of `step` (0-based); from the last step on it stays.
@@ -710,9 +578,7 @@ def _check_own(run: Run) -> None:
 METHODS: dict[str, dict[str, Any]] = {
     "uniform": {"selection": {"sampler": "uniform"}},
     "jest": {"selection": {"sampler": "joint"}},
-    "flexi": {
-        "selection": {"sampler": "joint", "low_res_scoring": True, "low_res_share": 0.5},
-    },
+    "flexi": {"selection": {"sampler": "joint", "low_res_scoring": True, "low_res_share": 0.5}},
     "flexi-uniform": {"selection": {"sampler": "uniform", "low_res_share": 0.5}},
     "independent": {"selection": {"sampler": "independent"}},
     "topk": {"selection": {"sampler": "topk"}},
@@ -742,12 +608,9 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`over` laid on `base`, dictionaries merged key by key; neither is changed."""
     out = dict(base)
     for key, value in over.items():
-        out[key] = merge(out[key], value) if _both_dicts(out.get(key), value) else value
+        both = isinstance(out.get(key), dict) and isinstance(value, dict)
+        out[key] = merge(out[key], value) if both else value
     return out
-
-
-def _both_dicts(a: Any, b: Any) -> bool:
-    return isinstance(a, dict) and isinstance(b, dict)
 
 
 DEEPEST = 32  # levels of settings
@@ -784,17 +647,13 @@ def _from_yaml(text: str) -> Any:
     value = yaml.safe_load(text)
     level = [value]
     for _ in range(DEEPEST):
-        nested = [x.values() if isinstance(x, dict) else x for x in level if _holds(x)]
-        level = [child for each in nested for child in each]
+        nested = [x for x in level if isinstance(x, dict | list | tuple | set)]
+        level = [c for x in nested for c in (x.values() if isinstance(x, dict) else x)]
         if not level:
             return value
         if len(level) > MOST_SETTINGS:
             break
     raise ValueError("it is nested too deeply")
-
-
-def _holds(value: Any) -> bool:
-    return isinstance(value, dict | list | tuple | set)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
