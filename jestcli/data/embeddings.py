@@ -8,7 +8,8 @@
 The key is the hash of the reference (weights, pixels, preprocessing, tokenizer, precision) and of a
 decoded data set: another model's embeddings lie in another folder. A shard's file is used only when
 the shard still has the same content: its size and time are compared, and where they differ the hash
-that was taken while embedding (of a remote one the hash of what was fetched last); of one that has
+that was taken while embedding. Of a remote one the hash of what was fetched last is compared, and
+what its server says (ETag, size, time) with what it said when that was fetched. Of one that has
 changed the pairs are embedded again. Rows of
 samples that could not be read are NaN: not there, like a file that is missing. Where shards are
 remote or their folder cannot be written, the data cache is used instead.
@@ -29,8 +30,18 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jestcli.data.sources import Loading, ShardError, fetched_content, is_remote, opened
-from jestcli.data.tar import read_index
+from jestcli.data.sources import (
+    Loading,
+    ShardError,
+    fetched_content,
+    fetched_version,
+    forget_outdated,
+    is_remote,
+    opened,
+    server_version,
+)
+from jestcli.data.tar import forget_old_index, read_index
+from jestcli.data.versions import Version, differ
 from jestcli.utils.errors import DataError, explain_os_error
 from jestcli.utils.io import save_array, save_text
 from jestcli.utils.reading import parse_json, read_json
@@ -90,7 +101,8 @@ def content_hash(url: str, loading: Loading) -> str:
 
 def verify_table(description: Path, loading: Loading) -> None:
     """Read a table again, and the shard that it is of; of a remote one its hash when it was fetched
-    last. description: the table's JSON. Raises DataError where either is not what it was."""
+    last, and what its server says. description: the table's JSON. Raises DataError where either is
+    not what it was."""
     about = read_json(description)
     if "shard" not in about:
         for name, known in about.get("crc32", {}).items():
@@ -102,7 +114,8 @@ def verify_table(description: Path, loading: Loading) -> None:
         content = fetched_content(url, loading)
     else:
         content = content_hash(url, loading) if Path(url).exists() else None
-    if content is not None and content != known:
+    renewed = is_remote(url) and differ(about.get("version"), server_version(url, loading))
+    if renewed or (content is not None and content != known):
         raise DataError(f"{url} has changed since {description.with_suffix('.npy')} was made")
 
 
@@ -188,6 +201,11 @@ class ShardTable:
     def folder(self) -> Path:
         return self._path(to_write=True).parent
 
+    @property
+    def to_ask(self) -> bool:
+        """Whether a server must be asked which version it has."""
+        return is_remote(self.url) and self._path().with_suffix(".json").exists()
+
     def current(self) -> bool:
         described = self._path().with_suffix(".json").exists()
         return described and self._stale() is None
@@ -226,8 +244,14 @@ class ShardTable:
 
     def write(self, blocks: Blocks) -> None:
         stamp, content = self._stamp(), None  # before it is read: a change meanwhile shows
+        if is_remote(self.url):
+            forget_outdated(self.url, self.loading)
         with suppress(ShardError):
             content = content_hash(self.url, self.loading)
+            forget_old_index(self.url, self.loading)
+        version = fetched_version(self.url, self.loading) if is_remote(self.url) else None
+        if self._is_still(content, version):
+            return
         out: np.ndarray | None = None
         for _, block in blocks(0):
             if block is not None:
@@ -246,6 +270,7 @@ class ShardTable:
                 "shard": self.url,
                 "identity": self._identity(),
                 "stamp": stamp,
+                "version": version,
                 "sha256": content,
                 "crc32": checksum(path),
             }
@@ -261,10 +286,13 @@ class ShardTable:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
             if about["key"] != self.key:
                 return "are another model's"
-            if about["identity"] != self._identity() or not self._same_content(about):
+            # In this order: of a remote one the identity may have to be fetched.
+            if not self._same_content(about) or about["identity"] != self._identity():
                 return CHANGED
-            if array.ndim != 3 or array.dtype != np.float32 or array.shape[:2] != (self.n, 2):
+            if array.ndim != 3 or array.dtype != np.float32 or array.shape[1] != 2:
                 return "have a wrong shape"
+            if len(array) != self.n:  # counted anew since
+                return CHANGED
         except (OSError, ValueError, KeyError, TypeError):
             return "are damaged"
         except ShardError:
@@ -275,7 +303,9 @@ class ShardTable:
         """Whether the shard is what was embedded; moved or touched alone, it is that still."""
         if is_remote(self.url):
             content = fetched_content(self.url, self.loading)
-            return content is None or content == about.get("sha256")
+            if content not in (None, about.get("sha256")):
+                return False
+            return not differ(about.get("version"), server_version(self.url, self.loading))
         stamp = self._stamp()
         if about.get("stamp") == stamp and "sha256" in about:
             return True
@@ -284,6 +314,17 @@ class ShardTable:
         with suppress(OSError):  # without the right to write it is hashed again the next time
             save_text(self._path().with_suffix(".json"), json.dumps({**about, "stamp": stamp}))
         return True
+
+    def _is_still(self, content: str | None, version: Version | None) -> bool:
+        """Whether the table is of this content, which a server only says something else of; then
+        it is described so."""
+        described = self._path().with_suffix(".json")
+        with suppress(OSError, ValueError, AttributeError):
+            about = parse_json(described.read_bytes())
+            if None not in (content, version) and about.get("sha256") == content:
+                save_text(described, json.dumps(about | {"version": version}))
+                return self.current()
+        return False
 
     def _stamp(self) -> list[int] | None:
         """Size and time of a local shard; None of a remote one."""

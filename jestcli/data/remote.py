@@ -6,11 +6,14 @@ data/sources.py, whose cache is bounded and shared by processes; fsspec's own is
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache, partial
 from typing import Any
 
 from jestcli.data.sources import BLOCK, PACKED, FinalShardError, ShardError, in_time, not_taken
+from jestcli.data.versions import Version, of_info
 from jestcli.utils.errors import DataError
 
 PACKAGE = ": pip install 'jest-suite[cloud]'"
@@ -66,11 +69,12 @@ def beside(url: str) -> tuple[int, int]:
     return packed, sum(folder for _, folder in lies)
 
 
-def blocks(url: str, timeout: float) -> Iterator[bytes]:
-    """The content of a file. Raises ShardError where it breaks off or nothing comes for `timeout`
-    seconds, FinalShardError where trying again will not help."""
+def blocks(url: str, timeout: float, about: Version) -> Iterator[bytes]:
+    """The content of a file; `about` gets what the store says of it. Raises ShardError where it
+    breaks off or nothing comes for `timeout` seconds, FinalShardError where trying again will not
+    help."""
     try:
-        yield from in_time(partial(_read, url), timeout)
+        yield from in_time(partial(_read, url, about), timeout)
     except ShardError:
         raise
     except Exception as error:  # every store has its own
@@ -78,8 +82,29 @@ def blocks(url: str, timeout: float) -> Iterator[bytes]:
         raise (FinalShardError if final else ShardError)(_why(error)) from None
 
 
-def _read(url: str) -> Iterator[bytes]:
+def version(url: str, timeout: float) -> Version | None:
+    """What the store says of a file; None where it says nothing. Raises ShardError where no answer
+    comes in time."""
+    try:
+        (found,) = in_time(partial(_ask, url), timeout)
+        about: Version = json.loads(found)
+        return about
+    except ShardError:
+        raise
+    except Exception:  # every store has its own
+        return None
+
+
+def _ask(url: str) -> Iterator[bytes]:
     system, path = _store(url)
+    yield json.dumps(of_info(system.info(path))).encode()
+
+
+def _read(url: str, about: Version) -> Iterator[bytes]:
+    system, path = _store(url)
+    # Asked before: where it changes meanwhile, what is read counts as older than it is.
+    with suppress(Exception):
+        about.update(of_info(system.info(path)))
     got = 0
     with system.open(path, "rb") as file:
         while block := file.read(BLOCK):

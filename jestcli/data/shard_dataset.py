@@ -26,8 +26,16 @@ from jestcli.data.images import fit
 from jestcli.data.order import Pick, WindowShuffle
 from jestcli.data.shards import Pair, decode, words_of
 from jestcli.data.sizes import stated_counts
-from jestcli.data.sources import Loading, ShardError, is_remote, list_shards, local, not_taken
-from jestcli.data.tar import ShardIndex, TarFiles, read_index
+from jestcli.data.sources import (
+    Loading,
+    ShardError,
+    ask_servers,
+    is_remote,
+    list_shards,
+    local,
+    not_taken,
+)
+from jestcli.data.tar import ShardIndex, TarFiles, forget_old_index, read_index
 from jestcli.utils.errors import DataError
 from jestcli.utils.hashing import hashes_of
 from jestcli.utils.io import save_text
@@ -213,10 +221,12 @@ class ShardDataset(Dataset):
 
     def table_files(self, reference: TableKeys, root: Path) -> list[TableFile]:
         counts = np.diff(self.starts).tolist()
-        return [
+        files = [
             ShardTable(url, n, reference.key, self.loading)
             for url, n in zip(self.shards, counts, strict=True)
         ]
+        ask_servers([file.url for file in files if file.to_ask], self.loading)
+        return list(files)
 
     def close(self) -> None:
         self.files.close()
@@ -287,6 +297,7 @@ def _count(name: str, shards: list[str], loading: Loading, progress: Progress) -
     stated = stated_counts(shards, loading)
 
     def count(shard: str) -> tuple[str, int | ShardIndex | str]:
+        forget_old_index(shard, loading)
         try:
             return shard, stated(shard) or read_index(shard, loading)
         except ShardError as error:

@@ -25,10 +25,13 @@ import tarfile
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO
@@ -36,10 +39,12 @@ from typing import IO
 from braceexpand import braceexpand
 
 from jestcli.config import Run, file_hash
+from jestcli.data.versions import Version, differ, of_headers
 from jestcli.utils.errors import DataError, explain_os_error
 from jestcli.utils.io import save_text
 from jestcli.utils.layout import PLAIN, Layout
 from jestcli.utils.plain import one_line
+from jestcli.utils.reading import parse_json
 
 BLOCK = 1 << 20
 ATTEMPTS = 8  # to open a shard that other readers evict
@@ -48,6 +53,9 @@ LEFT_FREE = 1e9  # bytes of the disk that no shard is to fill
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 FOLDERS = 1_000  # of a sub-folder's own that are looked into for more tars
 PATIENCE = 60.0  # seconds that a shard which could not be fetched is left alone
+ASKED_AT_ONCE = 16  # servers' answers waited for
+_said: dict[str, Version | None] = {}  # a run asks several times, and must not see two answers
+_silent: set[str] = set()  # servers that did not answer once are not waited for again
 
 
 class ShardError(Exception):
@@ -242,6 +250,71 @@ def fetched_content(url: str, loading: Loading) -> str | None:
         return None
 
 
+def fetched_at(url: str, loading: Loading) -> int:
+    """When that was, in ns. Raises OSError where it never was."""
+    return _kept(url, loading).with_suffix(".sha256").stat().st_mtime_ns
+
+
+def fetched_version(url: str, loading: Loading) -> Version | None:
+    """What its server said of a remote shard when it was last fetched; None where that is not
+    known."""
+    return _read_version(_kept(url, loading).with_suffix(".version"))
+
+
+def _read_version(path: Path) -> Version | None:
+    try:
+        about = parse_json(path.read_bytes())
+        return {key: str(value) for key, value in about.items()}
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def server_version(url: str, loading: Loading) -> Version | None:
+    """What the server of a remote shard says that it has, asked once a process and without fetching
+    it; None of a command, and where it does not answer."""
+    if url not in _said:
+        _said[url] = _ask(url, loading) if is_address(url) else None
+    return _said[url]
+
+
+def ask_servers(urls: Iterable[str], loading: Loading) -> None:
+    """`server_version` of all of these, several at a time."""
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+        list(pool.map(partial(server_version, loading=loading), dict.fromkeys(urls)))
+
+
+def _ask(url: str, loading: Loading) -> Version | None:
+    server = urllib.parse.urlsplit(url).netloc
+    if server in _silent:
+        return None
+    try:
+        if _in_store(url):
+            from jestcli.data.remote import version
+
+            return version(url, loading.timeout)
+        (found,) = in_time(partial(_head, url, loading.timeout), loading.timeout)
+        about: Version = json.loads(found)
+        return about
+    except urllib.error.HTTPError:
+        return None  # some forbid it, or do not know HEAD
+    except (ShardError, OSError, http.client.HTTPException, ValueError):
+        _silent.add(server)
+        return None
+
+
+def _head(url: str, timeout: float) -> Iterator[bytes]:
+    asked = urllib.request.Request(url, method="HEAD")
+    with urllib.request.urlopen(asked, timeout=timeout) as answer:
+        yield json.dumps(of_headers(answer.headers)).encode()
+
+
+def forget_outdated(url: str, loading: Loading) -> None:
+    """Remove the fetched copy of a shard of which the server has another version."""
+    kept = _kept(url, loading)
+    if differ(fetched_version(url, loading), server_version(url, loading)):
+        kept.unlink(missing_ok=True)
+
+
 def _kept(url: str, loading: Loading) -> Path:
     name = hashlib.sha256(url.encode()).hexdigest()[:24]
     return loading.cache / "shards" / f"{name}.tar"
@@ -291,12 +364,16 @@ def _fetch(url: str, path: Path, loading: Loading) -> None:
                 time.sleep(loading.pause * 2 ** (attempt - 1))
             try:
                 with temporary.open("w+b") as file:
+                    version: Version = {}
                     if url.startswith("pipe:"):
                         _run(url.removeprefix("pipe:"), file, loading, most)
                     else:
-                        _download(url, file, loading, most)
+                        version = _download(url, file, loading, most)
                     _check_begins_as_tar(file)
                 save_text(path.with_suffix(".sha256"), file_hash(temporary))
+                save_text(path.with_suffix(".version"), json.dumps(version))
+                if url in _said:
+                    _said[url] = version
                 os.replace(temporary, path)
                 failed.unlink(missing_ok=True)
                 return
@@ -385,20 +462,23 @@ def in_time(read: Callable[[], Iterator[bytes]], timeout: float) -> Iterator[byt
         given_up.set()
 
 
-def _download(url: str, file: IO[bytes], loading: Loading, most: int) -> None:
+def _download(url: str, file: IO[bytes], loading: Loading, most: int) -> Version:
+    """Returns which version that was."""
     within = _Within(loading, most)
     if _in_store(url):
         from jestcli.data.remote import blocks
 
-        for block in blocks(url, loading.timeout):
+        about: Version = {}
+        for block in blocks(url, loading.timeout, about):
             file.write(within(block))
-        return
-    length, chunked = None, False
+        return about
+    length, chunked, about = None, False, {}
 
     def read() -> Iterator[bytes]:
-        nonlocal length, chunked
+        nonlocal length, chunked, about
         with urllib.request.urlopen(url, timeout=loading.timeout) as answer:
             length, chunked = answer.headers.get("Content-Length"), answer.chunked
+            about = of_headers(answer.headers)
             while block := answer.read1(BLOCK):  # what is there: a slow server is noticed in time
                 yield block
 
@@ -420,6 +500,7 @@ def _download(url: str, file: IO[bytes], loading: Loading, most: int) -> None:
         raise ShardError("the transfer broke off")
     if length is None and not chunked:  # only the end of a tar says that all of it came
         _check_ends_as_tar(file)
+    return about
 
 
 def _check_begins_as_tar(file: IO[bytes]) -> None:

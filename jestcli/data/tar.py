@@ -16,14 +16,21 @@ import tarfile
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from jestcli.data.bad_samples import BadSample
 from jestcli.data.images import DECODER
-from jestcli.data.sources import Loading, ShardError, is_remote, opened
+from jestcli.data.sources import (
+    Loading,
+    ShardError,
+    fetched_at,
+    fetched_content,
+    is_remote,
+    opened,
+)
 from jestcli.utils.errors import explain_os_error
 from jestcli.utils.io import save_text
 from jestcli.utils.layout import PLAIN, TEXTS, Layout
@@ -70,12 +77,14 @@ class ShardIndex:
     """The usable samples of one shard, in its order.
 
     members: for each key, extension -> (offset, bytes). faults: what was left out, by reason.
+    content: SHA-256 of a remote one as it was fetched; "" where that is not known.
     """
 
     size: int
     keys: list[str]
     members: list[dict[str, tuple[int, int]]]
     faults: dict[str, int]
+    content: str = ""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -92,20 +101,45 @@ def read_index(url: str, loading: Loading) -> ShardIndex:
 
     Kept in `loading.cache`, not beside the shard: a downloaded data set cannot bring its own.
     """
-    name = repr((_absolute(url), loading.layout))
-    kept = loading.cache / "index" / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.json"
-    stamp = _stamp(url)
+    kept, stamp = _kept_index(url, loading), _stamp(url)
     found = _load(kept, stamp)
     if found is not None:
         return found
     with opened(url, loading) as file:
-        index = scan(file, loading.layout)
+        index = replace(scan(file, loading.layout), content=_content(url, loading))
     about = {"format": FORMAT, "url": url, "stamp": stamp} | vars(index)
     try:
         save_text(kept, json.dumps(about))
     except OSError as error:
         raise explain_os_error(error, f"keeping an index in {kept.parent}") from error
     return index
+
+
+def forget_old_index(url: str, loading: Loading) -> None:
+    """Remove the index of a remote shard that has been fetched with other content since. A run
+    that counted by that index does not call this: the shard has changed for it, which is said."""
+    kept = _kept_index(url, loading)
+    with suppress(OSError):
+        if not is_remote(url) or kept.stat().st_mtime_ns >= fetched_at(url, loading):
+            return
+        found = _load(kept, None)
+        if found is not None and _changed(found, url, loading):
+            kept.unlink()
+        else:
+            os.utime(kept)
+
+
+def _kept_index(url: str, loading: Loading) -> Path:
+    name = repr((_absolute(url), loading.layout))
+    return loading.cache / "index" / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.json"
+
+
+def _content(url: str, loading: Loading) -> str:
+    return (fetched_content(url, loading) or "") if is_remote(url) else ""
+
+
+def _changed(index: ShardIndex, url: str, loading: Loading) -> bool:
+    return "" not in (index.content, now := _content(url, loading)) and index.content != now
 
 
 def _absolute(url: str) -> str:
@@ -129,7 +163,8 @@ def _load(kept: Path, stamp: list[int] | None) -> ShardIndex | None:
         if about["format"] != FORMAT or about["stamp"] != stamp:
             return None
         members = [{k: (v[0], v[1]) for k, v in each.items()} for each in about["members"]]
-        return ShardIndex(about["size"], about["keys"], members, about["faults"])
+        content = str(about.get("content", ""))
+        return ShardIndex(about["size"], about["keys"], members, about["faults"], content)
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
         return None  # made again
 
@@ -428,7 +463,7 @@ class TarFiles:
         # An own descriptor outlives the file's eviction from the cache of fetched shards.
         with opened(url, self.loading) as held:
             file = os.dup(held.fileno())
-        if os.fstat(file).st_size != index.size:
+        if os.fstat(file).st_size != index.size or _changed(index, url, self.loading):
             os.close(file)
             raise ShardError("the shard has changed")
         self.open[url] = index, file

@@ -13,14 +13,23 @@ import fsspec
 import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from own_shards import make_shards
+from own_shards import make_shards, sample, write_tar
 
 from jestcli.data import remote
 from jestcli.data.dataset import Transform
 from jestcli.data.shard_dataset import open_shards
 from jestcli.data.sizes import stated_counts
-from jestcli.data.sources import Loading, ShardError, is_remote, list_shards, local, not_taken
+from jestcli.data.sources import (
+    Loading,
+    ShardError,
+    fetched_version,
+    is_remote,
+    list_shards,
+    local,
+    not_taken,
+)
 from jestcli.data.tokens import small_tokenizer
+from jestcli.data.versions import differ, of_headers
 from jestcli.utils.errors import DataError
 
 
@@ -62,6 +71,56 @@ def test_a_shard_is_fetched_once(store: Any, loading: Loading) -> None:
     assert path.read_bytes() == store.cat("/pool/00.tar")
     store.pipe("/pool/00.tar", b"")
     assert local("memory://pool/00.tar", loading) == path and path.stat().st_size > 0
+
+
+def test_a_store_says_which_version_it_has(store: Any, loading: Loading) -> None:
+    url = "memory://pool/00.tar"
+    local(url, loading)
+    had = fetched_version(url, loading)
+    assert had is not None and had["size"] == str(len(store.cat("/pool/00.tar")))
+    assert remote.version(url, 5) == had
+    store.pipe("/pool/00.tar", store.cat("/pool/00.tar"))
+    assert differ(had, remote.version(url, 5)), "written again"
+    assert remote.version("memory://pool/none.tar", 5) is None
+
+
+@pytest.mark.parametrize(
+    "one,other,expected",
+    [
+        ({"ETag": '"a"'}, {"ETag": 'W/"a"', "Last-Modified": "today"}, False),
+        ({"ETag": '"a"', "Content-Length": "5"}, {"ETag": '"b"', "Content-Length": "5"}, True),
+        ({"ETag": '"a"', "Content-Length": "5"}, {"ETag": '"a"', "Content-Length": "6"}, True),
+        ({"ETag": '"a"', "Last-Modified": "x"}, {"ETag": '"a"', "Last-Modified": "y"}, False),
+        ({"Last-Modified": "x"}, {"ETag": '"a"', "Last-Modified": "y"}, True),
+        ({"Last-Modified": "x"}, {"ETag": '"a"'}, False),
+        ({}, {"ETag": '"a"', "Content-Length": "5"}, False),
+    ],
+)
+def test_what_headers_say_of_versions(
+    one: dict[str, str], other: dict[str, str], expected: bool
+) -> None:
+    assert differ(of_headers(one), of_headers(other)) is expected
+    assert differ(of_headers(other), of_headers(one)) is expected
+    assert not differ(None, of_headers(other)) and not differ(of_headers(one), None)
+
+
+def test_a_shard_that_changed_is_lost_to_a_run_and_counted_anew_by_the_next(
+    store: Any, loading: Loading, tmp_path: Path
+) -> None:
+    """Of the same size: its old index would cut other captions."""
+    url, rows = "memory://pool/00.tar", np.arange(8)
+    dataset = open_shards("pool", (url,), loading)
+    for path in (loading.cache / "shards").glob("*.tar"):
+        path.unlink()
+    words = [sample(n, txt=b"a longer caption than before") for n in range(8)]
+    changed = write_tar(tmp_path / "changed.tar", *words).read_bytes()
+    assert len(changed) == len(store.cat("/pool/00.tar"))
+    store.pipe("/pool/00.tar", changed)
+    local(url, loading)
+    found = dataset.read(rows, Transform(32, small_tokenizer(600, 8)))
+    assert {str(reason) for reason in found.bad.values()} == {"the shard has changed"}
+    again = open_shards("pool", (url,), loading)
+    assert set(again.captions_of(rows)) == {"a longer caption than before"}
 
 
 def test_counts_beside_the_shards_are_believed(store: Any, loading: Loading) -> None:

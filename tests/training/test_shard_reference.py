@@ -16,6 +16,7 @@ from tiny import TINY, tiny_model, tiny_reference, tiny_run
 from toy import train_run
 
 from jestcli.config import METHODS, ConfigError, Run, make_run, merge
+from jestcli.data import sources
 from jestcli.data.embeddings import FOLDER
 from jestcli.data.images import decode_image
 from jestcli.data.loader import SuperBatchLoader
@@ -206,6 +207,71 @@ def test_a_remote_shard_that_changed_is_embedded_again(pool: Path, loading: Load
         assert make(reference, again) == 1
         assert table(again, reference).complete
         table(again, reference).pairs(rows)
+
+
+def another_process(monkeypatch: pytest.MonkeyPatch, loading: Loading) -> None:
+    """Which asks servers anew, and has no fetched shard here any more."""
+    monkeypatch.setattr(sources, "_said", {})
+    monkeypatch.setattr(sources, "_silent", set())
+    for path in (loading.cache / "shards").glob("*.tar"):
+        path.unlink()
+
+
+def test_what_a_server_says_of_a_shard_makes_its_table_stale(
+    pool: Path, loading: Loading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without fetching it, and without embedding again what is the same still."""
+    reference, asked = own_reference(), list[str]()
+    with served(pool, asked) as address:
+        urls = f"{address}/01.tar", f"{address}/02.tar"
+
+        def there() -> list[bool]:
+            shards = open_shards("pool", urls, loading, window=2)
+            return [each is not None for each in table(shards, reference).maps]
+
+        assert make(reference, open_shards("pool", urls, loading, window=2)) == 2
+        another_process(monkeypatch, loading)
+        del asked[:]
+        assert there() == [True, True]
+        write_tar(pool / "02.tar", *[sample(n, txt=b"another thing") for n in range(16, 24)])
+        os.utime(pool / "02.tar", (1, 1))  # of the same size
+        another_process(monkeypatch, loading)
+        assert there() == [True, False]
+        assert not [name for name in asked if name.endswith(".tar")], "nothing was fetched"
+        run = tiny_run("uniform", data={"train": list(urls)})
+        _, wrong = verify(run, Workspace(None, pool / "runs", loading))
+        assert len(wrong) == 1 and "02.tar has changed" in wrong[0]
+        shards = open_shards("pool", urls, loading, window=2)
+        assert make(reference, shards) == 1 and there() == [True, True]
+        assert set(shards.captions_of(np.arange(8, 16))) == {"another thing"}
+
+        os.utime(pool / "01.tar", (1, 1))  # touched alone
+        another_process(monkeypatch, loading)
+        assert there() == [False, True]
+        monkeypatch.setattr(RunReference, "embed", lambda *_: pytest.fail("embedded again"))
+        assert make(reference, open_shards("pool", urls, loading, window=2)) == 1
+        assert there() == [True, True]
+
+
+@pytest.mark.parametrize("answer", [405, "drop"])
+def test_a_server_that_says_nothing_of_its_versions_is_believed(
+    answer: int | str, pool: Path, loading: Loading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference, heads = own_reference(), list[str]()
+
+    def silent(handler: Any) -> None:
+        heads.append(handler.path)
+        if isinstance(answer, int):
+            handler.send_error(answer)
+
+    with served(pool) as address:
+        urls = f"{address}/01.tar", f"{address}/02.tar"
+        assert make(reference, open_shards("pool", urls, loading, window=2)) == 2
+        another_process(monkeypatch, loading)
+        monkeypatch.setattr("own_shards._Handler.do_HEAD", silent)
+        write_tar(pool / "02.tar", sample(16))
+        assert table(open_shards("pool", urls, loading, window=2), reference).complete
+        assert heads
 
 
 def test_verify_reads_every_table_and_shard_again(pool: Path, loading: Loading) -> None:
