@@ -9,10 +9,9 @@ from torch import Tensor
 
 from jestcli.selection import registry
 from jestcli.selection.distributed import MODES, Ranks
-from jestcli.selection.embeddings import PairEmbeddings, check_together, checked
-from jestcli.selection.names import check_name
+from jestcli.selection.embeddings import PairEmbeddings, check_name
 from jestcli.selection.noise import Noise, gumbel
-from jestcli.selection.scores import CRITERIA, GAINS, full_precision, terms
+from jestcli.selection.scores import checked_models, full_precision, terms
 from jestcli.selection.task import Task
 
 
@@ -76,44 +75,24 @@ def select(
         function, fixed = registry.find(sampler)
         if fixed and criterion not in ("learnability", fixed):
             raise ValueError(f"criterion {criterion!r} contradicts sampler {sampler!r}")
-        task = _task(
-            learner,
-            reference,
-            size,
-            fixed or criterion,
-            learner_weight,
-            loss,
-            n_chunks,
-            noise,
-            seed,
-            step,
-            iterations,
-            labels,
-            ranks,
-        )
+        criterion = fixed or criterion
+        learner, reference = checked_models(learner, reference, loss, criterion)
+        noise = gumbel(seed, step) if noise is None else noise
+        more = (noise, iterations, ranks, learner_weight, labels)
+        task = Task(learner, reference, size, criterion, loss, n_chunks, *more)
+        _check(task, seed, step)
         if sampler == "cabs" and labels is None:
             raise ValueError("labels is None, but sampler 'cabs' needs the concepts of each pair")
         if sampler not in registry.BLIND:
-            terms(task.learner, task.reference, task.criterion, learner_weight)
+            terms(learner, reference, criterion, learner_weight)
         count = len(task.index)
         models = [
             model is not None and (model.scale, model.bias, model.image.shape[1], model.image.dtype)
-            for model in (task.learner, task.reference)
+            for model in (learner, reference)
         ]
-        told = (
-            size,
-            sampler,
-            criterion,
-            learner_weight,
-            loss,
-            n_chunks,
-            seed,
-            step,
-            iterations,
-            mode,
-            models,
-            None if task.labels is None else task.labels.shape[1],
-        )
+        width = None if labels is None else labels.shape[1]
+        numbers = (size, learner_weight, n_chunks, seed, step, iterations, width)
+        told = (sampler, criterion, loss, mode, numbers, models)
     except Exception as error:  # whatever it is, the other ranks must hear of it
         problem = error
     ranks.agree(problem, told, count)
@@ -121,84 +100,43 @@ def select(
         return _distinct(function(task), task, sampler)
 
 
-def _task(
-    learner: PairEmbeddings | None,
-    reference: PairEmbeddings | None,
-    size: int,
-    criterion: str,
-    learner_weight: float,
-    loss: str,
-    n_chunks: int,
-    noise: Noise | None,
-    seed: int,
-    step: int,
-    iterations: int,
-    labels: Tensor | None,
-    ranks: Ranks,
-) -> Task:
-    """The arguments of `select`, checked; raises ValueError."""
-    check_name("criterion", criterion, CRITERIA)
-    check_name("loss", loss, GAINS)
-    learner = None if learner is None else checked(learner, "learner")
-    reference = None if reference is None else checked(reference, "reference")
-    check_together(learner, reference)
-    pairs = learner if learner is not None else reference
-    if pairs is None and labels is None:
+def _check(task: Task, seed: int, step: int) -> None:
+    """Raises ValueError for what is wrong with the arguments of `select` beside the embeddings."""
+    pairs = task.learner if task.learner is not None else task.reference
+    if pairs is None and task.labels is None:
         raise ValueError("learner and reference are both None: there is nothing to choose from")
-    _check_labels(labels, pairs)
-    held = pairs if pairs is not None else labels
-    assert held is not None
-    for name, value in (("size", size), ("n_chunks", n_chunks), ("iterations", iterations)):
-        _check_count(name, value)
-    for name, value in (("seed", seed), ("step", step)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"{name} must be an int, got {value!r}")
-    if not isinstance(learner_weight, int | float) or not 0 <= learner_weight <= 1:
-        raise ValueError(f"learner_weight must be a number from 0 to 1, got {learner_weight!r}")
-    if learner_weight != 1 and criterion != "learnability":
-        raise ValueError(f"learner_weight is for criterion 'learnability', got {criterion!r}")
-    total = len(held) * ranks.world
-    if size > total:
-        raise ValueError(f"size must be at most the {total} candidates, got {size}")
-    if ranks.balanced and size % ranks.world:
-        raise ValueError(f"size must divide by the {ranks.world} ranks if balanced, got {size}")
-    if noise is None:
-        noise = gumbel(seed, step)
-    elif not callable(noise):
-        raise ValueError(f"noise must be a function, got {type(noise).__name__}")
-    return Task(
-        learner,
-        reference,
-        size,
-        criterion,
-        loss,
-        n_chunks,
-        noise,
-        iterations,
-        ranks,
-        learner_weight,
-        labels,
-    )
+    if task.labels is not None:
+        _check_labels(task.labels, pairs)
+    counts = {"size": task.size, "n_chunks": task.n_chunks, "iterations": task.iterations}
+    for name, value in (counts | {"seed": seed, "step": step}).items():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or (name in counts and value < 1):
+            least = " of at least 1" if name in counts else ""
+            raise ValueError(f"{name} must be an int{least}, got {value!r}")
+    weight, ranks = task.learner_weight, task.ranks
+    if not isinstance(weight, int | float) or not 0 <= weight <= 1:
+        raise ValueError(f"learner_weight must be a number from 0 to 1, got {weight!r}")
+    if weight != 1 and task.criterion != "learnability":
+        raise ValueError(f"learner_weight is for criterion 'learnability', got {task.criterion!r}")
+    total = len(task.index) * ranks.world
+    if task.size > total:
+        raise ValueError(f"size must be at most the {total} candidates, got {task.size}")
+    if ranks.balanced and task.size % ranks.world:
+        each = f"divide by the {ranks.world} ranks if balanced"
+        raise ValueError(f"size must {each}, got {task.size}")
+    if not callable(task.noise):
+        raise ValueError(f"noise must be a function, got {type(task.noise).__name__}")
 
 
-def _check_labels(labels: Tensor | None, pairs: PairEmbeddings | None) -> None:
-    if labels is None:
-        return
+def _check_labels(labels: Tensor, pairs: PairEmbeddings | None) -> None:
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.dim() != 2:
         raise ValueError("labels must be an int64 tensor of shape [B, K]")
     if not labels.numel():
         raise ValueError(f"labels must not be empty, got shape {list(labels.shape)}")
-    if pairs is None:
-        return
-    if len(labels) != len(pairs):
+    if pairs is not None and len(labels) != len(pairs):
         raise ValueError(f"labels has {len(labels)} rows, but there are {len(pairs)} pairs")
-    if labels.device != pairs.image.device:
+    if pairs is not None and labels.device != pairs.image.device:
         raise ValueError(f"labels is on {labels.device}, the embeddings on {pairs.image.device}")
-
-
-def _check_count(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
 
 
 def _distinct(index: Tensor, task: Task, sampler: str) -> Tensor:

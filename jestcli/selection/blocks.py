@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jestcli.selection import kernels
+from jestcli.selection.embeddings import wide
 
 ROWS, COLUMNS = 256, 1024  # of one tile: at most so many members by a multiple of so many
 # Elements of one tile: 1 MiB of float32 stays in a core's cache from the product to the sum.
@@ -36,7 +37,7 @@ def sum_softplus(
     """
     if kernels.usable(candidates):
         return kernels.sum_softplus(members, candidates, scale, offset)
-    scaled = members.to(_wide(members)) * scale
+    scaled = members.to(wide(members)) * scale
     column = offset.to(scaled.dtype)[:, None] if isinstance(offset, Tensor) else None
 
     def slab(block: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ def log_sum_exp(members: Tensor, candidates: Tensor, scale: float | Tensor) -> T
     """
     if kernels.usable(candidates):
         return kernels.log_sum_exp(members, candidates, scale)
-    scaled = members.to(_wide(members)) * scale
+    scaled = members.to(wide(members)) * scale
 
     def slab(block: Tensor) -> Tensor:
         total = block.new_full((len(block),), -torch.inf)
@@ -67,10 +68,6 @@ def log_sum_exp(members: Tensor, candidates: Tensor, scale: float | Tensor) -> T
         return total
 
     return _by_slabs(slab, candidates, members.shape[0])
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _tiles(scaled: Tensor, block: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -87,8 +84,7 @@ def _tiles(scaled: Tensor, block: Tensor) -> Iterator[tuple[slice, Tensor]]:
 def _by_slabs(function: Callable[[Tensor], Tensor], candidates: Tensor, members: int) -> Tensor:
     """`function` of each slab of candidates (in the accumulation dtype), one after the other."""
     elements = CUDA_TILE if candidates.is_cuda else TILE
-    wide = max(1, elements // min(members, ROWS) // COLUMNS) * COLUMNS
-    if candidates.shape[0] <= wide:  # most users' super-batches: every operation saved shows
-        return function(candidates.to(_wide(candidates)))
-    slabs = candidates.split(wide)
-    return torch.cat([function(slab.to(_wide(slab))) for slab in slabs])
+    size = max(1, elements // min(members, ROWS) // COLUMNS) * COLUMNS
+    if candidates.shape[0] <= size:  # most users' super-batches: every operation saved shows
+        return function(candidates.to(wide(candidates)))
+    return torch.cat([function(slab.to(wide(slab))) for slab in candidates.split(size)])

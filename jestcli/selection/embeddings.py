@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,10 +66,8 @@ class PairEmbeddings:
 
     def to(self, device: torch.device) -> PairEmbeddings:
         """The pairs on `device`."""
-        scale, bias = (
-            x.to(device) if isinstance(x, Tensor) else x for x in (self.scale, self.bias)
-        )
-        return PairEmbeddings(self.image.to(device), self.text.to(device), scale, bias)
+        given: list[Any] = [self.image, self.text, self.scale, self.bias]
+        return PairEmbeddings(*(x.to(device) if isinstance(x, Tensor) else x for x in given))
 
     def rows(self, index: Tensor) -> PairEmbeddings:
         """The pairs at `index` (int64 [n]), in that order."""
@@ -118,6 +117,15 @@ def check_together(learner: PairEmbeddings | None, reference: PairEmbeddings | N
         )
 
 
+def check_name(argument: str, value: str, known: Iterable[str]) -> None:
+    """Raise ValueError, with the nearest known name, unless `value` is in `known`."""
+    known = list(known)
+    if value not in known:
+        near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
+        raise ValueError(f"{argument} {value!r} is not known; {hint}")
+
+
 def _check_form(side: Tensor, name: str) -> None:
     if not isinstance(side, Tensor):
         raise ValueError(f"{name} must be a tensor, got {type(side).__name__}")
@@ -128,8 +136,7 @@ def _check_form(side: Tensor, name: str) -> None:
 
 
 def _check_norms(side: Tensor, name: str) -> None:
-    wide = torch.float64 if side.dtype == torch.float64 else torch.float32
-    norms = torch.linalg.vector_norm(side, dim=1, dtype=wide)
+    norms = torch.linalg.vector_norm(side, dim=1, dtype=wide(side))
     wrong = ~((norms - 1).abs() <= NORM_TOLERANCE[side.dtype])  # a NaN compares false: wrong
     if not wrong.any():
         return
@@ -138,6 +145,11 @@ def _check_norms(side: Tensor, name: str) -> None:
         row = int((~norms.isfinite()).nonzero()[0, 0])
         raise ValueError(f"{name} must be finite: row {row} holds a NaN or an infinity")
     raise ValueError(f"{name} must be L2-normalised: row {row} has norm {float(norms[row]):.4g}")
+
+
+def wide(x: Tensor) -> torch.dtype:
+    """What numbers like `x` are summed in: float64 for float64, else float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _show(value: object) -> str:

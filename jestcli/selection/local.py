@@ -11,7 +11,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from jestcli.selection.embeddings import PairEmbeddings
 from jestcli.selection.joint import joint
 from jestcli.selection.task import Task
 
@@ -35,16 +34,7 @@ def within_slices(task: Task, ranks: int) -> Tensor:
         def noise(draw: int, index: Tensor, first: int = first) -> Tensor:
             return task.noise(draw, index + first)
 
-        own = replace(
-            task,
-            learner=_rows(task.learner, rows),
-            reference=_rows(task.reference, rows),
-            size=size,
-            noise=noise,
-        )
+        models = [each and each.rows(rows) for each in (task.learner, task.reference)]
+        own = replace(task, learner=models[0], reference=models[1], size=size, noise=noise)
         chosen.append(joint(own) + first)
     return torch.cat(chosen)
-
-
-def _rows(pairs: PairEmbeddings | None, rows: Tensor) -> PairEmbeddings | None:
-    return None if pairs is None else pairs.rows(rows)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from jestcli.selection.cabs import cabs
+from jestcli.selection.embeddings import check_name
 from jestcli.selection.joint import independent, joint, topk
-from jestcli.selection.names import check_name
 from jestcli.selection.samplers import activeclip, gibbs, rho, uniform
 from jestcli.selection.scores import CRITERIA
 from jestcli.selection.task import Task

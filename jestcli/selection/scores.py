@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from jestcli.selection.blocks import log_sum_exp, softplus, sum_softplus
 from jestcli.selection.distributed import SINGLE_PROCESS, Ranks
-from jestcli.selection.embeddings import PairEmbeddings, check_together, checked
-from jestcli.selection.names import check_name
+from jestcli.selection.embeddings import PairEmbeddings, check_name, check_together, checked, wide
 
 # criterion -> (weight of the learner's loss, weight of the reference's)    [paper, section 2.1]
 CRITERIA = {
@@ -39,11 +39,11 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 def diagonal_logits(pairs: PairEmbeddings) -> Tensor:
     """z_kk of every pair: float64 [B]."""
-    wide = torch.float64 if pairs.image.dtype == torch.float64 else torch.float32
+    dtype = wide(pairs.image)
     cosine = torch.empty(len(pairs), dtype=torch.float64, device=pairs.image.device)
     for k in range(0, len(pairs), 4096):
         image, text = pairs.image[k : k + 4096], pairs.text[k : k + 4096]
-        cosine[k : k + 4096] = (image.to(wide) * text.to(wide)).sum(1)
+        cosine[k : k + 4096] = (image.to(dtype) * text.to(dtype)).sum(1)
     return pairs.scale * cosine + pairs.bias
 
 
@@ -87,13 +87,11 @@ class SoftmaxNegativesGain:
         self.empty = True  # nothing chosen yet
 
     def values(self) -> Tensor:
-        """As SigmoidGain.values."""
         if self.empty:
             return -self.positive
         return (self.image_lse + self.text_lse) / 2 - self.positive
 
     def add(self, new: Tensor) -> None:
-        """As SigmoidGain.add."""
         self.grow(*_shared(self.pairs, new, self.ranks))
 
     def grow(self, image: Tensor, text: Tensor) -> None:
@@ -122,7 +120,6 @@ class SoftmaxGain(SoftmaxNegativesGain):
         self.members: list[tuple[Tensor, Tensor, Tensor]] = []  # global index, image, text
 
     def values(self) -> Tensor:
-        """As SigmoidGain.values."""
         if self.empty:
             return -self.positive
         own_image = torch.logaddexp(self.image_lse, self.positive)
@@ -130,7 +127,6 @@ class SoftmaxGain(SoftmaxNegativesGain):
         return (own_image + own_text) / 2 - self.positive + self.members_loss / 2
 
     def add(self, new: Tensor) -> None:
-        """As SigmoidGain.add."""
         image, text = _shared(self.pairs, new, self.ranks)
         self.members.append((new, image, text))
         self.grow(image, text)
@@ -191,10 +187,8 @@ def terms(
     """
     found = []
     ours, theirs = CRITERIA[criterion]
-    for name, weight, pairs in (
-        ("learner", learner_weight * ours, learner),
-        ("reference", theirs, reference),
-    ):
+    models = ("learner", learner_weight * ours, learner), ("reference", theirs, reference)
+    for name, weight, pairs in models:
         if weight and pairs is None:
             raise ValueError(f"{name} is None, but criterion {criterion!r} needs it")
         if weight and pairs is not None:
@@ -209,22 +203,19 @@ def pair_losses(pairs: PairEmbeddings, loss: str, ranks: Ranks = SINGLE_PROCESS)
     sigmoid: softplus(-z_kk) + 1/2 sum_{j != k} [softplus(z_kj) + softplus(z_jk)], which has the
     sum of the paper's eq. 2 (that counts the image's row only) and treats both sides alike.
     """
-    positive = diagonal_logits(pairs)
     if loss == "sigmoid":
-        total = -2 * positive  # softplus(-z) = softplus(z) - z: the sums below include z_kk
+        total = -2 * diagonal_logits(
+            pairs
+        )  # softplus(-z) = softplus(z) - z: the sums below include z_kk
         bias = float(pairs.bias)
         for image, text in ranks.shards(pairs):
             total += sum_softplus(image, pairs.text, pairs.scale, bias)
             total += sum_softplus(text, pairs.image, pairs.scale, bias)
         return total / 2
-    image_lse = torch.full_like(positive, -torch.inf)
-    text_lse = torch.full_like(positive, -torch.inf)
+    partitions = SoftmaxNegativesGain(pairs, ranks)
     for image, text in ranks.shards(pairs):
-        to_text = log_sum_exp(text, pairs.image, pairs.scale)
-        to_image = log_sum_exp(image, pairs.text, pairs.scale)
-        image_lse = torch.logaddexp(image_lse, to_text.double())
-        text_lse = torch.logaddexp(text_lse, to_image.double())
-    return (image_lse + text_lse) / 2 - (positive - pairs.bias)
+        partitions.grow(image, text)
+    return partitions.values()
 
 
 def learnability_of(
@@ -234,7 +225,7 @@ def learnability_of(
     loss: str = "sigmoid",
     criterion: str = "learnability",
 ) -> float:
-    """Mean of `learnability_by_pair` over the pairs of a sub-batch, nats per pair."""
+    """Mean of `learnability_by_pair`, nats per pair."""
     return float(learnability_by_pair(learner, reference, indices, loss, criterion).mean())
 
 
@@ -250,8 +241,8 @@ def learnability_by_pair(
     indices: int64 [b], the sub-batch, which is also the batch of the loss. Memory: one tile.
     Another `criterion` gives -l(.|reference) or l(.|learner). Raises ValueError as `select`.
     """
-    total: Tensor | float = 0.0
-    for weight, pairs in _checked_terms(learner, reference, loss, criterion):
+    total: Any = 0.0
+    for weight, pairs in terms(*checked_models(learner, reference, loss, criterion), criterion):
         index = torch.as_tensor(indices, device=pairs.image.device)
         if index.dtype != torch.int64 or index.dim() != 1 or len(index) == 0:
             raise ValueError("indices must be a one-dimensional, non-empty int64 tensor")
@@ -259,7 +250,6 @@ def learnability_by_pair(
             raise ValueError(f"indices must lie in [0, {len(pairs)})")
         with full_precision(pairs.image.device):
             total = total + weight * pair_losses(pairs.rows(index), loss)
-    assert isinstance(total, Tensor)
     return total
 
 
@@ -275,27 +265,27 @@ def pairwise_learnability(
     sum over pairs; its picture is L_ij = -1/2 [log softmax_j(z)_ij + log softmax_i(z)_ij], whose
     diagonal is the loss of each pair. float32 (float64 for float64). Memory O(B^2): small B only.
     """
-    matrix = None
-    for weight, pairs in _checked_terms(learner, reference, loss, criterion):
+    matrix: Any = None
+    for weight, pairs in terms(*checked_models(learner, reference, loss, criterion), criterion):
         with full_precision(pairs.image.device):
-            wide = torch.float64 if pairs.image.dtype == torch.float64 else torch.float32
-            z = pairs.scale * pairs.image.to(wide) @ pairs.text.to(wide).T + pairs.bias
+            image, text = (x.to(wide(x)) for x in (pairs.image, pairs.text))
+            z = pairs.scale * image @ text.T + pairs.bias
             if loss == "sigmoid":
                 part = softplus(z)
                 part.diagonal().copy_(softplus(-z.diagonal()))
             else:
                 part = -(z.log_softmax(1) + z.log_softmax(0)) / 2
             matrix = weight * part if matrix is None else matrix + weight * part
-    assert matrix is not None
     return matrix
 
 
-def _checked_terms(
+def checked_models(
     learner: PairEmbeddings | None, reference: PairEmbeddings | None, loss: str, criterion: str
-) -> list[tuple[float, PairEmbeddings]]:
-    check_name("loss", loss, GAINS)
+) -> tuple[PairEmbeddings | None, PairEmbeddings | None]:
+    """Both models' pairs as `checked` gives them. Raises ValueError for these or a wrong name."""
     check_name("criterion", criterion, CRITERIA)
+    check_name("loss", loss, GAINS)
     learner = None if learner is None else checked(learner, "learner")
     reference = None if reference is None else checked(reference, "reference")
     check_together(learner, reference)
-    return terms(learner, reference, criterion)
+    return learner, reference

@@ -43,10 +43,9 @@ class Task:
     def index(self) -> Tensor:
         """Global indices of this rank's candidates, int64 [B]."""
         pairs = self.learner if self.learner is not None else self.reference
-        if pairs is not None:
-            return self.ranks.indices(len(pairs), pairs.image.device)
-        assert self.labels is not None
-        return self.ranks.indices(len(self.labels), self.labels.device)
+        rows = self.labels if pairs is None else pairs.image
+        assert rows is not None  # `select` checks
+        return self.ranks.indices(len(rows), rows.device)
 
     def score(self) -> Score:
         """Scores of the candidates given the empty batch; grows by `Score.add`."""
