@@ -34,8 +34,7 @@ from jestcli.data.images import fit
 from jestcli.data.order import Order
 from jestcli.data.sources import Loading
 from jestcli.utils.errors import DataError
-from jestcli.utils.parallel import usable_cores
-from jestcli.utils.parent import end_with
+from jestcli.utils.parallel import end_with, usable_cores
 
 CHUNK = 64  # most samples that a worker reads at a time
 AHEAD = 2  # steps that workers are ahead

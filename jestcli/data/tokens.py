@@ -21,7 +21,7 @@ import torch
 
 from jestcli.utils import catalogue
 from jestcli.utils.io import save_bytes
-from jestcli.utils.words import STYLE_WORDS
+from jestcli.utils.spelling import STYLE_WORDS
 
 VOCAB_SIZE = 8_192
 CONTEXT_LENGTH = 16

@@ -96,9 +96,9 @@ def without_leaks(
     lost: dict[str, int] = {}
     kept = []
     for benchmark in benchmarks:
-        test = tuple(item for item in benchmark.test if item.icon.key not in leaked)
-        train = tuple(item for item in benchmark.train if item.icon.key not in leaked)
-        lost[benchmark.name] = len(benchmark.test) + len(benchmark.train) - len(test) - len(train)
+        whole = (benchmark.test, benchmark.train)
+        test, train = (tuple(x for x in each if x.icon.key not in leaked) for each in whole)
+        lost[benchmark.name] = sum(map(len, whole)) - len(test) - len(train)
         kept.append(_without_empty_classes(replace(benchmark, test=test, train=train)))
     return kept, lost
 
@@ -112,17 +112,12 @@ def _without_empty_classes(benchmark: Benchmark) -> Benchmark:
         labels &= {item.label for item in benchmark.train}
     number = {old: new for new, old in enumerate(sorted(labels))}
 
-    def renumbered(items: tuple[Item, ...]) -> tuple[Item, ...]:
-        return tuple(
-            replace(item, label=number[item.label]) for item in items if item.label in number
-        )
-
-    return replace(
-        benchmark,
-        test=renumbered(benchmark.test),
-        train=renumbered(benchmark.train),
-        classes=tuple(benchmark.classes[old] for old in sorted(labels)),
+    test, train = (
+        tuple(replace(x, label=number[x.label]) for x in items if x.label in number)
+        for items in (benchmark.test, benchmark.train)
     )
+    classes = tuple(benchmark.classes[old] for old in number)
+    return replace(benchmark, test=test, train=train, classes=classes)
 
 
 def concept(name: str, style_words: tuple[str, ...]) -> str:
@@ -131,12 +126,6 @@ def concept(name: str, style_words: tuple[str, ...]) -> str:
     if not words:
         return ""
     return " ".join([*words[:-1], singular(words[-1])])
-
-
-def _weight(name: str) -> str:
-    """Weight of a phosphor icon, "" for regular."""
-    last = name.rpartition("-")[2]
-    return last if last in _PHOSPHOR_WEIGHTS else ""
 
 
 def _objects(world: World, shown: list[Drawn]) -> list[Benchmark]:
@@ -157,19 +146,19 @@ def _objects(world: World, shown: list[Drawn]) -> list[Benchmark]:
     for number, word in enumerate(classes):
         for family, icon in ((f, icon) for f, icons in drawings[word].items() for icon in icons):
             item, unseen = Item(icon, number), family == "phosphor"
-            style = _weight(icon.name) if unseen else icon.name.split("-")[-1]
+            style = icon.name.split("-")[-1]
+            if unseen and style not in _PHOSPHOR_WEIGHTS:
+                style = ""  # regular
             if not unseen or style in world.concept_weights:
                 (shapes if style in world.filled_styles else lines).append(item)
             (shots if unseen else few).append(item)
-    said = (
-        "things that several unseen icon families draw, as lines",
-        "the same things as filled shapes",
-        "the same things; a few shots from one unseen family, test on the others",
-    )
+    what = "things that several unseen icon families draw, as lines"
+    filled = "the same things as filled shapes"
+    few_shot = "the same things; a few shots from one unseen family, test on the others"
     rows: tuple[tuple[str, str, str, str, list[Item], list[Item]], ...] = (
-        ("objects", ZERO_SHOT, "ImageNet zero-shot", said[0], lines, []),
-        ("objects_filled", ZERO_SHOT, "ImageNet-Sketch and -R", said[1], shapes, []),
-        ("objects_fewshot", FEW_SHOT, "ImageNet few-shot", said[2], few, shots),
+        ("objects", ZERO_SHOT, "ImageNet zero-shot", what, lines, []),
+        ("objects_filled", ZERO_SHOT, "ImageNet-Sketch and -R", filled, shapes, []),
+        ("objects_fewshot", FEW_SHOT, "ImageNet few-shot", few_shot, few, shots),
     )
     return [Benchmark(*row[:4], tuple(row[4]), tuple(row[5]), classes) for row in rows]
 
@@ -206,16 +195,12 @@ def _emoji(
     for each in present:
         found = emoji.find(replace(each, characters=characters))
         code_of |= {(each.prefix, icon): code for icon, code in found.items()}
-    pairs: list[tuple[Drawn, str]] = []
-    for icon in shown:
-        if (code := code_of.get((icon.prefix, icon.name))) is None:
-            continue
-        about = emoji.words[code]
-        if about.group in groups:
-            pairs.append((icon, about.label))
-    classes = tuple(sorted({label for _, label in pairs}))
+    known = [icon for icon in shown if (icon.prefix, icon.name) in code_of]
+    words = {icon: emoji.words[code_of[icon.prefix, icon.name]] for icon in known}
+    labels = {icon: about.label for icon, about in words.items() if about.group in groups}
+    classes = tuple(sorted(set(labels.values())))
     number = {label: at for at, label in enumerate(classes)}
-    items = tuple(Item(icon, number[label]) for icon, label in pairs)
+    items = tuple(Item(icon, number[label]) for icon, label in labels.items())
     return Benchmark(name, ZERO_SHOT, mirrors, description, items, (), classes)
 
 
@@ -242,10 +227,8 @@ def entries(
     if benchmark.kind != RETRIEVAL:
         return [base]
     found = []
-    for short, what, by in (
-        ("i2t", "caption of an image", "text"),
-        ("t2i", "image of a caption", "image"),
-    ):
+    ways = ("i2t", "caption of an image", "text"), ("t2i", "image of a caption", "image")
+    for short, what, by in ways:
         metric = f"{by}_retrieval_recall@{RECALL_AT}"
         words = f"{benchmark.description}: find the {what}"
         name = f"{benchmark.name}_{short}"

@@ -48,7 +48,6 @@ from jestcli.utils.reading import read_json, reading
 
 FORMAT = 4  # counts changes of this package that change what it writes
 SIZE = 32
-NEEDED_BYTES_PER_PIXEL = 1.3  # of disk, for a full build, per icon and pixel
 
 
 def default_root(size: int = SIZE) -> Path:
@@ -194,11 +193,10 @@ def _fetched(
 
 def _training_tasks(split: str, samples: Sequence[Sample], here: _Staged) -> list[ShardTask]:
     tasks = []
-    count = max(1, -(-len(samples) // here.world.shard_size))
+    n, count = len(samples), max(1, -(-len(samples) // here.world.shard_size))
     for shard in range(count):
-        part = samples[shard * len(samples) // count : (shard + 1) * len(samples) // count]
         rows = []
-        for sample in part:
+        for sample in samples[shard * n // count : (shard + 1) * n // count]:
             words = {"captions": list(sample.captions), "levels": list(sample.levels)}
             text = _meta(here.collections[sample.icon.prefix], sample.key, words)
             members = {"txt": sample.captions[0], "json": text}
@@ -216,16 +214,12 @@ def _meta(about: Collection, key: str, more: Mapping[str, Any] = {}) -> str:
 
 def _benchmark_tasks(mark: marks.Benchmark, here: _Staged) -> list[ShardTask]:
     """Write a benchmark's text files; return the tar files still to write."""
-    folder, retrieval = (
-        here.folder / "benchmarks" / f"wds_{mark.name}",
-        mark.kind == marks.RETRIEVAL,
-    )
-    if retrieval:
+    folder = here.folder / "benchmarks" / f"wds_{mark.name}"
+    if retrieval := mark.kind == marks.RETRIEVAL:
         write_lines(folder / "dataset_type.txt", ["retrieval"])
     else:
-        write_lines(folder / "classnames.txt", list(mark.classes))
-        templates = list(here.world.templates)
-        write_lines(folder / "zeroshot_classification_templates.txt", templates)
+        write_lines(folder / "classnames.txt", mark.classes)
+        write_lines(folder / "zeroshot_classification_templates.txt", here.world.templates)
     tasks = []
     for split, items in (("test", mark.test), ("train", mark.train)):
         if not items:
@@ -258,16 +252,15 @@ def _check(
     progress: Progress,
 ) -> dict[str, str]:
     """Assert, on what was written, that nothing leaks. Returns a raster digest for each split."""
-    everything = [task.path for task in tasks + bench_tasks]
+    rows = {task.path: len(task.rows) for task in tasks + bench_tasks}
     read: dict[Path, Rasters] = {}
-    for path, rasters in unordered(read_back, everything, workers):
+    for path, rasters in unordered(read_back, list(rows), workers):
         read[path] = rasters
-        progress("check", len(read), len(everything))
-    for task in tasks + bench_tasks:
-        if len(read[task.path]) != len(task.rows):
-            raise DataError(f"{task.path} holds {len(read[task.path])} of {len(task.rows)} samples")
-    training = join([read[task.path] for task in tasks])
-    tests = join([read[task.path] for task in bench_tasks])
+        progress("check", len(read), len(rows))
+    for path, count in rows.items():
+        if len(read[path]) != count:
+            raise DataError(f"{path} holds {len(read[path])} of {count} samples")
+    training, tests = (join([read[t.path] for t in each]) for each in (tasks, bench_tasks))
     assert_no_leakage(tests, training, world.near_duplicate)
     splits: dict[str, list[str]] = {}
     for path, rasters in read.items():

@@ -36,9 +36,8 @@ def name_caption(name: str) -> str:
 
 def captions_of(words: Words) -> list[str]:
     """Caption 0: the label; 1: label and tags, up to 12 words; then up to three single tags."""
-    captions = [words.label]
+    captions, parts = [words.label], [words.label]
     used = len(words.label.split())
-    parts = [words.label]
     for tag in words.tags:
         used += len(tag.split())
         if used > LONG_CAPTION_WORDS:
@@ -71,18 +70,13 @@ class Emoji:
         The set's own table of code points comes first, then the name compared with the labels.
         """
         found: dict[str, str] = {}
-        taken: set[str] = set()
-        by_table = {
-            name: code for name, code in collection.characters.items() if code in self.words
-        }
-        by_label = {name: self.codes[name] for name in collection.names if name in self.codes}
-        names = set(collection.names)
-        for table in (by_table, by_label):
-            for name, code in sorted(table.items()):
-                usable = name in names and name not in collection.hidden
-                if usable and code not in taken and name not in found:
-                    found[name] = code
-                    taken.add(code)
+        by_table = {n: code for n, code in collection.characters.items() if code in self.words}
+        by_label = {n: self.codes[n] for n in collection.names if n in self.codes}
+        names, taken = set(collection.names) - collection.hidden, set()
+        for name, code in (*sorted(by_table.items()), *sorted(by_label.items())):
+            if name in names and code not in taken and name not in found:
+                found[name] = code
+                taken.add(code)
         return found
 
 
@@ -100,18 +94,14 @@ def read_emoji(tarball: Path) -> Emoji:
 
 def read_lucide(tarball: Path) -> dict[str, Words]:
     """Words by icon name. Raises DataError."""
-    table: dict[str, list[str]] = read_json(tarball, "package/tags.json")
-    return {name: Words(name_caption(name), _clean(tags)) for name, tags in table.items()}
+    return _tagged(read_json(tarball, "package/tags.json").items())
 
 
 def read_tabler(tarball: Path) -> dict[str, Words]:
     """Words by icon name. Raises DataError."""
     table: Any = read_json(tarball, "package/icons.json")
     icons = table.values() if isinstance(table, dict) else table
-    return {
-        icon["name"]: Words(name_caption(icon["name"]), _clean(icon.get("tags", ())))
-        for icon in icons
-    }
+    return _tagged((icon["name"], icon.get("tags", ())) for icon in icons)
 
 
 _ENTRY = re.compile(r'name: "([a-z0-9-]+)",\s*pascal_name:.*?tags: \[(.*?)\]', re.DOTALL)
@@ -119,15 +109,15 @@ _ENTRY = re.compile(r'name: "([a-z0-9-]+)",\s*pascal_name:.*?tags: \[(.*?)\]', r
 
 def read_phosphor(tarball: Path) -> dict[str, Words]:
     """Words by icon name, read from the package's JavaScript as text. Raises DataError."""
-    text = read_text(tarball, "package/dist/index.mjs")
-    found: dict[str, Words] = {}
-    for name, tags in _ENTRY.findall(text):
-        listed = [tag for tag in re.findall(r'"([^"]*)"', tags) if not tag.startswith("*")]
-        found[name] = Words(name_caption(name), _clean(listed))
+    entries = _ENTRY.findall(read_text(tarball, "package/dist/index.mjs"))
+    listed = ((name, re.findall(r'"([^"]*)"', tags)) for name, tags in entries)
+    return _tagged((name, [tag for tag in tags if tag[:1] != "*"]) for name, tags in listed)
+
+
+def _tagged(entries: Iterable[tuple[str, Iterable[Any]]]) -> dict[str, Words]:
+    """Words of (name, tags): the tags as text, in order, without repeats and empty ones."""
+    found = {}
+    for name, tags in entries:
+        texts = (str(tag).replace("-", " ").strip() for tag in tags)
+        found[name] = Words(name_caption(name), tuple(dict.fromkeys(t for t in texts if t)))
     return found
-
-
-def _clean(tags: Iterable[Any]) -> tuple[str, ...]:
-    """Tags as text, in order, without repeats and empty ones."""
-    texts = (str(tag).replace("-", " ").strip() for tag in tags)
-    return tuple(dict.fromkeys(text for text in texts if text))

@@ -17,7 +17,7 @@ what guards against those.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,20 +56,23 @@ def _coarse(signature: np.ndarray) -> np.ndarray:
     """uint8 [n, 768] -> float32 [n, 64]: grey ink over an 8 x 8 grid."""
     n, step = len(signature), GRID // COARSE
     out = np.empty((n, COARSE * COARSE), np.float32)
-    for start in range(0, n, 16_384):  # keeps the float copy small
-        cells = signature[start : start + 16_384].reshape(-1, COARSE, step, COARSE, step, 3)
-        mean = cells.mean(axis=(2, 4, 5), dtype=np.float32)
-        out[start : start + 16_384] = mean.reshape(len(mean), -1)
+    for part in _parts(n):  # keeps the float copy small
+        cells = signature[part].reshape(-1, COARSE, step, COARSE, step, 3)
+        out[part] = cells.mean(axis=(2, 4, 5), dtype=np.float32).reshape(len(cells), -1)
     return out
 
 
 def _squared(signature: np.ndarray) -> np.ndarray:
     """Squared norms of uint8 [n, 768], as float64 [n]."""
     out = np.empty(len(signature))
-    for start in range(0, len(signature), 16_384):  # keeps the wide copy small
-        wide = signature[start : start + 16_384].astype(np.int32)
-        out[start : start + 16_384] = np.einsum("ij,ij->i", wide, wide)
+    for part in _parts(len(signature)):  # keeps the wide copy small
+        wide = signature[part].astype(np.int32)
+        out[part] = np.einsum("ij,ij->i", wide, wide)
     return out
+
+
+def _parts(stop: int, start: int = 0) -> Iterator[slice]:
+    return (slice(at, min(stop, at + 16_384)) for at in range(start, stop, 16_384))
 
 
 def near_duplicates(left: np.ndarray, right: np.ndarray, tau: float) -> list[tuple[int, int]]:
@@ -89,9 +92,8 @@ def near_duplicates(left: np.ndarray, right: np.ndarray, tau: float) -> list[tup
     slack = 1e-3 * (a_square / k + 1.0)
     a_half = (np.einsum("ij,ij->i", a_coarse, a_coarse) - tau * a_square / k) / 2 - slack
     b_half = (np.einsum("ij,ij->i", b_coarse, b_coarse) - tau * b_square / k) / 2
-    ones = np.ones
-    a_wide = np.column_stack([a_coarse, -a_half, ones(len(left))]).astype(np.float32)
-    b_wide = np.column_stack([b_coarse, ones(len(right)), -b_half]).astype(np.float32)
+    a_wide = np.column_stack([a_coarse, -a_half, np.ones(len(left))]).astype(np.float32)
+    b_wide = np.column_stack([b_coarse, np.ones(len(right)), -b_half]).astype(np.float32)
     # The widest ratio r of squared norms: (1 - sqrt r)^2 = tau (1 + r).
     root = (1.0 + np.sqrt(max(0.0, 1.0 - (1.0 - tau) ** 2))) / (1.0 - tau)
     ratio = root**2 * (1 + 1e-6)
@@ -100,17 +102,15 @@ def near_duplicates(left: np.ndarray, right: np.ndarray, tau: float) -> list[tup
         rows = slice(first, first + 512)
         low = np.searchsorted(b_square, a_square[rows][0] / ratio, "left")
         high = np.searchsorted(b_square, a_square[rows][-1] * ratio, "right")
-        for start in range(low, high, 16_384):
-            product = a_wide[rows] @ b_wide[start : min(high, start + 16_384)].T
-            i, j = np.nonzero(product > 0)
-            for some in range(0, len(i), 16_384):
-                x, y = i[some : some + 16_384] + first, j[some : some + 16_384] + start
+        for columns in _parts(high, low):
+            i, j = np.nonzero(a_wide[rows] @ b_wide[columns].T > 0)
+            for some in _parts(len(i)):
+                x, y = i[some] + first, j[some] + columns.start
                 from_a, from_b = a_order[x], b_order[y]
                 difference = left[from_a].astype(np.int32) - right[from_b]
                 distance = np.einsum("ij,ij->i", difference, difference)
                 close = distance < tau * (a_square[x] + b_square[y])
-                pairs = zip(from_a[close].tolist(), from_b[close].tolist(), strict=True)
-                for one, other in pairs:
+                for one, other in zip(from_a[close].tolist(), from_b[close].tolist(), strict=True):
                     found.setdefault(one, other)
     return sorted(found.items())
 
@@ -139,21 +139,15 @@ def assert_no_leakage(benchmark: Rasters, training: Rasters, tau: float) -> None
     """Raise DataError, naming offenders, unless families, rasters and look-alikes are disjoint."""
     shared = sorted(set(benchmark.families) & set(training.families))
     if shared:
-        example = next(
-            key
-            for key, family in zip(training.keys, training.families, strict=True)
-            if family in shared
-        )
+        both = zip(training.keys, training.families, strict=True)
+        example = next(key for key, family in both if family in shared)
         raise DataError(
             f"leakage: art families of the benchmarks are in the training data: "
             f"{', '.join(shared)} (for example {example}); withhold them in world.py"
         )
     where = dict(zip(training.digests, training.keys, strict=True))
-    same = [
-        f"{key} = {where[digest]}"
-        for key, digest in zip(benchmark.keys, benchmark.digests, strict=True)
-        if digest in where
-    ]
+    tested = zip(benchmark.keys, benchmark.digests, strict=True)
+    same = [f"{key} = {where[digest]}" for key, digest in tested if digest in where]
     if same:
         raise DataError(
             f"leakage: {len(same)} benchmark rasters are in the training data: "

@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 
-from jestcli.utils.words import STYLE_WORDS
+from jestcli.utils.spelling import STYLE_WORDS
 
 
 @dataclass(frozen=True)
@@ -116,39 +116,14 @@ PACKAGES = {
     ),
 }
 
-# Sets drawn by the same hands: one is never in training while another is in a benchmark.
-FAMILIES = {
-    "fluent-emoji": "fluent-emoji",
-    "fluent-emoji-flat": "fluent-emoji",
-    "fluent-emoji-high-contrast": "fluent-emoji",
-    "ph": "phosphor",
-    "heroicons": "heroicons",
-    "heroicons-outline": "heroicons",
-    "heroicons-solid": "heroicons",
-    "noto": "noto",
-    "noto-v1": "noto",  # the "blob" drawings
-    "emojione": "emojione",
-    "emojione-monotone": "emojione",
-    "emojione-v1": "emojione",
-}
-
-# "fxemoji" is shown by the ninth benchmark alone, which nobody looks at until the end.
-WITHHELD = ("fluent-emoji", "phosphor", "heroicons", "iconoir", "fxemoji")
-
-_TWEMOJI = Source("twemoji", "emoji")
-_LUCIDE = Source("lucide", "lucide")
+_STRONG = (Source("twemoji", "emoji"), Source("lucide", "lucide"))
 _SKIN_TONE = r"-(light|medium-light|medium|medium-dark|dark)(-skin-tone)?$|-tone\d|skin-tone"
 
 LEVELS = {
     # Clean captions with tags: about 4k.
-    "strong": (_TWEMOJI, _LUCIDE),
+    "strong": _STRONG,
     # The same quality, larger (the paper's JEST++): about 11k.
-    "strong++": (
-        _TWEMOJI,
-        _LUCIDE,
-        Source("noto", "emoji"),
-        Source("tabler", "tabler", (r"-filled$",)),
-    ),
+    "strong++": (*_STRONG, Source("noto", "emoji"), Source("tabler", "tabler", (r"-filled$",))),
     # Good sets whose captions are no more than their names: about 12k.
     "moderate": (
         Source("icon-park", "name"),
@@ -161,12 +136,20 @@ LEVELS = {
     ),
 }
 
-TEMPLATES = ("{c}", "{c} icon", "an icon of a {c}", "a {c}", "{c} emoji")
+# Sets drawn by the same hands: one is never in training while another is in a benchmark.
+_HANDS = {
+    "fluent-emoji": ("fluent-emoji", "fluent-emoji-flat", "fluent-emoji-high-contrast"),
+    "phosphor": ("ph",),
+    "heroicons": ("heroicons", "heroicons-outline", "heroicons-solid"),
+    "noto": ("noto", "noto-v1"),  # noto-v1: the "blob" drawings
+    "emojione": ("emojione", "emojione-monotone", "emojione-v1"),
+}
 
 WORLD = World(
     packages=PACKAGES,
-    families=FAMILIES,
-    withheld=WITHHELD,
+    families={prefix: family for family, sets in _HANDS.items() for prefix in sets},
+    # "fxemoji" is shown by the ninth benchmark alone, which nobody looks at until the end.
+    withheld=("fluent-emoji", "phosphor", "heroicons", "iconoir", "fxemoji"),
     excluded_licences=("NC", "GPL"),
     levels=LEVELS,
     removed_from_pool=("strong", "strong++"),
@@ -177,15 +160,11 @@ WORLD = World(
     weak_without=("Logos", "Programming"),
     hidden_in_pool=True,
     alias_captions=True,
-    concept_sets={
-        "phosphor": ("ph",),
-        "heroicons": ("heroicons",),
-        "iconoir": ("iconoir",),
-    },
+    concept_sets={"phosphor": ("ph",), "heroicons": ("heroicons",), "iconoir": ("iconoir",)},
     concept_weights=("", "fill", "duotone"),
     filled_styles=("fill", "duotone", "solid"),
     concept_families=2,
     style_words=STYLE_WORDS,
-    templates=TEMPLATES,
+    templates=("{c}", "{c} icon", "an icon of a {c}", "a {c}", "{c} emoji"),
     near_duplicate=0.03,
 )

@@ -63,7 +63,12 @@ def make_plan(
     curated, digests = _curated(world, collections, usable, emoji, tags)
 
     removed: set[str] = set().union(*(digests[level] for level in world.removed_from_pool))
-    base = _pool_icons(world, collections, usable, removed)
+    base = [
+        icon
+        for icon in usable
+        if icon.digest not in removed
+        and (world.hidden_in_pool or icon.name not in collections[icon.prefix].hidden)
+    ]
     dropped = list(world.removed_from_pool)
     for level in world.removed_if_pool_allows:
         smaller = [icon for icon in base if icon.digest not in digests[level]]
@@ -75,45 +80,20 @@ def make_plan(
         icon.key for icon in base if collections[icon.prefix].category not in world.weak_without
     ]
     weak = set(hash_order(allowed, world.seed + 1)[: world.weak_size])
-    pool = [
-        Sample(
-            icon,
-            _pool_captions(world, collections[icon.prefix], icon.name),
-            (WEAK,) if icon.key in weak else (),
-        )
-        for icon in base
-    ]
+    pool = []
+    for icon in base:
+        aliases = collections[icon.prefix].aliases if world.alias_captions else {}
+        names = (icon.name, *aliases.get(icon.name, ()))
+        captions = tuple(dict.fromkeys(map(name_caption, names)))
+        pool.append(Sample(icon, captions, (WEAK,) if icon.key in weak else ()))
     notes = {
         "rasters_removed_from_pool": dropped,
         "pool_pairs": sum(len(sample.captions) for sample in pool),
         "not_drawn": len(drawn.failed),
     }
-    return Plan(_shuffled(pool, world.seed), _shuffled(curated, world.seed), notes)
-
-
-def _shuffled(samples: list[Sample], seed: int) -> list[Sample]:
-    return sorted(samples, key=lambda sample: hash_rank(sample.key, seed))
-
-
-def _pool_icons(
-    world: World,
-    collections: Mapping[str, Collection],
-    usable: list[Drawn],
-    removed: set[str],
-) -> list[Drawn]:
-    return [
-        icon
-        for icon in usable
-        if icon.digest not in removed
-        and (world.hidden_in_pool or icon.name not in collections[icon.prefix].hidden)
-    ]
-
-
-def _pool_captions(world: World, collection: Collection, name: str) -> tuple[str, ...]:
-    names = [name]
-    if world.alias_captions:
-        names += collection.aliases.get(name, ())
-    return tuple(dict.fromkeys(name_caption(each) for each in names))
+    for samples in (pool, curated):
+        samples.sort(key=lambda sample: hash_rank(sample.key, world.seed))
+    return Plan(pool, curated, notes)
 
 
 def _curated(
@@ -140,9 +120,8 @@ def _curated(
         chosen: dict[str, Drawn] = {}
         for source in sources:
             words = _source_words(source.captions, collections, source.prefix, emoji, tags)
-            skip = [re.compile(pattern) for pattern in source.skip]
             for icon in by_prefix.get(source.prefix, ()):
-                if any(pattern.search(icon.name) for pattern in skip):
+                if any(re.search(pattern, icon.name) for pattern in source.skip):
                     continue
                 if words is None:
                     captions.setdefault(icon.key, (name_caption(icon.name),))
@@ -151,13 +130,10 @@ def _curated(
                 else:
                     continue
                 chosen[icon.key] = icon
-        seen: set[str] = set()
-        kept: list[Drawn] = []
+        first: dict[str, Drawn] = {}  # of each raster
         for key in hash_order(chosen, world.seed):
-            if chosen[key].digest not in seen:
-                seen.add(chosen[key].digest)
-                kept.append(chosen[key])
-        kept = kept[: world.level_limit.get(level)]
+            first.setdefault(chosen[key].digest, chosen[key])
+        kept = list(first.values())[: world.level_limit.get(level)]
         digests[level] = {icon.digest for icon in kept}
         for icon in kept:
             levels.setdefault(icon.key, []).append(level)

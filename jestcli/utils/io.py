@@ -14,7 +14,7 @@ import numpy as np
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to, which becomes `path`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
     try:
@@ -30,15 +30,12 @@ def sweep(folder: Path, idle: float = 0.0) -> None:
     The number in such a name is the process that wrote it, on this machine: who does not hold the
     folder spares what was written to in the last `idle` seconds.
     """
+    now = time.time()
     for path in [*folder.glob(".*"), *folder.glob("*/.*")]:
         writer = re.search(r"\.(\d+)(-\d+)?$", path.name)
         with suppress(FileNotFoundError):  # another one sweeps, too
-            if writer and not _lives(int(writer[1])) and _age(path) >= idle:
+            if writer and not _lives(int(writer[1])) and now - path.stat().st_mtime >= idle:
                 path.unlink()
-
-
-def _age(path: Path) -> float:
-    return time.time() - path.stat().st_mtime
 
 
 def _lives(process: int) -> bool:
@@ -54,7 +51,7 @@ def _lives(process: int) -> bool:
 def save_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically; its folder is made. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
@@ -66,5 +63,5 @@ def save_text(path: Path, text: str) -> None:
 def save_array(path: Path, array: np.ndarray) -> None:
     """Write a .npy file atomically; its folder is made. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as temporary, temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.save(file, array, allow_pickle=False)

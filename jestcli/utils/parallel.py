@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from jestcli.utils.errors import DataError
-from jestcli.utils.parent import end_with
 
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 Progress = Callable[[str, int, int], None]
 """(what is being done, done so far, total)."""
 
@@ -29,6 +32,15 @@ def usable_cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on Linux
         return os.cpu_count() or 1
+
+
+def end_with(parent: int, number: int = signal.SIGKILL) -> None:
+    """Send this process signal `number` when `parent`, which started it, is no more, however that
+    ended (on Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+        if os.getppid() != parent:  # it was gone before the kernel was asked
+            os.kill(os.getpid(), number)
 
 
 def unordered(
@@ -57,8 +69,3 @@ def unordered(
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def chunks(items: Sequence[Task], size: int) -> Iterable[Sequence[Task]]:
-    """Consecutive pieces of at most `size` items."""
-    return (items[start : start + size] for start in range(0, len(items), size))

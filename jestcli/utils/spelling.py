@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import re
 
+# They say how an icon is drawn or in which size, not what it shows.
+STYLE_WORDS = (
+    *("fill", "filled", "solid", "outline", "outlined", "line", "linear", "bold", "thin", "light"),
+    *("regular", "duotone", "twotone", "simple", "straight", "alt", "mini", "micro", "small"),
+    *("circle", "circled", "square", "squared", "12", "16", "20", "24", "28", "32", "48"),
+)
 _WORDS = re.compile(r"[^\W_]+")
 # Plurals that end in s and singulars that do too.
 _NOT_PLURAL = (
