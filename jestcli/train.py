@@ -40,11 +40,10 @@ from jestcli.training.devices import set_threads
 from jestcli.training.distributed import SINGLE_PROCESS, DistEnv, RanksError
 from jestcli.training.energy import EnergyMeter
 from jestcli.training.engine import make_trainee, on_cpu, unsharded
-from jestcli.training.finite import NonFiniteError
 from jestcli.training.metrics import METRICS, disk_errors, evaluation_steps, last_scores
 from jestcli.training.optimiser import learning_rate, make_optimiser
 from jestcli.training.signals import Interrupted, TrainingError, stop_signals
-from jestcli.training.step import SubBatch, offered, select_sub_batch, train_step
+from jestcli.training.step import NonFiniteError, SubBatch, offered, select_sub_batch, train_step
 from jestcli.training.tracking import Track, ignore, tracker
 from jestcli.utils.progress import SILENT, Progress, duration
 

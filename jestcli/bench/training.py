@@ -30,7 +30,7 @@ from jestcli.training.clock import Stopwatch, peak_flops
 from jestcli.training.distributed import DistEnv
 from jestcli.training.energy import EnergyMeter
 from jestcli.training.engine import make_trainee
-from jestcli.training.gradients import autocast
+from jestcli.training.loss import autocast
 from jestcli.training.optimiser import learning_rate, make_optimiser
 from jestcli.training.step import encode_pairs, select_sub_batch, train_step
 from jestcli.utils.tables import Table

@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from jestcli.training.engine import like, whole
+from jestcli.utils.io import replacing
 from jestcli.utils.reading import parse_json
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -30,15 +31,10 @@ class CheckpointError(Exception):
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write and sync beside `path`, then rename: a reader sees the old or the new, never half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -54,32 +50,20 @@ def save_model(path: Path, model: nn.Module, about: dict[str, Any]) -> None:
 def pack(tensors: dict[str, Tensor], about: dict[str, Any]) -> bytes:
     """A file's content. The checksum finds what safetensors does not see: changed numbers, in the
     tensors and in `about`."""
-    text = json.dumps({**about, "checksum": _checksum(tensors, json.dumps(about))})
+    text = json.dumps({**about, "checksum": checksum(tensors, json.dumps(about))})
     return save(tensors, {"about": text})  # one entry: of several, the order on disk is random
 
 
-def _checksum(tensors: dict[str, Tensor], text: str) -> str:
-    """CRC-32 of `text` and of every tensor's name, type, shape and bytes, by name."""
-    crc = zlib.crc32(text.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        crc = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), crc)
-        crc = zlib.crc32(_content(tensor), crc)
+def checksum(tensors: dict[str, Tensor], text: str | None) -> str:
+    """CRC-32 of `text` and of every tensor's name, type, shape and bytes, by name; without a text
+    of the bytes alone, as earlier versions wrote it into `about`."""
+    crc = 0 if text is None else zlib.crc32(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        if text is not None:
+            crc = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), crc)
+        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        crc = zlib.crc32(content.numpy().data, crc)
     return f"{crc:08x}"
-
-
-def _old_checksum(tensors: dict[str, Tensor]) -> str:
-    """What earlier versions wrote into `about`: CRC-32 of the tensors' bytes alone."""
-    crc = 0
-    for name in sorted(tensors):
-        crc = zlib.crc32(_content(tensors[name]), crc)
-    return f"{crc:08x}"
-
-
-def _content(tensor: Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    content: memoryview = flat.numpy().data
-    return content
 
 
 def training_tensors(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -88,13 +72,6 @@ def training_tensors(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict
     for i, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optim.{i}.{k}": whole(v).contiguous() for k, v in state.items()}
     return tensors
-
-
-def save_training(
-    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, about: dict[str, Any]
-) -> None:
-    """Weights, AdamW's moments and `about` (the step and what has been spent so far)."""
-    write_atomic(path, pack(training_tensors(model, optimiser), about))
 
 
 @dataclass(frozen=True)
@@ -132,9 +109,8 @@ class Checkpoints:
         Raises CheckpointError if there are some and none can be read.
         """
         newest = self.folder / CHECKPOINT
-        paths = [*([newest] if newest.exists() else []), *self._kept()]
         problem = None
-        for path in paths:
+        for path in [*([newest] if newest.exists() else []), *self._kept()]:
             try:
                 about = load_training(path, model, optimiser)
             except CheckpointError as error:
@@ -154,12 +130,11 @@ class Checkpoints:
 
 def _link(source: Path, target: Path) -> None:
     """Another name for a file that will be replaced, never changed; a copy where links fail."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+    with replacing(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -177,9 +152,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise ValueError("its header is damaged")
         known = header.get("crc32") or about.pop("checksum", None)
         if known is not None:
-            found = _checksum(tensors, json.dumps(about))
+            found = checksum(tensors, json.dumps(about))
         elif (known := about.pop("crc32", None)) is not None:
-            found = _old_checksum(tensors)
+            found = checksum(tensors, None)
         else:
             raise ValueError("it has no checksum")
         if known != found:
@@ -199,7 +174,7 @@ def step_of(path: Path) -> int:
 
 
 def load_model(path: Path, model: nn.Module) -> dict[str, Any]:
-    """Fill `model` from a file of save_model or save_training; returns its `about`."""
+    """Fill `model` from a file of save_model or Checkpoints; returns its `about`."""
     tensors, about = read(path)
     _fill_model(path, tensors, model)
     return about
@@ -248,21 +223,17 @@ def fill_training(
 ) -> None:
     """Fill both from what `read` found in `path`. Raises CheckpointError."""
     _fill_model(path, tensors, model)
-    try:
-        _fill_optimiser(tensors, optimiser)
-    except (ValueError, IndexError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{path} does not fit the optimiser: {_first_line(error)}") from None
-
-
-def _fill_optimiser(tensors: dict[str, Tensor], optimiser: torch.optim.Optimizer) -> None:
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optim."):
-            _, i, key = name.split(".")
-            target = None if tensor.ndim == 0 else parameters[int(i)]
-            state.setdefault(int(i), {})[key] = like(tensor, target)
-    optimiser.load_state_dict(optimiser.state_dict() | {"state": state})
+    try:
+        for name, tensor in tensors.items():
+            if name.startswith("optim."):
+                _, i, key = name.split(".")
+                target = None if tensor.ndim == 0 else parameters[int(i)]
+                state.setdefault(int(i), {})[key] = like(tensor, target)
+        optimiser.load_state_dict(optimiser.state_dict() | {"state": state})
+    except (ValueError, IndexError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not fit the optimiser: {_first_line(error)}") from None
 
 
 def _first_line(error: Exception) -> str:

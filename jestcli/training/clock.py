@@ -24,8 +24,6 @@ PEAKS = {
     "V100": 125e12,
     "T4": 65e12,
 }
-
-
 PASSED = (
     "THE LEARNER HAS PASSED ITS REFERENCE (mean learnability stays below zero): from now on "
     "selection works against pairs that the reference knows well"
@@ -63,8 +61,7 @@ class Stopwatch:
 
     def _now(self) -> float:
         if self.device.type == "cuda":
-            # Kernels run behind the program: without a sync their time would fall on whatever waits
-            # next.
+            # Kernels run behind the program: unsynced, their time falls on whatever waits next.
             torch.cuda.synchronize(self.device)
             return time.perf_counter()
         return time.process_time()
@@ -115,9 +112,7 @@ class Speed:
 
     def left(self, step: int) -> float:
         """Seconds from the end of `step` on: steps, and evaluations that are still to come."""
-        if (
-            self.warming and step > self.first
-        ):  # it may have compiled, and filled caches: no measure
+        if self.warming and step > self.first:  # it may have compiled and filled caches: no measure
             self.first, self.started, self.warming = step, self.clock(), False
         spent = self.clock() - self.started - self.evaluating
         coming = sum(at > step for at in self.evaluate_at)
@@ -134,9 +129,9 @@ def peak_flops(device: torch.device) -> float:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         # The makers' number, not a measured one: an MFU is comparable with others' then.
-        known = [peak for word, peak in PEAKS.items() if word in name]
-        if known:
-            return known[0]
+        for word, peak in PEAKS.items():
+            if word in name:
+                return peak
     n = 8192 if device.type == "cuda" else 512
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     x = torch.ones(n, n, device=device, dtype=dtype)
@@ -155,15 +150,10 @@ def log_line(record: dict[str, Any]) -> str:
     parts = [f"loss {record['loss']:.3f}"]
     speed = record.get("speed")
     if speed:
-        shares = speed["shares"]
-        parts += [
-            f"{speed['examples_per_second']:,.0f} examples/s",
-            "time % "
-            + " ".join(
-                f"{word} {100 * shares[part]:.0f}"
-                for word, part in zip(("data", "score", "select", "train"), PARTS, strict=True)
-            ),
-        ]
+        words = zip(("data", "score", "select", "train"), PARTS, strict=True)
+        shares = (f"{word} {100 * speed['shares'][part]:.0f}" for word, part in words)
+        parts.append(f"{speed['examples_per_second']:,.0f} examples/s")
+        parts.append(f"time % {' '.join(shares)}")
         if speed["waiting_for_data"] > 0.05:
             parts.append(f"WAITS FOR DATA {100 * speed['waiting_for_data']:.0f} % of the time")
     whole, chosen = record["learnability"]
@@ -176,11 +166,7 @@ def log_line(record: dict[str, Any]) -> str:
         parts.append(PASSED)
     if speed:
         parts.append(f"MFU {100 * speed['mfu']:.0f} %")
-    cost = record["flops"]
-    named = [
-        f"{cost[key] / 1e12:.3g} {key.replace('_', ' ')}"
-        for key in ("cached_reuse", "cached", "uncached", "charged")
-        if key in cost
-    ]
+    cost, kinds = record["flops"], ("cached_reuse", "cached", "uncached", "charged")
+    named = (f"{cost[k] / 1e12:.3g} {k.replace('_', ' ')}" for k in kinds if k in cost)
     parts.append("TFLOP " + ", ".join(named))
     return "; ".join(parts)

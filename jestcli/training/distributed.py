@@ -7,7 +7,6 @@ selection the surplus chosen pairs move once, so that every rank trains an equal
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -125,16 +124,15 @@ def join(device: torch.device, timeout: timedelta = timedelta(minutes=10)) -> It
     Outside torchrun (or with one process) the process is alone. A rank that dies or stops
     answering for `timeout` ends the others: their collectives raise, which becomes RanksError.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
     # No process group: one process must give the bits of a run without torchrun.
-    if size == 1:
+    if (size := int(os.environ.get("WORLD_SIZE", "1"))) == 1:
         yield DistEnv(device=device)
         return
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     rank = int(os.environ["RANK"])
-    with _said_plainly(rank):
+    try:
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timeout)
         # Its own group: a long wait must not share a timeout with collectives that should be quick.
@@ -143,29 +141,15 @@ def join(device: torch.device, timeout: timedelta = timedelta(minutes=10)) -> It
         # None leaves while another still reads from it.
         dist.barrier(group=patient)
         dist.destroy_process_group()
-
-
-@contextmanager
-def _said_plainly(rank: int) -> Iterator[None]:
-    """Lost contact with another rank, in one line. Leaves at once: cleaning up could hang."""
-    try:
-        yield
     except (RuntimeError, dist.DistError) as error:
-        # torch raises a plain RuntimeError for a lost peer; anything else is a fault of ours and
-        # goes on.
+        # Lost contact with another rank, in one line, and at once: cleaning up could hang.
+        # torch raises a plain RuntimeError for a lost peer; others are faults of ours and go on.
         text = str(error)
         signs = ("gloo", "NCCL", "Connection", "Timed out", "timeout", "Broken pipe", "peer")
         if not isinstance(error, dist.DistError) and not any(sign in text for sign in signs):
             raise
         why = " ".join(text.split())[:160]
         raise RanksError(f"rank {rank}: another rank ended or stopped answering ({why})") from None
-
-
-def leave(code: int) -> None:
-    """End this process without the farewells that a lost rank would never answer."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def owners(home: Tensor, n_low: int, world: int) -> Tensor:

@@ -38,8 +38,7 @@ class EnergyMeter:
         if self._joules:
             return ""
         gpu = "no GPU counts energy through NVML (nvidia-ml-py, a driver and a GPU are needed)"
-        zones = sorted(self._powercap.glob("*-rapl:*")) if self._powercap.is_dir() else []
-        if zones:
+        if any(self._powercap.glob("*-rapl:*")):
             return f"{gpu}, and the RAPL counters in {self._powercap} are not readable"
         return f"{gpu}, and there are no RAPL counters in {self._powercap}"
 
@@ -65,11 +64,8 @@ class EnergyMeter:
 
     def _counters(self) -> dict[str, float]:
         """Joules on every device's own counter."""
-        found: dict[str, float] = {}
-        for name, zone in self._zones.items():
-            value = _number(zone / "energy_uj")
-            if value is not None:
-                found[name] = value
+        counts = {name: _number(zone / "energy_uj") for name, zone in self._zones.items()}
+        found = {name: value for name, value in counts.items() if value is not None}
         for name, handle in self._gpus.items():
             try:
                 found[name] = self._nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
@@ -80,8 +76,7 @@ class EnergyMeter:
 
 def _packages(powercap: Path) -> list[Path]:
     """Readable RAPL zones of whole packages (intel-rapl:0, not its parts intel-rapl:0:0)."""
-    zones = sorted(powercap.glob("*-rapl:*")) if powercap.is_dir() else []
-    whole = [zone for zone in zones if zone.name.count(":") == 1]
+    whole = (zone for zone in sorted(powercap.glob("*-rapl:*")) if zone.name.count(":") == 1)
     return [zone for zone in whole if _number(zone / "energy_uj") is not None]
 
 

@@ -101,16 +101,14 @@ def average_whole(trainee: nn.Module, world: DistEnv) -> None:
     for parameter in trainee.parameters():
         if parameter.grad is not None and not isinstance(parameter, DTensor):
             dist.all_reduce(parameter.grad, group=world.group)
-            # The loss is a mean over the batch: gradients are averaged, as DDP does with the
-            # others.
+            # The loss is a mean over the batch: averaged, as DDP does with the others.
             parameter.grad /= world.size
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     """Scale all gradients so that their joint L2 norm is at most `limit`; the norm before, 0-d."""
     parameters = list(parameters)
-    # clip_grad_norm_ refuses a mix of plain and sharded tensors: norms are taken by kind and
-    # joined.
+    # clip_grad_norm_ refuses a mix of plain and sharded tensors: norms are taken by kind, joined.
     kinds = [[p for p in parameters if isinstance(p, DTensor) is sharded] for sharded in (0, 1)]
     if not kinds[1]:
         return torch.nn.utils.clip_grad_norm_(parameters, limit)
@@ -154,7 +152,7 @@ def on_cpu(model: Clip) -> Clip:
 
 
 class FromCpu:
-    """A model on any device, in any precision, to callers that live on the CPU in float32."""
+    """A Clip on any device, in any precision, to callers that live on the CPU in float32."""
 
     def __init__(self, model: Clip):
         self.model = model
@@ -162,21 +160,17 @@ class FromCpu:
 
     @property
     def training(self) -> bool:
-        """As of any module."""
         return self.model.training
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """As Clip.encode_image."""
         return self.model.encode_image(images.to(self.model.clip.logit_scale)).float().cpu()
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """As Clip.encode_text."""
         device = self.model.clip.logit_scale.device
         return self.model.encode_text(tokens.to(device)).float().cpu()
 
     @property
     def scale(self) -> Tensor:
-        """As Clip.scale."""
         return self.model.scale.float().cpu()
 
 

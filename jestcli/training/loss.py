@@ -1,17 +1,92 @@
-"""The batch losses: open_clip's own, and the sigmoid loss in chunks for large batches."""
+"""Loss and gradients of a sub-batch, within the memory that `run.engine` allows.
+
+The losses are open_clip's own, and the sigmoid loss in chunks for large batches.
+"""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from open_clip.loss import ClipLoss, SigLipLoss
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from jestcli.config import Run
 from jestcli.training.distributed import SINGLE_PROCESS, DistEnv
+from jestcli.training.engine import average_whole
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a rank trains in one step: the first n_low images are seen at low resolution.
+
+    images: float [n, 3, S, S], normalised and augmented; tokens: int64 [n, L].
+    """
+
+    images: Tensor
+    tokens: Tensor
+    n_low: int
+
+    def parts(self, size: int) -> list[Batch]:
+        """Micro-batches of at most `size` pairs, in order."""
+        found = []
+        for start in range(0, len(self.images), size):
+            part, n_low = slice(start, start + size), min(max(self.n_low - start, 0), size)
+            found.append(Batch(self.images[part], self.tokens[part], n_low))
+        return found
+
+
+def autocast(run: Run, device: torch.device) -> AbstractContextManager[object]:
+    """Matrix products in bfloat16 if the run says so; weights, features and losses stay wide."""
+    if run.engine.precision != "bfloat16":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def backward(trainee: nn.Module, batch: Batch, run: Run, world: DistEnv = SINGLE_PROCESS) -> Tensor:
+    """Add the loss's gradient to the parameters' .grad; returns this rank's loss, 0-d.
+
+    trainee: (images, tokens, n_low) -> image and text embeddings, scale and bias.
+    In micro-batches the negatives stay: all pairs are embedded without a graph, the loss of the
+    whole sub-batch is differentiated with respect to the embeddings, and a second pass carries
+    that gradient on, one micro-batch at a time (GradCache, arXiv 2101.06983).
+    """
+    engine, kind = run.engine, run.optim.loss
+    if engine.micro_batch is None or engine.micro_batch >= len(batch.images):
+        with autocast(run, world.device):
+            image, text, scale, bias = trainee(batch.images, batch.tokens, batch.n_low)
+        loss = contrastive_loss(image, text, scale, bias, kind, engine.loss_chunk, world)
+        loss.backward()
+        average_whole(trainee, world)
+        return loss.detach()
+    parts = batch.parts(engine.micro_batch)
+    with torch.no_grad(), autocast(run, world.device):
+        rows = [trainee(part.images, part.tokens, part.n_low) for part in parts]
+    image, text = (torch.cat([row[k] for row in rows]).requires_grad_() for k in (0, 1))
+    scale, bias = (rows[0][k].detach().clone().requires_grad_() for k in (2, 3))
+    loss = contrastive_loss(image, text, scale, bias, kind, engine.loss_chunk, world)
+    loss.backward()
+    slopes = [x.grad.split(engine.micro_batch) for x in (image, text)]  # type: ignore[union-attr]
+    for k, part in enumerate(parts):
+        last = k == len(parts) - 1
+        hold = isinstance(trainee, DistributedDataParallel) and not last
+        with trainee.no_sync() if hold else nullcontext():  # type: ignore[operator]
+            with autocast(run, world.device):
+                outputs = list(trainee(part.images, part.tokens, part.n_low))
+            gradients = [slopes[0][k], slopes[1][k], scale.grad, bias.grad]
+            if not last:  # those of scale and bias are whole already: once is enough
+                outputs, gradients = outputs[:2], gradients[:2]
+            both = zip(outputs, gradients, strict=True)
+            used = [(x, g) for x, g in both if g is not None and x.requires_grad]
+            torch.autograd.backward(*map(list, zip(*used, strict=True)))  # type: ignore[arg-type]
+    average_whole(trainee, world)
+    return loss.detach()
 
 
 def contrastive_loss(
@@ -51,9 +126,8 @@ def _chunked_sigmoid(
     # b x b logits of 32,768 pairs would be 4 GB; the gradient is the same.
     for start in range(0, len(image), chunk):
         rows = image[start : start + chunk]
-        part: Any = checkpoint(
-            _sigmoid_rows, rows, texts, scale, bias, own + start, use_reentrant=False
-        )
+        given = (rows, texts, scale, bias, own + start)
+        part: Any = checkpoint(_sigmoid_rows, *given, use_reentrant=False)
         total = total + part
     return total / len(image)
 
@@ -78,7 +152,6 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         gradient = gradient.contiguous()
-        # Each rank's texts met every rank's images: their gradients add up before each takes its
-        # own.
+        # Each rank's texts met every rank's images: gradients add up, then each takes its own.
         dist.all_reduce(gradient, group=ctx.world.group)
         return gradient[ctx.world.rank * ctx.n :][: ctx.n], None

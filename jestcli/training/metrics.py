@@ -52,5 +52,5 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        problem = f"cannot write {path}: {error.strerror}; the last checkpoint is intact"
-        raise TrainingError(problem) from None
+        why = f"{error.strerror}; the last checkpoint is intact"
+        raise TrainingError(f"cannot write {path}: {why}") from None

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jestcli.config import ConfigError
 from jestcli.data.dataset import Dataset, Samples, Transform
-from jestcli.data.embeddings import Block, Blocks, TableFile
+from jestcli.data.embeddings import Block, TableFile
 from jestcli.data.loader import SuperBatch
 from jestcli.data.tokens import named_tokenizer
 from jestcli.models.flexi import Resolution
@@ -144,9 +144,7 @@ class OpenClipReference:
 
     @property
     def transform(self) -> Transform:
-        return Transform(
-            8, self.tokenizer, second=self
-        )  # the pixels of the first are not looked at
+        return Transform(8, self.tokenizer, second=self)  # the first's pixels are not looked at
 
     @property
     def second(self) -> OpenClipReference:
@@ -216,10 +214,9 @@ def open_clip_reference(
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     name, weights = check_word(word)
+    safely: Any = {"weights_only": True, "require_pretrained": True}
     try:
-        model = open_clip.create_model(
-            name, weights or None, weights_only=True, require_pretrained=True
-        )
+        model = open_clip.create_model(name, weights or None, **safely)
         tokenizer = named_tokenizer(name)
     except Exception as error:  # torch, safetensors and the hub each raise their own
         why = " ".join(str(error).split())
@@ -239,8 +236,7 @@ def open_clip_reference(
 
 
 def _pixels(weights: str) -> dict[str, Any]:
-    """mean and std of the pixels that a file of `jest export` expects; open_clip knows them for its
-    tags and places alone."""
+    """mean and std of the pixels that a file of `jest export` expects (open_clip knows a tag's)."""
     if not weights.endswith(".safetensors"):
         return {}
     with safe_open(weights, framework="pt") as file:
@@ -287,11 +283,9 @@ class EmbeddingTable:
         `caption_rows` (their own); there: bool [n], whether both are known."""
         captions = rows if caption_rows is None else caption_rows
         if self.resident is not None:
-            at, text_at = (
-                torch.from_numpy(x).to(self.resident.image.device) for x in (rows, captions)
-            )
-            known = torch.ones(len(rows), dtype=torch.bool)
-            return self.resident.image[at], self.resident.text[text_at], known
+            there = self.resident
+            at, text_at = (torch.from_numpy(x).to(there.image.device) for x in (rows, captions))
+            return there.image[at], there.text[text_at], torch.ones(len(rows), dtype=torch.bool)
         d = max((each[0].shape[1] for each in self.maps if each is not None), default=0)
         # A moved caption has its own row's text: noise needs no second table.
         image, text = self._read(0, rows, d), self._read(1, captions, d)
@@ -317,12 +311,11 @@ class EmbeddingTable:
 
     def readable(self) -> np.ndarray:
         """Rows of the data set that have an embedding, int64, ascending."""
-        found = [
-            self.starts[i] + np.flatnonzero(~np.isnan(maps[0][:, 0]))
-            for i, maps in enumerate(self.maps)
-            if maps is not None
-        ]
-        return np.concatenate([np.empty(0, np.int64), *found])
+        found = [np.empty(0, np.int64)]
+        for start, maps in zip(self.starts, self.maps, strict=False):
+            if maps is not None:
+                found.append(start + np.flatnonzero(~np.isnan(maps[0][:, 0])))
+        return np.concatenate(found)
 
     def on_device(self, device: torch.device) -> EmbeddingTable:
         """The same from the device's memory, where all of the table is put."""
@@ -341,35 +334,25 @@ def fill(
     blocks that were flushed. progress: (rows done, rows).
     """
     made, start, total = 0, 0, len(dataset)
+
+    def blocks(done: int) -> Iterator[tuple[int, Block | None]]:
+        # Blocks of whole rows: a killed table goes on at the last one that was flushed.
+        for first in range(done, file.n, BLOCK):
+            last = min(first + BLOCK, file.n)
+            rows = np.arange(start + first, start + last)
+            samples, block = dataset.read(rows, reference.transform, None), None
+            if len(samples.row):
+                pairs = reference.embed(samples)
+                block = (samples.row - start, pairs.image.cpu().numpy(), pairs.text.cpu().numpy())
+            yield last, block
+            if last < file.n:
+                progress(start + last, total)
+
     for file in files:
         # Whole and of these very bytes, or made again: a stale table is another reference.
         if not file.current():
-            file.write(_blocks(reference, dataset, start, file.n, total, progress))
+            file.write(blocks)
             made += 1
             progress(start + file.n, total)
         start += file.n
     return made
-
-
-def _blocks(
-    reference: LiveReference, dataset: Dataset, start: int, n: int, total: int, progress: Progress
-) -> Blocks:
-    """The embeddings of rows start … start + n of a data set, block by block."""
-
-    def blocks(done: int) -> Iterator[tuple[int, Block | None]]:
-        # Blocks of whole rows: a killed table goes on at the last one that was flushed.
-        for first in range(done, n, BLOCK):
-            last = min(first + BLOCK, n)
-            samples = dataset.read(
-                np.arange(start + first, start + last), reference.transform, None
-            )
-            block: Block | None = None
-            if len(samples.row):
-                pairs = reference.embed(samples)
-                values = pairs.image.cpu().numpy(), pairs.text.cpu().numpy()
-                block = (samples.row - start, *values)
-            yield last, block
-            if last < n:
-                progress(start + last, total)
-
-    return blocks

@@ -21,13 +21,24 @@ from jestcli.training.augment import augment, normalise
 from jestcli.training.clock import Timer, no_timer
 from jestcli.training.distributed import SINGLE_PROCESS, DistEnv, share
 from jestcli.training.engine import clip_gradients, running_statistics
-from jestcli.training.finite import NonFiniteError, check_embeddings
-from jestcli.training.gradients import Batch, autocast, backward
+from jestcli.training.loss import Batch, autocast, backward
 from jestcli.training.optimiser import learning_rate
 from jestcli.utils.randomness import torch_generator
 
 GPU_PIXELS = 1 << 24  # numbers of one block: 5,461 images of 32 px, 111 of 224 px
 EmbedReference = Callable[[SuperBatch], PairEmbeddings]
+
+
+class NonFiniteError(Exception):
+    """A step met a NaN or an infinity, and nothing was updated. Every rank raises it together.
+
+    index: int64 [n], the candidates that it concerns; candidate i of rank r is number
+    r * B + i.
+    """
+
+    def __init__(self, what: str, index: Tensor):
+        super().__init__(f"{what} not finite")
+        self.index = index
 
 
 @torch.no_grad()
@@ -46,8 +57,7 @@ def encode_pairs(
         micro_batch = max(micro_batch, GPU_PIXELS // max(1, images[0].numel()))
     image_rows, text_rows = [], []
     with model.scoring():
-        # In evaluation mode no pair's embedding depends on its neighbours, so blocks change
-        # nothing.
+        # In evaluation mode no pair's embedding depends on its neighbours: blocks change nothing.
         for start in range(0, len(images), micro_batch):
             part = slice(start, start + micro_batch)
             pixels = normalise(images[part].to(like.device)).to(like.dtype)
@@ -115,8 +125,7 @@ def select_sub_batch(
         return SubBatch(torch.arange(held * world.size))
     candidates = offered(run, candidates, world)
     learner_pairs = reference_pairs = None
-    # A sampler that ignores the learner (easy-reference) pays for its forward only when it is
-    # logged.
+    # A sampler that ignores the learner (easy-reference) pays for its forward on logged steps only.
     if selection.scores and (measure or selection.reads_learner):
         # Flexi-JEST scores candidates at the low resolution (paper, section 4.3).
         view = learner.low if selection.low_res_scoring else learner.full
@@ -127,12 +136,16 @@ def select_sub_batch(
     if selection.scores and reference:
         reference_pairs = reference(candidates).to(world.device)
     # One NaN would make every score NaN and the choice arbitrary: the step is skipped instead.
-    check_embeddings("the learner's", learner_pairs, world, held)
-    check_embeddings("the reference's", reference_pairs, world, held)
+    for whose, pairs in (("learner", learner_pairs), ("reference", reference_pairs)):
+        if pairs is None:
+            continue
+        good = pairs.image.isfinite().all(1) & pairs.text.isfinite().all(1)
+        if world.any(not bool(good.all())):  # on any rank: all of them skip it
+            rows = torch.nonzero(~good).flatten().cpu() + world.rank * held
+            raise NonFiniteError(f"the {whose}'s embeddings are", rows)
     with watch("select"):
-        words = None
-        if selection.sampler == "cabs":
-            words = word_ids(candidates.tokens, run.data.vocab_size)
+        cabs = selection.sampler == "cabs"
+        words = word_ids(candidates.tokens, run.data.vocab_size) if cabs else None
         # By seed and step alone: a resumed run, or one on more ranks, draws the same noise.
         index = select(
             learner_pairs,
@@ -154,9 +167,8 @@ def select_sub_batch(
     # Means over the whole super-batch cost a gather and a sync: logged steps alone pay.
     if not measure:
         return SubBatch(batch)
-    return replace(
-        _measured(index, candidates, learner_pairs, reference_pairs, run, world), index=batch
-    )
+    measured = _measured(index, candidates, learner_pairs, reference_pairs, run, world)
+    return replace(measured, index=batch)
 
 
 def _with_curated(index: Tensor, offered: int, held: int, world: DistEnv) -> Tensor:
@@ -214,8 +226,7 @@ def train_step(
     does not depend on the number of ranks.
     """
     dice = torch_generator(run.seed, "train", step)
-    # The choice comes in chunks, hard ones first: without mixing the low-resolution share would be
-    # always the same chunks.
+    # The choice comes in chunks, hard ones first: unmixed, low resolution always meets the same.
     index = index[torch.randperm(len(index), generator=dice)]
     n_low = round(len(index) * run.selection.low_res_share)
     # Balanced selection took equally many from every rank already: no pair has to travel.
@@ -225,8 +236,7 @@ def train_step(
     images = normalise(pixels.to(world.device))
     images = images.double() if run.engine.precision == "float64" else images
     if run.optim.augment:
-        # Drawn for the whole batch and then cut: a pair's crop does not depend on the number of
-        # ranks.
+        # Drawn for the whole batch, then cut: a pair's crop does not depend on the ranks.
         images = augment(images, torch.rand(3, len(index), generator=dice)[:, places].to(images))
     batch = Batch(images, tokens.to(world.device), int((places < n_low).sum()))
     # The forward pass moves batch norms' running statistics; a skipped step must not.

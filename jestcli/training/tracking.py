@@ -35,8 +35,8 @@ def tracker(mode: str, folder: Path, label: str, run: Run) -> Iterator[Track]:
         yield ignore
         return
     if mode == "tensorboard":
-        with _tensorboard(folder) as track:
-            yield track
+        with _tensorboard(folder) as write:
+            yield write
         return
     # Only where it is asked for: the import takes a second and looks at the network.
     import wandb
@@ -50,12 +50,13 @@ def tracker(mode: str, folder: Path, label: str, run: Run) -> Iterator[Track]:
         dir=str(folder),
         config=run.model_dump(mode="json"),
     )
+
+    def track(record: dict[str, Any]) -> None:
+        pictures = {k: wandb.Image(str(x)) for k, x in record.items() if isinstance(x, Path)}
+        tracked.log(_flat(record) | pictures, step=record["step"])
+
     try:
-        yield lambda record: tracked.log(
-            _flat(record)
-            | {key: wandb.Image(str(x)) for key, x in record.items() if isinstance(x, Path)},
-            step=record["step"],
-        )
+        yield track
     finally:
         tracked.finish()
 

@@ -52,7 +52,7 @@ def path_of(folder: Path, step: int) -> Path:
 def steps_there(folder: Path, at_most: int) -> list[int]:
     """Steps of a trunk's checkpoints up to `at_most`, the last first."""
     names = [path.stem.removeprefix("step-") for path in folder.glob("step-*.safetensors")]
-    steps = [int(name) for name in names if name.isdecimal()]
+    steps = (int(name) for name in names if name.isdecimal())
     return sorted((step for step in steps if step <= at_most), reverse=True)
 
 

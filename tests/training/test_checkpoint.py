@@ -19,13 +19,12 @@ from jestcli.training.checkpoint import (
     CHECKPOINT,
     CheckpointError,
     Checkpoints,
-    _old_checksum,
+    checksum,
     load_model,
     load_training,
     pack,
     read,
     save_model,
-    save_training,
     training_tensors,
     write_atomic,
 )
@@ -46,6 +45,10 @@ def trained() -> tuple[Clip, torch.optim.Optimizer]:
     for number in range(2):
         step(RUN, model, optimiser, number)
     return model, optimiser
+
+
+def save_training(path: Path, model: Clip, optimiser: torch.optim.Optimizer, about: Any) -> None:
+    write_atomic(path, pack(training_tensors(model, optimiser), about))
 
 
 def test_training_goes_on_exactly_where_it_was(tmp_path: Path) -> None:
@@ -193,7 +196,7 @@ def test_the_same_weights_are_the_same_bytes() -> None:
 def test_an_old_file_is_read_with_its_own_checksum(tmp_path: Path) -> None:
     model, optimiser = trained()
     path, tensors = tmp_path / "c", training_tensors(model, optimiser)
-    right = _old_checksum(tensors)
+    right = checksum(tensors, None)
 
     def written(about: dict[str, Any]) -> Path:
         save_training(path, model, optimiser, {})

@@ -13,7 +13,7 @@ from tiny import draw, fake_pool, tiny_model, tiny_run
 from torch import Tensor
 
 from jestcli.config import ConfigError, make_run
-from jestcli.training import gradients
+from jestcli.training import loss as gradients
 from jestcli.training.clock import Speed, Stopwatch, peak_flops
 from jestcli.training.distributed import SINGLE_PROCESS
 from jestcli.training.engine import make_trainee

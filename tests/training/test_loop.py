@@ -21,7 +21,7 @@ from jestcli.data.loader import SuperBatch
 from jestcli.models.flops import Cost
 from jestcli.models.towers import Clip
 from jestcli.runs.workspace import StageError
-from jestcli.training import gradients
+from jestcli.training import loss as gradients
 from jestcli.training import step as step_module
 from jestcli.training.checkpoint import BEST, CHECKPOINT, CheckpointError, read
 from jestcli.training.metrics import METRICS, evaluation_steps
