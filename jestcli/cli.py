@@ -80,7 +80,7 @@ def main(commands: typer.Typer = app) -> None:
         with nullcontext() if rank else handling(signal.default_int_handler):
             code = command.main(words, standalone_mode=False)
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from there", 130)
+        code = 130
     except Exception as error:
         if debug:
             traceback.print_exception(error)

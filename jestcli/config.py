@@ -71,8 +71,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 def added(default: Any, **about: Any) -> Any:
     """A field added after results were recorded, with the value that changes nothing.
 
-    While it holds that value it is left out of the digest, so recorded runs keep their names.
-    """
+    While it holds that value it is left out of the digest, so recorded runs keep their names."""
     return Field(default, json_schema_extra={"added": True}, **about)
 
 
@@ -320,8 +319,7 @@ class Source(_Strict):
     keep: float = Field(0.2, gt=0, le=1)  # filtered: share of the pool that is kept
     pool_size: Pairs | None = added(None)  # use only a fixed random part of the pool, so many pairs
     noise_share: float = added(0.0, ge=0, lt=1)
-    """Share of the pool's pairs that show another's caption, chosen by a hash of each pair's
-    key."""
+    """Share of the pool's pairs that show another's caption, chosen by a hash of the key."""
     relevant_share: float | None = added(None, ge=0.1, le=1)
     """Thin the pool's pairs whose caption names a class of the benchmarks to this share; pools of
     every share are of one size, that of .1."""
@@ -343,8 +341,7 @@ class Evaluation(_Strict):
 class Engine(_Strict):
     """How a step is computed: what it takes, not what it means (up to rounding).
 
-    The device and the number of processes are not settings of a run: they are passed beside it.
-    """
+    The device and the number of processes are not settings of a run: they are passed beside it."""
 
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     """Of matrix products; bfloat16 by autocast, float64 for comparisons."""
@@ -495,8 +492,7 @@ class Run(_Strict):
         one short); with source.kind=mixed the sampler has b - curated_pairs to choose, and the
         curated ones are drawn beside its candidates.
 
-        The largest of the run where f has a schedule (see `super_batch_at`).
-        """
+        The largest of the run where f has a schedule (see `super_batch_at`)."""
         if not self.selects:
             return self.optim.batch_size
         if self.scheduled:
@@ -513,8 +509,7 @@ class Run(_Strict):
         """B of `step` (0-based); from the last step on it stays.
 
         A schedule moves B, and with it the cost of scoring, from b / (1 - filter_ratio) to
-        b / (1 - filter_ratio_end), in multiples of gcd(b, 16) so that up to 16 ranks share it.
-        """
+        b / (1 - filter_ratio_end), in multiples of gcd(b, 16) so that up to 16 ranks share it."""
         if not self.scheduled:
             return self.super_batch_size
         return self.candidates_before(step + 1) - self.candidates_before(step)
@@ -620,8 +615,7 @@ MOST_SETTINGS = 100_000
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:
     """`["a.b=1"]` -> `{"a": {"b": 1}}`; values are YAML scalars. Raises ConfigError.
 
-    Shards that are named several times, as a shell does of {000..099}, are all meant.
-    """
+    Shards that are named several times, as a shell does of {000..099}, are all meant."""
     out: dict[str, Any] = {}
     shards: dict[str, list[Any]] = {"data.train": [], "data.curated": []}
     for pair in pairs:
@@ -636,10 +630,15 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
         if key in shards:
             shards[key] += value if isinstance(value, list) else [value]
             value = shards[key] if len(shards[key]) > 1 else value
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        out = merge(out, value)
+        out = merge(out, nested(key, value))
     return out
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """`"a.b", 1` -> `{"a": {"b": 1}}`."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
 
 
 def _from_yaml(text: str) -> Any:

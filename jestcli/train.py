@@ -11,6 +11,7 @@ import math
 import os
 import time
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,7 @@ def train(
     calls it; rank 0 holds and writes the run directory. Raises StageError if the batch or the
     super-batch does not divide by the ranks, RanksError if they were given different runs,
     Interrupted on SIGINT or SIGTERM (all is saved),
-    TrainingError when too many steps are not finite or the disk is full.
-    """
+    TrainingError when too many steps are not finite or the disk is full."""
     folder = workspace.folder(run)
     check_ranks(run, folder, world)
     if world.main:
@@ -129,8 +129,7 @@ class Trainer:
     Args:
         folder: the run directory, held by the caller. Rank 0 alone writes there (metrics.jsonl,
             checkpoints, done.json), shows `progress` and calls `track` with every record.
-        keep_last: checkpoints to keep, the newest included.
-    """
+        keep_last: checkpoints to keep, the newest included."""
 
     def __init__(
         self,
@@ -191,8 +190,7 @@ class Trainer:
                 # What was logged after the checkpoint will be logged again.
                 file.truncate(0 if lines else state.get("metrics_bytes", 0))
                 file.write(lines)
-            # A branch tells W&B the part that its trunk has trained, so that curves begin at step
-            # 1.
+            # A branch tells W&B what its trunk has trained, too: curves begin at step 1.
             for known in lines.splitlines():
                 self.track(json.loads(known))
         # MFU is of all devices together.
@@ -214,16 +212,14 @@ class Trainer:
                     if self.step in self.evaluate_at:
                         with self.speed.evaluation():
                             self.evaluate_now(candidates, choice)
-                    # A signal reaches ranks at different steps; they stop together, at the first
-                    # that any saw.
+                    # A signal reaches ranks at different steps: they stop at the first of these.
                     self.save_if_due(stop := self.world.any(stopped.is_set()))
                     if stop:
                         steps = self.run.optim.steps
                         raise Interrupted(f"stopped at step {self.step} of {steps}; all is saved")
         finally:
             self.inputs.close()
-        # Outside the signal handler: done.json is written whole, or the run resumes at its last
-        # step.
+        # Outside the signal handler: done.json is whole, or the run resumes at its last step.
         self.finish()
 
     def one_step(self) -> tuple[SuperBatch, SubBatch | None]:
@@ -246,8 +242,7 @@ class Trainer:
                 loss = train_step(
                     self.trainee, self.optimiser, super_batch, choice.index, run, step, world
                 )
-        # Nothing of the model has changed: going on is safe, and counted, so that it cannot go
-        # unseen.
+        # Nothing of the model has changed: going on is safe, and counted, so it is not unseen.
         except NonFiniteError as problem:
             self.skip(problem, super_batch)
         if logging and choice is not None and math.isfinite(loss):
@@ -263,14 +258,9 @@ class Trainer:
     def skip(self, problem: NonFiniteError, super_batch: SuperBatch) -> None:
         """Count a step that could not be taken. Raises TrainingError when there are too many."""
         self.bad_steps += 1
-        self.log(
-            {
-                "step": self.step,
-                "skipped": str(problem),
-                "bad_steps": self.bad_steps,
-                "keys": _keys(super_batch, problem.index, self.world),
-            }
-        )
+        keys = _keys(super_batch, problem.index, self.world)
+        skipped = {"skipped": str(problem), "bad_steps": self.bad_steps, "keys": keys}
+        self.log({"step": self.step, **skipped})
         if self.bad_steps > self.run.engine.max_bad_steps:
             raise TrainingError(
                 f"{problem} at step {self.step}, after {self.bad_steps - 1} skipped steps "
@@ -294,10 +284,8 @@ class Trainer:
             "scale": float(self.learner.scale.detach()),
             "bias": float(self.learner.bias.detach()),
             "seconds": dict(self.watch.seconds),
-            "speed": {
-                **self.speed(done, step_flops, loader.waited),
-                "bottleneck": loader.bottleneck,
-            },
+            "speed": self.speed(done, step_flops, loader.waited)
+            | {"bottleneck": loader.bottleneck},
             "flops": self.cost_after(done).as_dict(),
         }
         if self.below < PASSED_AFTER and choice.super_batch_learnability is not None:
@@ -311,14 +299,8 @@ class Trainer:
     def evaluate_now(self, super_batch: SuperBatch, choice: SubBatch | None) -> None:
         """Score the benchmarks after this step, and draw what was chosen in it."""
         scores = self.scores(final=self.step == self.run.optim.steps)
-        self.log(
-            {
-                "step": self.step,
-                "scores": scores,
-                "seconds": dict(self.watch.seconds),
-                "flops": self.cost_after(self.step).as_dict(),
-            }
-        )
+        spent = {"seconds": dict(self.watch.seconds), "flops": self.cost_after(self.step).as_dict()}
+        self.log({"step": self.step, "scores": scores, **spent})
         self.score = mean_score(scores) if scores else None
         # For the log alone: what is reported is the last score, never the best.
         if scores and (self.best is None or mean_score(scores) > self.best["mean"]):
@@ -383,30 +365,23 @@ class Trainer:
         # Before done.json: whoever sees that file may load the weights.
         save_model(self.folder / MODEL, model, {"run": self.run.digest()})
         scores, seconds = last_scores(self.folder), time.perf_counter() - self.started
-        flops = self.flops
-        write_json(
-            self.folder / "done.json",
-            {
-                "label": self.label,
-                "scores": scores,
-                "mean": mean_score(scores) if scores else None,
-                "part": self.run.evaluation.part,
-                "steps": self.run.optim.steps,
-                "examples": self.run.optim.steps * self.run.optim.batch_size,
-                "flops": self.cost_after(self.run.optim.steps).as_dict(),
-                "flops_per_example": {
-                    "image_full": flops.image_full,
-                    "image_low": flops.image_low,
-                    "text": flops.text,
-                },
-                "rows_drawn_from": inputs.rows_drawn_from,
-                "auc": inputs.pool_auc(model),
-                "noise_trained_on": inputs.noise_trained_on(self.folder),
-                "curated_trained_on": inputs.curated_trained_on(self.folder),
-                "wall_seconds_of_last_sitting": seconds,
-                "waiting_for_data_of_last_sitting": min(1.0, inputs.loader.waited / seconds),
-            },
-        )
+        done = {
+            "label": self.label,
+            "scores": scores,
+            "mean": mean_score(scores) if scores else None,
+            "part": self.run.evaluation.part,
+            "steps": self.run.optim.steps,
+            "examples": self.run.optim.steps * self.run.optim.batch_size,
+            "flops": self.cost_after(self.run.optim.steps).as_dict(),
+            "flops_per_example": asdict(self.flops),
+            "rows_drawn_from": inputs.rows_drawn_from,
+            "auc": inputs.pool_auc(model),
+            "noise_trained_on": inputs.noise_trained_on(self.folder),
+            "curated_trained_on": inputs.curated_trained_on(self.folder),
+            "wall_seconds_of_last_sitting": seconds,
+            "waiting_for_data_of_last_sitting": min(1.0, inputs.loader.waited / seconds),
+        }
+        write_json(self.folder / "done.json", done)
 
     def log(self, record: dict[str, Any]) -> None:
         """A line of metrics.jsonl, on rank 0."""
@@ -420,9 +395,8 @@ class Trainer:
 
     def open_inputs(self) -> RunInputs:
         """What the run reads (runs/inputs.py)."""
-        return open_inputs(
-            self.run, self.workspace, self.folder, self.world, self.label, self.progress.show
-        )
+        told = (self.label, self.progress.show)
+        return open_inputs(self.run, self.workspace, self.folder, self.world, *told)
 
     def new_learner(self) -> Any:
         """The model as initialised."""
@@ -435,14 +409,8 @@ class Trainer:
     def cost_after(self, steps: int) -> Cost:
         """FLOPs so far in every convention."""
         inputs = self.inputs
-        return run_cost(
-            self.run,
-            steps,
-            self.flops,
-            inputs.reference_flops,
-            inputs.reference_training_flops,
-            inputs.candidates,
-        )
+        reference = (inputs.reference_flops, inputs.reference_training_flops)
+        return run_cost(self.run, steps, self.flops, *reference, inputs.candidates)
 
     def joules(self) -> dict[str, dict[str, float]]:
         """Of this machine over every sitting, evaluations included; nothing if nothing counts."""

@@ -119,8 +119,7 @@ def bench_scoring(
     """Cost of cheaper scoring, and how far it agrees with full resolution.
 
     Larger patches (the paper), smaller images and dropped cells, side by side: FLOPs and CPU
-    time a pair, rank correlation of the scores, and the overlap of what is chosen.
-    """
+    time a pair, rank correlation of the scores, and the overlap of what is chosen."""
     from rich.markdown import Markdown
 
     from jestcli.bench import save, scoring

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from jestcli.commands.options import Workers
 from jestcli.commands.shared import prepare
 from jestcli.utils.plain import say
-
-if TYPE_CHECKING:
-    from jestcli.config import Run
 
 app = typer.Typer(no_args_is_help=True, help="Build, list and look at the embedded data.")
 
@@ -23,7 +20,11 @@ def data_build(
     workers: Workers = None,
 ) -> None:
     """Fetch the packages, draw the images, write shards and benchmarks, check for leakage."""
-    prepare(sized_run(size), workers)
+    from jestcli.config import ConfigError, Run
+
+    if size <= 0 or size % 16:
+        raise ConfigError(f"--size {size}: must be a multiple of 16")
+    prepare(Run.model_validate({"data": {"image_size": size}}), workers)
 
 
 @app.command("list")
@@ -49,11 +50,3 @@ def data_show(
 
     for path in show(default_root(), what, n, out):
         say(path)
-
-
-def sized_run(size: int) -> Run:
-    from jestcli.config import ConfigError, Run
-
-    if size <= 0 or size % 16:
-        raise ConfigError(f"--size {size}: must be a multiple of 16")
-    return Run.model_validate({"data": {"image_size": size}})

@@ -7,17 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jestcli.commands.options import (
-    Config,
-    Method,
-    Profile,
-    Runs,
-    Seeds,
-    Set,
-    Slurm,
-    Wandb,
-    Workers,
-)
+from jestcli.commands import options as opt
 from jestcli.commands.shared import (
     announce,
     make_console,
@@ -38,18 +28,17 @@ app = typer.Typer()
 @app.command("run")
 def run_experiment(
     experiment: Annotated[str, typer.Argument(help="A YAML file, or a name in experiments/.")],
-    runs: Runs = None,
-    seeds: Seeds = None,
-    set_: Set = [],  # noqa: B006
-    workers: Workers = None,
-    wandb: Wandb = "off",
-    slurm: Slurm = None,
+    runs: opt.Runs = None,
+    seeds: opt.Seeds = None,
+    set_: opt.Set = [],  # noqa: B006
+    workers: opt.Workers = None,
+    wandb: opt.Wandb = "off",
+    slurm: opt.Slurm = None,
 ) -> None:
     """Run an experiment (every run and seed, or those named), then draw it.
 
     Where there is a GPU every run computes on it, its data in the card's memory where they fit, and
-    --workers may be more than the cores: small runs share a card (docs/gpu.md).
-    """
+    --workers may be more than the cores: small runs share a card (docs/gpu.md)."""
     work = read_jobs(experiment, set_, runs, seeds)
     run_and_draw(experiment, work, workers, wandb, Path("results"), slurm)
 
@@ -69,16 +58,12 @@ def reproduce(
             help="Only print what runs, its cost and what is done; without EXPERIMENT: of all.",
         ),
     ] = False,
-    set_: Set = [],  # noqa: B006
-    workers: Workers = None,
-    slurm: Slurm = None,
+    set_: opt.Set = [],  # noqa: B006
+    workers: opt.Workers = None,
+    slurm: opt.Slurm = None,
 ) -> None:
     """From nothing to the paper's figure and table on the embedded data."""
-    from jestcli.paper.experiment import (
-        find_experiment,
-        list_experiments,
-        read_experiment,
-    )
+    from jestcli.paper.experiment import find_experiment, list_experiments, read_experiment
 
     if list_ and experiment is None:
         from jestcli.paper.scheduler import overview
@@ -109,10 +94,10 @@ def plan_costs(
         str | None,
         typer.Argument(help="A scale profile, an experiment or its YAML file (default: map)."),
     ] = None,
-    method: Method = None,
-    profile: Profile = "cpu",
-    config: Config = None,
-    set_: Set = [],  # noqa: B006
+    method: opt.Method = None,
+    profile: opt.Profile = "cpu",
+    config: opt.Config = None,
+    set_: opt.Set = [],  # noqa: B006
     pool: Annotated[
         int | None, typer.Option(help="Pairs in the pool (default: none is seen twice).")
     ] = None,
@@ -124,8 +109,7 @@ def plan_costs(
 ) -> None:
     """Print what runs would cost before anything runs: FLOPs by convention, memory, time.
 
-    With --config or --method it is the run that `jest train` makes of them, and its reference.
-    """
+    With --config or --method it is the run that `jest train` makes of them, and its reference."""
     from jestcli.config import ConfigError
     from jestcli.paper import plan
     from jestcli.paper.experiment import asked_jobs, planned_jobs
@@ -151,7 +135,7 @@ def plan_costs(
 def plot(
     experiment: Annotated[str, typer.Argument(help="A YAML file, or a name.")] = "map",
     out: Annotated[Path, typer.Option(help="Folder for figures and tables.")] = Path("results"),
-    set_: Set = [],  # noqa: B006
+    set_: opt.Set = [],  # noqa: B006
     collect: Annotated[
         bool,
         typer.Option(
@@ -161,8 +145,7 @@ def plot(
     confirm: Annotated[
         bool,
         typer.Option(
-            "--confirm",
-            help="The map's headline on the withheld benchmark, once, at the end.",
+            "--confirm", help="The map's headline on the withheld benchmark, once, at the end."
         ),
     ] = False,
 ) -> None:

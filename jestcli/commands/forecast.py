@@ -7,8 +7,15 @@ from typing import Annotated
 
 import typer
 
-from jestcli.commands.options import Cache, Config, NoiseShare, Set, Workers
-from jestcli.commands.shared import announce, make_console, make_workspace, read_settings
+from jestcli.commands import options as opt
+from jestcli.commands.shared import (
+    announce,
+    make_console,
+    make_workspace,
+    quiet_libraries,
+    read_settings,
+    with_options,
+)
 from jestcli.utils.extras import need
 from jestcli.utils.plain import say
 
@@ -35,9 +42,9 @@ def forecast(
     curated: Annotated[
         list[str] | None, typer.Option(help="Pairs that you know to be good, in the same layout.")
     ] = None,
-    config: Config = None,
-    set_: Set = [],  # noqa: B006
-    noise_share: NoiseShare = None,
+    config: opt.Config = None,
+    set_: opt.Set = [],  # noqa: B006
+    noise_share: opt.NoiseShare = None,
     minutes: Annotated[
         float, typer.Option(min=0.1, help="For all of it; five will do on a GPU.")
     ] = 25.0,
@@ -59,8 +66,8 @@ def forecast(
         float, typer.Option(min=0.001, help="What your GPU sustains, for GPU-hours.")
     ] = 100.0,
     out: Annotated[Path, typer.Option(help="Folder for all of it.")] = Path("forecast"),
-    workers: Workers = None,
-    cache: Cache = None,
+    workers: opt.Workers = None,
+    cache: opt.Cache = None,
 ) -> None:
     """Would JEST pay on these data, and which recipe? Measured in minutes, before any training.
 
@@ -69,10 +76,8 @@ def forecast(
     and writes OUT/forecast.html, forecast.json and recipe.yaml, a --config for the one that won.
     Stopped, the same command goes on (docs/forecast.md).
 
-    jest forecast --pool '/data/pool/*.tar' --curated '/data/good/*.tar'
-    """
+    jest forecast --pool '/data/pool/*.tar' --curated '/data/good/*.tar'"""
     need("matplotlib")  # said before the races, not after them
-    from jestcli.commands.shared import quiet_libraries
     from jestcli.config import ConfigError, merge
     from jestcli.forecast.run import Asked, source_run
     from jestcli.forecast.run import forecast as run_forecast
@@ -81,29 +86,15 @@ def forecast(
     settings = read_settings(config, set_)
     sets = {"train": list(pool or ()), "curated": list(curated or ())}
     for shard in more or ():
-        beside = [each for each in sets.values() if _beside(shard, each)]
+        folder = Path(shard).parent
+        beside = [each for each in sets.values() if folder in [Path(x).parent for x in each]]
         if len(beside) != 1:
             raise ConfigError(f"{shard}: of the pool or of the curated set? Quote the patterns")
         beside[0].append(shard)
     settings = merge(settings, {"data": {k: v for k, v in sets.items() if v}})
-    if noise_share is not None:
-        settings = merge(settings, {"source": {"noise_share": noise_share}})
-    asked = Asked(
-        settings,
-        out,
-        minutes,
-        reference,
-        str(benchmarks) if benchmarks else None,
-        tower,
-        examples,
-        tflops,
-        workers,
-    )
+    settings = with_options(settings, {"source.noise_share": noise_share})
+    scored_on = str(benchmarks) if benchmarks else None
+    asked = Asked(settings, out, minutes, reference, scored_on, tower, examples, tflops, workers)
     announce(source_run(settings))
     for path in run_forecast(asked, make_workspace(cache=cache), make_console()):
         say(path)
-
-
-def _beside(shard: str, others: list[str]) -> bool:
-    """Whether a file lies in the folder of one of these."""
-    return any(Path(other).parent == Path(shard).parent for other in others)

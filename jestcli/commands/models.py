@@ -7,22 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jestcli.commands.options import (
-    RUN_NAME,
-    Cache,
-    CacheGB,
-    Config,
-    DataWorkers,
-    Device,
-    MaxFaults,
-    Method,
-    Profile,
-    RunWords,
-    Seed,
-    Set,
-    Wandb,
-    Words,
-)
+from jestcli.commands import options as opt
 from jestcli.commands.shared import (
     announce,
     make_console,
@@ -37,11 +22,11 @@ app = typer.Typer()
 
 @app.command("eval")
 def evaluate(
-    runs: RunWords = None,
-    method: Method = None,
-    profile: Profile = "cpu",
-    config: Config = None,
-    set_: Set = [],  # noqa: B006
+    runs: opt.RunWords = None,
+    method: opt.Method = None,
+    profile: opt.Profile = "cpu",
+    config: opt.Config = None,
+    set_: opt.Set = [],  # noqa: B006
 ) -> None:
     """Evaluate trained models on all benchmark images: all finished runs, those that are named, or
     the one that `jest train` makes of --config and the like."""
@@ -63,31 +48,27 @@ def evaluate(
 
 @app.command("inspect")
 def inspect(
-    run: Annotated[
-        str | None,
-        typer.Argument(metavar="[RUN]", help=f"{RUN_NAME.capitalize()}; default: the newest."),
-    ] = None,
-    method: Method = None,
-    profile: Profile = "cpu",
-    config: Config = None,
-    set_: Set = [],  # noqa: B006
+    run: opt.RunWord = None,
+    method: opt.Method = None,
+    profile: opt.Profile = "cpu",
+    config: opt.Config = None,
+    set_: opt.Set = [],  # noqa: B006
     super_batches: Annotated[int, typer.Option(min=1, help="Super-batches to choose from.")] = 8,
     everything: Annotated[
         bool, typer.Option("--all", help="Export scores of the whole pool, not of those drawn.")
     ] = False,
     out: Annotated[Path, typer.Option(help="Folder for what is written.")] = Path("inspected"),
-    device: Device = "auto",
-    data_workers: DataWorkers = None,
-    max_faults: MaxFaults = 0.05,
-    cache: Cache = None,
-    cache_gb: CacheGB = 50.0,
+    device: opt.Device = "auto",
+    data_workers: opt.DataWorkers = None,
+    max_faults: opt.MaxFaults = 0.05,
+    cache: opt.Cache = None,
+    cache_gb: opt.CacheGB = 50.0,
 ) -> None:
     """What did a run choose? Contact sheets, shares, overlap, diversity, and scores to export.
 
     scores.csv has the learnability of every pair drawn (--all: of the whole pool), uids.npy the
     chosen ones as a DataComp uid file: what an offline filter needs. The run may be named by the
-    settings that `jest train` makes it of, too.
-    """
+    settings that `jest train` makes it of, too."""
     from jestcli.paper import inspection
     from jestcli.runs.data import bars
     from jestcli.runs.listing import find
@@ -101,41 +82,37 @@ def inspect(
     folder = find(run, workspace.runs) if run else own_run or newest_selecting(workspace)
     announce(read_run(folder)[1])
     with bars(make_console()) as show:
-        written = inspection.inspect(
-            folder,
-            workspace,
-            out,
-            super_batches,
-            everything,
-            where,
-            lambda done, total, line: show(line, done, total),
-        )
+
+        def progress(done: int, total: int, line: str) -> None:
+            show(line, done, total)
+
+        asked = (folder, workspace, out, super_batches, everything, where)
+        written = inspection.inspect(*asked, progress)
     for path in written:
         say(path)
 
 
 @app.command("config")
 def show_config(
-    words: Words = None,
-    method: Method = None,
-    profile: Profile = "cpu",
-    config: Config = None,
-    set_: Set = [],  # noqa: B006
-    seed: Seed = None,
+    words: opt.Words = None,
+    method: opt.Method = None,
+    profile: opt.Profile = "cpu",
+    config: opt.Config = None,
+    set_: opt.Set = [],  # noqa: B006
+    seed: opt.Seed = None,
 ) -> None:
     """Print the resolved settings of a run as YAML; its output is a valid --config, for another
     method, too: it names its own, and leaves out what that sets.
 
     What it would run beside this suite – sources that are a shell command (pipe:), samplers that
-    are a function of somebody's (module:function) – is named in comments on top.
-    """
+    are a function of somebody's (module:function) – is named in comments on top."""
     import yaml
 
     from jestcli.data.sources import runs_beside
-    from jestcli.runs.methods import default_run, printed
+    from jestcli.runs.methods import printed
 
     asked = read_asked(config, [*set_, *(words or ())], method, seed)
-    run = default_run(asked.method, asked.settings, asked.seed, profile)
+    run = asked.run(profile)
     for line in runs_beside(run):
         print(f"# {line}")
     print(yaml.safe_dump(printed(asked.method, run), sort_keys=False), end="")
@@ -143,13 +120,13 @@ def show_config(
 
 @app.command("doctor")
 def doctor(
-    words: Words = None,
-    method: Method = None,
-    profile: Profile = "cpu",
-    config: Config = None,
-    set_: Set = [],  # noqa: B006
-    wandb: Wandb = "off",
-    device: Device = "auto",
+    words: opt.Words = None,
+    method: opt.Method = None,
+    profile: opt.Profile = "cpu",
+    config: opt.Config = None,
+    set_: opt.Set = [],  # noqa: B006
+    wandb: opt.Wandb = "off",
+    device: opt.Device = "auto",
     verify: Annotated[
         bool,
         typer.Option(
@@ -161,10 +138,8 @@ def doctor(
 ) -> None:
     """Check machine, versions, folders and data before a long run; 1 if something will break."""
     from jestcli.runs import doctor as stage
-    from jestcli.runs.methods import default_run
 
-    asked = read_asked(config, [*set_, *(words or ())], method)
-    run = default_run(asked.method, asked.settings, asked.seed, profile)
+    run = read_asked(config, [*set_, *(words or ())], method).run(profile)
     found = stage.examine(run, make_workspace(), device, wandb, verify)
     make_console().print(stage.table(found))
     if any(finding.state == stage.BAD for finding in found):
@@ -176,12 +151,12 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder to write to.")],
     run: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN]", help=f"{RUN_NAME.capitalize()}; default: --config's."),
+        typer.Argument(metavar="[RUN]", help=f"{opt.RUN_NAME.capitalize()}; default: --config's."),
     ] = None,
-    method: Method = None,
-    profile: Profile = "cpu",
-    config: Config = None,
-    set_: Set = [],  # noqa: B006
+    method: opt.Method = None,
+    profile: opt.Profile = "cpu",
+    config: opt.Config = None,
+    set_: opt.Set = [],  # noqa: B006
     patch: Annotated[
         int | None, typer.Option(help="Patch size in pixels (default: the run's finest).")
     ] = None,

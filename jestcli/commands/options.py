@@ -64,8 +64,7 @@ Words = Annotated[
     ),
 ]
 Config = Annotated[
-    Path | None,
-    typer.Option("--config", help="YAML with settings of a run (see `jest config`)."),
+    Path | None, typer.Option("--config", help="YAML with settings of a run (see `jest config`).")
 ]
 Profile = Annotated[
     str,
@@ -111,6 +110,10 @@ NoiseShare = Annotated[
     ),
 ]
 RUN_NAME = "a run directory, or the beginning of a run's name (`jest runs`)"
+RunWord = Annotated[
+    str | None,
+    typer.Argument(metavar="[RUN]", help=f"{RUN_NAME.capitalize()}; default: the newest."),
+]
 RunWords = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help=f"Each {RUN_NAME}.")]
 Runs = Annotated[str | None, typer.Option("--runs", help="Only these runs, such as jest,flexi.")]
 Seeds = Annotated[str | None, typer.Option("--seeds", help="Only these seeds, such as 0,1.")]

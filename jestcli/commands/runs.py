@@ -47,8 +47,7 @@ def runs(
     A run is named by the beginning of its name or of its directory's, here and wherever a command
     asks for a run. In the column data, a percentage is the share of wrong captions. Of two runs and
     more: the settings that differ, scores with 95 % intervals over test images (another seed moves
-    a score too), and learning curves.
-    """
+    a score too), and learning curves."""
     from jestcli.runs import listing
 
     folder = listing.default_runs()

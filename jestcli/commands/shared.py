@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,12 @@ class Asked:
     seed: int
     settings: dict[str, Any]
 
+    def run(self, profile: str) -> Run:
+        """The run that these mean on a scale profile. Raises ConfigError."""
+        from jestcli.runs.methods import default_run
+
+        return default_run(self.method, self.settings, self.seed, profile)
+
 
 def read_asked(
     config: Path | None, pairs: list[str], method: str | None = None, seed: int | None = None
@@ -46,14 +53,12 @@ def read_asked(
     """A file's settings, the command line's on top, and what method and seed they mean.
 
     An option wins over the file's `method:` and `seed:`, which is said. Raises ConfigError where
-    settings contradict the method.
-    """
+    settings contradict the method."""
     from jestcli.config import ConfigError, merge, parse_overrides, read_yaml
     from jestcli.runs.methods import check_method, method_of
 
-    of_file = read_yaml(config) if config else {}
-    places = {str(config): of_file, "--set": parse_overrides(pairs)}
-    settings = merge(of_file, places["--set"])
+    places = {str(config): read_yaml(config) if config else {}, "--set": parse_overrides(pairs)}
+    settings = merge(*places.values())
     named: dict[str, Any] = {}
     for key, option in (("method", method), ("seed", seed)):
         there = settings.pop(key, None)
@@ -71,9 +76,13 @@ def read_asked(
     return Asked(named["method"], seed, settings)
 
 
-def reference_settings(steps: int | None) -> dict[str, Any]:
-    """What --reference-steps sets."""
-    return {} if steps is None else {"reference": {"optim": {"steps": steps}}}
+def with_options(settings: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """`settings` with these on top, by their dotted names; None is an option that was not given."""
+    from jestcli.config import merge, nested
+
+    for key, value in options.items():
+        settings = settings if value is None else merge(settings, nested(key, value))
+    return settings
 
 
 def with_models(
@@ -88,7 +97,7 @@ def with_models(
     if init is not None:
         settings = given.start_settings(init, settings, default_runs())
     if reference is not None:
-        settings = {**settings, **given.reference_settings(reference, default_runs())}
+        settings = settings | given.reference_settings(reference, default_runs())
     return settings
 
 
@@ -100,14 +109,13 @@ def announce(*runs: Run) -> None:
 
     for line in dict.fromkeys(line for run in runs for line in runs_beside(run)):
         say(f"the configuration {line}")
-    for name in dict.fromkeys(run.selection.sampler for run in runs):
-        if ":" in name:
-            from jestcli.selection.registry import find  # imports torch
+    for name in {run.selection.sampler: None for run in runs if ":" in run.selection.sampler}:
+        from jestcli.selection.registry import find  # imports torch
 
-            try:
-                find(name)
-            except ValueError as problem:
-                raise ConfigError(f"selection.{problem}") from None
+        try:
+            find(name)
+        except ValueError as problem:
+            raise ConfigError(f"selection.{problem}") from None
 
 
 def run_of_settings(
@@ -116,10 +124,7 @@ def run_of_settings(
     """The directory of the run that `jest train` makes of these; None where none is given."""
     if config is None and method is None and not pairs:
         return None
-    from jestcli.runs.methods import default_run
-
-    asked = read_asked(config, pairs, method)
-    return workspace.folder(default_run(asked.method, asked.settings, asked.seed, profile))
+    return workspace.folder(read_asked(config, pairs, method).run(profile))
 
 
 def make_console() -> Console:
@@ -167,34 +172,34 @@ def train_jobs(
 ) -> None:
     """Train jobs one after another in this process, and print their scores.
 
-    Under torchrun it is one of the ranks that train together.
-    """
+    Under torchrun it is one of the ranks that train together."""
     quiet_libraries()
     from jestcli.runs.evaluate import scores_table
     from jestcli.runs.workspace import read_done
     from jestcli.train import train
     from jestcli.training.devices import pick_device
-    from jestcli.training.distributed import DistEnv
-    from jestcli.utils.progress import Bar
+    from jestcli.training.distributed import DistEnv, join
+    from jestcli.utils.parallel import usable_cores
+    from jestcli.utils.progress import Bar, Lines
 
-    pick_device(device)  # a wrong word is said before anything is built
+    where = pick_device(device)  # a wrong word is said before anything is built
     workspace, console = workspace or make_workspace(), make_console()
     announce(*(job.run for job in jobs))
+    ranks, training = "TORCHELASTIC_RUN_ID" in os.environ, workspace
+    if ranks and workspace.loading.workers is None:  # the machine's cores, shared by its ranks
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        loading = replace(workspace.loading, workers=max(1, usable_cores() // here - 1))
+        training = replace(workspace, loading=loading)
     for job in jobs:
-        if "TORCHELASTIC_RUN_ID" in os.environ:
-            from jestcli.commands.ranks import train_as_rank
-
-            def prepare_here(run: Run, workers: int | None) -> None:
-                prepare(run, workers, workspace)
-
-            main = train_as_rank(job, workspace, console, wandb, device, keep_last, prepare_here)
-            if not main:
-                continue
-        else:
-            prepare(job.run, None, workspace)
-            with Bar(console) as bar:
-                world = DistEnv(device=pick_device(device))
-                train(job.run, workspace, job.label, bar, wandb, world, keep_last)
+        with join(where) if ranks else nullcontext(DistEnv(device=where)) as world:
+            if world.main:
+                prepare(job.run, None, workspace)
+            world.wait()
+            label = job.name if ranks else job.label
+            with nullcontext(Lines(console)) if ranks else Bar(console) as shown:
+                train(job.run, training, label, shown, wandb, world, keep_last)
+        if not world.main:
+            continue
         folder = workspace.folder(job.run)
         console.print(scores_table(job.label, read_done(folder)["scores"], job.run.data.own))
         console.print(f"run directory: {folder}")

@@ -19,17 +19,17 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jestcli.icons import benchmarks as marks
 from jestcli.icons.captions import read_emoji, read_lucide, read_phosphor, read_tabler
-from jestcli.icons.draw import Collection, Rastered, draw_world
+from jestcli.icons.draw import Collection, Rastered, draw_world, resvg_version
 from jestcli.icons.fetch import Fetcher, fetch
 from jestcli.icons.leakage import Rasters, assert_no_leakage
-from jestcli.icons.rasterize import resvg_version
 from jestcli.icons.spec import WORLD, World
 from jestcli.icons.splits import Plan, Sample, make_plan
 from jestcli.icons.write import (
@@ -113,15 +113,61 @@ def build(
 
     size: image side in pixels, a multiple of 16. workers: processes, default one a usable core.
     keep_cache: keep the drawn icons for the next build. Raises DataError: no network, no npm, a
-    wrong hash, a full disk, a leak. What was done is kept, and the next call goes on from there.
-    """
+    wrong hash, a full disk, a leak. What was done is kept, and the next call goes on from there."""
     if size <= 0 or size % 16:
         raise DataError(f"image size {size} is not a multiple of 16")
     if is_built(root, world, size):
         return read_manifest(root)
+    with _alone_in(root):
+        cache, key = root / ".cache", build_key(world, size)
+        tarballs: dict[str, Path] = {}
+        for name, package in world.packages.items():
+            progress("fetch", len(tarballs), len(world.packages))
+            tarballs[name] = fetch(package, cache / "packages", fetcher)
+        progress("fetch", len(tarballs), len(tarballs))
+
+        collections, drawn = draw_world(world, tarballs["icons"], cache, size, workers, progress)
+        emoji, phosphor = read_emoji(tarballs["emoji"]), read_phosphor(tarballs["phosphor"])
+        lucide, tabler = read_lucide(tarballs["lucide"]), read_tabler(tarballs["tabler"])
+        plan = make_plan(world, collections, drawn, emoji, {"lucide": lucide, "tabler": tabler})
+        made = marks.make_benchmarks(world, collections, drawn, emoji, phosphor)
+        training = [sample.icon for sample in (*plan.pool, *plan.curated)]
+        progress("compare", 0, 1)
+        kept, lost = marks.without_leaks(made, drawn, training, world.near_duplicate)
+        progress("compare", 1, 1)
+
+        here = _Staged(world, collections, drawn, root / f".staging-{key}")
+        for old in root.glob(".staging-*"):
+            if old != here.folder:
+                shutil.rmtree(old)
+        splits = {"pool": plan.pool, "curated": plan.curated}
+        tasks = [
+            task for name, each in splits.items() for task in _training_tasks(name, each, here)
+        ]
+        bench_tasks = [task for mark in kept for task in _benchmark_tasks(mark, here)]
+        total, done = sum(len(task.rows) for task in tasks + bench_tasks), 0
+        progress("write", 0, total)
+        for _, written in unordered(write_shard, tasks + bench_tasks, workers):
+            done += written
+            progress("write", done, total)
+        listed = [x for mark in kept for x in marks.entries(mark, collections, lost[mark.name])]
+        write_json(here.folder / "benchmarks" / "benchmarks.json", listed)
+        digests = _check(tasks, bench_tasks, world, workers, progress)
+        manifest = _manifest(key, here, plan, kept) | {"raster_digests": digests}
+        manifest["counts"]["dropped_near_duplicates"] = lost
+        _move_in_place(root, here.folder, manifest)
+        if not keep_cache:
+            shutil.rmtree(drawn.cache, ignore_errors=True)
+            shutil.rmtree(cache / "collections", ignore_errors=True)
+        return manifest
+
+
+@contextmanager
+def _alone_in(root: Path) -> Iterator[None]:
+    """One build at a time, and what the system refuses in one line. Raises DataError."""
     try:
         with hold(root):
-            return _build(root, size, workers, world, fetcher, progress, keep_cache)
+            yield
     except Held:
         raise DataError(f"another build is running in {root}: wait for it to end") from None
     except OSError as error:
@@ -136,59 +182,6 @@ class _Staged:
     collections: Mapping[str, Collection]
     drawn: Rastered
     folder: Path
-
-
-def _build(
-    root: Path,
-    size: int,
-    workers: int | None,
-    world: World,
-    fetcher: Fetcher | None,
-    progress: Progress,
-    keep_cache: bool,
-) -> dict[str, Any]:
-    cache, key = root / ".cache", build_key(world, size)
-    tarballs = _fetched(world, cache / "packages", fetcher, progress)
-
-    collections, drawn = draw_world(world, tarballs["icons"], cache, size, workers, progress)
-    emoji, phosphor = read_emoji(tarballs["emoji"]), read_phosphor(tarballs["phosphor"])
-    lucide, tabler = read_lucide(tarballs["lucide"]), read_tabler(tarballs["tabler"])
-    plan = make_plan(world, collections, drawn, emoji, {"lucide": lucide, "tabler": tabler})
-    made = marks.make_benchmarks(world, collections, drawn, emoji, phosphor)
-    training = [sample.icon for sample in (*plan.pool, *plan.curated)]
-    progress("compare", 0, 1)
-    kept, lost = marks.without_leaks(made, drawn, training, world.near_duplicate)
-    progress("compare", 1, 1)
-
-    here = _Staged(world, collections, drawn, root / f".staging-{key}")
-    for old in root.glob(".staging-*"):
-        if old != here.folder:
-            shutil.rmtree(old)
-    splits = {"pool": plan.pool, "curated": plan.curated}
-    tasks = [task for name, each in splits.items() for task in _training_tasks(name, each, here)]
-    bench_tasks = [task for mark in kept for task in _benchmark_tasks(mark, here)]
-    _write(tasks + bench_tasks, workers, progress)
-    listed = [entry for mark in kept for entry in marks.entries(mark, collections, lost[mark.name])]
-    write_json(here.folder / "benchmarks" / "benchmarks.json", listed)
-    digests = _check(tasks, bench_tasks, world, workers, progress)
-    manifest = _manifest(key, here, plan, kept) | {"raster_digests": digests}
-    manifest["counts"]["dropped_near_duplicates"] = lost
-    _move_in_place(root, here.folder, manifest)
-    if not keep_cache:
-        shutil.rmtree(drawn.cache, ignore_errors=True)
-        shutil.rmtree(cache / "collections", ignore_errors=True)
-    return manifest
-
-
-def _fetched(
-    world: World, folder: Path, fetcher: Fetcher | None, progress: Progress
-) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for name, package in world.packages.items():
-        progress("fetch", len(found), len(world.packages))
-        found[name] = fetch(package, folder, fetcher)
-    progress("fetch", len(found), len(found))
-    return found
 
 
 def _training_tasks(split: str, samples: Sequence[Sample], here: _Staged) -> list[ShardTask]:

@@ -67,8 +67,7 @@ class Emoji:
     def find(self, collection: Collection) -> dict[str, str]:
         """Icon name -> code points, for the icons of a set that are base emoji; each emoji once.
 
-        The set's own table of code points comes first, then the name compared with the labels.
-        """
+        The set's own table of code points comes first, then the name compared with the labels."""
         found: dict[str, str] = {}
         by_table = {n: code for n, code in collection.characters.items() if code in self.words}
         by_label = {n: self.codes[n] for n in collection.names if n in self.codes}

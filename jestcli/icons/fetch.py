@@ -41,8 +41,7 @@ def fetch(package: Package, folder: Path, fetcher: Fetcher | None = None) -> Pat
     """Return the package's verified tarball in `folder`, fetching it when it is not there.
 
     Raises DataError when the package cannot be had or its hash is not the pinned one; then nothing
-    is left in `folder`.
-    """
+    is left in `folder`."""
     folder = folder.resolve()  # npm runs in a folder of its own
     target = folder / f"{package.name.replace('@', '').replace('/', '-')}-{package.version}.tgz"
     if target.exists() and integrity(target) == package.integrity:

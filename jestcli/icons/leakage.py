@@ -38,8 +38,7 @@ def raster_digest(image: np.ndarray) -> str:
 def signatures(images: np.ndarray) -> np.ndarray:
     """uint8 [n, S, S, 3] -> uint8 [n, 768]: ink averaged over a 16 x 16 grid.
 
-    Raises ValueError when S is not a multiple of 16.
-    """
+    Raises ValueError when S is not a multiple of 16."""
     n, size = images.shape[:2]
     if size % GRID:
         raise ValueError(f"image size {size} is not a multiple of {GRID}")
@@ -80,8 +79,7 @@ def near_duplicates(left: np.ndarray, right: np.ndarray, tau: float) -> list[tup
 
     Signatures: uint8 [n, 768], [m, 768]. 0 < tau < 1. Memory: about 32 MB beside the inputs'
     coarse versions. Both sides are walked in the order of their norms: near-duplicates have
-    (|a| - |b|)^2 <= |a - b|^2 < tau (|a|^2 + |b|^2), so only a window of norms is compared.
-    """
+    (|a| - |b|)^2 <= |a - b|^2 < tau (|a|^2 + |b|^2), so only a window of norms is compared."""
     if not len(left) or not len(right):
         return []
     k = (GRID // COARSE) ** 2 * 3  # signature values averaged into one coarse value

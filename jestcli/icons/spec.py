@@ -32,8 +32,7 @@ class Source:
 
     captions: where its words come from: "emoji" (emojibase label + tags, base emoji only),
         "lucide" or "tabler" (name + the set's own tags) or "name" (the icon's name alone).
-    skip: regular expressions; an icon whose name matches one is left out.
-    """
+    skip: regular expressions; an icon whose name matches one is left out."""
 
     prefix: str
     captions: str

@@ -56,8 +56,7 @@ def make_plan(
 ) -> Plan:
     """Split every drawn icon that is not withheld into curated samples and pool.
 
-    tags: words by icon name, for each caption kind other than "emoji" and "name".
-    """
+    tags: words by icon name, for each caption kind other than "emoji" and "name"."""
     withheld = set(world.withheld)
     usable = [icon for icon in drawn.icons if collections[icon.prefix].family not in withheld]
     curated, digests = _curated(world, collections, usable, emoji, tags)
@@ -106,8 +105,7 @@ def _curated(
     """Curated samples with their levels, and the raster digests of each level.
 
     Inside a level every raster occurs once; a sample that is in several levels has the captions of
-    the first level in the table that names it.
-    """
+    the first level in the table that names it."""
     by_prefix: dict[str, list[Drawn]] = {}
     for icon in usable:
         if icon.name not in collections[icon.prefix].hidden:

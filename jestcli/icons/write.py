@@ -82,8 +82,7 @@ def write_shard(task: ShardTask) -> int:
 def read_back(path: Path) -> Rasters:
     """Decode a written shard into what the leakage check needs. Raises DataError when broken.
 
-    Reads the plain USTAR that `write_shard` makes, ten times as fast as `tarfile` reads any tar.
-    """
+    Reads the plain USTAR that `write_shard` makes, ten times as fast as `tarfile` reads any tar."""
     keys, families, images = [], [], []
     try:
         for name, content in _ustar(path.read_bytes()):

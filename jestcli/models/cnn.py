@@ -28,8 +28,7 @@ class BatchNorm(nn.Module):
 
     In training mode the statistics are the batch's, over all ranks of `group` (None: this process
     alone), and the running ones of `side` move towards them by `momentum`; in evaluation mode they
-    are the running ones. Weight and bias are shared by all sides.
-    """
+    are the running ones. Weight and bias are shared by all sides."""
 
     momentum, eps = 0.1, 1e-5
 
@@ -87,8 +86,7 @@ class ConvTower(nn.Module):
 
     Args:
         channels: of each 3x3 convolution; all but the last halve the side.
-        sides: image sides in pixels that it will be trained at.
-    """
+        sides: image sides in pixels that it will be trained at."""
 
     def __init__(self, channels: tuple[int, ...], embed_dim: int, sides: tuple[int, ...]):
         super().__init__()
@@ -152,8 +150,7 @@ class BagOfTokens(nn.Module):
 class SmallPair(nn.Module):
     """Both towers, temperature scale (as its logarithm) and bias, under open_clip's names.
 
-    init_logit_bias: None for a model of the softmax loss, which has no bias.
-    """
+    init_logit_bias: None for a model of the softmax loss, which has no bias."""
 
     def __init__(
         self,

@@ -51,8 +51,7 @@ def pi_resize_matrix(old: int, new: int) -> Tensor:
     """Pseudo-inverse resize of patch weights, float64 [new*new, old*old] (FlexiViT, section 3.4).
 
     The new weights give, for every patch, the inner product that the old weights give for that
-    patch resized back to `old` (exactly when new > old, in the least-squares sense otherwise).
-    """
+    patch resized back to `old` (exactly when new > old, in the least-squares sense otherwise)."""
     if max(old, new) <= 16:  # what recorded runs computed, to the last bit
         return torch.linalg.pinv(resize_matrix(old, new).T)
     axis = torch.linalg.pinv(_axis_matrix(old, new).T)  # pinv(a x a) = pinv(a) x pinv(a): no wait
@@ -76,8 +75,7 @@ class FlexiVisual(nn.Module):
             TypeError for anything else.
         full: the view of full resolution, the default.
         others: further views that will be used (`prepare` adds one later).
-    ValueError if a view's patch does not divide its side.
-    """
+    ValueError if a view's patch does not divide its side."""
 
     visual: Any
 
@@ -116,14 +114,13 @@ class FlexiVisual(nn.Module):
         """Make the resize maps of `view`, once. ValueError if its patch does not fit its side."""
         if view.side % view.patch:
             raise ValueError(f"patch size {view.patch} does not divide image size {view.side}")
-        device = self._position.device
-        weights, positions = f"weight_map_{view.patch}", f"position_map_{view.grid}"
-        if view.patch != self.stored_patch and not hasattr(self, weights):
-            map_ = pi_resize_matrix(self.stored_patch, view.patch).float().to(device)
-            self.register_buffer(weights, map_, persistent=False)
-        if view.grid != self.stored_grid and not hasattr(self, positions):
-            map_ = resize_matrix(self.stored_grid, view.grid).float().to(device)
-            self.register_buffer(positions, map_, persistent=False)
+        for name, make, stored, wanted in (
+            ("weight_map", pi_resize_matrix, self.stored_patch, view.patch),
+            ("position_map", resize_matrix, self.stored_grid, view.grid),
+        ):
+            if wanted != stored and not hasattr(self, f"{name}_{wanted}"):
+                map_ = make(stored, wanted).float().to(self._position.device)
+                self.register_buffer(f"{name}_{wanted}", map_, persistent=False)
 
     def forward(self, images: Tensor, view: Resolution | None = None) -> Tensor:
         """Images float [n, 3, S, S] -> features [n, embed_dim]; view None is full resolution."""
@@ -134,8 +131,7 @@ class FlexiVisual(nn.Module):
         if view == Resolution(self.stored_patch, self.stored_patch * self.stored_grid):
             return self.visual(images)
         x = self._patches(images, view.patch)
-        x = self._timm(x, images, view) if self.is_timm else self._native(x, images, view)
-        return x
+        return self._timm(x, images, view) if self.is_timm else self._native(x, images, view)
 
     def _patches(self, images: Tensor, patch: int) -> Tensor:
         """Patch embeddings [n, grid * grid, width], by weights resized to `patch`."""
@@ -147,8 +143,7 @@ class FlexiVisual(nn.Module):
 
     def _positions(self, grid: int) -> Tensor:
         """Position embeddings [prefix + grid * grid, width], interpolated from the stored grid."""
-        position, prefix = self._position, self.prefix_positions
-        position = position.flatten(0, -2)
+        position, prefix = self._position.flatten(0, -2), self.prefix_positions
         if grid == self.stored_grid:
             return position
         cells = self.get_buffer(f"position_map_{grid}") @ position[prefix:]
@@ -172,15 +167,13 @@ class FlexiVisual(nn.Module):
         else:
             x = torch.cat([*prefix, x], dim=1) + position.to(x.dtype)
         x = trunk.norm_pre(drop_tokens(x, images, view, trunk.num_prefix_tokens))
-        x = trunk.norm(trunk.blocks(x))
-        return self.visual.head(trunk.forward_head(x))
+        return self.visual.head(trunk.forward_head(trunk.norm(trunk.blocks(x))))
 
 
 def drop_tokens(x: Tensor, images: Tensor, view: Resolution, prefix: int) -> Tensor:
     """Keep `view.tokens` of the cells, those whose pixels vary most, and all prefix tokens.
 
-    x: [n, prefix + grid * grid, width]; images: float [n, 3, side, side].
-    """
+    x: [n, prefix + grid * grid, width]; images: float [n, 3, side, side]."""
     if view.tokens == view.grid**2:
         return x
     pixels = images.float()

@@ -1,4 +1,4 @@
-"""FLOPs counted from the real modules, and a run's cost in every convention of the paper.
+"""FLOPs and memory counted from the real modules; a run's cost in every convention of the paper.
 
 One multiply-add is two FLOPs. A training step is taken as three forward passes (the paper's unit),
 checked in the tests against torch's own count of forward and backward.
@@ -6,7 +6,9 @@ checked in the tests against torch's own count of forward and backward.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,22 +43,22 @@ def forward_flops(model: Clip, image_size: int, context_length: int) -> ForwardF
     images = torch.zeros(2, 3, image_size, image_size, device=device)
     tokens = torch.zeros(2, context_length, dtype=torch.long, device=device)
 
-    def total(call, batch: Tensor, *more: Resolution) -> int:
-        # Plain attention: the counter knows its two matmuls, not every fused kernel.
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            call(batch, *more)
-        return counter.get_total_flops()
-
-    def count(call, batch: Tensor, *more: Resolution) -> int:
+    def count(call: Callable[..., Tensor], batch: Tensor, *more: Resolution) -> int:
         # The second example's share: FlexiViT's resize maps are paid once a batch.
-        return total(call, batch, *more) - total(call, batch[:1], *more)
+        two, one = (count_flops(call, given, *more) for given in (batch, batch[:1]))
+        return two - one
 
     with model.scoring():  # zeros must not move batch statistics
-        return ForwardFlops(
-            image_full=count(model.encode_image, images, model.full),
-            image_low=count(model.encode_image, images, model.low),
-            text=count(model.encode_text, tokens),
-        )
+        full, low = (count(model.encode_image, images, view) for view in (model.full, model.low))
+        return ForwardFlops(full, low, count(model.encode_text, tokens))
+
+
+def count_flops(call: Callable[..., Tensor], *given: Any) -> int:
+    """FLOPs of a call of a model's."""
+    # Plain attention: the counter knows its two matmuls, not every fused kernel.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        call(*given)
+    return counter.get_total_flops()
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,7 @@ class Cost:
     cached_reuse: reference cached, forwards of the selected pairs re-used (paper's 233 %).
     cached: reference cached, nothing re-used: what an engine executes (2.67 at f = .8).
     uncached: every candidate is also scored by the reference.
-    charged: `cached`, plus the reference's own training and one scoring of each pool pair seen.
-    """
+    charged: `cached`, plus the reference's own training and one scoring of each pool pair seen."""
 
     cached_reuse: float
     cached: float
@@ -88,8 +89,7 @@ def step_cost(
 ) -> Cost:
     """FLOPs of one step. `charged` here leaves out what is spent once (see `run_cost`).
 
-    Where the super-batch changes size: the mean of the first `steps` steps (default: of all).
-    """
+    Where the super-batch changes size: the mean of the first `steps` steps (default: of all)."""
     b, share = run.optim.batch_size, run.selection.low_res_share
     train = 3 * b * ((1 - share) * learner.full + share * learner.low)
     if run.model.lock_image:  # its forward pass alone
@@ -114,8 +114,7 @@ def per_iteration(
     """Percent of a uniform full-resolution step of the same model, by convention.
 
     Two more than `Cost` has: `uncached_reuse`, and `cached_text_reuse`, where only the text
-    forwards of the chosen pairs are re-used: texts look the same at every image resolution.
-    """
+    forwards of the chosen pairs are re-used: texts look the same at every image resolution."""
     one, b = step_cost(run, learner, reference), run.optim.batch_size
     chosen = b - run.curated_pairs if run.selection.reads_learner else 0
     flops = {
@@ -132,8 +131,7 @@ def reference_score(run: Run, reference: ForwardFlops | None) -> int:
     """FLOPs of the reference's embeddings of one pair, at the resolution it sees it."""
     if reference is None:
         return 0
-    low = run.selection.reference_resolution == "low"
-    return reference.low if low else reference.full
+    return reference.low if run.selection.reference_resolution == "low" else reference.full
 
 
 def run_cost(
@@ -149,8 +147,7 @@ def run_cost(
     Args:
         reference_training: FLOPs that the reference's own training took.
         pool_size: candidates are drawn epoch by epoch, so a cache scores at most this many (of
-            the pool: curated pairs of the batch are not scored).
-    """
+            the pool: curated pairs of the batch are not scored)."""
     one = step_cost(run, learner, reference, steps)
     once = 0.0
     if reference is not None:
@@ -158,9 +155,49 @@ def run_cost(
         seen = pool_size if run.source.kind == "filtered" else run.scored_before(steps)
         one_score = reference_score(run, reference)
         once = reference_training + (min(seen, pool_size) * one_score if reads else 0.0)
-    return Cost(
-        steps * one.cached_reuse,
-        steps * one.cached,
-        steps * one.uncached,
-        steps * one.charged + once,
-    )
+    reuse, cached, uncached = (steps * x for x in (one.cached_reuse, one.cached, one.uncached))
+    return Cost(reuse, cached, uncached, steps * one.charged + once)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes in float32. state: weights, gradients and AdamW's two moments.
+
+    full, low: what autograd keeps for the backward pass of one pair, by the image's resolution."""
+
+    state: int
+    full: int
+    low: int
+
+    def training(self, batch_size: int, low_res_share: float) -> int:
+        """Peak of one step on one device: state and activations of the whole batch at once."""
+        low = round(batch_size * low_res_share)
+        return self.state + low * self.low + (batch_size - low) * self.full
+
+
+def training_memory(model: Clip, image_size: int, context_length: int) -> Memory:
+    """Count tensors, by hooks on what autograd saves; a model on "meta" allocates nothing.
+
+    On "meta" attention keeps its matrices, which fused kernels do not: an upper estimate (about a
+    tenth over a CPU's at small images; more where there are many patches)."""
+    own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+    device = next(model.parameters()).device
+
+    def saved(n: int, n_low: int) -> int:
+        found: dict[int, Tensor] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            found[tensor.untyped_storage()._cdata] = tensor  # held: its address is not used again
+            return tensor
+
+        images = torch.zeros(n, 3, image_size, image_size, device=device)
+        tokens = torch.zeros(n, context_length, dtype=torch.long, device=device)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            outputs = model(images, tokens, n_low)
+        del outputs
+        return sum(t.untyped_storage().nbytes() for key, t in found.items() if key not in own)
+
+    # The third pair's share: resize maps are paid once a batch.
+    full, low = saved(3, 0) - saved(2, 0), saved(3, 3) - saved(2, 2)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    return Memory(4 * weights, full, low)

@@ -28,8 +28,7 @@ class Clip(nn.Module):
     Args:
         full, low: how the image tower sees images at full and at low resolution.
         pixels: mean and standard deviation by channel, of pixels in [0, 1], that the weights
-            expect; None is one half of each, which is how images arrive.
-    """
+            expect; None is one half of each, which is how images arrive."""
 
     clip: Any
     mean: Tensor
@@ -70,8 +69,7 @@ class Clip(nn.Module):
         """All that a training step needs in one call, as DDP and compile want it.
 
         The first `n_low` of the images float [n, 3, S, S] are seen at low resolution, the rest at
-        full; tokens int [n, L]. Returns image [n, d], text [n, d], scale and bias (0-d).
-        """
+        full; tokens int [n, L]. Returns image [n, d], text [n, d], scale and bias (0-d)."""
         parts = [(images[:n_low], self.low), (images[n_low:], self.full)]
         # Norms that sum over ranks must be asked on all of them, even where one has no such image.
         shared = self.low != self.full and any(norm.group is not None for norm in self.norms)
@@ -127,8 +125,7 @@ def low_view(model: Model, data: Data, selection: Selection) -> Resolution:
     """What low resolution means: larger patches, a smaller image or fewer cells.
 
     Unless `keep_tokens` says otherwise the transformer sees as many cells as at the coarsest patch.
-    A convolutional tower has no patches: it sees the image smaller, in the same ratio.
-    """
+    A convolutional tower has no patches: it sees the image smaller, in the same ratio."""
     side, finest, coarsest = data.image_size, model.patch_sizes[0], model.patch_sizes[-1]
     if selection.approximation == "tokens":
         return Resolution(finest, side, selection.keep_tokens or (finest / coarsest) ** 2)
@@ -155,11 +152,10 @@ def build_model(
         loss: a softmax model has no bias (nothing would train it).
         stored_patch: patch size at which own towers store their weights; None is the largest, from
             which no size loses anything. A named tower stores its own.
-    Built in `torch.device("meta")` it allocates nothing. Raises ConfigError.
-    """
+    Built in `torch.device("meta")` it allocates nothing. Raises ConfigError."""
     full = Resolution(min(patch_sizes), data.image_size)
     low = low or Resolution(max(patch_sizes), data.image_size)
-    head = {
+    head: dict[str, Any] = {
         "init_logit_scale": math.log(model.init_logit_scale),
         "init_logit_bias": model.init_logit_bias if loss == "sigmoid" else None,
     }
@@ -170,7 +166,9 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if model.tower == "cnn":
-            clip = _small(model, data, (full.side, low.side), head)
+            visual = ConvTower(model.channels, model.embed_dim, (full.side, low.side))
+            text = BagOfTokens(data.vocab_size, model.text_width, model.embed_dim)
+            clip = SmallPair(visual, text, **head)
         elif model.name is None:
             clip = _own(model, data, patch_sizes, stored_patch or max(patch_sizes), head)
         else:
@@ -179,13 +177,6 @@ def build_model(
         return Clip(clip, full, low)
     _load_pretrained(clip, model)
     return Clip(clip, full, low, _pixels(model))
-
-
-def _small(model: Model, data: Data, sides: tuple[int, ...], head: dict[str, Any]) -> SmallPair:
-    """The convolutional tower and the bag of tokens."""
-    visual = ConvTower(model.channels, model.embed_dim, sides)
-    text = BagOfTokens(data.vocab_size, model.text_width, model.embed_dim)
-    return SmallPair(visual, text, head["init_logit_scale"], head["init_logit_bias"])
 
 
 def _own(
@@ -226,8 +217,7 @@ def named(
     """The model of an open_clip config, unmodified.
 
     Its image size, text length and vocabulary are those of `data`; with `as_pretrained` they stay
-    the config's (so that its weights fit), ConfigError if the text's differ from `data`'s.
-    """
+    the config's (so that its weights fit), ConfigError if the text's differ from `data`'s."""
     settings = {k: v for k, v in config.items() if k not in ("custom_text", "preprocess_cfg")}
     vision, text = dict(settings.pop("vision_cfg")), dict(settings.pop("text_cfg"))
     if as_pretrained:
@@ -239,8 +229,8 @@ def named(
         vision["image_size"] = data.image_size
         text |= {"context_length": data.context_length, "vocab_size": data.vocab_size}
     kind = CustomTextCLIP if config.get("custom_text") else CLIP
-    arguments = settings | head
-    clip = kind(vision_cfg=CLIPVisionCfg(**vision), text_cfg=CLIPTextCfg(**text), **arguments)
+    more = settings | head
+    clip = kind(vision_cfg=CLIPVisionCfg(**vision), text_cfg=CLIPTextCfg(**text), **more)
     if not as_pretrained and vision.get("timm_model_name"):
         clip.visual.set_input_size(data.image_size)
     return clip
@@ -249,11 +239,14 @@ def named(
 def _load_pretrained(clip: CLIP | CustomTextCLIP, model: Model) -> None:
     """Fill an unmodified open_clip model from a local file, or from one of open_clip's tags.
 
-    Tensors only: open_clip reads them without unpickling anything else. Raises ConfigError.
-    """
+    Tensors only: open_clip reads them without unpickling anything else. Raises ConfigError."""
     assert model.name is not None and model.pretrained is not None
     path = Path(model.pretrained)
-    if model.pretrained_sha256 and not (path.exists() and _is(path, model.pretrained_sha256)):
+    try:
+        found = file_hash(path) if model.pretrained_sha256 and path.exists() else None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    if model.pretrained_sha256 != found:
         raise ConfigError(f"{path} is not the file this run was made for")
     if not path.exists():
         path = Path(open_clip.download_pretrained(_tag(model.name, model.pretrained)))
@@ -268,13 +261,6 @@ def _load_pretrained(clip: CLIP | CustomTextCLIP, model: Model) -> None:
         raise ConfigError(f"{path} does not fit {model.name}: {wrong[0]} is missing or unknown")
     if start is not None and clip.logit_bias == 0:  # open_clip's filling for weights without one
         clip.logit_bias.data.copy_(start)
-
-
-def _is(path: Path, sha256: str) -> bool:
-    try:
-        return file_hash(path) == sha256
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
 
 
 def _tag(name: str, tag: str) -> dict[str, Any]:
@@ -293,12 +279,11 @@ def _tag(name: str, tag: str) -> dict[str, Any]:
 def _pixels(model: Model) -> tuple[Any, Any]:
     """Mean and standard deviation of the pixels in [0, 1] that pretrained weights expect."""
     assert model.name is not None and model.pretrained is not None
+    usual: tuple[Any, Any] = (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
     if catalogue.is_place(model.name):
         about = catalogue.read_place(model.name)["preprocess_cfg"]
-        return (about.get("mean") or open_clip.OPENAI_DATASET_MEAN,
-                about.get("std") or open_clip.OPENAI_DATASET_STD)  # fmt: skip
-    plain = "init_logit_bias" in catalogue.read(model.name)  # the SigLIP family: [-1, 1]
-    about = {} if Path(model.pretrained).exists() else _tag(model.name, model.pretrained)
-    mean = about.get("mean") or ([0.5] * 3 if plain else open_clip.OPENAI_DATASET_MEAN)
-    std = about.get("std") or ([0.5] * 3 if plain else open_clip.OPENAI_DATASET_STD)
-    return mean, std
+    else:
+        if "init_logit_bias" in catalogue.read(model.name):  # the SigLIP family: [-1, 1]
+            usual = ([0.5] * 3, [0.5] * 3)
+        about = {} if Path(model.pretrained).exists() else _tag(model.name, model.pretrained)
+    return about.get("mean") or usual[0], about.get("std") or usual[1]

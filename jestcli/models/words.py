@@ -16,8 +16,7 @@ def check_word(word: str, option: str = "--reference") -> tuple[str, str]:
     """Model and weights of `MODEL:TAG` or `MODEL:FILE`, and of local-dir: or hf-hub: the word
     itself and nothing. Raises ConfigError with the nearest.
 
-    A model's config beside the file (`jest export` writes such) makes the model known.
-    """
+    A model's config beside the file (`jest export` writes such) makes the model known."""
     if catalogue.is_place(word):
         try:
             catalogue.read_place(word)

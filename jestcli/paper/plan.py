@@ -11,8 +11,15 @@ from typing import Any, NamedTuple
 import torch
 
 from jestcli.config import Run
-from jestcli.models.flops import ForwardFlops, forward_flops, per_iteration, run_cost, step_cost
-from jestcli.models.memory import Memory, training_memory
+from jestcli.models.flops import (
+    ForwardFlops,
+    Memory,
+    forward_flops,
+    per_iteration,
+    run_cost,
+    step_cost,
+    training_memory,
+)
 from jestcli.paper.experiment import Job
 from jestcli.runs.reference import reference_view
 from jestcli.runs.trained import new_learner, on_meta

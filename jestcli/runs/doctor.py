@@ -169,7 +169,7 @@ def _model(run: Run, device: str) -> Finding:
     """Whether the towers can be built, and one step of training fits."""
     import torch
 
-    from jestcli.models.memory import training_memory
+    from jestcli.models.flops import training_memory
     from jestcli.runs.trained import on_meta
     from jestcli.training.devices import pick_device
 

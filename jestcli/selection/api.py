@@ -66,8 +66,7 @@ def select(
 
     The embeddings' device holds the result. Sums are float32 per tile and float64 across tiles,
     float64 throughout for float64 embeddings. No gradient, and no autocast of the caller's.
-    Raises ValueError, naming the argument, for anything wrong, on every rank if on one.
-    """
+    Raises ValueError, naming the argument, for anything wrong, on every rank if on one."""
     ranks = Ranks(group, mode == "balanced")
     problem, told, count = None, None, 0
     try:

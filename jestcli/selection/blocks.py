@@ -33,8 +33,7 @@ def sum_softplus(
     """For each candidate k, the sum over members i of softplus(scale * members_i . k + offset_i).
 
     members [m, d], candidates [B, d], offset one number or [m] -> [B], float32 (float64 for
-    float64 input).
-    """
+    float64 input)."""
     if kernels.usable(candidates):
         return kernels.sum_softplus(members, candidates, scale, offset)
     scaled = members.to(wide(members)) * scale
@@ -55,8 +54,7 @@ def sum_softplus(
 def log_sum_exp(members: Tensor, candidates: Tensor, scale: float | Tensor) -> Tensor:
     """For each candidate k, log of the sum over members i of exp(scale * members_i . k).
 
-    members [m, d], candidates [B, d] -> [B], float32 (float64 for float64 input).
-    """
+    members [m, d], candidates [B, d] -> [B], float32 (float64 for float64 input)."""
     if kernels.usable(candidates):
         return kernels.log_sum_exp(members, candidates, scale)
     scaled = members.to(wide(members)) * scale

@@ -52,8 +52,7 @@ def greedy(concepts: list[list[int]], size: int, owner: list[int], shares: list[
 
     concepts: the distinct ones of each candidate; owner: its rank; shares: most of each rank.
     A gain never rises, so an old one is a bound: only the best candidate's has to be computed
-    again, and if it still leads it is the largest of all (Minoux 1978).
-    """
+    again, and if it still leads it is the largest of all (Minoux 1978)."""
     frequency = Counter(concept for each in concepts for concept in each)
     cap = max(CAP, round(CAP_SHARE * size))
     target, left = targets(sorted(frequency), size, cap), list(shares)

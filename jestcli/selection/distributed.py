@@ -47,8 +47,7 @@ class Ranks:
     def agree(self, problem: Exception | None, arguments: object, count: int) -> None:
         """Raise on every rank if any rank has a `problem`, or if arguments or counts differ.
 
-        The rank with the problem raises it; the others raise ValueError naming that rank.
-        """
+        The rank with the problem raises it; the others raise ValueError naming that rank."""
         if self.group is None:
             if problem is not None:
                 raise problem
@@ -76,8 +75,7 @@ class Ranks:
 
         scores: float64 [B], -inf for a candidate that must not be taken. If balanced, each rank
         contributes count / world. Raises ValueError, on every rank, if a pick's score is not
-        finite.
-        """
+        finite."""
         held = scores.shape[0]
         each = count // self.world if self.balanced else min(count, held)
         best, order = largest(scores, each)

@@ -32,8 +32,7 @@ class PairEmbeddings:
         not depend on `bias`.
 
     Nothing is checked here: `select` checks, so that under torch.distributed every rank hears
-    of one rank's wrong input.
-    """
+    of one rank's wrong input."""
 
     image: Tensor
     text: Tensor
@@ -48,8 +47,7 @@ class PairEmbeddings:
             of SigLIP's kind, the bias; or the mapping that `output_dict=True` gives, whose other
             entries (CoCa's logits, distillation's) are passed over. No bias counts as 0.
         Features are normalised by open_clip already. No gradient flows through the result.
-        Raises ValueError where image or text features or the scale are missing.
-        """
+        Raises ValueError where image or text features or the scale are missing."""
         if isinstance(out, Mapping):
             found = [out.get(name) for name in OPEN_CLIP_NAMES]
         else:
@@ -77,8 +75,7 @@ class PairEmbeddings:
 def checked(pairs: PairEmbeddings, name: str) -> PairEmbeddings:
     """`pairs` with scale and bias as floats and no autograd history.
 
-    Raises ValueError, naming `name` and the field, for anything that is not a set of pairs.
-    """
+    Raises ValueError, naming `name` and the field, for anything that is not a set of pairs."""
     if not isinstance(pairs, PairEmbeddings):
         raise ValueError(f"{name} must be PairEmbeddings, got {type(pairs).__name__}")
     numbers = {}

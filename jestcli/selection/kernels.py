@@ -51,23 +51,11 @@ def _launch(
     count, dim = candidates.shape
     out = torch.empty(count, dtype=torch.float32, device=candidates.device)
     depth = BLOCK_DIM * 2 // members.element_size()
-    members, candidates, offset = members.contiguous(), candidates.contiguous(), offset.contiguous()
-    _kernel[(triton.cdiv(count, BLOCK_CANDIDATES),)](
-        members,
-        candidates,
-        offset,
-        out,
-        float(scale),
-        len(members),
-        count,
-        dim,
-        SOFTPLUS=softplus,
-        BM=BLOCK_MEMBERS,
-        BN=BLOCK_CANDIDATES,
-        BK=depth,
-        num_warps=8,
-        num_stages=3,
-    )
+    given = [x.contiguous() for x in (members, candidates, offset)]
+    sizes = (float(scale), len(members), count, dim)
+    tile = {"BM": BLOCK_MEMBERS, "BN": BLOCK_CANDIDATES, "BK": depth}
+    launch = _kernel[(triton.cdiv(count, BLOCK_CANDIDATES),)]
+    launch(*given, out, *sizes, SOFTPLUS=softplus, **tile, num_warps=8, num_stages=3)
     return out
 
 

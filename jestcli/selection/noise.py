@@ -49,8 +49,7 @@ def _mixed(word: int) -> int:
 def uniform(seed: int, step: int, draw: int, index: Tensor) -> Tensor:
     """One number strictly inside (0, 1) for each index: float64, the shape and device of `index`.
 
-    It has the form (n + 1/2) / 2**52, so neither 0 nor 1 can occur.
-    """
+    It has the form (n + 1/2) / 2**52, so neither 0 nor 1 can occur."""
     return _uniform(seed, step, [draw], index).view(index.shape)
 
 
@@ -72,8 +71,7 @@ def gumbel(seed: int, step: int) -> Noise:
 
     Adding it to log-probabilities and keeping the m largest draws m without replacement.
     Equal on CPU and GPU up to the last bit of the logarithm. Of few candidates the numbers of the
-    next draws are computed along: some forty small operations cost as much for all as for one.
-    """
+    next draws are computed along: some forty small operations cost as much for all as for one."""
     at, rows = -1, torch.empty(0)  # the block of draws that is kept, and its noise
     of: Tensor | None = None
 

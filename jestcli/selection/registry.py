@@ -39,8 +39,7 @@ def find(name: str) -> tuple[Sampler, str | None]:
     """The strategy called `name`, and the criterion that the name fixes, if it does.
 
     name: an entry of SAMPLERS, "entry/criterion", or "module:function" for a function of yours.
-    Raises ValueError for a name that leads nowhere.
-    """
+    Raises ValueError for a name that leads nowhere."""
     if not isinstance(name, str):
         raise ValueError(f"sampler must be a name, got {type(name).__name__}")
     if ":" in name:

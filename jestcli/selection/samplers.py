@@ -20,16 +20,14 @@ def rho(task: Task) -> Tensor:
     """The largest scalar losses, learner minus reference, as in RHO-LOSS (Mindermann et al. 2022).
 
     A pair's scalar loss is `pair_losses`: its own loss with the whole super-batch as the batch
-    (both directions, softmax or sigmoid), not its diagonal score. No noise.
-    """
+    (both directions, softmax or sigmoid), not its diagonal score. No noise."""
     return activeclip(replace(task, noise=noise.zero))
 
 
 def activeclip(task: Task) -> Tensor:
     """Independent draws with p proportional to exp(scalar learnability), in the manner of
     ActiveCLIP (Evans et al. 2023); the scalar is that of `rho`. The proxy models and stale
-    scores of that paper are not part of it.
-    """
+    scores of that paper are not part of it."""
     return task.draw(task.pair_scores(), task.size, 0)
 
 
@@ -40,8 +38,7 @@ def gibbs(task: Task) -> Tensor:
     at position (t - 1) mod size, scores every candidate given the others from scratch, and draws
     its successor, perhaps itself, with p proportional to exp(gain) (draw t). Each iteration costs
     a pass over size x B pairs: for small B. A shorter run is a prefix of a longer one. With
-    the noise of zeros it is coordinate ascent. One process only.
-    """
+    the noise of zeros it is coordinate ascent. One process only."""
     if task.ranks.world > 1:
         raise ValueError("sampler 'gibbs' runs in one process; call select without a group")
     batch = uniform(task)

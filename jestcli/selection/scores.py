@@ -51,8 +51,7 @@ class SigmoidGain:
     """Change of the summed sigmoid loss when k joins C (paper, eq. 2 and Algorithm 1).
 
     L_kk + sum_{i in C} L_ik + sum_{j in C} L_kj, with L_kk = softplus(-z_kk) and, off the
-    diagonal, L_ij = softplus(z_ij). Additive over C, so one running sum is all its state.
-    """
+    diagonal, L_ij = softplus(z_ij). Additive over C, so one running sum is all its state."""
 
     def __init__(self, pairs: PairEmbeddings, ranks: Ranks) -> None:
         self.pairs, self.ranks = pairs, ranks
@@ -75,8 +74,7 @@ class SoftmaxNegativesGain:
 
     -z_kk + 1/2 [log sum_{j in C} exp z_kj + log sum_{i in C} exp z_ik]: what k suffers from C;
     what k does to the members of C is left out, and k's own positive is not in its partition.
-    With C empty there are no negatives, and the score is -z_kk.
-    """
+    With C empty there are no negatives, and the score is -z_kk."""
 
     def __init__(self, pairs: PairEmbeddings, ranks: Ranks) -> None:
         self.pairs, self.ranks = pairs, ranks
@@ -112,8 +110,7 @@ class SoftmaxGain(SoftmaxNegativesGain):
     log(exp R_i + exp z_ik) - R_i = softplus(z_ik - R_i); texts likewise; each direction by half.
     R_i changes with every chunk, so this term is recomputed over all of C: about n_chunks / 2
     times the arithmetic of the sigmoid loss; the members' embeddings are kept for it. With C empty
-    the exact change is 0 for every k, which says nothing: the first chunk is drawn by -z_kk.
-    """
+    the exact change is 0 for every k, which says nothing: the first chunk is drawn by -z_kk."""
 
     def __init__(self, pairs: PairEmbeddings, ranks: Ranks) -> None:
         super().__init__(pairs, ranks)
@@ -183,8 +180,7 @@ def terms(
 
     learner_weight: multiplies the learner's. A model of weight 0 is left out, not multiplied by
     it: at 0 learnability is easy_reference to the last bit, and needs no learner.
-    Raises ValueError if one of them is missing.
-    """
+    Raises ValueError if one of them is missing."""
     found = []
     ours, theirs = CRITERIA[criterion]
     models = ("learner", learner_weight * ours, learner), ("reference", theirs, reference)
@@ -201,8 +197,7 @@ def pair_losses(pairs: PairEmbeddings, loss: str, ranks: Ranks = SINGLE_PROCESS)
 
     Both directions by half, so the values sum to the batch loss. softmax: paper, eq. 1.
     sigmoid: softplus(-z_kk) + 1/2 sum_{j != k} [softplus(z_kj) + softplus(z_jk)], which has the
-    sum of the paper's eq. 2 (that counts the image's row only) and treats both sides alike.
-    """
+    sum of the paper's eq. 2 (that counts the image's row only) and treats both sides alike."""
     if loss == "sigmoid":
         total = -2 * diagonal_logits(
             pairs
@@ -239,8 +234,7 @@ def learnability_by_pair(
     """l(.|learner) - l(.|reference) of every pair of a sub-batch, nats, float64 [b].
 
     indices: int64 [b], the sub-batch, which is also the batch of the loss. Memory: one tile.
-    Another `criterion` gives -l(.|reference) or l(.|learner). Raises ValueError as `select`.
-    """
+    Another `criterion` gives -l(.|reference) or l(.|learner). Raises ValueError as `select`."""
     total: Any = 0.0
     for weight, pairs in terms(*checked_models(learner, reference, loss, criterion), criterion):
         index = torch.as_tensor(indices, device=pairs.image.device)

@@ -19,8 +19,7 @@ class Task:
     """The checked arguments of one call of `select`; a strategy maps it to global indices.
 
     With a process group, `learner` and `reference` hold this rank's candidates and `size` is
-    the number to choose over all ranks.
-    """
+    the number to choose over all ranks."""
 
     learner: PairEmbeddings | None
     reference: PairEmbeddings | None
@@ -59,8 +58,7 @@ class Task:
     def chunk_sizes(self) -> list[int]:
         """Chunks of size // n_chunks, the last takes the remainder; n_chunks above size: ones.
 
-        In balanced mode each rank splits its own share so.
-        """
+        In balanced mode each rank splits its own share so."""
         share = self.ranks.world if self.ranks.balanced else 1
         n = min(self.n_chunks, self.size // share)
         small = self.size // share // n
@@ -77,8 +75,7 @@ class Task:
 
         logits: float64 [B], -inf where already chosen; `number` of the draw keys its noise.
         Returns global indices in the order drawn (descending perturbed score).
-        Raises ValueError if the noise has another shape or is not finite.
-        """
+        Raises ValueError if the noise has another shape or is not finite."""
         noise = self.noise(number, self.index)
         if not isinstance(noise, Tensor) or noise.shape != logits.shape:
             shape = list(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__

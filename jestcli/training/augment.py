@@ -19,8 +19,7 @@ def augment(images: Tensor, dice: Tensor) -> Tensor:
         images: float [n, 3, S, S] in [-1, 1].
         dice: [3, n] in [0, 1): zoom and shifts of each image.
     Not mirrored: "left" and "right" stand in the captions. Stronger crops and inverted colours
-    slowed both baselines down at this budget (a tiny tower is far from having learnt its data).
-    """
+    slowed both baselines down at this budget (a tiny tower is far from having learnt its data)."""
     n, side = len(images), images.shape[-1]
     zoom, shift = 0.95 + 0.1 * dice[0], 0.1 * (dice[1:] - 0.5)
     # As F.affine_grid, but without a product of matrices for every pixel.

@@ -84,8 +84,7 @@ class Checkpoints:
 
     Each holds weights, the optimiser's state and, as JSON in its header, what rebuilds the rest:
     the run's settings, the step (from which data order and every random draw follow), the length
-    of metrics.jsonl, seconds, cost and skipped steps so far.
-    """
+    of metrics.jsonl, seconds, cost and skipped steps so far."""
 
     folder: Path
     keep: int = 1
@@ -106,8 +105,7 @@ class Checkpoints:
     def load(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
         """Fill both from the newest checkpoint that can be read; its `about`, or {} without one.
 
-        Raises CheckpointError if there are some and none can be read.
-        """
+        Raises CheckpointError if there are some and none can be read."""
         newest = self.folder / CHECKPOINT
         problem = None
         for path in [*([newest] if newest.exists() else []), *self._kept()]:
@@ -141,8 +139,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """All tensors by name, and `about`. Raises CheckpointError.
 
     A file of an earlier version, whose checksum lies within `about`, is read with that checksum,
-    which covers the tensors alone; a file without any is refused.
-    """
+    which covers the tensors alone; a file without any is refused."""
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -198,8 +195,7 @@ def load_training(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer
 
 
 def check_state(path: Path, about: dict[str, Any]) -> None:
-    """Raise CheckpointError unless `about` says where a training stands: an older file's checksum
-    does not cover it."""
+    """Raise CheckpointError unless `about` says where a training stands (no old checksum does)."""
 
     def count(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -39,8 +39,7 @@ class Stopwatch:
     """Seconds by part of a step; a part inside another is taken out of it.
 
     On a CPU they are the processor's, so that other jobs on it do not count. On a GPU they are the
-    wall clock's, with the queue of kernels drained at both ends.
-    """
+    wall clock's, with the queue of kernels drained at both ends."""
 
     def __init__(self, device: torch.device, seconds: dict[str, float] | None = None):
         self.device = device

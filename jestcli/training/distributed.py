@@ -32,8 +32,7 @@ class DistEnv:
     """This process among the ranks. The default is a process alone, on the CPU.
 
     group: the ranks' process group, with a timeout; None: alone.
-    patient: a gloo group of the same ranks for long waits.
-    """
+    patient: a gloo group of the same ranks for long waits."""
 
     rank: int = 0
     size: int = 1
@@ -122,8 +121,7 @@ def join(device: torch.device, timeout: timedelta = timedelta(minutes=10)) -> It
     """The world that torchrun's environment describes: NCCL on GPUs, gloo otherwise.
 
     Outside torchrun (or with one process) the process is alone. A rank that dies or stops
-    answering for `timeout` ends the others: their collectives raise, which becomes RanksError.
-    """
+    answering for `timeout` ends the others: their collectives raise, which becomes RanksError."""
     # No process group: one process must give the bits of a run without torchrun.
     if (size := int(os.environ.get("WORLD_SIZE", "1"))) == 1:
         yield DistEnv(device=device)
@@ -157,8 +155,7 @@ def owners(home: Tensor, n_low: int, world: int) -> Tensor:
 
     home: int64 [b], the rank that holds each pair; the first `n_low` are seen at low resolution.
     Every rank trains b / world pairs, and as many of them at low resolution as any other
-    (give or take one). A pair stays where it is unless its rank has its share already.
-    """
+    (give or take one). A pair stays where it is unless its rank has its share already."""
     owner = torch.full_like(home, -1)
     share = len(home) // world
     # Low-resolution pairs are cheaper: an equal count of each kind keeps ranks in step.
@@ -167,8 +164,7 @@ def owners(home: Tensor, n_low: int, world: int) -> Tensor:
         at_home, free = home[part], quota.clone()
         mine = owner[part]
         for rank in range(world):
-            # First come, first kept: deterministic, so every rank computes the same table without
-            # asking.
+            # First come, first kept: every rank computes the same table without asking.
             stays = torch.nonzero(at_home == rank).flatten()[: int(quota[rank])]
             mine[stays] = rank
             free[rank] -= len(stays)
@@ -187,8 +183,7 @@ def share(
             at low resolution.
         balanced: every rank holds b / world of them, and none moves.
     Returns:
-        uint8 [b / world, 3, S, S], int64 [b / world, L], places int64 [b / world], ascending.
-    """
+        uint8 [b / world, 3, S, S], int64 [b / world, L], places int64 [b / world], ascending."""
     # Global number r * n + i: the rank that holds a pair is the quotient.
     home = index // len(candidates)
     owner = home if balanced else owners(home, n_low, world.size)

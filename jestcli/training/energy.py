@@ -18,8 +18,7 @@ class EnergyMeter:
 
     Args:
         powercap: the tree of RAPL zones.
-        nvml: the module pynvml, or None to import it if it is there.
-    """
+        nvml: the module pynvml, or None to import it if it is there."""
 
     def __init__(self, powercap: Path = POWERCAP, nvml: Any = None):
         self._powercap = powercap
@@ -45,8 +44,7 @@ class EnergyMeter:
     def read(self) -> dict[str, float] | None:
         """Joules by device since the meter was made; None where no counter can be read.
 
-        A RAPL counter wraps: read at least every few minutes (its range is above 200 kJ).
-        """
+        A RAPL counter wraps: read at least every few minutes (its range is above 200 kJ)."""
         if not self._joules:
             return None
         now = self._counters()

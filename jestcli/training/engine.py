@@ -24,8 +24,7 @@ def make_trainee(learner: Clip, run: Run, world: DistEnv) -> nn.Module:
     """What the training step calls: `learner` itself, or a wrapper that averages its gradients.
 
     `learner` moves to the rank's device and keeps its own methods, which score and evaluate. With
-    `engine.shard=fsdp` its parameters become shards in place.
-    """
+    `engine.shard=fsdp` its parameters become shards in place."""
     engine = run.engine
     learner.to(world.device)
     if engine.precision == "float64":
@@ -70,8 +69,7 @@ def _blocks(learner: Clip) -> list[nn.Module]:
 def _checkpoint_activations(learner: Clip) -> None:
     """Every block keeps its inputs alone and is computed again in the backward pass.
 
-    Not by open_clip's own switch, whose call does not fit its custom blocks (3.3.0).
-    """
+    Not by open_clip's own switch, whose call does not fit its custom blocks (3.3.0)."""
     for block in _blocks(learner):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
 
@@ -80,8 +78,7 @@ def _sharded(learner: Clip, world: DistEnv) -> nn.Module:
     """FSDP2: every transformer block's parameters are spread over the ranks.
 
     Scale and bias are single numbers, which cannot be spread: each rank has them whole, and
-    `average_whole` averages their gradients.
-    """
+    `average_whole` averages their gradients."""
     mesh = dist.init_device_mesh(world.device.type, (world.size,))
     # Blocks first, the root last: FSDP2 groups what is left in the outer call.
     for block in _blocks(learner):
@@ -178,8 +175,7 @@ def like(tensor: Tensor, target: Any) -> Tensor:
     """A full tensor laid out in memory, or spread over the ranks, as `target` is.
 
     AdamW's fused kernel walks through weights and moments side by side: where convolutions lie
-    channels-last, so must their moments.
-    """
+    channels-last, so must their moments."""
     if not isinstance(target, DTensor):
         same = target is None or tensor.stride() == target.stride()
         return tensor if same else torch.empty_like(target, dtype=tensor.dtype).copy_(tensor)

@@ -26,8 +26,7 @@ from jestcli.training.engine import average_whole
 class Batch:
     """What a rank trains in one step: the first n_low images are seen at low resolution.
 
-    images: float [n, 3, S, S], normalised and augmented; tokens: int64 [n, L].
-    """
+    images: float [n, 3, S, S], normalised and augmented; tokens: int64 [n, L]."""
 
     images: Tensor
     tokens: Tensor
@@ -55,8 +54,7 @@ def backward(trainee: nn.Module, batch: Batch, run: Run, world: DistEnv = SINGLE
     trainee: (images, tokens, n_low) -> image and text embeddings, scale and bias.
     In micro-batches the negatives stay: all pairs are embedded without a graph, the loss of the
     whole sub-batch is differentiated with respect to the embeddings, and a second pass carries
-    that gradient on, one micro-batch at a time (GradCache, arXiv 2101.06983).
-    """
+    that gradient on, one micro-batch at a time (GradCache, arXiv 2101.06983)."""
     engine, kind = run.engine, run.optim.loss
     if engine.micro_batch is None or engine.micro_batch >= len(batch.images):
         with autocast(run, world.device):
@@ -103,8 +101,7 @@ def contrastive_loss(
     Args:
         image, text: [n, d], this rank's share, as many on every rank.
         chunk: sigmoid only: rows of the logits that exist at a time; None is all of them.
-    Returns a 0-d loss whose average over the ranks is the batch's; so are its gradients'.
-    """
+    Returns a 0-d loss whose average over the ranks is the batch's; so are its gradients'."""
     if chunk is not None:
         return _chunked_sigmoid(image, text, scale, bias, chunk, world)
     # open_clip's own, so that a loss here is a loss there; tests hold them equal.

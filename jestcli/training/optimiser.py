@@ -30,8 +30,7 @@ def learning_rate(step: int, settings: Optim) -> float:
     """Learning rate of `step` (0-based).
 
     With wsd (warm-up, stable, decay) it does not depend on the run's length before the decay; that
-    falls as 1 - sqrt of its share that is over (Haegele et al. 2024, arXiv 2405.18392).
-    """
+    falls as 1 - sqrt of its share that is over (Haegele et al. 2024, arXiv 2405.18392)."""
     # Before the decay no term holds `steps`: runs of all lengths are one trunk (trunk.py).
     stable = settings.schedule == "wsd"
     warmup = settings.warmup if stable else min(settings.warmup, settings.steps // 2)

@@ -19,8 +19,6 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from jestcli.config import ConfigError
 from jestcli.data.dataset import Dataset, Samples, Transform
@@ -28,7 +26,7 @@ from jestcli.data.embeddings import Block, TableFile
 from jestcli.data.loader import SuperBatch
 from jestcli.data.tokens import named_tokenizer
 from jestcli.models.flexi import Resolution
-from jestcli.models.flops import ForwardFlops
+from jestcli.models.flops import ForwardFlops, count_flops
 from jestcli.models.towers import Clip
 from jestcli.models.words import check_word
 from jestcli.selection import PairEmbeddings
@@ -79,8 +77,7 @@ class LiveReference(Protocol):
 class RunReference:
     """A run's model: it sees the learner's pixels and tokens, and computes where its weights are.
 
-    view: how its image tower sees them; None is full resolution. micro_batch: pairs at a time.
-    """
+    view: how its image tower sees them; None is full resolution. micro_batch: pairs at a time."""
 
     model: Clip
     tokenizer: Any
@@ -117,8 +114,7 @@ class RunReference:
 class OpenClipReference:
     """An open_clip model with its own tokenizer and preprocessing.
 
-    It does not see the learner's pixels: candidates carry a second view, made by `image`.
-    """
+    It does not see the learner's pixels: candidates carry a second view, made by `image`."""
 
     name: str
     model: Any
@@ -180,20 +176,15 @@ class OpenClipReference:
         texts = [batch.texts[i] for i in index.tolist()]
         return self.pairs(batch.second(index.numpy()), texts)
 
+    @torch.no_grad()
     def flops(self) -> ForwardFlops:
         """FLOPs on one pair, counted."""
         device = self.model.logit_scale.device
         view = self.image(Image.new("RGB", (256, 256)))[None]
         pixels = ((view.float().div(255) - self.mean) / self.std).to(device)
         tokens = self.tokenizer(["a"]).to(device)
-        counts: list[int] = []
-        for call, given in ((self.model.encode_image, pixels), (self.model.encode_text, tokens)):
-            # Plain attention: the counter does not know every fused kernel.
-            plain = sdpa_kernel(SDPBackend.MATH)
-            with torch.no_grad(), plain, FlopCounterMode(display=False) as counter:
-                call(given)
-            counts.append(counter.get_total_flops())
-        return ForwardFlops(counts[0], counts[0], counts[1])
+        image = count_flops(self.model.encode_image, pixels)
+        return ForwardFlops(image, image, count_flops(self.model.encode_text, tokens))
 
 
 def _key(model: torch.nn.Module, about: str) -> str:
@@ -208,8 +199,7 @@ def open_clip_reference(
 ) -> OpenClipReference:
     """A model by its word (`check_word`), such as ViT-B-16:laion2b_s34b_b88k or hf-hub:ORG/NAME.
 
-    Files are read as tensors only. Raises ConfigError in one line.
-    """
+    Files are read as tensors only. Raises ConfigError in one line."""
     import open_clip
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
@@ -249,8 +239,7 @@ class EmbeddingTable:
     """The embeddings that one reference has of a data set, as far as they were computed before.
 
     files: of consecutive rows of the data set. reference: what embeds the rest. Raises DataError
-    for a file that is stale, damaged or another model's.
-    """
+    for a file that is stale, damaged or another model's."""
 
     def __init__(self, files: Sequence[TableFile], reference: LiveReference):
         self.files, self.reference = list(files), reference
@@ -331,8 +320,7 @@ def fill(
     """Make every file that is missing or stale; returns how many those were.
 
     A killed one goes on: of shards after the last whole one, of a decoded data set after the last
-    blocks that were flushed. progress: (rows done, rows).
-    """
+    blocks that were flushed. progress: (rows done, rows)."""
     made, start, total = 0, 0, len(dataset)
 
     def blocks(done: int) -> Iterator[tuple[int, Block | None]]:

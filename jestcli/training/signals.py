@@ -21,8 +21,7 @@ class TrainingError(Exception):
 def handling(handler: Callable[..., Any]) -> Iterator[None]:
     """`handler` for SIGINT and SIGTERM alike, while inside (in the main thread only).
 
-    Also where a SIGINT was ignored, as a shell has it for what runs in the background.
-    """
+    Also where a SIGINT was ignored, as a shell has it for what runs in the background."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -33,8 +33,7 @@ class NonFiniteError(Exception):
     """A step met a NaN or an infinity, and nothing was updated. Every rank raises it together.
 
     index: int64 [n], the candidates that it concerns; candidate i of rank r is number
-    r * B + i.
-    """
+    r * B + i."""
 
     def __init__(self, what: str, index: Tensor):
         super().__init__(f"{what} not finite")
@@ -49,8 +48,7 @@ def encode_pairs(
 
     In evaluation mode, and the mode is left as it was. Computed `micro_batch` pairs at a time; 64
     is fastest on a CPU: activations stay in its cache. A GPU takes small images more at a time,
-    or it would wait for launches.
-    """
+    or it would wait for launches."""
     # Any parameter tells device and precision; this one every tower has.
     like = model.clip.logit_scale
     if like.is_cuda:
@@ -74,8 +72,7 @@ class SubBatch:
     With several ranks candidate i of rank r is number r * len(candidates) + i.
     Where it was measured, over what the sampler could choose from: mean learnability of all and of
     the chosen; the share of captions known to be wrong among all and among the chosen; and mean
-    learnability of the right and of the wrong pairs of all.
-    """
+    learnability of the right and of the wrong pairs of all."""
 
     index: Tensor
     super_batch_learnability: float | None = None
@@ -223,8 +220,7 @@ def train_step(
 
     A random `low_res_share` of them is seen at low resolution, the rest at full;
     their embeddings are joined in one ordinary b x b loss (Flexi-JEST). Which pair is seen how
-    does not depend on the number of ranks.
-    """
+    does not depend on the number of ranks."""
     dice = torch_generator(run.seed, "train", step)
     # The choice comes in chunks, hard ones first: unmixed, low resolution always meets the same.
     index = index[torch.randperm(len(index), generator=dice)]

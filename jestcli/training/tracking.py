@@ -29,8 +29,7 @@ def ignore(record: dict[str, Any]) -> None:
 def tracker(mode: str, folder: Path, label: str, run: Run) -> Iterator[Track]:
     """A function that takes each metrics record. mode: a key of MODES.
 
-    The W&B run is named by the run directory, so a resumed run goes on in the same one.
-    """
+    The W&B run is named by the run directory, so a resumed run goes on in the same one."""
     if mode == "off":
         yield ignore
         return

@@ -80,8 +80,7 @@ def take(
     """Fill both from the last checkpoint that is of use, at step `at_most` or before it.
 
     Returns its `about` and the lines of metrics.jsonl up to there; {} and nothing without one.
-    Rank 0 says which: one that was computed by as many ranks, on the same kind of device.
-    """
+    Rank 0 says which: one that was computed by as many ranks, on the same kind of device."""
     found = ""
     if world.main:
         there = (path_of(folder, step) for step in steps_there(folder, at_most))

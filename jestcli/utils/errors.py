@@ -5,30 +5,14 @@ from __future__ import annotations
 import errno
 
 FAILED = (
-    "DataError",
-    "StageError",
-    "CheckpointError",
-    "TrainingError",
-    "RanksError",
-    "RecordError",
+    *("DataError", "StageError", "CheckpointError"),
+    *("TrainingError", "RanksError", "RecordError"),
 )
 # What the machine refuses; any other error of the system is a fault of the program's.
 REFUSED = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.EEXIST,
-    errno.ENAMETOOLONG,
-    errno.ELOOP,
-    errno.EIO,
-    errno.ESTALE,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.EFBIG,
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE),
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE),
 )
 
 
@@ -39,8 +23,7 @@ class DataError(Exception):
 def explain(error: BaseException) -> tuple[str, int] | None:
     """One line and the exit code; None for what nobody foresaw.
 
-    By name: nothing is imported that the failing command had not imported.
-    """
+    By name: nothing is imported that the failing command had not imported."""
     name = type(error).__name__
     if name == "ConfigError":
         return str(error), 2

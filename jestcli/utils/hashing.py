@@ -34,8 +34,7 @@ def salted(hashes: np.ndarray, salt: str) -> np.ndarray:
 def below(numbers: np.ndarray, share: float) -> np.ndarray:
     """bool [n]: whether uint64 numbers lie in the lowest `share` of their range; nested in it.
 
-    share: in [0, 1]; 1 is all of them.
-    """
+    share: in [0, 1]; 1 is all of them."""
     if share >= 1:
         return np.ones(len(numbers), bool)
     return numbers < np.uint64(share * 2.0**64)

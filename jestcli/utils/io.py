@@ -28,8 +28,7 @@ def sweep(folder: Path, idle: float = 0.0) -> None:
     """Remove what processes that are no more left half-written in `folder` and right below it.
 
     The number in such a name is the process that wrote it, on this machine: who does not hold the
-    folder spares what was written to in the last `idle` seconds.
-    """
+    folder spares what was written to in the last `idle` seconds."""
     now = time.time()
     for path in [*folder.glob(".*"), *folder.glob("*/.*")]:
         writer = re.search(r"\.(\d+)(-\d+)?$", path.name)

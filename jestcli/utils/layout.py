@@ -13,8 +13,7 @@ class Layout:
     """keys: a member's key is its name up to the "last" or the "first" dot. images: types that are
     read; of several in a sample the first in this order. field: of the JSON, which alone holds the
     caption; None: its "captions" (a list), the .txt, or its "caption". lines: each line of a .txt
-    is a caption of its own.
-    """
+    is a caption of its own."""
 
     keys: str = "last"
     images: tuple[str, ...] = IMAGES

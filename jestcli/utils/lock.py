@@ -44,8 +44,7 @@ os.register_at_fork(after_in_child=_let_go)
 def held(parent: Path) -> set[str]:
     """Names of the folders in `parent` that some process holds; none where the system does not say.
 
-    Looks without locking: whoever wants to hold one meanwhile is not refused.
-    """
+    Looks without locking: whoever wants to hold one meanwhile is not refused."""
     try:
         lines = Path("/proc/locks").read_text().splitlines()
         inodes = {line.split()[5].rpartition(":")[2] for line in lines if "->" not in line}

@@ -49,8 +49,7 @@ def unordered(
     """Yield (task, result) as they finish; in this process when one worker is asked for.
 
     Processes are spawned, not forked: the caller may have threads running. A task's exception is
-    raised here, and what was not started yet is dropped.
-    """
+    raised here, and what was not started yet is dropped."""
     workers = min(workers or usable_cores(), max(1, len(tasks)))
     if workers == 1:
         for task in tasks:

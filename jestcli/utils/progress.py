@@ -23,7 +23,7 @@ class Silent:
     """Shows nothing."""
 
     def show(self, done: int, total: int, line: str) -> None:
-        """Nothing."""
+        pass
 
 
 SILENT = Silent()
@@ -59,8 +59,7 @@ class Bar(AbstractContextManager["Bar"]):
     """Two lines on a terminal, lines elsewhere: what is done, a bar, the step, the last score and
     the time that is left; below it the rest of a line, as far as there is room.
 
-    A line's parts are told apart by " · ", the first being the name.
-    """
+    A line's parts are told apart by " · ", the first being the name."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic):
         from rich.live import Live
@@ -99,8 +98,8 @@ class Bar(AbstractContextManager["Bar"]):
         score = next((part for part in parts if part.startswith("score ")), "")
         left = next((part for part in parts if part.endswith(" left")), "")
         rest = [part for part in parts if part not in (score, left)]
-        words = [f"{self.done:,}/{self.total:,}", score, left or self.left()]
-        about = " · ".join(word for word in words if word)
+        words = (f"{self.done:,}/{self.total:,}", score, left or self.left())
+        about = " · ".join(filter(None, words))
         room = max(8, self.console.width - len(about) - 2 - 12)
         row = Table.grid(padding=(0, 1), expand=True)
         row.add_column(width=min(len(name), room), no_wrap=True, overflow="ellipsis")

@@ -29,8 +29,7 @@ def _epoch_order(seed: int, stream: str, epoch: int, n: int) -> np.ndarray:
 def shuffled(seed: int, stream: str, n: int, start: int, count: int) -> np.ndarray:
     """Items `start` to `start + count` of an endless reading of range(n), shuffled every epoch.
 
-    Returns int64 [count]. A pure function of its arguments: the reader's state is `start` alone.
-    """
+    Returns int64 [count]. A pure function of its arguments: the reader's state is `start` alone."""
     positions = np.arange(start, start + count)
     out = np.empty(count, np.int64)
     for epoch in range(start // n, (start + count - 1) // n + 1):

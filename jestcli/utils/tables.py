@@ -32,15 +32,9 @@ class Table:
             lines = as_table([self.columns, *self.rows], range(1, len(self.columns)))
             yield Text("\n".join(x for x in (self.title, lines, self.note) if x) + "\n")
             return
-        left: Any = {"title_justify": "left", "caption_justify": "left"}
-        shown = RichTable(
-            title=self.title,
-            caption=self.note or None,
-            box=SIMPLE_HEAD,
-            pad_edge=False,
-            padding=(0, 1, 0, 0),
-            **left,
-        )
+        look: Any = {"box": SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}
+        look |= {"title_justify": "left", "caption_justify": "left"}
+        shown = RichTable(title=self.title, caption=self.note or None, **look)
         for i, column in enumerate(self.columns):
             shown.add_column(column, justify="right" if i else "left", overflow="fold")
         for row in self.rows:
@@ -56,16 +50,12 @@ def as_table(
     if width is not None:
         sizes[0] = max(12, min(sizes[0], width - sum(sizes[1:]) - len(sizes) + 1))
     lines = []
-    for row in rows:
-        words = [_fitted(row[0], sizes[0]), *row[1:]]
+    for first, *others in rows:
+        if len(first) > sizes[0]:  # its beginning, and its last five characters: they name the run
+            first = f"{first[: sizes[0] - 6]}…{first[-5:]}"
         cells = (
             word.rjust(size) if i in right else word.ljust(size)
-            for i, (word, size) in enumerate(zip(words, sizes, strict=True))
+            for i, (word, size) in enumerate(zip((first, *others), sizes, strict=True))
         )
         lines.append(" ".join(cells).rstrip())
     return "\n".join(lines)
-
-
-def _fitted(word: str, size: int) -> str:
-    """Its beginning and its last five characters, which name the run."""
-    return word if len(word) <= size else f"{word[: size - 6]}…{word[-5:]}"

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from jestcli.icons.draw import draw
 from jestcli.icons.leakage import (
     Rasters,
     assert_no_leakage,
@@ -14,7 +15,6 @@ from jestcli.icons.leakage import (
     raster_digest,
     signatures,
 )
-from jestcli.icons.rasterize import draw
 from jestcli.utils.errors import DataError
 
 TAU = 0.03

@@ -15,8 +15,7 @@ from rich.text import Text
 from tiny import TINY, tiny_model, tiny_run
 
 from jestcli.config import ConfigError, Model, merge
-from jestcli.models.flops import forward_flops
-from jestcli.models.memory import training_memory
+from jestcli.models.flops import forward_flops, training_memory
 from jestcli.paper import experiment, plan
 from jestcli.paper.experiment import (
     Job,
