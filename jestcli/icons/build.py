@@ -229,14 +229,6 @@ def _benchmark_tasks(mark: marks.Benchmark, here: _Staged) -> list[ShardTask]:
     return tasks
 
 
-def _write(tasks: list[ShardTask], workers: int | None, progress: Progress) -> None:
-    total, done = sum(len(task.rows) for task in tasks), 0
-    progress("write", 0, total)
-    for _, written in unordered(write_shard, tasks, workers):
-        done += written
-        progress("write", done, total)
-
-
 def _check(
     tasks: list[ShardTask],
     bench_tasks: list[ShardTask],

@@ -51,25 +51,6 @@ def signatures(images: np.ndarray) -> np.ndarray:
     return (ink // step**2).astype(np.uint8).reshape(n, -1)
 
 
-def _coarse(signature: np.ndarray) -> np.ndarray:
-    """uint8 [n, 768] -> float32 [n, 64]: grey ink over an 8 x 8 grid."""
-    n, step = len(signature), GRID // COARSE
-    out = np.empty((n, COARSE * COARSE), np.float32)
-    for part in _parts(n):  # keeps the float copy small
-        cells = signature[part].reshape(-1, COARSE, step, COARSE, step, 3)
-        out[part] = cells.mean(axis=(2, 4, 5), dtype=np.float32).reshape(len(cells), -1)
-    return out
-
-
-def _squared(signature: np.ndarray) -> np.ndarray:
-    """Squared norms of uint8 [n, 768], as float64 [n]."""
-    out = np.empty(len(signature))
-    for part in _parts(len(signature)):  # keeps the wide copy small
-        wide = signature[part].astype(np.int32)
-        out[part] = np.einsum("ij,ij->i", wide, wide)
-    return out
-
-
 def _parts(stop: int, start: int = 0) -> Iterator[slice]:
     return (slice(at, min(stop, at + 16_384)) for at in range(start, stop, 16_384))
 
@@ -114,8 +95,15 @@ def near_duplicates(left: np.ndarray, right: np.ndarray, tau: float) -> list[tup
 
 
 def _by_norm(signature: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Order by norm; in that order the squared norms, float64 [n], and coarse values [n, 64]."""
-    square, coarse = _squared(signature), _coarse(signature)
+    """Order by norm of uint8 [n, 768]; in that order the squared norms, float64 [n], and the grey
+    ink over an 8 x 8 grid, float32 [n, 64]."""
+    n, step = len(signature), GRID // COARSE
+    square, coarse = np.empty(n), np.empty((n, COARSE * COARSE), np.float32)
+    for part in _parts(n):  # keeps the wide copies small
+        wide = signature[part].astype(np.int32)
+        square[part] = np.einsum("ij,ij->i", wide, wide)
+        cells = signature[part].reshape(-1, COARSE, step, COARSE, step, 3)
+        coarse[part] = cells.mean(axis=(2, 4, 5), dtype=np.float32).reshape(len(cells), -1)
     order = np.argsort(square, kind="stable")
     return order, square[order], coarse[order]
 

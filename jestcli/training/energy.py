@@ -22,7 +22,9 @@ class EnergyMeter:
 
     def __init__(self, powercap: Path = POWERCAP, nvml: Any = None):
         self._powercap = powercap
-        self._zones = {zone.name: zone for zone in _packages(powercap)}
+        # Readable zones of whole packages: intel-rapl:0, not its parts intel-rapl:0:0.
+        zones = (zone for zone in sorted(powercap.glob("*-rapl:*")) if zone.name.count(":") == 1)
+        self._zones = {z.name: z for z in zones if _number(z / "energy_uj") is not None}
         self._nvml, self._gpus = _gpus(nvml)
         self._joules = dict.fromkeys([*self._zones, *self._gpus], 0.0)
         self._last = self._counters()
@@ -70,12 +72,6 @@ class EnergyMeter:
             except Exception:  # NVML's errors are its own classes
                 continue
         return found
-
-
-def _packages(powercap: Path) -> list[Path]:
-    """Readable RAPL zones of whole packages (intel-rapl:0, not its parts intel-rapl:0:0)."""
-    whole = (zone for zone in sorted(powercap.glob("*-rapl:*")) if zone.name.count(":") == 1)
-    return [zone for zone in whole if _number(zone / "energy_uj") is not None]
 
 
 def _gpus(nvml: Any) -> tuple[Any, dict[str, Any]]:

@@ -36,8 +36,10 @@ def make_trainee(learner: Clip, run: Run, world: DistEnv) -> nn.Module:
     # Statistics over the whole batch, on however many ranks: torch's SyncBatchNorm is CUDA's alone.
     for norm in learner.norms:
         norm.group = world.group
-    if engine.activation_checkpointing:
-        _checkpoint_activations(learner)
+    # Every block keeps its inputs alone and is computed again in the backward pass. Not by
+    # open_clip's own switch, whose call does not fit its custom blocks (3.3.0).
+    for block in _blocks(learner) if engine.activation_checkpointing else ():
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
     # The two encoders and not the module: scoring and training then share the compiled graphs.
     if engine.compile:
         learner.encode_image = torch.compile(learner.encode_image)  # type: ignore[method-assign]
@@ -64,14 +66,6 @@ def _blocks(learner: Clip) -> list[nn.Module]:
         if isinstance(blocks, nn.ModuleList | nn.Sequential):
             found += blocks
     return found
-
-
-def _checkpoint_activations(learner: Clip) -> None:
-    """Every block keeps its inputs alone and is computed again in the backward pass.
-
-    Not by open_clip's own switch, whose call does not fit its custom blocks (3.3.0)."""
-    for block in _blocks(learner):
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
 
 
 def _sharded(learner: Clip, world: DistEnv) -> nn.Module:
@@ -109,10 +103,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     kinds = [[p for p in parameters if isinstance(p, DTensor) is sharded] for sharded in (0, 1)]
     if not kinds[1]:
         return torch.nn.utils.clip_grad_norm_(parameters, limit)
-    norms = [
-        whole(torch.nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None]))
-        for kind in kinds
-    ]
+    grads = [[p.grad for p in kind if p.grad is not None] for kind in kinds]
+    norms = [whole(torch.nn.utils.get_total_norm(each)) for each in grads]
     norm = torch.stack([n.to(norms[1]) for n in norms]).norm()
     for kind in kinds:
         torch.nn.utils.clip_grads_with_norm_(kind, limit, norm)

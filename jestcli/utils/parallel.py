@@ -34,13 +34,12 @@ def usable_cores() -> int:
         return os.cpu_count() or 1
 
 
-def end_with(parent: int, number: int = signal.SIGKILL) -> None:
-    """Send this process signal `number` when `parent`, which started it, is no more, however that
-    ended (on Linux)."""
+def end_with(parent: int) -> None:
+    """Kill this process when `parent`, which started it, is no more, however that ended (Linux)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it was gone before the kernel was asked
-            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def unordered(
