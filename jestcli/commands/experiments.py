@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jestcli.commands import options as opt
-from jestcli.commands.shared import (
-    announce,
-    make_console,
-    make_workspace,
-    prepare,
-    read_asked,
-    read_settings,
-)
+from jestcli.commands import shared
 from jestcli.utils.extras import need
 from jestcli.utils.plain import say
 
@@ -68,7 +61,7 @@ def reproduce(
     if list_ and experiment is None:
         from jestcli.paper.scheduler import overview
 
-        make_console().print(overview(list_experiments(), make_workspace()))
+        shared.make_console().print(overview(list_experiments(), shared.make_workspace()))
         return
     if experiment == "all":
         for one in list_experiments():
@@ -82,7 +75,7 @@ def reproduce(
     if list_:
         from jestcli.paper.scheduler import cost_table
 
-        make_console().print(cost_table(work, make_workspace()))
+        shared.make_console().print(cost_table(work, shared.make_workspace()))
         return
     out = Path("results") / ("local" if quick else "")
     run_and_draw(experiment, work, workers, "off", out, slurm)
@@ -116,14 +109,14 @@ def plan_costs(
 
     if config is None and method is None:
         what = what or "map"
-        jobs = planned_jobs(what, read_settings(None, set_))
+        jobs = planned_jobs(what, shared.read_settings(None, set_))
     elif what is not None:
         raise ConfigError(f"{what} has its own runs: leave --config and --method out")
     else:
-        asked = read_asked(config, set_, method)
+        asked = shared.read_asked(config, set_, method)
         jobs = asked_jobs(asked.method, asked.settings, asked.seed, profile)
         what = f"--method {asked.method}" + (f" --config {config}" if config else "")
-    plans, console = plan.make_plans(jobs, pool, devices, timed), make_console()
+    plans, console = plan.make_plans(jobs, pool, devices, timed), shared.make_console()
     lines = plan.notes(jobs[-1].run, devices, timed)
     for each in (*plan.tables(plans), *lines):
         console.print(each)
@@ -154,9 +147,9 @@ def plot(
     from jestcli.paper.experiment import find_experiment, jobs, read_experiment
 
     chosen = read_experiment(find_experiment(experiment))
-    work = jobs(chosen, read_settings(None, set_))
-    workspace = make_workspace()
-    for path in plots.plot(chosen, work, workspace, out, make_console(), collect=collect):
+    work = jobs(chosen, shared.read_settings(None, set_))
+    workspace = shared.make_workspace()
+    for path in plots.plot(chosen, work, workspace, out, shared.make_console(), collect=collect):
         say(path)
     if confirm:
         from jestcli.paper.confirm import confirm as score_withheld
@@ -196,7 +189,7 @@ def read_jobs(word: str, pairs: list[str], names: str | None, seeds: str | None)
     except ValueError:
         raise ConfigError(f"--seeds {seeds}: expected numbers, such as 0,1") from None
     return jobs(
-        experiment, read_settings(None, pairs), names.split(",") if names else None, numbers
+        experiment, shared.read_settings(None, pairs), names.split(",") if names else None, numbers
     )
 
 
@@ -208,7 +201,7 @@ def run_and_draw(
     need("matplotlib")  # said before the training, not after it
     for run in {job.run.digest(): job.run for job in work}.values():
         check_at_once(run)
-    announce(*(job.run for job in work))
+    shared.announce(*(job.run for job in work))
     from jestcli.paper import plot as plots
     from jestcli.paper.experiment import find_experiment, read_experiment
     from jestcli.paper.live import follower
@@ -216,9 +209,9 @@ def run_and_draw(
     from jestcli.paper.slurm import launcher, parse_options
     from jestcli.runs.data import check_sizes
 
-    workspace, console = make_workspace(), make_console()
+    workspace, console = shared.make_workspace(), shared.make_console()
     launch = launcher(parse_options(slurm), workspace.runs / "slurm") if slurm else None
-    prepare(work[0].run, None if slurm else workers)
+    shared.prepare(work[0].run, None if slurm else workers)
     for run in {job.run.digest(): job.run for job in work if not job.run.data.own}.values():
         check_sizes(run, workspace.data_root(run))
     experiment = read_experiment(find_experiment(word))

@@ -8,14 +8,7 @@ from typing import Annotated
 import typer
 
 from jestcli.commands import options as opt
-from jestcli.commands.shared import (
-    announce,
-    make_console,
-    make_workspace,
-    quiet_libraries,
-    read_settings,
-    with_options,
-)
+from jestcli.commands import shared
 from jestcli.utils.extras import need
 from jestcli.utils.plain import say
 
@@ -82,8 +75,8 @@ def forecast(
     from jestcli.forecast.run import Asked, source_run
     from jestcli.forecast.run import forecast as run_forecast
 
-    quiet_libraries()
-    settings = read_settings(config, set_)
+    shared.quiet_libraries()
+    settings = shared.read_settings(config, set_)
     sets = {"train": list(pool or ()), "curated": list(curated or ())}
     for shard in more or ():
         folder = Path(shard).parent
@@ -92,9 +85,9 @@ def forecast(
             raise ConfigError(f"{shard}: of the pool or of the curated set? Quote the patterns")
         beside[0].append(shard)
     settings = merge(settings, {"data": {k: v for k, v in sets.items() if v}})
-    settings = with_options(settings, {"source.noise_share": noise_share})
+    settings = shared.with_options(settings, {"source.noise_share": noise_share})
     scored_on = str(benchmarks) if benchmarks else None
     asked = Asked(settings, out, minutes, reference, scored_on, tower, examples, tflops, workers)
-    announce(source_run(settings))
-    for path in run_forecast(asked, make_workspace(cache=cache), make_console()):
+    shared.announce(source_run(settings))
+    for path in run_forecast(asked, shared.make_workspace(cache=cache), shared.make_console()):
         say(path)

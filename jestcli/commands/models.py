@@ -8,13 +8,7 @@ from typing import Annotated
 import typer
 
 from jestcli.commands import options as opt
-from jestcli.commands.shared import (
-    announce,
-    make_console,
-    make_workspace,
-    read_asked,
-    run_of_settings,
-)
+from jestcli.commands import shared
 from jestcli.utils.plain import say
 
 app = typer.Typer()
@@ -34,9 +28,9 @@ def evaluate(
     from jestcli.runs.listing import find
     from jestcli.runs.workspace import StageError, read_run
 
-    workspace, console = make_workspace(), make_console()
+    workspace, console = shared.make_workspace(), shared.make_console()
     found = [find(word, workspace.runs) for word in runs or ()]
-    if own_run := run_of_settings(config, set_, method, profile, workspace):
+    if own_run := shared.run_of_settings(config, set_, method, profile, workspace):
         found.append(own_run)
     found = found or list_runs(workspace)
     if not found:
@@ -77,11 +71,11 @@ def inspect(
     from jestcli.training.devices import pick_device
 
     where = pick_device(device)
-    workspace = make_workspace(data_workers, max_faults, cache, cache_gb)
-    own_run = run_of_settings(config, set_, method, profile, workspace)
+    workspace = shared.make_workspace(data_workers, max_faults, cache, cache_gb)
+    own_run = shared.run_of_settings(config, set_, method, profile, workspace)
     folder = find(run, workspace.runs) if run else own_run or newest_selecting(workspace)
-    announce(read_run(folder)[1])
-    with bars(make_console()) as show:
+    shared.announce(read_run(folder)[1])
+    with bars(shared.make_console()) as show:
 
         def progress(done: int, total: int, line: str) -> None:
             show(line, done, total)
@@ -111,7 +105,7 @@ def show_config(
     from jestcli.data.sources import runs_beside
     from jestcli.runs.methods import printed
 
-    asked = read_asked(config, [*set_, *(words or ())], method, seed)
+    asked = shared.read_asked(config, [*set_, *(words or ())], method, seed)
     run = asked.run(profile)
     for line in runs_beside(run):
         print(f"# {line}")
@@ -139,9 +133,9 @@ def doctor(
     """Check machine, versions, folders and data before a long run; 1 if something will break."""
     from jestcli.runs import doctor as stage
 
-    run = read_asked(config, [*set_, *(words or ())], method).run(profile)
-    found = stage.examine(run, make_workspace(), device, wandb, verify)
-    make_console().print(stage.table(found))
+    run = shared.read_asked(config, [*set_, *(words or ())], method).run(profile)
+    found = stage.examine(run, shared.make_workspace(), device, wandb, verify)
+    shared.make_console().print(stage.table(found))
     if any(finding.state == stage.BAD for finding in found):
         raise typer.Exit(1)
 
@@ -174,9 +168,9 @@ def export(
     from jestcli.runs.export import export as export_run
     from jestcli.runs.listing import find
 
-    workspace = make_workspace()
+    workspace = shared.make_workspace()
     folder = find(run, workspace.runs) if run else None
-    folder = folder or run_of_settings(config, set_, method, profile, workspace)
+    folder = folder or shared.run_of_settings(config, set_, method, profile, workspace)
     if folder is None:
         raise ConfigError("name a RUN (`jest runs` lists them), or --config")
     if push is not None and out.exists() and any(out.iterdir()):

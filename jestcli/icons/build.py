@@ -26,21 +26,14 @@ from pathlib import Path
 from typing import Any
 
 from jestcli.icons import benchmarks as marks
+from jestcli.icons import write as shards
 from jestcli.icons.captions import read_emoji, read_lucide, read_phosphor, read_tabler
 from jestcli.icons.draw import Collection, Rastered, draw_world, resvg_version
 from jestcli.icons.fetch import Fetcher, fetch
 from jestcli.icons.leakage import Rasters, assert_no_leakage
 from jestcli.icons.spec import WORLD, World
 from jestcli.icons.splits import Plan, Sample, make_plan
-from jestcli.icons.write import (
-    Row,
-    ShardTask,
-    join,
-    read_back,
-    write_json,
-    write_lines,
-    write_shard,
-)
+from jestcli.icons.write import Row, ShardTask
 from jestcli.utils.errors import DataError, explain_os_error
 from jestcli.utils.lock import Held, hold
 from jestcli.utils.parallel import Progress, silent, unordered
@@ -147,11 +140,11 @@ def build(
         bench_tasks = [task for mark in kept for task in _benchmark_tasks(mark, here)]
         total, done = sum(len(task.rows) for task in tasks + bench_tasks), 0
         progress("write", 0, total)
-        for _, written in unordered(write_shard, tasks + bench_tasks, workers):
+        for _, written in unordered(shards.write_shard, tasks + bench_tasks, workers):
             done += written
             progress("write", done, total)
         listed = [x for mark in kept for x in marks.entries(mark, collections, lost[mark.name])]
-        write_json(here.folder / "benchmarks" / "benchmarks.json", listed)
+        shards.write_json(here.folder / "benchmarks" / "benchmarks.json", listed)
         digests = _check(tasks, bench_tasks, world, workers, progress)
         manifest = _manifest(key, here, plan, kept) | {"raster_digests": digests}
         manifest["counts"]["dropped_near_duplicates"] = lost
@@ -209,10 +202,10 @@ def _benchmark_tasks(mark: marks.Benchmark, here: _Staged) -> list[ShardTask]:
     """Write a benchmark's text files; return the tar files still to write."""
     folder = here.folder / "benchmarks" / f"wds_{mark.name}"
     if retrieval := mark.kind == marks.RETRIEVAL:
-        write_lines(folder / "dataset_type.txt", ["retrieval"])
+        shards.write_lines(folder / "dataset_type.txt", ["retrieval"])
     else:
-        write_lines(folder / "classnames.txt", mark.classes)
-        write_lines(folder / "zeroshot_classification_templates.txt", here.world.templates)
+        shards.write_lines(folder / "classnames.txt", mark.classes)
+        shards.write_lines(folder / "zeroshot_classification_templates.txt", here.world.templates)
     tasks = []
     for split, items in (("test", mark.test), ("train", mark.train)):
         if not items:
@@ -224,7 +217,7 @@ def _benchmark_tasks(mark: marks.Benchmark, here: _Staged) -> list[ShardTask]:
             answer = {"txt": item.caption} if retrieval else {"cls": str(item.label)}
             members = {"json": _meta(here.collections[icon.prefix], icon.key), **answer}
             rows.append(Row(f"{number:06d}", icon.unit, icon.row, members))
-        write_lines(folder / split / "nshards.txt", ["1"])
+        shards.write_lines(folder / split / "nshards.txt", ["1"])
         tasks.append(ShardTask(folder / split / "0.tar", here.drawn.cache, tuple(rows)))
     return tasks
 
@@ -239,13 +232,13 @@ def _check(
     """Assert, on what was written, that nothing leaks. Returns a raster digest for each split."""
     rows = {task.path: len(task.rows) for task in tasks + bench_tasks}
     read: dict[Path, Rasters] = {}
-    for path, rasters in unordered(read_back, list(rows), workers):
+    for path, rasters in unordered(shards.read_back, list(rows), workers):
         read[path] = rasters
         progress("check", len(read), len(rows))
     for path, count in rows.items():
         if len(read[path]) != count:
             raise DataError(f"{path} holds {len(read[path])} of {count} samples")
-    training, tests = (join([read[t.path] for t in each]) for each in (tasks, bench_tasks))
+    training, tests = (shards.join([read[t.path] for t in each]) for each in (tasks, bench_tasks))
     assert_no_leakage(tests, training, world.near_duplicate)
     splits: dict[str, list[str]] = {}
     for path, rasters in read.items():
@@ -295,4 +288,4 @@ def _move_in_place(root: Path, staging: Path, manifest: dict[str, Any]) -> None:
             shutil.rmtree(root / name, ignore_errors=True)
             os.replace(staging / name, root / name)
     shutil.rmtree(staging, ignore_errors=True)
-    write_json(root / "manifest.json", manifest)
+    shards.write_json(root / "manifest.json", manifest)

@@ -102,18 +102,6 @@ def checked(pairs: PairEmbeddings, name: str) -> PairEmbeddings:
     return PairEmbeddings(image, text, numbers["scale"], numbers["bias"])
 
 
-def check_together(learner: PairEmbeddings | None, reference: PairEmbeddings | None) -> None:
-    """Raise ValueError unless both models embed as many pairs on the same device (d may differ)."""
-    if learner is None or reference is None:
-        return
-    if len(learner) != len(reference):
-        raise ValueError(f"reference has {len(reference)} pairs, learner {len(learner)}")
-    if learner.image.device != reference.image.device:
-        raise ValueError(
-            f"reference is on {reference.image.device}, learner on {learner.image.device}"
-        )
-
-
 def check_name(argument: str, value: str, known: Iterable[str]) -> None:
     """Raise ValueError, with the nearest known name, unless `value` is in `known`."""
     known = list(known)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from jestcli.selection.blocks import log_sum_exp, softplus, sum_softplus
 from jestcli.selection.distributed import SINGLE_PROCESS, Ranks
-from jestcli.selection.embeddings import PairEmbeddings, check_name, check_together, checked, wide
+from jestcli.selection.embeddings import PairEmbeddings, check_name, checked, wide
 
 # criterion -> (weight of the learner's loss, weight of the reference's)    [paper, section 2.1]
 CRITERIA = {
@@ -281,5 +281,10 @@ def checked_models(
     check_name("loss", loss, GAINS)
     learner = None if learner is None else checked(learner, "learner")
     reference = None if reference is None else checked(reference, "reference")
-    check_together(learner, reference)
+    if learner is not None and reference is not None:
+        if len(learner) != len(reference):
+            raise ValueError(f"reference has {len(reference)} pairs, learner {len(learner)}")
+        ours, theirs = learner.image.device, reference.image.device
+        if ours != theirs:
+            raise ValueError(f"reference is on {theirs}, learner on {ours}")
     return learner, reference

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from jestcli.data.loader import SuperBatch
 from jestcli.selection import PairEmbeddings
+from jestcli.selection.distributed import Ranks
 
 PATIENCE = timedelta(hours=24)  # for waits on what one rank does alone: data, evaluation
 
@@ -79,12 +80,8 @@ class DistEnv:
 
     def all_gather(self, rows: Tensor) -> Tensor:
         """The ranks' equally many rows, one after the other."""
-        if self.group is None:
-            return rows
         # By rank: global index r * n + i is then simply a row of the result.
-        parts = [torch.empty_like(rows) for _ in range(self.size)]
-        dist.all_gather(parts, rows.contiguous(), group=self.group)
-        return torch.cat(parts)
+        return Ranks(self.group).all_gather(rows)
 
     def pairs(self, mine: PairEmbeddings) -> PairEmbeddings:
         """All ranks' pairs, in the order of their global indices."""

@@ -198,7 +198,7 @@ def test_full_disk_says_what_to_do(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(building, "write_json", full)
+    monkeypatch.setattr(building.shards, "write_json", full)
     with pytest.raises(DataError, match="the disk is full"):
         build(tmp_path, world=miniature.world, fetcher=miniature.fetcher, workers=1)
     assert not (tmp_path / "manifest.json").exists()
