@@ -2,8 +2,7 @@
 
 A `Run` holds everything that determines a run's numbers and nothing else; its `digest()` names the
 run directory. Files and `--set a.b=c` overrides are checked here: an unknown key or a value of the
-wrong type is an error with the nearest correct word.
-"""
+wrong type is an error with the nearest correct word."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """One run, top to bottom: data, model, reference, resume, loop.
 
 `train` is what `jest train`, every rank under torchrun and the scheduler's workers call, in their
-own process: a breakpoint anywhere in here, or in the step below it, works.
-"""
+own process: a breakpoint anywhere in here, or in the step below it, works."""
 
 from __future__ import annotations
 

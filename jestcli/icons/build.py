@@ -9,8 +9,7 @@ Layout under the root:
     .cache/           fetched packages; while a build is under way also drawn icons
 
 A build is named by the hash of the world, the image size and the renderer. It is staged beside the
-root's final folders and moved in place when it has passed the leakage check.
-"""
+root's final folders and moved in place when it has passed the leakage check."""
 
 from __future__ import annotations
 

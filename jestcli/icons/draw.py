@@ -3,8 +3,7 @@
 Icons are SVG bodies of a collection; they become uint8 rasters in resumable units, of up to `UNIT`
 icons of one collection. A unit's files in the cache are `<unit>.npy` (uint8 [n, S, S, 3]),
 `<unit>.signatures.npy` (uint8 [n, 768], see leakage.py) and `<unit>.json` (names, raster digests,
-and what could not be drawn), the last written last.
-"""
+and what could not be drawn), the last written last."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Fetch pinned registry packages: with npm, verified against their integrity, never unpacked.
 
 A package is kept as the tarball that the registry serves. Members are read straight out of it, so
-that no path inside a tarball is ever written to disk.
-"""
+that no path inside a tarball is ever written to disk."""
 
 from __future__ import annotations
 

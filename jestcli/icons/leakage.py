@@ -11,8 +11,7 @@ full signatures.
 are called near-duplicates of one another; a benchmark loses them, the training data never do. Big
 flat shapes that differ in one small detail may be called so too. *False negatives.* A drawing that
 was shifted by a pixel or more, mirrored, or recoloured is another drawing here; art families are
-what guards against those.
-"""
+what guards against those."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """The embedded world as plain tables: which images are pool, curated or withheld, and why.
 
 Everything else in this package is driven by this file. A change here changes the build key, so
-the next `jest data build` makes the data anew.
-"""
+the next `jest data build` makes the data anew."""
 
 from __future__ import annotations
 

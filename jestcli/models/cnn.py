@@ -8,8 +8,7 @@ linear map. Low resolution is a smaller image: global pooling takes any side.
 
 Batch norm couples the examples of a batch. So in a training step its sums run over all ranks, with
 gradient; scoring and evaluation use running statistics, kept apart for every image side, because
-what a 3x3 filter sees at 16 px has another mean than at 32 px.
-"""
+what a 3x3 filter sees at 16 px has another mean than at 32 px."""
 
 from __future__ import annotations
 

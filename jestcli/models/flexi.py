@@ -3,8 +3,7 @@
 Patch weights are stored at one patch size and PI-resized to another; position embeddings are
 stored on one grid and interpolated to another. Both are fixed linear maps, made once and kept as
 buffers, so gradients flow through them. Besides larger patches, an image can be looked at smaller
-or with only some of its cells (see `Resolution`): three ways to the same number of tokens.
-"""
+or with only some of its cells (see `Resolution`): three ways to the same number of tokens."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """FLOPs and memory counted from the real modules; a run's cost in every convention of the paper.
 
 One multiply-add is two FLOPs. A training step is taken as three forward passes (the paper's unit),
-checked in the tests against torch's own count of forward and backward.
-"""
+checked in the tests against torch's own count of forward and backward."""
 
 from __future__ import annotations
 

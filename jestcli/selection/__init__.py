@@ -2,8 +2,7 @@
 
     indices = select(learner, reference, size=batch_size, seed=seed, step=step)
 
-See docs/selection.md.
-"""
+See docs/selection.md."""
 
 from jestcli.selection.api import select
 from jestcli.selection.embeddings import PairEmbeddings

@@ -15,8 +15,7 @@ As in the released code: the -1/2 (the paper's formula has 0 there) and the cap,
 pairs that a GPU trains on. Our own: the cap grows beyond that as 1 % of the batch; equal gains go
 by the noise of (seed, step), not by position; where every candidate left is over the cap or has no
 concept, the batch is filled from these by the same noise (the released code leaves it short); and
-over several ranks the counts are the whole batch's, not each rank's own.
-"""
+over several ranks the counts are the whole batch's, not each rank's own."""
 
 from __future__ import annotations
 

@@ -5,8 +5,7 @@ r * B + i. Ranks exchange the scores and indices of their best m and the embeddi
 chunk, nothing else, and all reach the same result. A group of one exchanges nothing.
 
 A rank that never arrives is noticed by the process group: its collectives raise after the
-timeout given to `init_process_group` (or `new_group`). Wrong arguments on one rank raise on all.
-"""
+timeout given to `init_process_group` (or `new_group`). Wrong arguments on one rank raise on all."""
 
 from __future__ import annotations
 

@@ -4,8 +4,7 @@ One program owns a block of candidates and walks over all members of the chunk, 
 size members x candidates is written and no atomics are needed: the result is deterministic.
 float16/bfloat16 inputs multiply on tensor cores and accumulate in float32; float32 inputs
 multiply in full float32. float64 is left to the torch path. Without Triton, or on CPU, `usable`
-is False (Triton's interpreter, TRITON_INTERPRET=1, runs the kernel on CPU for the tests).
-"""
+is False (Triton's interpreter, TRITON_INTERPRET=1, runs the kernel on CPU for the tests)."""
 
 from __future__ import annotations
 

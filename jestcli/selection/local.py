@@ -1,8 +1,7 @@
 """Selection as some public code does it: every rank chooses among its own candidates only.
 
 Here the ranks are slices of one process's super-batch, to measure what that costs. (With real
-ranks `select(..., group=...)` chooses among all of them; see distributed.py.)
-"""
+ranks `select(..., group=...)` chooses among all of them; see distributed.py.)"""
 
 from __future__ import annotations
 

@@ -2,8 +2,7 @@
 
 SplitMix64 (Steele, Lea, Flood 2014) hashes the counter on int64 tensors, whose arithmetic wraps
 alike on every device, so the uniform numbers are bit for bit the same on CPU and GPU and for
-any number of ranks. Only the two logarithms that follow are a library's, in float64.
-"""
+any number of ranks. Only the two logarithms that follow are a library's, in float64."""
 
 from __future__ import annotations
 

@@ -6,8 +6,7 @@ models count and with what weight. Running values are float64 [B]; tiles are flo
 float64 embeddings), whatever the input dtype.
 
 Each gain starts as the diagonal score (how badly the pair matches by itself), which draws the
-first chunk, and is told of every new chunk by `add`.
-"""
+first chunk, and is told of every new chunk by `add`."""
 
 from __future__ import annotations
 

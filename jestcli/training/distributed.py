@@ -1,8 +1,7 @@
 """The ranks that train one run together: who they are, and what they tell each other.
 
 A super-batch is spread over the ranks in equal slices, and so are its embeddings. After a global
-selection the surplus chosen pairs move once, so that every rank trains an equal share.
-"""
+selection the surplus chosen pairs move once, so that every rank trains an equal share."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Energy of a run where the hardware counts it; nothing is printed, or guessed, where it does not.
 
 GPUs by NVML's own counter (package nvidia-ml-py), processor packages by Linux' RAPL counters. Both
-count all that the device does, other jobs included.
-"""
+count all that the device does, other jobs included."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Loss and gradients of a sub-batch, within the memory that `run.engine` allows.
 
-The losses are open_clip's own, and the sigmoid loss in chunks for large batches.
-"""
+The losses are open_clip's own, and the sigmoid loss in chunks for large batches."""
 
 from __future__ import annotations
 

@@ -2,8 +2,7 @@
 
 `Reference` is a call: a super-batch -> its embeddings. A `LiveReference` computes them, a run's own
 model (`RunReference`) or any open_clip model (`OpenClipReference`). An `EmbeddingTable` looks them
-up, and asks the live one for what it has not.
-"""
+up, and asks the live one for what it has not."""
 
 from __future__ import annotations
 

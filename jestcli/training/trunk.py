@@ -8,8 +8,7 @@ lengths share; a longer one that has none of its own goes on from the last of th
 
 A training checkpoint (training/checkpoint.py) that also holds metrics.jsonl up to there, as bytes
 (uint8 [n], under METRICS), without evaluations, which other lengths have at other steps. Seconds
-and cost go along, so that the records of a branch are those of a run that was trained alone.
-"""
+and cost go along, so that the records of a branch are those of a run that was trained alone."""
 
 from __future__ import annotations
 

@@ -3,8 +3,7 @@ other pairs there are.
 
 Whether a pair's caption is wrong, whether it is set aside, whether it stays in a thinned pool: each
 asks for the pair's number under a salt of its own, so that the answers are independent of each
-other, and the same whatever has been taken out of the pool before.
-"""
+other, and the same whatever has been taken out of the pool before."""
 
 from __future__ import annotations
 
