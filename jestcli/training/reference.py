@@ -203,9 +203,10 @@ def open_clip_reference(
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     name, weights = check_word(word)
-    safely: Any = {"weights_only": True, "require_pretrained": True}
     try:
-        model = open_clip.create_model(name, weights or None, **safely)
+        model = open_clip.create_model(
+            name, weights or None, weights_only=True, require_pretrained=True
+        )
         tokenizer = named_tokenizer(name)
     except Exception as error:  # torch, safetensors and the hub each raise their own
         why = " ".join(str(error).split())
