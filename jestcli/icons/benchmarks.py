@@ -62,20 +62,12 @@ class Benchmark:
 
 
 def make_benchmarks(
-    world: World,
-    collections: Mapping[str, Collection],
-    drawn: Rastered,
-    emoji: Emoji,
-    phosphor: Mapping[str, Words],
+    world: World, drawn: Rastered, emoji: Emoji, phosphor: Mapping[str, Words]
 ) -> list[Benchmark]:
     """All benchmarks that the drawn icons allow, before near-duplicates of training data leave."""
-    shown = [
-        icon
-        for icon in drawn.icons
-        if collections[icon.prefix].family in world.withheld
-        and icon.name not in collections[icon.prefix].hidden
-    ]
-    emojis = [_emoji(*row, collections, shown, emoji) for row in EMOJI]
+    withheld = (icon for icon in drawn.icons if icon.collection.family in world.withheld)
+    shown = [icon for icon in withheld if not icon.hidden]
+    emojis = [_emoji(*row, drawn.collections, shown, emoji) for row in EMOJI]
     emojis[-1] = replace(emojis[-1], confirmation=True)
     made = [*_objects(world, shown), _tagged(shown, phosphor), *emojis]
     return [benchmark for benchmark in made if benchmark.test]
@@ -204,11 +196,9 @@ def _emoji(
     return Benchmark(name, ZERO_SHOT, mirrors, description, items, (), classes)
 
 
-def entries(
-    benchmark: Benchmark, collections: Mapping[str, Collection], lost: int
-) -> list[dict[str, Any]]:
+def entries(benchmark: Benchmark, lost: int) -> list[dict[str, Any]]:
     """What benchmarks.json says of a folder: one entry, or two for retrieval (one a direction)."""
-    families = sorted({collections[item.icon.prefix].family for item in benchmark.test})
+    families = sorted({item.icon.collection.family for item in benchmark.test})
     base = {
         "name": benchmark.name,
         "folder": f"wds_{benchmark.name}",

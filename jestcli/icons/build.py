@@ -27,7 +27,7 @@ from typing import Any
 from jestcli.icons import benchmarks as marks
 from jestcli.icons import write as shards
 from jestcli.icons.captions import read_emoji, read_lucide, read_phosphor, read_tabler
-from jestcli.icons.draw import Collection, Rastered, draw_world, resvg_version
+from jestcli.icons.draw import Drawn, Rastered, draw_world, resvg_version
 from jestcli.icons.fetch import Fetcher, fetch
 from jestcli.icons.leakage import Rasters, assert_no_leakage
 from jestcli.icons.spec import WORLD, World
@@ -118,17 +118,17 @@ def build(
             tarballs[name] = fetch(package, cache / "packages", fetcher)
         progress("fetch", len(tarballs), len(tarballs))
 
-        collections, drawn = draw_world(world, tarballs["icons"], cache, size, workers, progress)
+        drawn = draw_world(world, tarballs["icons"], cache, size, workers, progress)
         emoji, phosphor = read_emoji(tarballs["emoji"]), read_phosphor(tarballs["phosphor"])
         lucide, tabler = read_lucide(tarballs["lucide"]), read_tabler(tarballs["tabler"])
-        plan = make_plan(world, collections, drawn, emoji, {"lucide": lucide, "tabler": tabler})
-        made = marks.make_benchmarks(world, collections, drawn, emoji, phosphor)
+        plan = make_plan(world, drawn, emoji, {"lucide": lucide, "tabler": tabler})
+        made = marks.make_benchmarks(world, drawn, emoji, phosphor)
         training = [sample.icon for sample in (*plan.pool, *plan.curated)]
         progress("compare", 0, 1)
         kept, lost = marks.without_leaks(made, drawn, training, world.near_duplicate)
         progress("compare", 1, 1)
 
-        here = _Staged(world, collections, drawn, root / f".staging-{key}")
+        here = _Staged(world, drawn, root / f".staging-{key}")
         for old in root.glob(".staging-*"):
             if old != here.folder:
                 shutil.rmtree(old)
@@ -142,7 +142,7 @@ def build(
         for _, written in unordered(shards.write_shard, tasks + bench_tasks, workers):
             done += written
             progress("write", done, total)
-        listed = [x for mark in kept for x in marks.entries(mark, collections, lost[mark.name])]
+        listed = [x for mark in kept for x in marks.entries(mark, lost[mark.name])]
         shards.write_json(here.folder / "benchmarks" / "benchmarks.json", listed)
         digests = _check(tasks, bench_tasks, world, workers, progress)
         manifest = _manifest(key, here, plan, kept) | {"raster_digests": digests}
@@ -171,7 +171,6 @@ class _Staged:
     """What a build has drawn, and the folder that it writes to."""
 
     world: World
-    collections: Mapping[str, Collection]
     drawn: Rastered
     folder: Path
 
@@ -183,7 +182,7 @@ def _training_tasks(split: str, samples: Sequence[Sample], here: _Staged) -> lis
         rows = []
         for sample in samples[shard * n // count : (shard + 1) * n // count]:
             words = {"captions": list(sample.captions), "levels": list(sample.levels)}
-            text = _meta(here.collections[sample.icon.prefix], sample.key, words)
+            text = _meta(sample.icon, words)
             members = {"txt": sample.captions[0], "json": text}
             rows.append(Row(sample.key, sample.icon.unit, sample.icon.row, members))
         path = here.folder / "shards" / split / f"{shard:05d}.tar"
@@ -191,8 +190,9 @@ def _training_tasks(split: str, samples: Sequence[Sample], here: _Staged) -> lis
     return tasks
 
 
-def _meta(about: Collection, key: str, more: Mapping[str, Any] = {}) -> str:
-    meta = {"key": key, "source": about.prefix, "set": about.title, "category": about.category}
+def _meta(icon: Drawn, more: Mapping[str, Any] = {}) -> str:
+    about = icon.collection
+    meta = {"key": icon.key, "source": about.prefix, "set": about.title, "category": about.category}
     meta |= {"family": about.family, "licence": about.licence, **more}
     return json.dumps(meta, ensure_ascii=False)
 
@@ -214,7 +214,7 @@ def _benchmark_tasks(mark: marks.Benchmark, here: _Staged) -> list[ShardTask]:
         for number, item in enumerate(ordered):
             icon = item.icon
             answer = {"txt": item.caption} if retrieval else {"cls": str(item.label)}
-            members = {"json": _meta(here.collections[icon.prefix], icon.key), **answer}
+            members = {"json": _meta(icon), **answer}
             rows.append(Row(f"{number:06d}", icon.unit, icon.row, members))
         shards.write_lines(folder / split / "nshards.txt", ["1"])
         tasks.append(ShardTask(folder / split / "0.tar", here.drawn.cache, tuple(rows)))
@@ -253,7 +253,7 @@ def _check(
 def _manifest(key: str, here: _Staged, plan: Plan, kept: list[marks.Benchmark]) -> dict[str, Any]:
     paths = [path for path in sorted(here.folder.rglob("*")) if path.is_file()]
     levels = Counter(level for sample in plan.curated for level in sample.levels)
-    licences = Counter(here.collections[sample.icon.prefix].licence for sample in plan.pool)
+    licences = Counter(sample.icon.collection.licence for sample in plan.pool)
     reasons = here.drawn.failed.values()
     failed = Counter("blank" if why == "blank" else "not drawable" for why in reasons)
     packages = here.world.packages
@@ -267,13 +267,13 @@ def _manifest(key: str, here: _Staged, plan: Plan, kept: list[marks.Benchmark]) 
         "resvg": resvg_version(),
         "counts": {
             "pool": len(plan.pool),
-            "pool_pairs": plan.notes["pool_pairs"],
+            "pool_pairs": sum(len(sample.captions) for sample in plan.pool),
             "curated": len(plan.curated),
             "levels": {**levels, "weak": sum(bool(sample.levels) for sample in plan.pool)},
             "benchmarks": {mark.name: len(mark.test) for mark in kept},
             "not_drawn": dict(failed),
         },
-        "rasters_removed_from_pool": plan.notes["rasters_removed_from_pool"],
+        "rasters_removed_from_pool": plan.removed,
         "pool_licences": dict(licences.most_common()),
         "files": {str(path.relative_to(here.folder)): path.stat().st_size for path in paths},
     }

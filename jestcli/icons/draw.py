@@ -12,7 +12,7 @@ import importlib.metadata
 import io
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -147,10 +147,16 @@ class Drawn:
     unit: str
     row: int
     digest: str
+    collection: Collection = field(compare=False, repr=False)
 
     @property
     def key(self) -> str:
         return f"{self.prefix}/{self.name}"
+
+    @property
+    def hidden(self) -> bool:
+        """Whether its set has retired it."""
+        return self.name in self.collection.hidden
 
 
 @dataclass(frozen=True)
@@ -159,6 +165,7 @@ class Rastered:
 
     cache: Path
     size: int
+    collections: dict[str, Collection]  # by prefix
     icons: tuple[Drawn, ...]
     failed: dict[str, str]  # key -> why it could not be drawn
 
@@ -212,10 +219,9 @@ def describe(world: World, prefix: str, about: dict[str, Any], raw: dict[str, An
 
 def draw_world(
     world: World, tarball: Path, cache: Path, size: int, workers: int | None, progress: Progress
-) -> tuple[dict[str, Collection], Rastered]:
+) -> Rastered:
     """Draw every icon that the world allows; what the cache holds already is not drawn again.
-
-    Returns the collections by prefix and the drawn icons. Raises DataError."""
+    Raises DataError."""
     text = f"{tarball.name} {size} {resvg_version()} 1"
     name = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
     rasters, sources = cache / f"rasters-{size}-{name}", cache / "collections"
@@ -260,6 +266,7 @@ def draw_world(
     for each in units:
         index = parse_json((rasters / f"{each.name}.json").read_text())
         for row, (icon, digest) in enumerate(zip(index["names"], index["digests"], strict=True)):
-            icons.append(Drawn(each.prefix, icon, each.name, row, digest))
+            collection = collections[each.prefix]
+            icons.append(Drawn(each.prefix, icon, each.name, row, digest, collection))
         failed |= {f"{each.prefix}/{icon}": why for icon, why in index["failed"].items()}
-    return collections, Rastered(rasters, size, tuple(icons), failed)
+    return Rastered(rasters, size, collections, tuple(icons), failed)

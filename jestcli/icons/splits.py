@@ -6,10 +6,9 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from jestcli.icons.captions import Emoji, Words, captions_of, name_caption
-from jestcli.icons.draw import Collection, Drawn, Rastered
+from jestcli.icons.draw import Drawn, Rastered
 from jestcli.icons.spec import World
 
 WEAK = "weak"
@@ -30,11 +29,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Plan:
-    """Training splits in writing order, and what is worth knowing of how they came about."""
+    """Training splits in writing order."""
 
     pool: list[Sample]
     curated: list[Sample]
-    notes: dict[str, Any]
+    removed: list[str]  # levels whose rasters are not in the pool
 
 
 def hash_order(keys: Iterable[str], seed: int) -> list[str]:
@@ -48,59 +47,37 @@ def hash_rank(key: str, seed: int) -> bytes:
 
 
 def make_plan(
-    world: World,
-    collections: Mapping[str, Collection],
-    drawn: Rastered,
-    emoji: Emoji,
-    tags: Mapping[str, Mapping[str, Words]],
+    world: World, drawn: Rastered, emoji: Emoji, tags: Mapping[str, Mapping[str, Words]]
 ) -> Plan:
     """Split every drawn icon that is not withheld into curated samples and pool.
 
     tags: words by icon name, for each caption kind other than "emoji" and "name"."""
-    withheld = set(world.withheld)
-    usable = [icon for icon in drawn.icons if collections[icon.prefix].family not in withheld]
-    curated, digests = _curated(world, collections, usable, emoji, tags)
+    usable = [icon for icon in drawn.icons if icon.collection.family not in world.withheld]
+    curated, digests = _curated(world, usable, emoji, tags)
 
-    removed: set[str] = set().union(*(digests[level] for level in world.removed_from_pool))
-    base = [
-        icon
-        for icon in usable
-        if icon.digest not in removed
-        and (world.hidden_in_pool or icon.name not in collections[icon.prefix].hidden)
-    ]
-    dropped = list(world.removed_from_pool)
-    for level in world.removed_if_pool_allows:
+    base = [icon for icon in usable if world.hidden_in_pool or not icon.hidden]
+    removed: list[str] = []
+    for level in (*world.removed_from_pool, *world.removed_if_pool_allows):
         smaller = [icon for icon in base if icon.digest not in digests[level]]
-        if len(smaller) >= world.smallest_pool:
+        if level in world.removed_from_pool or len(smaller) >= world.smallest_pool:
             base = smaller
-            dropped.append(level)
+            removed.append(level)
 
-    allowed = [
-        icon.key for icon in base if collections[icon.prefix].category not in world.weak_without
-    ]
+    allowed = [icon.key for icon in base if icon.collection.category not in world.weak_without]
     weak = set(hash_order(allowed, world.seed + 1)[: world.weak_size])
     pool = []
     for icon in base:
-        aliases = collections[icon.prefix].aliases if world.alias_captions else {}
+        aliases = icon.collection.aliases if world.alias_captions else {}
         names = (icon.name, *aliases.get(icon.name, ()))
         captions = tuple(dict.fromkeys(map(name_caption, names)))
         pool.append(Sample(icon, captions, (WEAK,) if icon.key in weak else ()))
-    notes = {
-        "rasters_removed_from_pool": dropped,
-        "pool_pairs": sum(len(sample.captions) for sample in pool),
-        "not_drawn": len(drawn.failed),
-    }
     for samples in (pool, curated):
         samples.sort(key=lambda sample: hash_rank(sample.key, world.seed))
-    return Plan(pool, curated, notes)
+    return Plan(pool, curated, removed)
 
 
 def _curated(
-    world: World,
-    collections: Mapping[str, Collection],
-    usable: list[Drawn],
-    emoji: Emoji,
-    tags: Mapping[str, Mapping[str, Words]],
+    world: World, usable: list[Drawn], emoji: Emoji, tags: Mapping[str, Mapping[str, Words]]
 ) -> tuple[list[Sample], dict[str, set[str]]]:
     """Curated samples with their levels, and the raster digests of each level.
 
@@ -108,7 +85,7 @@ def _curated(
     the first level in the table that names it."""
     by_prefix: dict[str, list[Drawn]] = {}
     for icon in usable:
-        if icon.name not in collections[icon.prefix].hidden:
+        if not icon.hidden:
             by_prefix.setdefault(icon.prefix, []).append(icon)
     captions: dict[str, tuple[str, ...]] = {}
     levels: dict[str, list[str]] = {}
@@ -117,8 +94,14 @@ def _curated(
     for level, sources in world.levels.items():
         chosen: dict[str, Drawn] = {}
         for source in sources:
-            words = _source_words(source.captions, collections, source.prefix, emoji, tags)
-            for icon in by_prefix.get(source.prefix, ()):
+            here = by_prefix.get(source.prefix, [])
+            words: Mapping[str, Words] | None = None  # the names themselves
+            if source.captions == "emoji" and here:
+                codes = emoji.find(here[0].collection)
+                words = {name: emoji.words[code] for name, code in codes.items()}
+            elif source.captions not in ("emoji", "name"):
+                words = tags[source.captions]
+            for icon in here:
                 if any(re.search(pattern, icon.name) for pattern in source.skip):
                     continue
                 if words is None:
@@ -138,19 +121,3 @@ def _curated(
             icons[icon.key] = icon
     samples = [Sample(icon, captions[key], tuple(levels[key])) for key, icon in icons.items()]
     return samples, digests
-
-
-def _source_words(
-    kind: str,
-    collections: Mapping[str, Collection],
-    prefix: str,
-    emoji: Emoji,
-    tags: Mapping[str, Mapping[str, Words]],
-) -> Mapping[str, Words] | None:
-    """Words by icon name of one curated source; None: the names themselves."""
-    if kind == "name" or prefix not in collections:
-        return None
-    if kind == "emoji":
-        found = emoji.find(collections[prefix])
-        return {name: emoji.words[code] for name, code in found.items()}
-    return tags[kind]
