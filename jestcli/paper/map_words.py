@@ -35,6 +35,7 @@ def strength(records: Sequence[Record]) -> str:
     return f"{words}{', '.join(parts)}." if parts else ""
 
 
+JESTS = ("jest", "jest-90")
 ANSWER = (
     *("examples", "wrong captions", "JEST", "uniform", "best simpler recipe"),
     *("fewer examples than uniform", "less compute (with the reference's)"),
@@ -46,10 +47,9 @@ def answer(records: list[Record]) -> list[str]:
     """What figure 1 says, as lines of Markdown: a row for each pool quality and filter ratio at the
     shortest and the longest length, and a sentence. Every number is from the records."""
     curves, found = at_quality(records), lengths(records)
-    simpler: list[Ratio] = []
     rows = []
     ends = dict.fromkeys((found[0], found[-1])) if found else {}
-    for steps, quality, method in product(ends, qualities(records), ("jest", "jest-90")):
+    for steps, quality, method in product(ends, qualities(records), JESTS):
         examples = steps * records[0]["batch_size"]
         scores = {
             name: 100 * cell.mean
@@ -69,49 +69,95 @@ def answer(records: list[Record]) -> list[str]:
         reached += [f"{scores['uniform']:.1f} %", f"{scores[best]:.1f} % {style(best).label}"]
         saved = [fewer, f"{less} ({with_reference})", f"{_plain(charged)} ({_plain(given)})"]
         rows.append([*where, *reached, *saved])
-        simpler.append(charged)
-    lines = [
-        recommended(records),
+    return [
+        *short_answer(records),
         "",
         sentence(records),
         "",
         *Table("", ANSWER, rows).markdown().split("\n"),
     ]
-    lines[5] = "|" + " --- |" * len(ANSWER)
-    sure = [r for r in simpler if not math.isnan(r.low)]
-    more, less_than = sum(r.low > 1 for r in sure), sum(r.high < 1 for r in sure)
-    if sure:
-        lines += [
-            "",
-            f"Over the best simpler recipe, with everything charged, JEST saves in {more} of the "
-            f"{len(sure)} cells and filter ratios that have an interval and costs more in "
-            f"{less_than}; in the others the interval holds 1.",
-        ]
-    return lines
 
 
-def recommended(records: list[Record]) -> str:
-    """Which recipe ended best, by pool quality and length; where its lead is within the error, over
-    which."""
-    run, batch, parts = lengths(records), records[0]["batch_size"], []
-    best, sure = winners(records, run), several(records)
-    for quality in sorted({quality for quality, _ in best if quality in sure}):
-        spans: list[tuple[str, list[str]]] = []  # (recipe, lengths in a row)
-        for steps in run:
-            if (quality, steps) not in best:
+def ended_best(records: list[Record]) -> Table:
+    """The recipe that ended best, by pool quality and length, beside JEST at its better filter
+    ratio where that is another; two recipes where the lead is within the error."""
+    batch, shown = records[0]["batch_size"], several(records)
+    best = {at: rows for at, rows in winners(records, lengths(records)).items() if at[0] in shown}
+    steps, rows = sorted({n for _, n in best}), []
+    for quality in sorted({q for q, _ in best}):
+        row = [f"{100 * quality:g} %"]
+        for n in steps:
+            if (quality, n) not in best:
+                row.append("–")
                 continue
-            (method, score, half), (second, below, other), *_ = best[quality, steps]
-            words, error = style(method).label, math.hypot(half, other)
+            (method, score, half), (second, below, other), *_ = here = best[quality, n]
+            error, jest = math.hypot(half, other), next(x for x in here if x[0] in JESTS)
+            words = style(method).label
             if math.isnan(error):
                 words += " by one seed"
             elif score - below <= error:
                 words += f" or {style(second).label}"
-            if not spans or spans[-1][0] != words:
-                spans.append((words, []))
-            spans[-1][1].append(f"{steps * batch / 1000:,.0f}k")
-        each = [f"{words} ({', '.join(at)})" for words, at in spans]
-        parts.append(f"- {100 * quality:g} % wrong captions: {'; '.join(each)}.")
-    return "\n".join(["What ended best, by the length of training in examples:", "", *parts])
+            text = f"**{words}** {100 * score:.1f}"
+            row.append(text if method in JESTS else f"{text}; JEST {100 * jest[1]:.1f}")
+        rows.append(row)
+    heads = [f"{n * batch / 1000:,.0f}k examples" for n in steps]
+    return Table("", ["wrong captions", *heads], rows)
+
+
+def saved(records: list[Record]) -> Table:
+    """What JEST saves at its shortest length and the paper's filter ratio, by pool quality."""
+    run, rows = lengths(records), []
+    for quality in several(records) if run else []:
+        cell = (records, "jest", quality, run[0])
+        over = [saving(*cell, axis) for axis in ("examples", "cached", "charged")]
+        if over[0] is not None:
+            best = saving(*cell, "charged", True)
+            rows.append([f"{100 * quality:g} %", *map(_plain, over), _plain(best)])
+    of_uniform = ("examples", "compute", "compute, reference charged")
+    return Table(
+        "",
+        [
+            "wrong captions",
+            *(f"{what}, over uniform" for what in of_uniform),
+            "the same, over the best simpler recipe",
+        ],
+        rows,
+    )
+
+
+def short_answer(records: list[Record]) -> list[str]:
+    """What the README says: two tables and a sentence, as lines of Markdown."""
+    first = lengths(records)[0] * records[0]["batch_size"] / 1000
+    return [
+        "What ended best, and its score in %:",
+        "",
+        *ended_best(records).markdown().split("\n"),
+        "",
+        f"What JEST saves in a training of {first:,.0f}k examples (×2: the other needs twice):",
+        "",
+        *saved(records).markdown().split("\n"),
+        "",
+        overall(records),
+    ]
+
+
+def overall(records: list[Record]) -> str:
+    """In how many cells JEST pays against something simpler. "" where no interval is known."""
+    run = lengths(records)
+    ends = dict.fromkeys((run[0], run[-1])) if run else {}
+    each = [
+        saving(records, method, quality, steps, "charged", True)
+        for steps, quality, method in product(ends, qualities(records), JESTS)
+    ]
+    sure = [r for r in each if r is not None and not math.isnan(r.low)]
+    more, less = sum(r.low > 1 for r in sure), sum(r.high < 1 for r in sure)
+    if not sure:
+        return ""
+    return (
+        "Over the best simpler recipe, with everything charged, JEST saves in "
+        f"{more} of the {len(sure)} cells and filter ratios that have an interval and costs more "
+        f"in {less}; in the others the interval holds 1."
+    )
 
 
 def sentence(records: list[Record]) -> str:

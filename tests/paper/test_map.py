@@ -55,19 +55,25 @@ def test_winners_and_words_hold_the_records_numbers() -> None:
     best = maps.winners(records, [375, 750])
     assert best[0.8, 375][0][0] == "curated" and best[0.0, 375][0][0] == "jest"
     assert best[0.8, 750][0][0] == "jest"
-    best_of, _, short, _, _, rule, *rows, _, sentence = map_words.answer(records)
-    _, _, clean, poor = best_of.splitlines()
-    assert clean == "- 0 % wrong captions: JEST (96k)."
-    assert poor == "- 80 % wrong captions: Curated only (96k)."
-    alone = map_words.answer([r for r in records if r["seed"] == records[0]["seed"]])[0]
-    assert "Curated only by one seed (96k)" in alone and " or " not in alone
+    ended = [list(row) for row in map_words.ended_best(records).rows]
+    assert ended == [["0 %", "**JEST** 8.0"], ["80 %", "**Curated only** 5.0; JEST 4.0"]]
+    alone = [r for r in records if r["seed"] == records[0]["seed"]]
+    assert "**Curated only by one seed**" in map_words.ended_best(alone).rows[1][1]
+    clean, poor = map_words.saved(records).rows
+    assert clean[:2] == ["0 %", clean[1]] and clean[1].startswith("×2")
+    assert poor[1].startswith("×4") and "Curated only" in poor[-1]
+    said = map_words.short_answer(records)
+    assert said[-1].startswith("Over the best simpler recipe")
+    answer = map_words.answer(records)
+    assert answer[: len(said)] == said
+    short = answer[len(said) + 1]
     assert short.startswith("With 80 % wrong captions uniform training needs ×4")
     assert "in 96k examples, 4.0 % (3.9 to 4.1 over 3 seeds); the best simpler recipe, Cur" in short
     assert ". With 0 % wrong captions uniform training needs ×2" in short
+    _, rule, *rows = answer[len(said) + 3 :]
     assert [row[:14] for row in rows] == ["| 96k | 0 % | ", "| 96k | 80 % |"]
     assert " | ×4 [" in rows[1] and "Curated only" in rows[1]
     assert all(row.count("|") == rule.count("|") for row in rows)
-    assert sentence.startswith("Over the best simpler recipe")
     rows = [list(row)[:5] for row in map_words.table(records).rows]
     assert ["JEST", "0.8", "375", "3", "4.00"] in rows
 
