@@ -65,7 +65,7 @@ def forecast(
     """Would JEST pay on these data, and which recipe? Measured in minutes, before any training.
 
     Copies a sample of the pool, trains a small reference on a part of the curated pairs, says how
-    much of the pool it cannot tell from wrong captions, runs short annealed races of seven recipes,
+    much of the pool it cannot tell from wrong captions, runs short annealed races of eight recipes,
     and writes OUT/forecast.html, forecast.json and recipe.yaml, a --config for the one that won.
     Stopped, the same command goes on (docs/forecast.md).
 

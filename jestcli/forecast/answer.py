@@ -130,6 +130,7 @@ def label(name: str, keep: float | None = None) -> str:
         "curated": "the curated set alone",
         "mixed": "curated and pool mixed",
         "filtered": "filtered once",
+        "finetune": "fine-tuning the reference on the pool",
         "easy": "JEST by the reference alone (easy-reference)",
         "jest": "JEST",
         "jest-curated": "JEST with a quarter of the batch curated",

@@ -33,11 +33,18 @@ RECIPES: dict[str, dict[str, Any]] = {
     "curated": {"method": "curated"},
     "mixed": {"method": "mixed"},
     "filtered": {"method": "filtered"},
+    "finetune": {"method": "finetune"},
     "easy": {"method": "easy-reference"},
     "jest": {"method": "jest"},
     "jest-curated": {"method": "jest-curated"},
 }
-SIMPLE = ("uniform", "curated", "mixed", "filtered")  # nothing is chosen during training
+SIMPLE = (
+    "uniform",
+    "curated",
+    "mixed",
+    "filtered",
+    "finetune",
+)  # nothing is chosen during training
 UNREFERENCED = ("uniform", "curated", "mixed")
 
 
@@ -74,6 +81,12 @@ class Races:
         if self.given is not None:
             return make_run(self.given)
         return self.run("curated", REFERENCE * self.steps)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is raced: fine-tuning goes on from a reference, which is then the races' own."""
+        own = self.given is None and not self.settings.get("reference_model")
+        return tuple(name for name in RECIPES if own or name != "finetune")
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -119,7 +132,7 @@ def choose_steps(races: Races, seconds: float, workers: int) -> int:
     training, scoring = calibrate(uniform, flops)
     trained = step_cost(uniform, flops, None).cached
     work, longest, count = 0.0, 0.0, 0
-    for name in RECIPES:
+    for name in races.names:
         run = races.run(name, races.steps)
         one = trained / training + (step_cost(run, flops, None).cached - trained) / scoring
         for each in _by_seed(name):  # from one trunk

@@ -124,7 +124,7 @@ def forecast(asked: Asked, workspace: Workspace, console: Console) -> list[Path]
     races = replace(races, keep=racing.keep_of(seen.share.looks_wrong.value))
     for line in page.seen_lines(seen, samples):
         console.print(line, highlight=False)
-    jobs = races.jobs(racing.RECIPES)
+    jobs = races.jobs(races.names)
     console.print(
         f"races of {races.lengths[0]:,} and {races.lengths[1]:,} steps; ends by about {_clock(end)}"
     )

@@ -76,7 +76,12 @@ def test_from_shards_to_an_answer_and_on_where_it_was_stopped(
         "--workers",
         "2",
     )
-    for name in ("mixed", "easy", "jest-curated"):  # a run of each takes as long as this test
+    for name in (
+        "mixed",
+        "easy",
+        "jest-curated",
+        "finetune",
+    ):  # a run of each takes as long as this test
         monkeypatch.delitem(RECIPES, name)
     train_them = racing.train_all
     with monkeypatch.context() as patch:
@@ -185,7 +190,11 @@ def test_races_are_the_suites_own_runs_and_share_their_trunks() -> None:
     races = Races(racing.base_settings(data, SETTINGS), 40)
     jobs = races.jobs(RECIPES)
     assert {job.name for job in jobs} == set(RECIPES)
+    assert races.names == tuple(RECIPES)
+    foreign = Races({**races.settings, "reference_model": "ViT-B-32:openai"}, 40)
+    assert set(RECIPES) - set(foreign.names) == {"finetune"}, "a model of another tower"
     by_name = {(job.name, job.seed, job.run.optim.steps): job.run for job in jobs}
+    assert by_name["finetune", 0, 80].init_from_reference
     assert races.reference == by_name["curated", 0, 160]
     assert by_name["jest", 0, 80].reference == races.reference
     assert ("uniform", 0, 320) in by_name and ("jest", 1, 80) not in by_name
