@@ -125,10 +125,9 @@ def check_division(run: Run, world: DistEnv) -> None:
 class Trainer:
     """A run on this rank, from its checkpoint (or from nothing) to its last evaluation.
 
-    Args:
-        folder: the run directory, held by the caller. Rank 0 alone writes there (metrics.jsonl,
-            checkpoints, done.json), shows `progress` and calls `track` with every record.
-        keep_last: checkpoints to keep, the newest included."""
+    folder: the run directory, held by the caller. Rank 0 alone writes there (metrics.jsonl,
+        checkpoints, done.json), shows `progress` and calls `track` with every record.
+    keep_last: checkpoints to keep, the newest included."""
 
     def __init__(
         self,

@@ -83,9 +83,8 @@ class _SumOverRanks(torch.autograd.Function):
 class ConvTower(nn.Module):
     """Images float [n, 3, S, S] -> [n, embed_dim].
 
-    Args:
-        channels: of each 3x3 convolution; all but the last halve the side.
-        sides: image sides in pixels that it will be trained at."""
+    channels: of each 3x3 convolution; all but the last halve the side.
+    sides: image sides in pixels that it will be trained at."""
 
     def __init__(self, channels: tuple[int, ...], embed_dim: int, sides: tuple[int, ...]):
         super().__init__()

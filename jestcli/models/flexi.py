@@ -69,11 +69,10 @@ class FlexiVisual(nn.Module):
 
     At the patch size and grid that it stores it computes exactly what the unmodified tower does.
 
-    Args:
-        visual: open_clip's VisionTransformer, or its TimmModel around timm's VisionTransformer.
-            TypeError for anything else.
-        full: the view of full resolution, the default.
-        others: further views that will be used (`prepare` adds one later).
+    visual: open_clip's VisionTransformer, or its TimmModel around timm's VisionTransformer.
+        TypeError for anything else.
+    full: the view of full resolution, the default.
+    others: further views that will be used (`prepare` adds one later).
     ValueError if a view's patch does not divide its side."""
 
     visual: Any

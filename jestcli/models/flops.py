@@ -143,10 +143,9 @@ def run_cost(
 ) -> Cost:
     """FLOPs after `steps` steps.
 
-    Args:
-        reference_training: FLOPs that the reference's own training took.
-        pool_size: candidates are drawn epoch by epoch, so a cache scores at most this many (of
-            the pool: curated pairs of the batch are not scored)."""
+    reference_training: FLOPs that the reference's own training took.
+    pool_size: candidates are drawn epoch by epoch, so a cache scores at most this many (of
+        the pool: curated pairs of the batch are not scored)."""
     one = step_cost(run, learner, reference, steps)
     once = 0.0
     if reference is not None:

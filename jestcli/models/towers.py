@@ -25,10 +25,9 @@ class Clip(nn.Module):
 
     The method names are those that clip-benchmark calls. Features are L2-normalised float32.
 
-    Args:
-        full, low: how the image tower sees images at full and at low resolution.
-        pixels: mean and standard deviation by channel, of pixels in [0, 1], that the weights
-            expect; None is one half of each, which is how images arrive."""
+    full, low: how the image tower sees images at full and at low resolution.
+    pixels: mean and standard deviation by channel, of pixels in [0, 1], that the weights
+        expect; None is one half of each, which is how images arrive."""
 
     clip: Any
     mean: Tensor
@@ -146,12 +145,11 @@ def build_model(
 ) -> Clip:
     """A model with fresh weights, or pretrained ones; the same seed gives the same weights.
 
-    Args:
-        patch_sizes: the patch sizes this model will be used at (one for a fixed-patch model).
-        low: the view of low resolution; None is the coarsest of `patch_sizes`.
-        loss: a softmax model has no bias (nothing would train it).
-        stored_patch: patch size at which own towers store their weights; None is the largest, from
-            which no size loses anything. A named tower stores its own.
+    patch_sizes: the patch sizes this model will be used at (one for a fixed-patch model).
+    low: the view of low resolution; None is the coarsest of `patch_sizes`.
+    loss: a softmax model has no bias (nothing would train it).
+    stored_patch: patch size at which own towers store their weights; None is the largest, from
+        which no size loses anything. A named tower stores its own.
     Built in `torch.device("meta")` it allocates nothing. Raises ConfigError."""
     full = Resolution(min(patch_sizes), data.image_size)
     low = low or Resolution(max(patch_sizes), data.image_size)

@@ -15,9 +15,8 @@ def normalise(images: Tensor) -> Tensor:
 def augment(images: Tensor, dice: Tensor) -> Tensor:
     """A slight random zoom (5 %) and shift (5 % of the side).
 
-    Args:
-        images: float [n, 3, S, S] in [-1, 1].
-        dice: [3, n] in [0, 1): zoom and shifts of each image.
+    images: float [n, 3, S, S] in [-1, 1].
+    dice: [3, n] in [0, 1): zoom and shifts of each image.
     Not mirrored: "left" and "right" stand in the captions. Stronger crops and inverted colours
     slowed both baselines down at this budget (a tiny tower is far from having learnt its data)."""
     n, side = len(images), images.shape[-1]

@@ -173,13 +173,11 @@ def share(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What this rank trains of the sub-batch: pixels, tokens and their places in `index`.
 
-    Args:
-        candidates: this rank's slice of the super-batch, as many on every rank.
-        index: int64 [b], global (rank * len(candidates) + i), in training order, the first n_low
-            at low resolution.
-        balanced: every rank holds b / world of them, and none moves.
-    Returns:
-        uint8 [b / world, 3, S, S], int64 [b / world, L], places int64 [b / world], ascending."""
+    candidates: this rank's slice of the super-batch, as many on every rank.
+    index: int64 [b], global (rank * len(candidates) + i), in training order, the first n_low
+        at low resolution.
+    balanced: every rank holds b / world of them, and none moves.
+    Returns uint8 [b / world, 3, S, S], int64 [b / world, L], ascending int64 [b / world]."""
     # Global number r * n + i: the rank that holds a pair is the quotient.
     home = index // len(candidates)
     owner = home if balanced else owners(home, n_low, world.size)

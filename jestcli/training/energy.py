@@ -15,9 +15,8 @@ POWERCAP = Path("/sys/class/powercap")
 class EnergyMeter:
     """Joules since it was made, by device.
 
-    Args:
-        powercap: the tree of RAPL zones.
-        nvml: the module pynvml, or None to import it if it is there."""
+    powercap: the tree of RAPL zones.
+    nvml: the module pynvml, or None to import it if it is there."""
 
     def __init__(self, powercap: Path = POWERCAP, nvml: Any = None):
         self._powercap = powercap

@@ -97,9 +97,8 @@ def contrastive_loss(
 ) -> Tensor:
     """The paper's eq. 1 (softmax) or 2 (sigmoid) over the ranks' whole batch, per pair.
 
-    Args:
-        image, text: [n, d], this rank's share, as many on every rank.
-        chunk: sigmoid only: rows of the logits that exist at a time; None is all of them.
+    image, text: [n, d], this rank's share, as many on every rank.
+    chunk: sigmoid only: rows of the logits that exist at a time; None is all of them.
     Returns a 0-d loss whose average over the ranks is the batch's; so are its gradients'."""
     if chunk is not None:
         return _chunked_sigmoid(image, text, scale, bias, chunk, world)
