@@ -18,7 +18,8 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ CPU = torch.device("cpu")
 Row = dict[str, Any]
 
 
-def in_turn(calls: list[Callable[[], Any]], rounds: int) -> list[float]:
+def in_turn(calls: Sequence[Callable[[], Any]], rounds: int) -> list[float]:
     """Median processor seconds of each call: up the list, down the list, and again."""
     found: list[list[float]] = [[] for _ in calls]
     for number in range(rounds):
@@ -54,9 +55,8 @@ def in_turn(calls: list[Callable[[], Any]], rounds: int) -> list[float]:
 def selections(what: str, shapes: list[tuple[int, int, int]], x: int) -> Row:
     """`select` at shapes (B, b, d); x: which of the three changes."""
     pairs = [tuple(random_pairs(B, d, seed, CPU) for seed in (0, 1)) for B, _, d in shapes]
-    calls = [
-        lambda p=p, b=b: select(p[0], p[1], size=b)
-        for p, (_, b, _) in zip(pairs, shapes, strict=True)
+    calls: list[Callable[[], torch.Tensor]] = [
+        partial(select, *each, size=b) for each, (_, b, _) in zip(pairs, shapes, strict=True)
     ]
     seconds = in_turn(calls, 4)
     extra = [peak_memory(call, CPU)[1] for call in calls]
