@@ -439,7 +439,7 @@ def _photo_lines() -> list[str]:
         "## Data that are not icons",
         "",
         "Photographs of clothes, four to a picture, captions that name them "
-        "(`python -m tools.product_photos`, from Fashion-MNIST): 40,000 pairs of which half are given "
+        "(`python -m tools.product_photos`, from Fashion-MNIST): 40,000 pairs, half with "
         "another's caption, 4,000 curated; scored on retrieval among 1,000 test pictures.",
         "",
         *_one_forecast(row, "Product photos, q = 0.5"),
