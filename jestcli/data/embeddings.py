@@ -30,18 +30,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jestcli.data.sources import (
-    Loading,
-    ShardError,
+from jestcli.data.fetch import (
     fetched_content,
     fetched_version,
     forget_outdated,
-    is_remote,
     opened,
     server_version,
 )
+from jestcli.data.remote import ShardError, Version, differ, is_remote
+from jestcli.data.sources import Loading
 from jestcli.data.tar import forget_old_index, read_index
-from jestcli.data.versions import Version, differ
 from jestcli.utils.errors import DataError, explain_os_error
 from jestcli.utils.io import save_array, save_text
 from jestcli.utils.reading import parse_json, read_json

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
@@ -22,19 +22,13 @@ from jestcli.data.bad_samples import BadSample, BadSampleLog, BadSampleRecord
 from jestcli.data.dataset import Dataset, Samples, TableKeys, Tokenizer, Transform
 from jestcli.data.decode import unique
 from jestcli.data.embeddings import ShardTable, TableFile
+from jestcli.data.fetch import ask_servers, local
 from jestcli.data.images import fit
 from jestcli.data.order import Pick, WindowShuffle
+from jestcli.data.remote import ShardError, is_remote
 from jestcli.data.shards import Pair, decode, words_of
 from jestcli.data.sizes import stated_counts
-from jestcli.data.sources import (
-    Loading,
-    ShardError,
-    ask_servers,
-    is_remote,
-    list_shards,
-    local,
-    not_taken,
-)
+from jestcli.data.sources import Loading, list_shards, not_taken
 from jestcli.data.tar import ShardIndex, TarFiles, forget_old_index, read_index
 from jestcli.utils.errors import DataError
 from jestcli.utils.hashing import hashes_of
@@ -266,7 +260,8 @@ def _recorded_counts(
 ) -> list[int]:
     if record is None:
         return _count(name, shards, loading, progress)
-    with _locked(record):
+    # All ranks of a run take the counts of the one that was first.
+    with FileLock(record.with_suffix(".lock")):
         known = read_json(record) if record.exists() else {}
         with reading(record, ": delete it, and the shards are counted again"):
             own = {shard: int(count) for shard, count in known.get(name, {}).items()}
@@ -274,14 +269,6 @@ def _recorded_counts(
             own = dict(zip(shards, _count(name, shards, loading, progress), strict=True))
             save_text(record, json.dumps(known | {name: own}, indent=1))
     return [own[shard] for shard in shards]
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """All ranks of a run take the counts of the one that was first."""
-    with path.with_suffix(".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _count(name: str, shards: list[str], loading: Loading, progress: Progress) -> list[int]:

@@ -18,8 +18,10 @@ from typing import IO, Any
 from PIL import Image
 
 from jestcli.data.bad_samples import BadSample
+from jestcli.data.fetch import opened
 from jestcli.data.images import decode_image
-from jestcli.data.sources import Loading, ShardError, expand_urls, opened
+from jestcli.data.remote import ShardError
+from jestcli.data.sources import Loading, expand_urls
 from jestcli.data.tar import LARGEST_TEXT, ShardIndex, read_members, scan
 from jestcli.utils.errors import DataError
 from jestcli.utils.layout import BY_LINE, IMAGES, PLAIN, TEXTS, Layout

@@ -12,7 +12,9 @@ import posixpath
 from collections.abc import Callable
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
-from jestcli.data.sources import Loading, download_small, is_address
+from jestcli.data.fetch import download_small
+from jestcli.data.remote import is_address
+from jestcli.data.sources import Loading
 from jestcli.utils.errors import explain_os_error
 from jestcli.utils.io import save_bytes
 from jestcli.utils.reading import parse_json

@@ -22,15 +22,10 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from jestcli.data.bad_samples import BadSample
+from jestcli.data.fetch import fetched_at, fetched_content, opened
 from jestcli.data.images import DECODER
-from jestcli.data.sources import (
-    Loading,
-    ShardError,
-    fetched_at,
-    fetched_content,
-    is_remote,
-    opened,
-)
+from jestcli.data.remote import ShardError, is_remote
+from jestcli.data.sources import Loading
 from jestcli.utils.errors import explain_os_error
 from jestcli.utils.io import save_text
 from jestcli.utils.layout import PLAIN, TEXTS, Layout

@@ -14,8 +14,8 @@ from typing import Any
 
 from jestcli.data.bad_samples import BadSample
 from jestcli.data.images import decode_image
+from jestcli.data.remote import ShardError
 from jestcli.data.shards import words_of
-from jestcli.data.sources import ShardError
 from jestcli.data.tar import ShardIndex, kinds_in, read_members, scan
 from jestcli.utils.errors import DataError
 from jestcli.utils.layout import BY_LINE, IMAGES

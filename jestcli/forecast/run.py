@@ -18,7 +18,8 @@ from jestcli.config import ConfigError, Model, Run, explain, make_run, merge
 from jestcli.data.caption_noise import CaptionNoise
 from jestcli.data.dataset import Dataset
 from jestcli.data.decoded import DecodedDataset, build_decoded
-from jestcli.data.sources import ShardError, list_shards
+from jestcli.data.remote import ShardError
+from jestcli.data.sources import list_shards
 from jestcli.data.tar import read_index
 from jestcli.forecast import page
 from jestcli.forecast import races as racing

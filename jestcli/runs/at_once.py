@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from jestcli.config import ConfigError, Run
-from jestcli.data.sources import is_remote, list_shards
+from jestcli.data.remote import is_remote
+from jestcli.data.sources import list_shards
 from jestcli.evaluation.folders import check_all
 from jestcli.models.words import check_word
 from jestcli.utils.errors import DataError

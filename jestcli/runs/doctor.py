@@ -294,8 +294,8 @@ def _look_at(shards: list[str], loading: Loading) -> tuple[str, str]:
     """What the first of `shards` hold, and what of it cannot be read ("" for nothing). Raises
     DataError where more of them than a run allows have no first pair."""
     from jestcli.data.bad_samples import BadSample
+    from jestcli.data.remote import ShardError, is_remote
     from jestcli.data.shard_dataset import ShardDataset
-    from jestcli.data.sources import ShardError, is_remote
     from jestcli.data.tar import read_index
     from jestcli.utils.errors import DataError
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from jestcli.config import Run
-from jestcli.data.sources import is_remote, list_shards
+from jestcli.data.remote import is_remote
+from jestcli.data.sources import list_shards
 from jestcli.runs.workspace import StageError, Workspace, is_done
 from jestcli.training.checkpoint import write_json
 from jestcli.utils.reading import read_json

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from jestcli.config import Run
 from jestcli.data.embeddings import FOLDER, verify_table
-from jestcli.data.sources import is_remote, list_shards
+from jestcli.data.remote import is_remote
+from jestcli.data.sources import list_shards
 from jestcli.runs.workspace import Workspace
 from jestcli.training.checkpoint import CheckpointError, read
 from jestcli.utils.errors import DataError

@@ -16,9 +16,10 @@ import torch
 from own_shards import jpeg, make_shards, same, sample, served, shard_loader, write_tar
 
 from jestcli.data.bad_samples import BadSampleLog, BadSampleRecord
+from jestcli.data.fetch import local
 from jestcli.data.loader import SuperBatch, bottleneck
 from jestcli.data.shard_dataset import open_shards
-from jestcli.data.sources import Loading, local
+from jestcli.data.sources import Loading
 from jestcli.data.tar import scan
 from jestcli.utils.errors import DataError
 
@@ -289,7 +290,7 @@ def test_an_index_that_lies_beside_the_shards_is_not_believed(
 
 
 def test_a_pipe_that_fails_or_stalls_is_a_reason(tmp_path: Path, loading: Loading) -> None:
-    from jestcli.data.sources import ShardError
+    from jestcli.data.remote import ShardError
 
     for command, why in (
         ("exit 3", "exit 3"),

@@ -12,12 +12,14 @@ import pytest
 import torch
 from own_shards import caption, jpeg, make_shards, sample, served, shard_loader, write_tar
 
-from jestcli.data import sources
+from jestcli.data import fetch
+from jestcli.data.fetch import local
 from jestcli.data.images import decode_image, fit
 from jestcli.data.loader import SuperBatch
 from jestcli.data.order import ShardOrder, shares, weighted
+from jestcli.data.remote import ShardError
 from jestcli.data.shard_dataset import ShardDataset, open_shards
-from jestcli.data.sources import Loading, ShardError, list_shards, local
+from jestcli.data.sources import Loading, list_shards
 from jestcli.data.tar import TarFiles
 from jestcli.data.tokens import small_tokenizer
 from jestcli.utils.errors import DataError
@@ -251,13 +253,13 @@ def test_a_shard_evicted_before_it_is_opened_is_fetched_again(
             path.unlink()
         return path
 
-    monkeypatch.setattr(sources, "local", then_evicted)
+    monkeypatch.setattr(fetch, "local", then_evicted)
     with served(shards) as address:
-        with sources.opened(f"{address}/00.tar", loading) as file:
+        with fetch.opened(f"{address}/00.tar", loading) as file:
             assert file.read() == (shards / "00.tar").read_bytes()
-        monkeypatch.setattr(sources, "local", lambda *_: Path("/nowhere"))
+        monkeypatch.setattr(fetch, "local", lambda *_: Path("/nowhere"))
         with pytest.raises(ShardError, match="cache of shards is too small"):
-            sources.opened(f"{address}/00.tar", loading)
+            fetch.opened(f"{address}/00.tar", loading)
 
 
 def test_a_server_that_recovers_is_tried_again(shards: Path, loading: Loading) -> None:

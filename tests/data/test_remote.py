@@ -17,19 +17,12 @@ from own_shards import make_shards, sample, write_tar
 
 from jestcli.data import remote
 from jestcli.data.dataset import Transform
+from jestcli.data.fetch import fetched_version, local
+from jestcli.data.remote import ShardError, differ, is_remote, of_headers
 from jestcli.data.shard_dataset import open_shards
 from jestcli.data.sizes import stated_counts
-from jestcli.data.sources import (
-    Loading,
-    ShardError,
-    fetched_version,
-    is_remote,
-    list_shards,
-    local,
-    not_taken,
-)
+from jestcli.data.sources import Loading, list_shards, not_taken
 from jestcli.data.tokens import small_tokenizer
-from jestcli.data.versions import differ, of_headers
 from jestcli.utils.errors import DataError
 
 
@@ -37,7 +30,7 @@ from jestcli.utils.errors import DataError
 def store(tmp_path: Path) -> Iterator[Any]:
     """Two shards of eight pairs in memory://pool, and a file that is none."""
     system = fsspec.filesystem("memory")
-    remote._lies_in.cache_clear()
+    remote.lies_in.cache_clear()
     for path in sorted(make_shards(tmp_path / "made", 2, 8).glob("*.tar")):
         system.pipe(f"/pool/{path.name}", path.read_bytes())
     system.pipe("/pool/readme.txt", b"x")
@@ -78,10 +71,10 @@ def test_a_store_says_which_version_it_has(store: Any, loading: Loading) -> None
     local(url, loading)
     had = fetched_version(url, loading)
     assert had is not None and had["size"] == str(len(store.cat("/pool/00.tar")))
-    assert remote.version(url, 5) == had
+    assert remote.server_says(url, 5) == had
     store.pipe("/pool/00.tar", store.cat("/pool/00.tar"))
-    assert differ(had, remote.version(url, 5)), "written again"
-    assert remote.version("memory://pool/none.tar", 5) is None
+    assert differ(had, remote.server_says(url, 5)), "written again"
+    assert remote.server_says("memory://pool/none.tar", 5) is None
 
 
 @pytest.mark.parametrize(

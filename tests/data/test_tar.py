@@ -14,9 +14,10 @@ import pytest
 from own_shards import jpeg, sample, write_tar
 
 from jestcli.data.bad_samples import BadSample
+from jestcli.data.remote import ShardError
 from jestcli.data.shard_dataset import open_shards
 from jestcli.data.shards import decode, read_shards
-from jestcli.data.sources import Loading, ShardError
+from jestcli.data.sources import Loading
 from jestcli.data.tar import IN_A_ROW, MOST_DAMAGE, ShardIndex, scan
 from jestcli.utils.errors import DataError
 from jestcli.utils.layout import Layout

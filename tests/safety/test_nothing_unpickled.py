@@ -32,7 +32,7 @@ LOADERS = {"torch.load", "open_clip.create_model", "open_clip.load_checkpoint"}
 KNOWN = {*LOADERS, "open_clip.get_tokenizer", "numpy.load", "yaml.load"}
 TOKENIZERS = {"data/tokens.py"}
 # Where a command is run: the user's own `pipe:`; the others give lists of words.
-SHELL = {"data/sources.py"}
+SHELL = {"data/remote.py"}
 
 
 def name_of(node: ast.expr) -> str:

@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 from own_shards import make_shards, sample, write_tar
 
-from jestcli.data import sources
+from jestcli.data import fetch
+from jestcli.data.fetch import local
+from jestcli.data.remote import ShardError
 from jestcli.data.shard_dataset import open_shards
 from jestcli.data.shards import read_shards
-from jestcli.data.sources import Loading, ShardError, list_shards, local, shell_commands
+from jestcli.data.sources import Loading, list_shards, shell_commands
 from jestcli.utils.errors import DataError
 
 Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
@@ -137,8 +139,8 @@ def test_a_page_or_half_a_shard_is_asked_for_again(loading: Loading, shard: byte
 def test_the_disk_is_not_filled(
     loading: Loading, shard: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = sources.shutil._ntuple_diskusage  # type: ignore[attr-defined]
-    monkeypatch.setattr(sources.shutil, "disk_usage", lambda _: usage(10**12, 0, 10**9 + 2000))
+    usage = fetch.shutil._ntuple_diskusage  # type: ignore[attr-defined]
+    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: usage(10**12, 0, 10**9 + 2000))
     with answering(body(shard)) as url, pytest.raises(ShardError, match="larger than the 2e-06 GB"):
         local(url, loading)
 

@@ -16,12 +16,13 @@ from tiny import TINY, tiny_model, tiny_reference, tiny_run
 from toy import train_run
 
 from jestcli.config import METHODS, ConfigError, Run, make_run, merge
-from jestcli.data import sources
+from jestcli.data import fetch
 from jestcli.data.embeddings import FOLDER
+from jestcli.data.fetch import local
 from jestcli.data.images import decode_image
 from jestcli.data.loader import SuperBatchLoader
 from jestcli.data.shard_dataset import ShardDataset, open_shards
-from jestcli.data.sources import Loading, local
+from jestcli.data.sources import Loading
 from jestcli.data.tokens import small_tokenizer
 from jestcli.paper.inspection import replay
 from jestcli.runs import reference as run_references
@@ -211,8 +212,8 @@ def test_a_remote_shard_that_changed_is_embedded_again(pool: Path, loading: Load
 
 def another_process(monkeypatch: pytest.MonkeyPatch, loading: Loading) -> None:
     """Which asks servers anew, and has no fetched shard here any more."""
-    monkeypatch.setattr(sources, "_said", {})
-    monkeypatch.setattr(sources, "_silent", set())
+    monkeypatch.setattr(fetch, "_said", {})
+    monkeypatch.setattr(fetch, "_silent", set())
     for path in (loading.cache / "shards").glob("*.tar"):
         path.unlink()
 
