@@ -17,13 +17,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from jestcli.config import Run
-from jestcli.data.sources import Loading
+from jestcli.config import ConfigError, Run
+from jestcli.data.remote import ShardError, is_remote
+from jestcli.data.sources import Loading, list_shards, not_taken, runs_beside
 from jestcli.runs.workspace import Workspace
+from jestcli.utils.errors import DataError
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "clip-benchmark", "webdataset", "numpy")
 LOOKED_AT = 100  # local shards of a source
 GOOD, WARNING, BAD = "ok", "warning", "will break"
+Seen = tuple[str, str]
+"""What a check found: its state and the text."""
 
 
 @dataclass(frozen=True)
@@ -40,51 +44,52 @@ def examine(
 ) -> list[Finding]:
     """Every check, in order. One that fails to run is a finding itself. verify: read again what
     checksums were taken of."""
-    checks: list[Callable[[], Finding]] = [
-        _python,
-        _versions,
-        _imports,
-        _arithmetic,
-        partial(_device, run, device),
-        partial(_compiler, run),
-        _ranks,
-        _memory,
-        partial(_model, run, device),
-        partial(_runs, run, workspace),
-        partial(_reference, run, workspace),
-        partial(_wandb, wandb),
-        partial(_sizes, run),
-        partial(_beside, run),
-    ]
+    checks: dict[str, Callable[[], Seen | None]] = {
+        "python": _python,
+        "packages": _versions,
+        "imports": _imports,
+        "repeatable sums": _arithmetic,
+        "device": partial(_device, run, device),
+        "compiler": partial(_compiler, run),
+        "several processes": _ranks,
+        "memory": _memory,
+        "model": partial(_model, run, device),
+        "run directories": partial(_runs, run, workspace),
+        "weights": partial(_weights, run),
+        "reference": partial(_reference, run, workspace),
+        "Weights & Biases": partial(_wandb, wandb),
+        "batches": partial(_sizes, run),
+        "other code": partial(_beside, run),
+    }
     if run.data.own:
-        checks += [
-            partial(_folder, "fetched shards", workspace.loading.cache, 4),
-            partial(_shards, run, workspace),
-            partial(_benchmarks, run),
-        ]
+        checks["fetched shards"] = partial(_folder, workspace.loading.cache, 4)
+        checks["own shards"] = partial(_shards, run, workspace)
+        checks["benchmarks"] = partial(_benchmarks, run)
     else:
-        checks += [
-            partial(_folder, "data", workspace.data_root(run), 4),
-            partial(_data, run, workspace),
-        ]
+        checks["data"] = partial(_folder, workspace.data_root(run), 4)
+        checks["embedded data"] = partial(_data, run, workspace)
     if verify:
-        checks.append(partial(_verified, run, workspace))
+        checks["checksums"] = partial(_verified, run, workspace)
     found = []
-    for check in checks:
+    for what, check in checks.items():
+        seen: Seen | None
         try:
-            found.append(check())
+            seen = check()
+        except (ConfigError, DataError) as error:
+            seen = BAD, str(error)
         except Exception as error:
-            name = getattr(check, "func", check).__name__.strip("_")
-            found.append(Finding(name, BAD, " ".join(f"{type(error).__name__}: {error}".split())))
+            seen = BAD, " ".join(f"{type(error).__name__}: {error}".split())
+        if seen is not None:
+            found.append(Finding(what, *seen))
     return found
 
 
-def _python() -> Finding:
+def _python() -> Seen:
     good = sys.version_info >= (3, 10)
-    return Finding("python", GOOD if good else BAD, platform.python_version())
+    return GOOD if good else BAD, platform.python_version()
 
 
-def _versions() -> Finding:
+def _versions() -> Seen:
     found, missing = [], []
     for name in PACKAGES:
         try:
@@ -92,33 +97,33 @@ def _versions() -> Finding:
         except PackageNotFoundError:
             missing.append(name)
     if missing:
-        return Finding("packages", BAD, f"missing: {', '.join(missing)}; run `make install`")
+        return BAD, f"missing: {', '.join(missing)}; run `make install`"
     if tuple(int(x) for x in version("numpy").split(".")[:2]) >= (2, 4):
-        return Finding("packages", BAD, "numpy 2.4 and later break clip-benchmark's accuracy")
-    return Finding("packages", GOOD, ", ".join(found))
+        return BAD, "numpy 2.4 and later break clip-benchmark's accuracy"
+    return GOOD, ", ".join(found)
 
 
-def _imports() -> Finding:
+def _imports() -> Seen:
     for name in ("torchvision", "open_clip", "clip_benchmark.metrics.zeroshot_classification"):
         try:
             importlib.import_module(name)
         except Exception as error:  # torchvision raises RuntimeError for a torch of another build
             text = f"{name} does not import: {' '.join(str(error).split())[:120]}"
-            return Finding("imports", BAD, f"{text}; install torch and torchvision together")
-    return Finding("imports", GOOD, "torchvision, open_clip and clip-benchmark import")
+            return BAD, f"{text}; install torch and torchvision together"
+    return GOOD, "torchvision, open_clip and clip-benchmark import"
 
 
-def _arithmetic() -> Finding:
+def _arithmetic() -> Seen:
     """The same product twice: what bit-identical resume rests on."""
     import torch
 
     x = torch.randn(257, 129, generator=torch.Generator().manual_seed(0))
     same = torch.equal(x @ x.T, x @ x.T)
     text = "bit for bit" if same else "two equal products differ: resume is not exact"
-    return Finding("repeatable sums", GOOD if same else WARNING, text)
+    return GOOD if same else WARNING, text
 
 
-def _device(run: Run, device: str) -> Finding:
+def _device(run: Run, device: str) -> Seen:
     import torch
 
     from jestcli.training.clock import peak_flops
@@ -128,29 +133,29 @@ def _device(run: Run, device: str) -> Finding:
     if chosen.type == "cpu":
         text = f"CPU, {os.cpu_count()} cores, {peak_flops(chosen) / 1e9:.0f} GFLOP/s a thread"
         if run.engine.precision == "bfloat16" or run.engine.compile:
-            return Finding("device", WARNING, text + "; bfloat16 and compile do not pay here")
-        return Finding("device", GOOD, text)
+            return WARNING, text + "; bfloat16 and compile do not pay here"
+        return GOOD, text
     free, total = torch.cuda.mem_get_info()
     text = f"{torch.cuda.get_device_name()}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
     if run.engine.precision == "bfloat16" and not torch.cuda.is_bf16_supported():
-        return Finding("device", BAD, text + ": no bfloat16; set engine.precision=float32")
-    return Finding("device", GOOD, text)
+        return BAD, text + ": no bfloat16; set engine.precision=float32"
+    return GOOD, text
 
 
-def _compiler(run: Run) -> Finding:
+def _compiler(run: Run) -> Seen:
     there = shutil.which("gcc") or shutil.which("clang") or shutil.which("cc")
     if run.engine.compile and not there:
-        return Finding("compiler", BAD, "engine.compile needs a C compiler: install gcc")
-    return Finding("compiler", GOOD, there or "none, and none is needed without engine.compile")
+        return BAD, "engine.compile needs a C compiler: install gcc"
+    return GOOD, there or "none, and none is needed without engine.compile"
 
 
-def _ranks() -> Finding:
+def _ranks() -> Seen:
     import torch.distributed as dist
 
     if not dist.is_available() or not dist.is_gloo_available():
-        return Finding("several processes", BAD, "torch has no gloo: torchrun will not work")
+        return BAD, "torch has no gloo: torchrun will not work"
     nccl = "NCCL and gloo" if dist.is_nccl_available() else "gloo"
-    return Finding("several processes", GOOD, nccl)
+    return GOOD, nccl
 
 
 def _available() -> float:
@@ -160,12 +165,12 @@ def _available() -> float:
     return kib / 2**20
 
 
-def _memory() -> Finding:
+def _memory() -> Seen:
     gib = _available()
-    return Finding("memory", GOOD if gib >= 2 else WARNING, f"{gib:.1f} GiB free")
+    return GOOD if gib >= 2 else WARNING, f"{gib:.1f} GiB free"
 
 
-def _model(run: Run, device: str) -> Finding:
+def _model(run: Run, device: str) -> Seen:
     """Whether the towers can be built, and one step of training fits."""
     import torch
 
@@ -185,50 +190,45 @@ def _model(run: Run, device: str) -> Finding:
     saves = run.engine.activation_checkpointing or run.engine.shard == "fsdp"
     if needs > there and not saves:
         where = "the GPU has" if on_gpu else "there are"
-        return Finding("model", BAD, f"{text}, {where} {there:.1f}: set engine.micro_batch")
-    return Finding("model", GOOD, text)
+        return BAD, f"{text}, {where} {there:.1f}: set engine.micro_batch"
+    return GOOD, text
 
 
-def _runs(run: Run, workspace: Workspace) -> Finding:
+def _runs(run: Run, workspace: Workspace) -> Seen:
     """Room for two checkpoints, for the old one goes when the new one is there."""
     from jestcli.runs.trained import on_meta
 
     numbers = 3 * sum(p.numel() for p in on_meta(run).parameters())  # weights and two moments
-    return _folder("run directories", workspace.runs, 2, 2 * 4 * numbers / 2**30)
+    return _folder(workspace.runs, 2, 2 * 4 * numbers / 2**30)
 
 
-def _reference(run: Run, workspace: Workspace) -> Finding:
-    """Whether the reference, and weights to start from, are there or can be made."""
-    from jestcli.config import ConfigError
-    from jestcli.models.words import check_word, weights_file
+def _weights(run: Run) -> None:
     from jestcli.runs.at_once import check_weights
-    from jestcli.runs.workspace import is_done
-    from jestcli.utils.errors import DataError
 
-    try:
-        check_weights(run)
-    except ConfigError as error:
-        return Finding("weights", BAD, str(error))
+    check_weights(run)
+
+
+def _reference(run: Run, workspace: Workspace) -> Seen:
+    """Whether the reference is there or can be made."""
+    from jestcli.models.words import check_word, weights_file
+    from jestcli.runs.workspace import is_done
+
     if run.reference_model is not None:
-        try:
-            check_word(run.reference_model)
-            weights = weights_file(run.reference_model)
-        except ConfigError as error:
-            return Finding("reference", BAD, str(error))
-        if not Path(weights).is_file():
-            return Finding("reference", WARNING, f"{run.reference_model} is fetched from the hub")
-        return Finding("reference", GOOD, run.reference_model)
+        check_word(run.reference_model)
+        if not Path(weights_file(run.reference_model)).is_file():
+            return WARNING, f"{run.reference_model} is fetched from the hub"
+        return GOOD, run.reference_model
     if run.reference is None:
-        return Finding("reference", GOOD, "none, and none is needed")
+        return GOOD, "none, and none is needed"
     try:
         folder = workspace.folder(run.reference)
     except DataError:  # its shards are not there: another check says which
-        return Finding("reference", WARNING, "not trained, and its shards are not there")
+        return WARNING, "not trained, and its shards are not there"
     text = f"trained, in {folder}" if is_done(folder) else "not trained yet: it is trained first"
-    return Finding("reference", GOOD, text)
+    return GOOD, text
 
 
-def _folder(what: str, folder: Path, gib: float, least: float = 0.0) -> Finding:
+def _folder(folder: Path, gib: float, least: float = 0.0) -> Seen:
     """Space (below `least` GiB a run fails), and that files can be locked and renamed there."""
     there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     free = shutil.disk_usage(there).free / 2**30
@@ -241,30 +241,28 @@ def _folder(what: str, folder: Path, gib: float, least: float = 0.0) -> Finding:
                 os.fsync(file.fileno())
             os.replace(path, path.with_name("renamed"))
     except OSError as error:
-        return Finding(what, BAD, f"{text}; cannot write, lock or rename there: {error.strerror}")
+        return BAD, f"{text}; cannot write, lock or rename there: {error.strerror}"
     if free < least:
-        return Finding(what, BAD, f"{folder}: {free:.3f} GiB free; checkpoints take {least:.3f}")
+        return BAD, f"{folder}: {free:.3f} GiB free; checkpoints take {least:.3f}"
     if free < gib:
-        return Finding(what, WARNING, f"{text}; a run and its data can take {gib:.0f} GiB")
-    return Finding(what, GOOD, text)
+        return WARNING, f"{text}; a run and its data can take {gib:.0f} GiB"
+    return GOOD, text
 
 
-def _data(run: Run, workspace: Workspace) -> Finding:
+def _data(run: Run, workspace: Workspace) -> Seen:
     from jestcli.evaluation.benchmarks import list_benchmarks
 
     root = workspace.data_root(run)
     if not (root / "manifest.json").exists():
-        return Finding("embedded data", WARNING, "not built yet: the first run builds it")
-    return Finding("embedded data", GOOD, f"{len(list_benchmarks(root))} benchmarks in {root}")
+        return WARNING, "not built yet: the first run builds it"
+    return GOOD, f"{len(list_benchmarks(root))} benchmarks in {root}"
 
 
-def _shards(run: Run, workspace: Workspace) -> Finding:
+def _shards(run: Run, workspace: Workspace) -> Seen:
     """The headers of every source's shards, the reference's too, and the first pair of each: of
     LOOKED_AT local ones, or of one that is fetched. A shell command is not run: the configuration
     may be a stranger's."""
-    from jestcli.data.sources import list_shards, not_taken
     from jestcli.runs.inputs import splits
-    from jestcli.utils.errors import DataError
 
     loading = replace(workspace.loading, layout=run.data.layout)
     read = [
@@ -283,21 +281,19 @@ def _shards(run: Run, workspace: Workspace) -> Finding:
                 continue
             text, lost = _look_at(shards, loading)
         except DataError as error:
-            return Finding("own shards", BAD, f"{split}: {error}")
+            raise DataError(f"{split}: {error}") from None
         more = not_taken(entry)
         state = WARNING if lost or more else state
         said.append(f"{split}: {len(shards):,} shards, {text}{more}{lost}")
-    return Finding("own shards", state, "; ".join(said))
+    return state, "; ".join(said)
 
 
 def _look_at(shards: list[str], loading: Loading) -> tuple[str, str]:
     """What the first of `shards` hold, and what of it cannot be read ("" for nothing). Raises
     DataError where more of them than a run allows have no first pair."""
     from jestcli.data.bad_samples import BadSample
-    from jestcli.data.remote import ShardError, is_remote
     from jestcli.data.shard_dataset import ShardDataset
     from jestcli.data.tar import read_index
-    from jestcli.utils.errors import DataError
 
     some = shards[:1] if is_remote(shards[0]) else shards[:LOOKED_AT]
     lost: Counter[str] = Counter()
@@ -326,44 +322,38 @@ def _look_at(shards: list[str], loading: Loading) -> tuple[str, str]:
     return f"{what} {pairs:,} pairs, {size}", f"; left out: {words}" if words else ""
 
 
-def _benchmarks(run: Run) -> Finding:
+def _benchmarks(run: Run) -> Seen:
     from jestcli.evaluation.benchmarks import find_benchmarks
     from jestcli.evaluation.folders import check_all
-    from jestcli.utils.errors import DataError
 
     data = run.data
     if data.benchmarks is None:
-        return Finding("benchmarks", WARNING, "no data.benchmarks: nothing will be evaluated")
-    try:
-        found = find_benchmarks(Path(data.benchmarks), data.image_size, data.shots)
-        checked = check_all(Path(data.benchmarks), data.shots)
-        notes = [note for each in checked for note in each.notes]
-    except DataError as error:
-        return Finding("benchmarks", BAD, str(error))
+        return WARNING, "no data.benchmarks: nothing will be evaluated"
+    found = find_benchmarks(Path(data.benchmarks), data.image_size, data.shots)
+    checked = check_all(Path(data.benchmarks), data.shots)
+    notes = [note for each in checked for note in each.notes]
     names = ", ".join(each.name for each in found)
-    return Finding("benchmarks", WARNING if notes else GOOD, "; ".join([names, *notes]))
+    return WARNING if notes else GOOD, "; ".join([names, *notes])
 
 
-def _beside(run: Run) -> Finding:
-    from jestcli.data.sources import runs_beside
-
+def _beside(run: Run) -> Seen:
     found = runs_beside(run)
     if not found:
-        return Finding("other code", GOOD, "nothing runs but this suite")
-    return Finding("other code", WARNING, f"{'; '.join(found)}; read it before you train")
+        return GOOD, "nothing runs but this suite"
+    return WARNING, f"{'; '.join(found)}; read it before you train"
 
 
-def _verified(run: Run, workspace: Workspace) -> Finding:
+def _verified(run: Run, workspace: Workspace) -> Seen:
     from jestcli.runs.verify import verify
 
     count, wrong = verify(run, workspace)
     text = f"{count:,} files read, as they were written" if not wrong else "; ".join(wrong)
-    return Finding("checksums", BAD if wrong else GOOD, text)
+    return BAD if wrong else GOOD, text
 
 
-def _wandb(mode: str) -> Finding:
+def _wandb(mode: str) -> Seen:
     if mode != "online":
-        return Finding("Weights & Biases", GOOD, mode)
+        return GOOD, mode
     import netrc
 
     try:
@@ -371,17 +361,17 @@ def _wandb(mode: str) -> Finding:
     except (OSError, netrc.NetrcParseError):
         known = False
     text = "logged in" if known else "no login: run `wandb login`, or use --wandb offline"
-    return Finding("Weights & Biases", GOOD if known else BAD, text)
+    return GOOD if known else BAD, text
 
 
-def _sizes(run: Run) -> Finding:
+def _sizes(run: Run) -> Seen:
     """Batches over the ranks, as far as torchrun's environment says."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     b, B = run.optim.batch_size, run.super_batch_size
     text = f"b = {b}, B = {B}, {size} process{'es' * (size > 1)}"
     if b % size or B % size:
-        return Finding("batches", BAD, f"{text}: both must divide by the processes")
-    return Finding("batches", GOOD, text)
+        return BAD, f"{text}: both must divide by the processes"
+    return GOOD, text
 
 
 def table(found: list[Finding]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from jestcli.config import make_run
 from jestcli.data.images import decode_image, fit
 from jestcli.evaluation.benchmarks import find_benchmarks
 from jestcli.evaluation.folders import check
-from jestcli.runs.doctor import BAD, _benchmarks
+from jestcli.runs.doctor import _benchmarks
 from jestcli.utils.errors import DataError
 
 
@@ -170,8 +171,8 @@ def test_what_cannot_be_scored_is_said_before_training(fault: str, tmp_path: Pat
         find_benchmarks(tmp_path, 32, shots=2)
     assert "\n" not in str(said.value) and str(tmp_path) in str(said.value)
     run = make_run({"data": {"train": "x.tar", "benchmarks": str(tmp_path), "shots": 2}})
-    finding = _benchmarks(run)
-    assert (finding.state, finding.text) == (BAD, str(said.value))
+    with pytest.raises(DataError, match=re.escape(str(said.value))):
+        _benchmarks(run)
 
 
 def test_what_is_odd_but_can_be_scored_is_noted(tmp_path: Path) -> None:
