@@ -167,7 +167,7 @@ def shard_loader(
     }
     transform = Transform(**{"size": 32, "tokenizer": small_tokenizer(600, 8), **looks})
     source = Source(dataset, dataset.order(3, "pool"), per_step, captions)
-    return SuperBatchLoader([source], transform, 3, dataset.loading, **more)
+    return SuperBatchLoader([source], transform, dataset.loading, **more)
 
 
 def same(a: list[SuperBatch], b: list[SuperBatch]) -> bool:

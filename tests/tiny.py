@@ -134,7 +134,7 @@ def loader(
         for i, source in enumerate(sources)
     ]
     transform = Transform(32, lambda texts: np.zeros((len(texts), 8)))  # nothing to be done
-    return SuperBatchLoader(drawn, transform, seed, Loading(workers=0), None, rank, world, apart)
+    return SuperBatchLoader(drawn, transform, Loading(workers=0), None, rank, world, apart)
 
 
 def draw(sources: list[Source], counts: list[int], seed: int = 0, step: int = 0) -> SuperBatch:
@@ -145,7 +145,7 @@ def draw(sources: list[Source], counts: list[int], seed: int = 0, step: int = 0)
 def loader_of(*sources: Source) -> SuperBatchLoader:
     """Of sources that have their seed and size."""
     transform = Transform(32, lambda texts: np.zeros((len(texts), 8)))
-    return SuperBatchLoader(sources, transform, 0, Loading(workers=0))
+    return SuperBatchLoader(sources, transform, Loading(workers=0))
 
 
 def table_of(image: np.ndarray, text: np.ndarray) -> EmbeddingTable:

@@ -61,7 +61,7 @@ def rate(
     loading = Loading(workers=workers, cache=cache, max_faults=1.0)
     dataset = open_shards("pool", shards, loading)
     source = Source(dataset, dataset.order(0, "pool"), batch)
-    loader = SuperBatchLoader([source], view, 0, loading)
+    loader = SuperBatchLoader([source], view, loading)
     try:
         loader(0)
         started, used, step = time.perf_counter(), time.process_time(), 0

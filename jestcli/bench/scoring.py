@@ -62,7 +62,7 @@ def bench_scoring(
     whole = run.model_copy(update={"source": pool, "selection": full})
     (source,) = sources(whole, data, nothing)
     view = transform_of(whole, data, nothing)
-    loader = SuperBatchLoader([source], view, run.seed, data.loading)
+    loader = SuperBatchLoader([source], view, data.loading)
     drawn = [loader(run.optim.steps + step) for step in range(batches)]
     loader.close()
     what = "pairs from own shards" if run.data.own else "icons and emoji, not photographs"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jestcli.data.dataset import Dataset, Samples, TableKeys, Tokenizer, Transform
 from jestcli.data.embeddings import TableFile
-from jestcli.data.order import Order, Pick
+from jestcli.data.order import Order, Pick, Rows
 from jestcli.utils.hashing import below, salted
 
 
@@ -36,9 +36,7 @@ class CaptionNoise(Dataset):
 
     mismatched = True
 
-    def __init__(
-        self, dataset: Dataset, share: float, tokenizer: Tokenizer, rows: np.ndarray | None = None
-    ):
+    def __init__(self, dataset: Dataset, share: float, tokenizer: Tokenizer, rows: Rows = None):
         self.dataset, self.share, self.tokenizer = dataset, share, tokenizer
         self.in_memory = dataset.in_memory
         self.groups, self.most_captions = dataset.groups, dataset.most_captions
@@ -136,12 +134,7 @@ class CaptionNoise(Dataset):
         return self.dataset.labels(group, rows)
 
     def order(
-        self,
-        seed: int,
-        name: str,
-        rows: np.ndarray | None = None,
-        number: int = 0,
-        weighted: bool = True,
+        self, seed: int, name: str, rows: Rows = None, number: int = 0, weighted: bool = True
     ) -> Order:
         return self.dataset.order(seed, name, rows, number, weighted)
 

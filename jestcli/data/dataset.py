@@ -21,7 +21,7 @@ from torch import Tensor
 
 from jestcli.data.bad_samples import BadSample
 from jestcli.data.embeddings import TableFile
-from jestcli.data.order import GlobalShuffle, Order, Pick
+from jestcli.data.order import GlobalShuffle, Order, Pick, Rows
 
 Tokenizer = Callable[[list[str]], Any]
 """n texts -> integers [n, L] (a tensor or an array)."""
@@ -162,12 +162,7 @@ class Dataset(ABC):
         return np.zeros(len(rows), bool)
 
     def order(
-        self,
-        seed: int,
-        name: str,
-        rows: np.ndarray | None = None,
-        number: int = 0,
-        weighted: bool = True,
+        self, seed: int, name: str, rows: Rows = None, number: int = 0, weighted: bool = True
     ) -> Order:
         """An endless reading of `rows` (None: of all), as suits where they lie; without `weighted`
         each pair comes once an epoch, whatever the weights of several sources."""
@@ -194,23 +189,22 @@ def merged(read: Sequence[Samples]) -> Samples:
     """Parts of one reading, as one: by place."""
     bad = {at: why for each in read for at, why in each.bad.items()}
     read = [each for each in read if len(each.place)] or list(read[:1])  # no shape if empty
-    read[0].bad = bad
-    if len(read) == 1 and not (np.diff(read[0].place) < 0).any():
-        return read[0]
     place = np.concatenate([each.place for each in read])
+    whole = in_sequence(read)
+    whole.place, whole.bad = place, bad
+    if not (np.diff(place) < 0).any():
+        return whole  # as it is: to gather its pixels once more would copy them
     # Substitutes were read last, and a super-batch stands in the order of its positions.
     order = place.argsort(kind="stable")
     at = torch.from_numpy(order)
-    texts = [text for each in read for text in each.texts]
-    seconds = [each.second for each in read if each.second is not None]
     return Samples(
         place=place[order],
-        row=np.concatenate([each.row for each in read])[order],
-        caption_row=np.concatenate([each.caption_row for each in read])[order],
-        images=torch.cat([each.images for each in read])[at],
-        tokens=torch.cat([each.tokens for each in read])[at],
-        texts=[texts[i] for i in order.tolist()] if texts else [],
-        second=torch.cat(seconds)[at] if seconds else None,
+        row=whole.row[order],
+        caption_row=whole.caption_row[order],
+        images=whole.images[at],
+        tokens=whole.tokens[at],
+        texts=[whole.texts[i] for i in order.tolist()] if whole.texts else [],
+        second=None if whole.second is None else whole.second[at],
         bad=bad,
     )
 
@@ -219,11 +213,11 @@ def in_sequence(read: Sequence[Samples]) -> Samples:
     """Complete readings, one after the other."""
     if len(read) == 1:
         return read[0]
-    seconds = [each.second for each in read if each.second is not None]
     row, caption_row = (
         np.concatenate([getattr(each, x) for each in read]) for x in ("row", "caption_row")
     )
     images, tokens = (torch.cat([getattr(each, x) for each in read]) for x in ("images", "tokens"))
     texts = [text for each in read for text in each.texts]
+    seconds = [each.second for each in read if each.second is not None]
     second = torch.cat(seconds) if seconds else None
     return Samples(np.arange(len(row)), row, caption_row, images, tokens, texts, second)

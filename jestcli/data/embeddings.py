@@ -38,7 +38,7 @@ from jestcli.data.fetch import (
     server_version,
 )
 from jestcli.data.remote import ShardError, Version, differ, is_remote
-from jestcli.data.sources import Loading
+from jestcli.data.sources import Loading, stamp
 from jestcli.data.tar import forget_old_index, read_index
 from jestcli.utils.errors import DataError, explain_os_error
 from jestcli.utils.io import save_array, save_text
@@ -241,7 +241,7 @@ class ShardTable:
             )
 
     def write(self, blocks: Blocks) -> None:
-        stamp, content = self._stamp(), None  # before it is read: a change meanwhile shows
+        seen, content = stamp(self.url), None  # before it is read: a change meanwhile shows
         if is_remote(self.url):
             forget_outdated(self.url, self.loading)
         with suppress(ShardError):
@@ -267,7 +267,7 @@ class ShardTable:
                 "key": self.key,
                 "shard": self.url,
                 "identity": self._identity(),
-                "stamp": stamp,
+                "stamp": seen,
                 "version": version,
                 "sha256": content,
                 "crc32": checksum(path),
@@ -304,13 +304,13 @@ class ShardTable:
             if content not in (None, about.get("sha256")):
                 return False
             return not differ(about.get("version"), server_version(self.url, self.loading))
-        stamp = self._stamp()
-        if about.get("stamp") == stamp and "sha256" in about:
+        seen = stamp(self.url)
+        if about.get("stamp") == seen and "sha256" in about:
             return True
         if about.get("sha256") != content_hash(self.url, self.loading):
             return False
         with suppress(OSError):  # without the right to write it is hashed again the next time
-            save_text(self._path().with_suffix(".json"), json.dumps({**about, "stamp": stamp}))
+            save_text(self._path().with_suffix(".json"), json.dumps({**about, "stamp": seen}))
         return True
 
     def _is_still(self, content: str | None, version: Version | None) -> bool:
@@ -323,16 +323,6 @@ class ShardTable:
                 save_text(described, json.dumps(about | {"version": version}))
                 return self.current()
         return False
-
-    def _stamp(self) -> list[int] | None:
-        """Size and time of a local shard; None of a remote one."""
-        if is_remote(self.url):
-            return None
-        try:
-            about = os.stat(self.url)
-        except OSError:
-            raise ShardError("no such file") from None
-        return [about.st_size, about.st_mtime_ns]
 
     def _identity(self) -> str:
         return read_index(self.url, self.loading).identity

@@ -298,7 +298,6 @@ class SuperBatchLoader:
         self,
         sources: Sequence[Source],
         transform: Transform,
-        seed: int,
         loading: Loading,
         log: BadSampleLog | None = None,
         rank: int = 0,
@@ -306,7 +305,7 @@ class SuperBatchLoader:
         apart: bool = False,
     ):
         self.sources = list(sources)
-        self.transform, self.seed, self.loading = transform, seed, loading
+        self.transform, self.loading = transform, loading
         self.log = log or BadSampleLog(limit=loading.max_faults)
         self.in_memory = all(source.dataset.in_memory for source in self.sources)
         self.workers = max(0, usable_cores() - 1) if loading.workers is None else loading.workers

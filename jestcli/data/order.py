@@ -19,6 +19,10 @@ from jestcli.utils.errors import DataError
 from jestcli.utils.randomness import generator, shuffled
 
 BLOCK = 1000  # positions over which weights are kept exactly
+Rows = np.ndarray | None
+"""int64 [n], ascending; None: all rows of a data set."""
+Counts = Callable[[np.ndarray], np.ndarray]
+"""Rows -> how many captions each has."""
 Pick = Callable[[int, int], int]
 """(number of a pair among those that are read, captions it has) -> which of them it shows."""
 
@@ -31,8 +35,7 @@ class Order(Protocol):
     def name(self) -> str: ...
 
     @property
-    def kept(self) -> np.ndarray | None:
-        """Those rows, int64 ascending; None: all."""
+    def kept(self) -> Rows: ...
 
     def __len__(self) -> int: ...
 
@@ -46,17 +49,11 @@ class Order(Protocol):
         """Shards that are read about there, and next."""
 
     def captions(
-        self,
-        most: int,
-        counts: Callable[[np.ndarray], np.ndarray],
-        step: int,
-        whole: range,
-        part: slice,
+        self, most: int, counts: Counts, step: int, whole: range, part: slice
     ) -> Pick | None:
         """Which of a pair's first `most` captions is shown; None: always the first.
 
-        counts: rows -> captions of each. whole: the positions of the step; part: of them, those
-        that are read.
+        whole: the positions of the step; part: of them, those that are read.
         """
 
 
@@ -86,12 +83,7 @@ class GlobalShuffle:
         return []
 
     def captions(
-        self,
-        most: int,
-        counts: Callable[[np.ndarray], np.ndarray],
-        step: int,
-        whole: range,
-        part: slice,
+        self, most: int, counts: Counts, step: int, whole: range, part: slice
     ) -> Pick | None:
         if most == 1 or not len(whole):
             return None
@@ -115,7 +107,7 @@ class WindowShuffle:
         groups: tuple[tuple[int, ...], ...],
         weights: tuple[float, ...] = (),
         window: int = 8,
-        kept: np.ndarray | None = None,
+        kept: Rows = None,
         names: tuple[str, ...] = (),
     ):
         self.seed, self.name, self.weights, self.kept = seed, name, weights, kept
@@ -147,12 +139,7 @@ class WindowShuffle:
         return [self.first[source] + shard for shard in self.orders[source].near(inner)]
 
     def captions(
-        self,
-        most: int,
-        counts: Callable[[np.ndarray], np.ndarray],
-        step: int,
-        whole: range,
-        part: slice,
+        self, most: int, counts: Counts, step: int, whole: range, part: slice
     ) -> Pick | None:
         mine = whole[part]
 
@@ -187,7 +174,6 @@ class ShardOrder:
 
     @cached_property
     def epoch_size(self) -> int:
-        """Samples in an epoch."""
         return sum(self.counts)
 
     def place(self, position: int) -> tuple[int, int]:
@@ -207,9 +193,8 @@ class ShardOrder:
         """The shards of the window there and of the next one: what to fetch ahead."""
         epoch, which, _ = self._window(position)
         windows, _ = _windows(self, epoch)
-        if which + 1 < len(windows):
-            return [int(shard) for shard in np.concatenate(windows[which : which + 2])]
-        return [int(x) for x in np.concatenate([windows[which], _windows(self, epoch + 1)[0][0]])]
+        after = windows[which + 1] if which + 1 < len(windows) else _windows(self, epoch + 1)[0][0]
+        return [*windows[which].tolist(), *after.tolist()]
 
     def _window(self, position: int) -> tuple[int, int, int]:
         """Epoch, window of the epoch and place in the window."""
@@ -270,7 +255,6 @@ def _block(
     listed = np.repeat(np.arange(len(weights)), shares(weights))
     source = generator(seed, f"{stream} sources", block).permutation(listed)
     before = np.empty(BLOCK, np.int64)
-    for which in range(len(weights)):
-        mask = source == which
-        before[mask] = np.arange(mask.sum())
+    for which, share in enumerate(shares(weights)):
+        before[source == which] = np.arange(share)
     return source, before

@@ -24,7 +24,7 @@ from jestcli.data.decode import unique
 from jestcli.data.embeddings import ShardTable, TableFile
 from jestcli.data.fetch import ask_servers, local
 from jestcli.data.images import fit
-from jestcli.data.order import Pick, WindowShuffle
+from jestcli.data.order import Pick, Rows, WindowShuffle
 from jestcli.data.remote import ShardError, is_remote
 from jestcli.data.shards import Pair, decode, words_of
 from jestcli.data.sizes import stated_counts
@@ -196,12 +196,7 @@ class ShardDataset(Dataset):
         return {shard: entry for entry in self.entries for shard in list_shards(entry)}
 
     def order(
-        self,
-        seed: int,
-        name: str,
-        rows: np.ndarray | None = None,
-        number: int = 0,
-        weighted: bool = True,
+        self, seed: int, name: str, rows: Rows = None, number: int = 0, weighted: bool = True
     ) -> WindowShuffle:
         first = tuple(source[0] for source in self.sources)
         counts, weights = self.counts, self.weights

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from PIL import Image
 
@@ -22,7 +22,7 @@ from jestcli.data.fetch import opened
 from jestcli.data.images import decode_image
 from jestcli.data.remote import ShardError
 from jestcli.data.sources import Loading, expand_urls
-from jestcli.data.tar import LARGEST_TEXT, ShardIndex, read_members, scan
+from jestcli.data.tar import LARGEST_TEXT, read_members, scan
 from jestcli.utils.errors import DataError
 from jestcli.utils.layout import BY_LINE, IMAGES, PLAIN, TEXTS, Layout
 from jestcli.utils.reading import parse_json
@@ -91,27 +91,19 @@ def read_shards(
                 index = scan(file, layout, TEXTS)
                 for reason, count in index.faults.items():
                     report.skip(reason, url, count)
-                for number in range(len(index)):
-                    pair = _decoded(file, index, number, url, report, layout)
-                    if pair is not None:
-                        yield pair
+                for number, key in enumerate(index.keys):
+                    try:
+                        pair = decode(read_members(file.fileno(), index, number, url), None, layout)
+                    except BadSample as reason:
+                        report.skip(str(reason), f"{url}:{key}")
+                        continue
+                    report.read += 1
+                    yield pair
         except ShardError as error:
             problems.append(f"{url}: {error}")
             report.skip("unreadable shard", url)
     if len(problems) == len(shards):
         raise DataError(f"no shard could be read; the first: {problems[0]}")
-
-
-def _decoded(
-    file: IO[bytes], index: ShardIndex, number: int, url: str, report: Report, layout: Layout
-) -> Pair | None:
-    try:
-        pair = decode(read_members(file.fileno(), index, number, url), None, layout)
-    except BadSample as reason:
-        report.skip(str(reason), f"{url}:{index.keys[number]}")
-        return None
-    report.read += 1
-    return pair
 
 
 def decode(sample: dict[str, Any], least: int | None = None, layout: Layout = PLAIN) -> Pair:
@@ -122,16 +114,11 @@ def decode(sample: dict[str, Any], least: int | None = None, layout: Layout = PL
     key, captions, meta = words_of(sample, layout)
     if not captions and "cls" not in meta:
         raise BadSample("no caption")
-    extension = next((each for each in IMAGES if each in sample), None)
-    if extension is None:
+    content = next((sample[each] for each in IMAGES if each in sample), None)
+    if content is None:
         raise BadSample("no image")
-    return Pair(
-        key=key,
-        url=str(sample.get("__url__", "")),
-        image=decode_image(sample[extension], least),
-        captions=captions,
-        meta=meta,
-    )
+    url = str(sample.get("__url__", ""))
+    return Pair(key, url, decode_image(content, least), captions, meta)
 
 
 def words_of(
@@ -148,13 +135,12 @@ def _meta(sample: dict[str, Any]) -> dict[str, Any]:
     meta: dict[str, Any] = {}
     if "json" in sample:
         try:
-            found = parse_json(_text(sample["json"]))
+            meta = parse_json(_text(sample["json"]))
         except ValueError:
             raise BadSample("broken json") from None
-        if not isinstance(found, dict):
+        if not isinstance(meta, dict):
             raise BadSample("json is not an object")
-        meta = found
-    meta.pop("cls", None)
+    meta.pop("cls", None)  # a label comes from its own member alone
     if "cls" in sample:
         number = re.fullmatch(r"\s*(\d{1,9})\s*", _text(sample["cls"]))
         if number is None:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ from pathlib import Path
 from braceexpand import braceexpand
 
 from jestcli.config import Run
-from jestcli.data.remote import in_store, is_remote, lies_in
+from jestcli.data.remote import ShardError, in_store, is_remote, lies_in
 from jestcli.utils.errors import DataError
 from jestcli.utils.layout import PLAIN, Layout
 from jestcli.utils.plain import one_line
@@ -83,6 +83,11 @@ def _matches(url: str) -> list[str]:
     if not matches:
         raise DataError(f"no shard matches {name}")
     return list(map(_of_file, matches))
+
+
+def all_shards(entries: Iterable[str]) -> list[str]:
+    """The shards of all these sources, in order. Raises DataError."""
+    return [shard for entry in entries for shard in list_shards(entry)]
 
 
 def not_taken(entry: str) -> str:
@@ -178,13 +183,23 @@ def shell_commands(entries: Sequence[str]) -> list[str]:
 
 def identity(shards: list[str]) -> str:
     """16 hex digits naming these shards: their addresses, and the sizes of local ones."""
-    sizes = [None if is_remote(url) else _size(url) for url in shards]
-    text = json.dumps([shards, sizes])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    sizes: list[int | None] = []
+    for url in shards:
+        try:
+            seen = stamp(url)
+            sizes.append(seen[0] if seen else None)
+        except ShardError:
+            sizes.append(-1)
+    return hashlib.sha256(json.dumps([shards, sizes]).encode()).hexdigest()[:16]
 
 
-def _size(path: str) -> int:
+def stamp(url: str) -> list[int] | None:
+    """Size and time of a local shard, which show that it changed; None of a remote one, which is
+    taken as it was. Raises ShardError where there is none."""
+    if is_remote(url):
+        return None
     try:
-        return os.stat(path).st_size
+        about = os.stat(url)
     except OSError:
-        return -1
+        raise ShardError("no such file") from None
+    return [about.st_size, about.st_mtime_ns]

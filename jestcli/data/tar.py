@@ -25,7 +25,7 @@ from jestcli.data.bad_samples import BadSample
 from jestcli.data.fetch import fetched_at, fetched_content, opened
 from jestcli.data.images import DECODER
 from jestcli.data.remote import ShardError, is_remote
-from jestcli.data.sources import Loading
+from jestcli.data.sources import Loading, stamp
 from jestcli.utils.errors import explain_os_error
 from jestcli.utils.io import save_text
 from jestcli.utils.layout import PLAIN, TEXTS, Layout
@@ -96,13 +96,13 @@ def read_index(url: str, loading: Loading) -> ShardIndex:
 
     Kept in `loading.cache`, not beside the shard: a downloaded data set cannot bring its own.
     """
-    kept, stamp = _kept_index(url, loading), _stamp(url)
-    found = _load(kept, stamp)
+    kept, seen = _kept_index(url, loading), stamp(url)
+    found = _load(kept, seen)
     if found is not None:
         return found
     with opened(url, loading) as file:
         index = replace(scan(file, loading.layout), content=_content(url, loading))
-    about = {"format": FORMAT, "url": url, "stamp": stamp} | vars(index)
+    about = {"format": FORMAT, "url": url, "stamp": seen} | vars(index)
     try:
         save_text(kept, json.dumps(about))
     except OSError as error:
@@ -125,7 +125,7 @@ def forget_old_index(url: str, loading: Loading) -> None:
 
 
 def _kept_index(url: str, loading: Loading) -> Path:
-    name = repr((_absolute(url), loading.layout))
+    name = repr((url if is_remote(url) else os.path.abspath(url), loading.layout))
     return loading.cache / "index" / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.json"
 
 
@@ -137,25 +137,10 @@ def _changed(index: ShardIndex, url: str, loading: Loading) -> bool:
     return "" not in (index.content, now := _content(url, loading)) and index.content != now
 
 
-def _absolute(url: str) -> str:
-    return url if is_remote(url) else os.path.abspath(url)
-
-
-def _stamp(url: str) -> list[int] | None:
-    """What shows that a local file changed; None for a remote one, which is taken as it was."""
-    if is_remote(url):
-        return None
-    try:
-        about = os.stat(url)
-    except OSError:
-        raise ShardError("no such file") from None
-    return [about.st_size, about.st_mtime_ns]
-
-
-def _load(kept: Path, stamp: list[int] | None) -> ShardIndex | None:
+def _load(kept: Path, seen: list[int] | None) -> ShardIndex | None:
     try:
         about: dict[str, Any] = parse_json(kept.read_bytes())
-        if about["format"] != FORMAT or about["stamp"] != stamp:
+        if about["format"] != FORMAT or about["stamp"] != seen:
             return None
         members = [{k: (v[0], v[1]) for k, v in each.items()} for each in about["members"]]
         content = str(about.get("content", ""))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from jestcli.data.images import DECODER
 from jestcli.data.loader import Source, SuperBatchLoader, on_device
 from jestcli.data.pools import relevant, thinned, unverified_rows, verified_rows
 from jestcli.data.shard_dataset import RECORD, open_shards
-from jestcli.data.sources import Loading, identity, list_shards
+from jestcli.data.sources import Loading, all_shards, identity
 from jestcli.data.tokens import SmallTokenizer, named_tokenizer, small_tokenizer
 from jestcli.data.uids import rows_in
 from jestcli.evaluation.benchmarks import Benchmark, find_benchmarks, list_benchmarks
@@ -50,64 +51,75 @@ KEPT = "kept.npy"
 # --- where data come from -----------------------------------------------------------------------
 
 
-class RunData(Protocol):
+@dataclass(frozen=True)
+class RunData(ABC):
     """The data that a run names, opened when they are asked for.
 
     embeds_first: the pool is small enough to be embedded by the reference before training.
+    tables: under it lie the reference's embeddings of what is decoded.
     """
 
+    loading: Loading
+
     @property
+    @abstractmethod
     def embeds_first(self) -> bool: ...
 
     @property
-    def loading(self) -> Loading: ...
+    @abstractmethod
+    def tables(self) -> Path: ...
 
     @property
+    @abstractmethod
     def tokenizer(self) -> Any: ...
 
-    @property
-    def tables(self) -> Path:
-        """Under it lie the reference's embeddings of what is decoded."""
-
-    @property
-    def pool(self) -> Dataset: ...
-
-    @property
-    def curated(self) -> Dataset: ...
-
+    @abstractmethod
     def dataset(
         self, split: str, workers: int | None = None, progress: Progress = silent
     ) -> Dataset:
         """ "pool" or "curated", decoded or counted unless it is already. Raises DataError."""
 
+    @abstractmethod
     def benchmarks(self) -> list[Benchmark]: ...
+
+    @cached_property
+    def pool(self) -> Dataset:
+        return self.dataset("pool")
+
+    @cached_property
+    def curated(self) -> Dataset:
+        return self.dataset("curated")
 
     def pool_of(self, run: Run) -> Dataset:
         """What the run's pool is a part of, under right captions."""
+        return self.pool
 
     def drawable(self, run: Run) -> np.ndarray | None:
         """Rows of `pool_of` that the run may draw from, int64 ascending; None: all."""
+        return None
 
     def may_be_wrong(self, run: Run) -> np.ndarray | None:
         """Rows of `pool_of` whose captions source.noise_share may move; None: all."""
+        return None
 
     def curated_of(self, run: Run) -> tuple[Dataset, np.ndarray | None, int]:
         """The run's curated set: a data set, the rows of it (None: all), and how many of a pair's
         captions are shown."""
+        return self.curated, None, 2
 
     def outside_curated(self) -> np.ndarray | None:
         """Rows of the pool that surely lie in no curated set; None where that is not known."""
+        return None  # a user's curated pairs may lie in the pool, too
 
 
 @dataclass(frozen=True)
-class IconsData:
+class IconsData(RunData):
     """The embedded data of one image size and vocabulary, decoded under `root`."""
 
     root: Path
     image_size: int
     vocab_size: int
     context_length: int
-    loading: Loading
     embeds_first = True
 
     @cached_property
@@ -143,15 +155,15 @@ class IconsData:
         return ConcatDataset((self.pool, self.curated))
 
     def pool_of(self, run: Run) -> Dataset:
-        if run.source.curated_in_pool:
-            return self.both
-        return self.pool
+        return self.both if run.source.curated_in_pool else self.pool
 
     def drawable(self, run: Run) -> np.ndarray:
         dataset, share = self.pool_of(run), run.source.relevant_share
         rows = self.may_be_wrong(run)  # never the verified ones
         if share is not None:
-            shows = relevant(dataset, self._asked_for(), self.pool.folder)[rows]
+            labelled = [each for each in self.benchmarks() if each.kind != "retrieval"]
+            asked_for = [name for each in labelled for name in each.classes]
+            shows = relevant(dataset, asked_for, self.pool.folder)[rows]
             rows = rows[thinned(dataset.hashes[rows], shows, share)]
         return rows
 
@@ -170,19 +182,13 @@ class IconsData:
     def outside_curated(self) -> np.ndarray:
         return unverified_rows(self.pool)
 
-    def _asked_for(self) -> list[str]:
-        """The class names of all benchmarks."""
-        found = [each for each in self.benchmarks() if each.kind != "retrieval"]
-        return [name for each in found for name in each.classes]
-
 
 @dataclass(frozen=True)
-class ShardsData:
+class ShardsData(RunData):
     """A user's shards. folder: the run directory, which keeps the counts."""
 
     data: Data
     model: Model
-    loading: Loading
     folder: Path
 
     @property
@@ -197,34 +203,21 @@ class ShardsData:
     def tables(self) -> Path:
         return self.loading.cache
 
-    @cached_property
-    def pool(self) -> Dataset:
-        return self.dataset("pool")
-
-    @cached_property
-    def curated(self) -> Dataset:
-        return self.dataset("curated")
-
     def dataset(
         self, split: str, workers: int | None = None, progress: Progress = silent
     ) -> Dataset:
         data, pool = self.data, split == "pool"
+        entries = data.train if pool else data.curated
         if data.decoded:
-            entries, folder = data.train if pool else data.curated, self.loading.cache / "decoded"
-            shards = [shard for entry in entries for shard in list_shards(entry)]
-            size, tokenizer = data.image_size, self.tokenizer
+            folder = self.loading.cache / "decoded"
+            shards, size = all_shards(entries), data.image_size
             return build_decoded(
-                shards, folder, size, tokenizer, workers=workers, progress=progress
+                shards, folder, size, self.tokenizer, workers=workers, progress=progress
             )
         self.folder.mkdir(parents=True, exist_ok=True)
+        weights, record = data.weights if pool else (), self.folder / RECORD
         return open_shards(
-            split,
-            data.train if pool else data.curated,
-            self.loading,
-            weights=data.weights if pool else (),
-            window=data.window,
-            record=self.folder / RECORD,
-            progress=progress,
+            split, entries, self.loading, weights, data.window, record=record, progress=progress
         )
 
     def benchmarks(self) -> list[Benchmark]:
@@ -233,35 +226,15 @@ class ShardsData:
             return []
         return find_benchmarks(Path(self.data.benchmarks), self.data.image_size, self.data.shots)
 
-    def pool_of(self, run: Run) -> Dataset:
-        return self.pool
-
-    def drawable(self, run: Run) -> None:
-        return None
-
-    def may_be_wrong(self, run: Run) -> None:
-        return None
-
-    def curated_of(self, run: Run) -> tuple[Dataset, np.ndarray | None, int]:
-        return self.curated, None, 2
-
-    def outside_curated(self) -> None:
-        return None  # the user's curated pairs may lie in the pool, too
-
 
 def data_of(run: Run, workspace: Workspace, folder: Path | None = None) -> RunData:
     """What `run` reads. folder: of the run, where it is not the workspace's own."""
-    if run.data.own:
-        loading = replace(workspace.loading, layout=run.data.layout)
-        return ShardsData(run.data, run.model, loading, folder or workspace.folder(run))
-    data = run.data
-    return IconsData(
-        workspace.data_root(run),
-        data.image_size,
-        data.vocab_size,
-        data.context_length,
-        workspace.loading,
-    )
+    data, loading = run.data, workspace.loading
+    if data.own:
+        loading = replace(loading, layout=data.layout)
+        return ShardsData(loading, data, run.model, folder or workspace.folder(run))
+    root = workspace.data_root(run)
+    return IconsData(loading, root, data.image_size, data.vocab_size, data.context_length)
 
 
 def data_key(run: Run) -> str:
@@ -269,7 +242,7 @@ def data_key(run: Run) -> str:
     if not run.data.own:
         return build_key(WORLD, run.data.image_size)
     data, weights = run.data, weights_file(run.reference_model or "")
-    shards = [shard for entry in (*data.train, *data.curated) for shard in list_shards(entry)]
+    shards = all_shards((*data.train, *data.curated))
     return f"{identity(shards)} {DECODER}{fingerprint(weights) if weights else ''}"
 
 
@@ -499,16 +472,8 @@ def open_inputs(
         # A quarter of what is free: other runs may share the card, and models come on top.
         drawn = on_device(drawn, world.device, torch.cuda.mem_get_info(world.device)[0] / 4)
     log = BadSampleLog(folder, world.rank, data.loading.max_faults)
-    loader = SuperBatchLoader(
-        drawn,
-        transform_of(run, data, reference),
-        run.seed,
-        data.loading,
-        log,
-        world.rank,
-        world.size,
-        run.selects,
-    )
+    transform, place = transform_of(run, data, reference), (world.rank, world.size)
+    loader = SuperBatchLoader(drawn, transform, data.loading, log, *place, run.selects)
     return RunInputs(
         run=run,
         data=data,

@@ -110,7 +110,7 @@ def open_run(
 
     def of_size(size: int) -> SuperBatchLoader:
         again = replace(source, order=order, per_step=size, before=None)
-        return SuperBatchLoader([again], transform, run.seed + ANEW, data.loading)
+        return SuperBatchLoader([again], transform, data.loading)
 
     learned = (learner, reference.call, data, dataset)
     return Opened(folder, label, run, *learned, len(source.order), of_size)

@@ -7,13 +7,13 @@ would go into the old one. stamps.json in the directory keeps sizes and times to
 
 from __future__ import annotations
 
-import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from jestcli.config import Run
-from jestcli.data.remote import is_remote
-from jestcli.data.sources import list_shards
+from jestcli.data.remote import ShardError
+from jestcli.data.sources import all_shards, stamp
 from jestcli.runs.workspace import StageError, Workspace, is_done
 from jestcli.training.checkpoint import write_json
 from jestcli.utils.reading import read_json
@@ -28,8 +28,7 @@ def check_same_data(run: Run, workspace: Workspace) -> None:
     if not run.data.own:
         return
     folder, digest = workspace.folder(run), run.digest()
-    entries = (*run.data.train, *run.data.curated)
-    shards = {shard: _stamp(shard) for entry in entries for shard in list_shards(entry)}
+    shards = {s: _stamp(s) for s in all_shards((*run.data.train, *run.data.curated))}
     now: dict[str, Any] = {"settings": digest, "shards": shards}
     own = _read(folder / STAMPS)
     if not workspace.accept_changed:
@@ -51,23 +50,19 @@ def check_same_data(run: Run, workspace: Workspace) -> None:
 
 def _difference(before: Stamps, now: Stamps) -> str | None:
     """What happened to the first shard that is not what it was."""
-    for shard, stamp in before.items():
-        if shard not in now or (stamp is not None and now[shard] is None):
+    for shard, seen in before.items():
+        if shard not in now or (seen is not None and now[shard] is None):
             return f"{shard} is gone"
-        if stamp != now[shard]:
-            what = "size" if stamp is None or now[shard][:1] != stamp[:1] else "time"  # type: ignore[index]
+        if seen != now[shard]:
+            what = "size" if seen is None or now[shard][:1] != seen[:1] else "time"  # type: ignore[index]
             return f"{shard} has changed (its {what} differs)"
     return next((f"{shard} has come" for shard in now if shard not in before), None)
 
 
 def _stamp(shard: str) -> list[int] | None:
-    if is_remote(shard):
-        return None
-    try:
-        about = os.stat(shard)
-    except OSError:
-        return None
-    return [about.st_size, about.st_mtime_ns]
+    with suppress(ShardError):
+        return stamp(shard)
+    return None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from jestcli.config import Run
 from jestcli.data.embeddings import FOLDER, verify_table
 from jestcli.data.remote import is_remote
-from jestcli.data.sources import list_shards
+from jestcli.data.sources import all_shards
 from jestcli.runs.workspace import Workspace
 from jestcli.training.checkpoint import CheckpointError, read
 from jestcli.utils.errors import DataError
@@ -20,8 +20,7 @@ def tables(run: Run, workspace: Workspace) -> Iterator[Path]:
     if not run.data.own:
         yield from workspace.data_root(run).glob("reference-embeddings/*/cache.json")
         return
-    entries = (*run.data.train, *run.data.curated)
-    shards = [shard for entry in entries for shard in list_shards(entry)]
+    shards = all_shards((*run.data.train, *run.data.curated))
     folders = {Path(shard).parent for shard in shards if not is_remote(shard)}
     for folder in [*sorted(folders), workspace.loading.cache]:
         yield from sorted(folder.glob(f"{FOLDER}/*/*.json"))

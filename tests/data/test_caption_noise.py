@@ -177,10 +177,10 @@ def test_captions_of_shards_are_moved_in_the_same_way(tmp_path: Path) -> None:
     shown, own = noisy.captions_of(rows), shards.captions_of(rows)
     assert [a != b for a, b in zip(shown, own, strict=True)] == (given != rows).tolist()
     loader = SuperBatchLoader(
-        [Source(noisy, noisy.order(0, "pool"), 12)], Transform(32, tokenizer), 0, loading
+        [Source(noisy, noisy.order(0, "pool"), 12)], Transform(32, tokenizer), loading
     )
     plain = SuperBatchLoader(
-        [Source(shards, shards.order(0, "pool"), 12)], Transform(32, tokenizer), 0, loading
+        [Source(shards, shards.order(0, "pool"), 12)], Transform(32, tokenizer), loading
     )
     for step in range(4):
         drawn, right = loader(step), plain(step)

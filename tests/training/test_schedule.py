@@ -118,7 +118,7 @@ def test_shards_are_read_on_in_the_same_way(tmp_path: Path) -> None:
     run, transform = rising(), Transform(32, small_tokenizer(600, 8))
 
     def drawn(source: Source, steps: list[int], **more: int) -> list[np.ndarray]:
-        read = SuperBatchLoader([source], transform, 3, loading, **more)
+        read = SuperBatchLoader([source], transform, loading, **more)
         try:
             return [read(step).row for step in steps]
         finally:
