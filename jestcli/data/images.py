@@ -14,14 +14,17 @@ from PIL import Image
 
 from jestcli.data.bad_samples import BadSample
 
-# Counts changes of what is made of odd images and samples; names the runs on own shards alone, for
-# the embedded data hold none.
+# Counts changes of what is made of odd images and samples, as NUMERICS in config.py those of what a
+# run computes; names the runs, tables and indexes of own shards alone, for the embedded data hold
+# no such images.
 # 2: EXIF orientation, 16 bits and bounds; the key up to the last dot, photographs before masks, one
-# caption a text.
-DECODER = 2
+# caption a text. 3: of images more than four times as long as wide the centre is cut out first.
+DECODER = 3
 FORMATS = ("PNG", "JPEG", "WEBP")
-MOST_PIXELS = 2**26  # 8192 x 8192; decoded 256 MiB, with transparency some five times that
+MOST_PIXELS = 2**26  # 8192 x 8192; decoded 256 MiB, with transparency twice that
 MOST_ASPECT = 50  # long side over short side: the square cut out of more shows next to nothing
+THIN = 4  # aspect above which the centre is cut out before, not after, it is resized
+STRIP = 2**20  # pixels that are converted at once
 MOST_WORK = 2**33  # pixels times scans of a JPEG: a few bytes make a scan, and each takes its time
 
 _EXIF_ORIENTATION = 0x0112
@@ -79,8 +82,20 @@ def _orientation(image: Image.Image) -> int | None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """In strips: a conversion holds up to four images at once."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
+    rows = max(1, STRIP // image.width)
+    if rows >= image.height:
+        return _converted(image)
+    out = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        out.paste(_converted(image.crop(box)), box)
+    return out
+
+
+def _converted(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits a pixel; Pillow would clip or wrap them
         wide = np.asarray(image)
         grey = np.clip(wide >> 8, 0, 255).astype(np.uint8)
@@ -95,12 +110,21 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def fit(image: Image.Image, size: int) -> np.ndarray:
-    """RGB image -> uint8 [size, size, 3]: shorter side to `size`, centre crop; as is if it fits."""
+    """RGB image -> uint8 [size, size, 3]: shorter side to `size`, centre crop; as is if it fits.
+
+    Of a thin one only what the crop shows is resized, which differs by the rounding between two
+    passes: a whole strip enlarged to 2,048 pixels takes 800 MiB.
+    """
     if image.size != (size, size):
         scale = size / min(image.size)
         width = max(size, round(image.width * scale))
         height = max(size, round(image.height * scale))
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
         left, top = (width - size) // 2, (height - size) // 2
-        image = image.crop((left, top, left + size, top + size))
+        box = (left, top, left + size, top + size)
+        if max(width, height) <= THIN * size:
+            image = image.resize((width, height), Image.Resampling.BICUBIC).crop(box)
+        else:
+            x, y = image.width / width, image.height / height
+            shown = (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
+            image = image.resize((size, size), Image.Resampling.BICUBIC, shown)
     return np.asarray(image)

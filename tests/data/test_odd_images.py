@@ -15,6 +15,7 @@ import torch
 from own_shards import shard_loader, write_tar
 from PIL import Image, ImageOps
 
+from jestcli.data import images
 from jestcli.data.bad_samples import BadSample
 from jestcli.data.dataset import Transform
 from jestcli.data.decoded import build_decoded
@@ -179,6 +180,35 @@ def test_what_is_transparent_is_white() -> None:
     faint = Image.fromarray(np.dstack([opaque, np.full(opaque.shape[:2], 51, np.uint8)]))
     blended = np.rint(opaque * 0.2 + 255 * 0.8)
     assert np.abs(pixels(encoded(faint, "PNG")) - blended).max() <= 1
+
+
+def test_strips_are_converted_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    dice = np.random.default_rng(3)
+    noise = dice.integers(0, 256, (37, 50, 4), dtype=np.uint8)
+    odd = [Image.fromarray(noise), Image.fromarray(noise).convert("LA")]
+    palette = Image.fromarray(noise[..., :3]).quantize(16)
+    palette.info["transparency"] = 3
+    wide = Image.fromarray(dice.integers(0, 2**16, (37, 50), dtype=np.uint16))
+    for image in (*odd, palette, wide):
+        whole = np.asarray(images._to_rgb(image))
+        monkeypatch.setattr(images, "STRIP", 120)
+        assert np.array_equal(np.asarray(images._to_rgb(image)), whole)
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("shape", [(40, 400), (400, 40), (9, 300)])
+def test_of_a_thin_image_only_what_is_shown_is_resized(shape: tuple[int, int]) -> None:
+    """The same picture but for a rounding, in one part of the memory."""
+    dice = np.random.default_rng(4)
+    rough = Image.fromarray(dice.integers(60, 200, (8, 8, 3), dtype=np.uint8))
+    rough = rough.resize(shape[::-1], Image.Resampling.BICUBIC)
+    shown = fit(rough, 64).astype(int)
+    scale = 64 / min(shape)
+    height, width = (max(64, round(side * scale)) for side in shape)
+    whole = rough.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - 64) // 2, (height - 64) // 2
+    crop = np.asarray(whole.crop((left, top, left + 64, top + 64)), dtype=int)
+    assert np.abs(shown - crop).max() <= 2
 
 
 @pytest.mark.parametrize(
