@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -171,3 +172,44 @@ def test_both_signals_stop_a_command_also_where_a_shell_ignores_one(
         signal.signal(signal.SIGINT, before)
     assert stopped.value.code == 130
     assert capsys.readouterr().err == "jest: interrupted; the same command goes on from there\n"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(
+    "number, alone", [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True)]
+)
+def test_a_signal_to_make_reproduce_stops_what_it_runs(
+    number: int, alone: bool, tmp_path: Path
+) -> None:
+    """The Makefile's own recipe, with a stand-in for `jest` that waits for a signal as it does;
+    started as `nohup make reproduce &` in a script: SIGINT is ignored. alone: sent to make's
+    process only, not to its group."""
+    root, stand_in = Path(__file__).parents[2], tmp_path / "bin" / "jest"
+    stand_in.parent.mkdir()
+    stand_in.write_text(
+        f"#!{sys.executable}\nimport sys\nfrom pathlib import Path\n"
+        f"sys.path.insert(0, {str(root)!r})\n"
+        "from jestcli.training.signals import stop_signals\n"
+        "with stop_signals() as event:\n"
+        f"    Path({str(tmp_path / 'waits')!r}).touch()\n"
+        f"    event.wait(60) and Path({str(tmp_path / 'saved')!r}).touch()\n"
+        "sys.exit(130)\n"
+    )
+    stand_in.chmod(0o755)
+    (tmp_path / ".installed").touch()  # newer than what it depends on
+    make = subprocess.Popen(
+        ["make", "-C", str(root), "reproduce", f"VENV={tmp_path}"],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert until((tmp_path / "waits").exists)
+        (os.kill if alone else os.killpg)(make.pid, number)
+        assert make.wait(30) != 0 and (tmp_path / "saved").exists()
+        with pytest.raises(ProcessLookupError):
+            os.killpg(make.pid, 0)
+    finally:
+        if make.poll() is None:
+            os.killpg(make.pid, signal.SIGKILL)
