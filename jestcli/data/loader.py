@@ -139,6 +139,7 @@ def slices_of(counts: Sequence[int], rank: int, world: int, apart: bool) -> list
     """
     if apart:
         return [slice_of(n, rank, world) for n in counts]
+    # One slice of all, so that every rank holds as many pairs even where a source has only a few.
     mine, starts = slice_of(sum(counts), rank, world), accumulate(counts, initial=0)
     return [
         slice(min(max(mine.start - at, 0), n), min(max(mine.stop - at, 0), n))
@@ -201,6 +202,7 @@ class _Chunks(TorchDataset[Chunk]):
                     mine = slice(part.start + first, part.start + last)
                     read.append(self._read(source, step, whole, mine, chunk.bad))
         except (DataError, OSError) as error:
+            # What a worker raises comes out of torch with its traceback: one line is handed over.
             return Chunk(error=str(error))
         for source in self.sources:
             chunk.notes |= source.dataset.notes
@@ -217,7 +219,9 @@ class _Chunks(TorchDataset[Chunk]):
         rows = source.order.rows(positions.start, len(positions))
         left, done = np.arange(len(rows)), []
         for attempt in range(SUBSTITUTES + 1):
-            old = {}  # place -> what the log says of it: it is not tried again
+            # What the log names is not tried again, though a server may be up by now: a resumed
+            # run must see what the first one saw.
+            old = {}  # place -> what the log says of it
             if self.known:
                 keys = {i: (source.name, positions[i], attempt) for i in left.tolist()}
                 old = {i: self.known[key] for i, key in keys.items() if key in self.known}
@@ -258,7 +262,7 @@ class _Tasks:
 
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
         step = self.start
-        while True:
+        while True:  # how long the run is, the loader need not know: closing it ends the workers
             yield from self.of(step)
             step += 1
 
@@ -335,7 +339,7 @@ class SuperBatchLoader:
             raise DataError(
                 f"a data worker died (often: out of memory, or a small /dev/shm): {why}"
             ) from None
-        if not fresh:
+        if not fresh:  # the first step fills the queue: that is no bottleneck
             self.waited += time.perf_counter() - before
         self.next = step + 1
         return self._super_batch(step, chunks, fresh)
@@ -350,7 +354,7 @@ class SuperBatchLoader:
             self.noted |= chunk.notes.keys()
         read = [chunk.samples for chunk in chunks if chunk.samples is not None]
         self.read += sum(len(samples.row) for samples in read)
-        if not self.in_memory:
+        if not self.in_memory:  # of what was decoded before, faults were counted then
             self.log.check(self.read, sum(s.dataset.n_files for s in self.sources))
             self._notice(fresh)
         whole, (which, at) = in_sequence(read), self.data.positions(step)
@@ -400,6 +404,7 @@ class SuperBatchLoader:
         if not self.workers:
             self.chunks = map(self.data.__getitem__, self.tasks)
             return
+        # torch counts chunks a worker, we count steps: a small step is few chunks.
         several = math.ceil(AHEAD * math.ceil(size / chunk) / self.workers)
         self.chunks = iter(
             DataLoader(
@@ -408,9 +413,10 @@ class SuperBatchLoader:
                 batch_size=None,
                 num_workers=self.workers,
                 prefetch_factor=max(2, several),
+                # Forked, workers share the orders and indexes, which would be pickled otherwise.
                 multiprocessing_context="fork",
                 worker_init_fn=partial(_start_worker, os.getpid()),
-                generator=torch.Generator(),
+                generator=torch.Generator(),  # else it draws a seed from torch's own, the run's
             )
         )
 
@@ -418,6 +424,7 @@ class SuperBatchLoader:
         """Fetch the remote shards that are needed next, beside the training."""
         wanted: dict[Any, Callable[[], Any]] = {}
         for source in self.sources:
+            # What workers read lies between these two: both ends' shards are all of it.
             here, ahead = source.positions(step), source.positions(step + AHEAD)
             for position in (here.start, ahead.stop - 1):
                 wanted |= source.dataset.prefetch(source.order.near(position))
@@ -455,6 +462,7 @@ class SuperBatchLoader:
             except BadSample as reason:
                 return None, record(source, int(at[i]), FULL, int(rows[i]), reason)
 
+        # By threads: Pillow decodes without Python's lock, and the workers are steps ahead.
         with ThreadPoolExecutor(max(1, self.workers)) as pool:
             read = list(pool.map(one, range(len(rows))))
         self.log.add(bad for _, bad in read if bad is not None)

@@ -80,7 +80,7 @@ class GlobalShuffle:
         return int(self.kept[rng.integers(len(self.kept))])
 
     def near(self, position: int) -> list[int]:
-        return []
+        return []  # in memory there is nothing to fetch
 
     def captions(
         self, most: int, counts: Counts, step: int, whole: range, part: slice
@@ -115,13 +115,15 @@ class WindowShuffle:
         self.starts = np.concatenate([[0], np.cumsum(flat)]).astype(np.int64)
         self.places = self.starts  # of each shard's first sample among those that are read
         if kept is not None:
+            # Counted anew, so that a shard of which nothing is kept is not fetched.
             self.places = np.searchsorted(kept, self.starts)
             left = iter(np.diff(self.places).tolist())
             groups = tuple(tuple(next(left) for _ in group) for group in groups)
-        for i, group in enumerate(groups):
+        for i, group in enumerate(groups):  # an epoch of nothing has no position
             if not sum(group):
                 of = names[i] if names else f"source {i}"
                 raise DataError(f"nothing is kept of {of} and the shards with it")
+        # A stream each: two sources of the same counts must not be shuffled alike.
         self.orders = [ShardOrder(seed, f"{name} {i}", g, window) for i, g in enumerate(groups)]
         self.first = np.cumsum([0, *map(len, groups)]).tolist()
 
@@ -185,6 +187,7 @@ class ShardOrder:
     def substitute(self, position: int, attempt: int) -> tuple[int, int]:
         """What stands in for an unreadable sample there: another one of the same window."""
         epoch, which, _ = self._window(position)
+        # Of the same window: its shards are here, and another's may have to be fetched for it.
         rng = generator(self.seed, f"{self.stream} substitute", position, attempt)
         shards = _windows(self, epoch)[0][which]
         return self._inside(shards, int(rng.integers(len(_shuffled(self, epoch, which)))))
@@ -213,14 +216,14 @@ class ShardOrder:
 def _windows(order: ShardOrder, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
     """The shards of each window of an epoch, and the position where each begins."""
     counts = np.asarray(order.counts)
-    filled = np.nonzero(counts)[0]
+    filled = np.nonzero(counts)[0]  # a window of empty shards would have no sample to give
     shards = generator(order.seed, f"{order.stream} shards", epoch).permutation(filled)
     windows = [shards[i : i + order.window] for i in range(0, len(shards), order.window)]
     sizes = [int(counts[window].sum()) for window in windows]
     return windows, np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=16)  # neighbouring positions lie in one window, or in two of several sources
 def _shuffled(order: ShardOrder, epoch: int, which: int) -> np.ndarray:
     size = sum(order.counts[shard] for shard in _windows(order, epoch)[0][which])
     return generator(order.seed, f"{order.stream} window", epoch, which).permutation(size)
@@ -231,6 +234,7 @@ def weighted(seed: int, stream: str, weights: tuple[float, ...], position: int) 
 
     Of every 1,000 positions each source gets its share, to the nearest 1/1,000.
     """
+    # By blocks: drawn position by position, a source's own position would follow from all before.
     block, at = divmod(position, BLOCK)
     source, before = _block(seed, stream, weights, block)
     which = int(source[at])
@@ -240,6 +244,7 @@ def weighted(seed: int, stream: str, weights: tuple[float, ...], position: int) 
 def shares(weights: tuple[float, ...]) -> list[int]:
     """Positions of every 1,000 that each source gets: by largest remainder, none below one."""
     exact = np.asarray(weights) / sum(weights) * BLOCK
+    # A source with no position at all would never be read, whatever the user weighed it.
     floor = np.maximum(1, np.floor(exact)).astype(int)
     for which in np.argsort(floor - exact, kind="stable")[: max(0, BLOCK - floor.sum())]:
         floor[which] += 1

@@ -48,14 +48,10 @@ _ZEROS = bytes(_BLOCK)
 _MAGIC, _MAGIC_AT = b"ustar", 257
 _LOOKED_AT = 1 << 16  # bytes at a time, for the next header
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
-_WITHOUT_CONTENT = (
-    tarfile.LNKTYPE,
-    tarfile.SYMTYPE,
-    tarfile.CHRTYPE,
-    tarfile.BLKTYPE,
-    tarfile.DIRTYPE,
-    tarfile.FIFOTYPE,
-)
+# Links, devices and folders: a size that one of them states is not followed by so many bytes.
+_WITHOUT_CONTENT = {*tarfile.SUPPORTED_TYPES} - {*tarfile.REGULAR_TYPES, *tarfile.GNU_TYPES}
+_DESCRIBING = {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE}
+_DESCRIBING |= {tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE}
 _RECORD = re.compile(rb"(\d{1,7}) ([^=]{1,1000})=")
 
 
@@ -121,7 +117,7 @@ def forget_old_index(url: str, loading: Loading) -> None:
         if found is not None and _changed(found, url, loading):
             kept.unlink()
         else:
-            os.utime(kept)
+            os.utime(kept)  # newer than the fetch now: not read again for this
 
 
 def _kept_index(url: str, loading: Loading) -> Path:
@@ -176,6 +172,8 @@ def _samples(
     found: Iterable[Member], layout: Layout, texts: tuple[str, ...], faults: Counter[str]
 ) -> dict[str, dict[str, tuple[int, int]]]:
     """Key -> extension -> (offset, bytes) of the samples that can be used."""
+    # A key that comes back later in the shard names another sample (some public sets were joined
+    # without renaming): mixing the two would show a caption under a picture it is not of.
     every: dict[str, dict[str, tuple[int, int]]] = {}
     by_first_dot = Layout("first")
     run, current, twice = 0, "", set()  # a run: a.jpg, a.seg.png, a.txt lie together
@@ -247,13 +245,14 @@ def _members(fd: int, size: int, faults: Counter[str]) -> Iterator[Member]:
             if info is not None:
                 behind, seen, ended = at + _BLOCK, True, False
             faults["damaged place"] += 1
+            # Each search may read the rest of the shard: a hostile one would make it quadratic.
             many = faults["damaged place"] > MOST_DAMAGE
             after = None if many else _next_header(fd, size, behind)
             if held is not None and (after is None or held.offset + held.size <= after):
                 yield held
             held, extra = None, _Extra()
             if after is None:
-                faults["damaged place"] -= 1
+                faults["damaged place"] -= 1  # it breaks off, which is counted below
                 break
             at = after
             continue
@@ -295,6 +294,8 @@ def _header(block: bytes) -> tarfile.TarInfo | None:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
     except (tarfile.HeaderError, ValueError):
         return None
+    # Base-256 sizes may be negative, and going back would never end; sparse files' bytes are not
+    # their content.
     return None if info.size < 0 or info.type == tarfile.GNUTYPE_SPARSE else info
 
 
@@ -305,7 +306,7 @@ def _next_header(fd: int, size: int, start: int) -> int | None:
         block = os.pread(fd, _LOOKED_AT, at)
         found = block.find(_MAGIC)
         if found < 0:
-            at += len(block) - len(_MAGIC) + 1
+            at += len(block) - len(_MAGIC) + 1  # the magic may lie across two blocks
             if len(block) < _LOOKED_AT:
                 return None
             continue
@@ -314,15 +315,6 @@ def _next_header(fd: int, size: int, start: int) -> int | None:
             return header
         at, tries = at + found + 1, tries + 1
     return None
-
-
-_DESCRIBING = (
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-)
 
 
 @dataclass
@@ -345,7 +337,7 @@ class _Extra:
         if self.count > IN_A_ROW:
             self.why = "too many headers"
         elif info.type in (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE):
-            return
+            return  # links are not followed, and what holds for all members is a comment
         elif info.size > LARGEST_HEADER:
             self.why = "header too large"
         elif info.type == tarfile.GNUTYPE_LONGNAME:
@@ -422,7 +414,7 @@ class TarFiles:
                 index, file = self._opened(url)
             except ShardError as error:
                 raise BadSample(str(error), whole=True) from None
-            if number >= len(index):
+            if number >= len(index):  # a count that was stated beside a remote shard is a claim
                 raise BadSample(
                     f"the shard holds only {len(index):,} samples, fewer than were counted"
                 )
