@@ -10,9 +10,10 @@ from __future__ import annotations
 import io
 import os
 import platform
-import tarfile
 import tempfile
 import time
+from contextlib import closing
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +35,19 @@ SHARDS, SAMPLES, SIDE = 4, 64, (512, 384)  # of the drawn shards; pixels
 
 def draw_shards(folder: Path) -> str:
     """JPEG shards in img2dataset's layout: smooth pictures with some noise, quality 90."""
-    rng = np.random.default_rng(0)
+    from webdataset.writer import TarWriter
+
+    rng, text = np.random.default_rng(0), b"a picture of something"
     for shard in range(SHARDS):
-        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
+        with TarWriter(str(folder / f"{shard:05d}.tar"), encoder=False) as tar:
             for number in range(SAMPLES):
                 rough = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
                 smooth = np.asarray(rough.resize(SIDE, Image.Resampling.BICUBIC))
                 pixels = np.clip(smooth + rng.normal(0, 8, smooth.shape), 0, 255)
-                buffer = io.BytesIO()
-                Image.fromarray(pixels.astype(np.uint8)).save(buffer, "JPEG", quality=90)
-                members = {"jpg": buffer.getvalue(), "txt": b"a picture of something"}
-                for kind, content in members.items():
-                    info = tarfile.TarInfo(f"{shard:05d}{number:04d}.{kind}")
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
+                picture = io.BytesIO()
+                Image.fromarray(pixels.astype(np.uint8)).save(picture, "JPEG", quality=90)
+                key = f"{shard:05d}{number:04d}"
+                tar.write({"__key__": key, "jpg": picture.getvalue(), "txt": text})
     return str(folder)
 
 
@@ -61,8 +61,7 @@ def rate(
     loading = Loading(workers=workers, cache=cache, max_faults=1.0)
     dataset = open_shards("pool", shards, loading)
     source = Source(dataset, dataset.order(0, "pool"), batch)
-    loader = SuperBatchLoader([source], view, loading)
-    try:
+    with closing(SuperBatchLoader([source], view, loading)) as loader:
         loader(0)
         started, used, step = time.perf_counter(), time.process_time(), 0
         while time.perf_counter() - started < seconds:
@@ -70,8 +69,6 @@ def rate(
             loader(step)
         pairs, used = step * batch, time.process_time() - used
         return pairs / (time.perf_counter() - started), None if workers else pairs / used
-    finally:
-        loader.close()
 
 
 def bench_data(
@@ -90,21 +87,20 @@ def bench_data(
     Args:
         shards: sources as in data.train; without any, shards are drawn in a temporary folder.
         size, scoring_size: pixels trained on, and scored at where that is reduced.
-        batch: pairs drawn at a time while measuring.
-        seconds: time for each measurement.
+        batch, seconds: of each measurement: pairs drawn at a time, and how long.
         super_batch, step_seconds: what training asks for: so many pairs in so many seconds (both
             are in a run's log, or from `jest bench train`); without, no demand is printed.
     """
     console, tokenizer, rows = Terminal(), small_tokenizer(8192, 16), []
-    views = {"full": None, "reduced": scoring_size}
     with tempfile.TemporaryDirectory(prefix="jest-bench-") as name:
-        sources = shards or (draw_shards(Path(name)),)
-        for decode, reduced in views.items():
-            for count in workers:
-                view, cache = Transform(size, tokenizer, reduced), Path(name) / "cache"
-                given, core = rate(sources, view, batch, count, seconds, cache)
-                speed = {"pairs_per_second": given, "pairs_per_core_second": core}
-                rows.append({"decode": decode, "workers": count, **speed})
+        sources, cache = shards or (draw_shards(Path(name)),), Path(name) / "cache"
+        for (decode, reduced), count in product(
+            {"full": None, "reduced": scoring_size}.items(), workers
+        ):
+            view = Transform(size, tokenizer, reduced)
+            given, core = rate(sources, view, batch, count, seconds, cache)
+            speed = {"pairs_per_second": given, "pairs_per_core_second": core}
+            rows.append({"decode": decode, "workers": count, **speed})
     demand = super_batch / step_seconds if super_batch and step_seconds else None
     result = {
         "shards": list(shards) or f"drawn: JPEG, {SIDE[0]} x {SIDE[1]}, quality 90",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import platform
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,12 @@ from jestcli.utils.tables import Table
 def bench_scoring(
     workspace: Workspace, folder: Path | None, batches: int, untrained: bool
 ) -> dict[str, Any]:
-    """Rows of every way of scoring, and what they were measured on.
+    """Rows of every way of scoring, and what they were measured on. Raises StageError.
 
     Args:
         folder: a run directory; None is the newest finished run that has a reference and selects.
         batches: super-batches of the pool, at steps after the run's last.
-        untrained: fresh weights for both models instead (costs are the same, agreement means
-            nothing).
-    Raises StageError.
+        untrained: fresh weights for both models (costs are the same, agreement means nothing).
     """
     set_threads(THREADS)
     if untrained:
@@ -62,9 +61,8 @@ def bench_scoring(
     whole = run.model_copy(update={"source": pool, "selection": full})
     (source,) = sources(whole, data, nothing)
     view = transform_of(whole, data, nothing)
-    loader = SuperBatchLoader([source], view, data.loading)
-    drawn = [loader(run.optim.steps + step) for step in range(batches)]
-    loader.close()
+    with closing(SuperBatchLoader([source], view, data.loading)) as loader:
+        drawn = [loader(run.optim.steps + step) for step in range(batches)]
     what = "pairs from own shards" if run.data.own else "icons and emoji, not photographs"
     threads = torch.get_num_threads()
     about = (
@@ -111,9 +109,7 @@ def measure(
 ) -> dict[str, Any]:
     """Score every batch in every way.
 
-    Args:
-        run: the learner's run; its selection settings choose.
-        batches: super-batches and their reference embeddings at the reference's full resolution.
+    batches: super-batches and their reference embeddings at the reference's full resolution.
     Returns a row a way – image_mflop, text_mflop: a pair's forward pass; milliseconds: of the
     processor, a pair; spearman: of the diagonal learnability with full resolution's; overlap: share
     of the chosen sub-batch that full resolution chooses too – and `noise_overlap`, the share that
@@ -139,12 +135,16 @@ def measure(
                 noise.append(_shared(chosen, other))
             correlations.append(float(spearmanr(score, full[step][0]).statistic))
             overlaps.append(_shared(chosen, full[step][1]))
-        count = sum(len(candidates) for candidates, _ in batches)
-        rows.append({"name": name, "image_mflop": flops.image_low / 1e6})
-        rows[-1] |= {"text_mflop": flops.text / 1e6, "milliseconds": 1000 * seconds / count}
-        mflop = [row["image_mflop"] + row["text_mflop"] for row in (rows[-1], rows[0])]
-        rows[-1] |= {"percent_flops": 100 * mflop[0] / mflop[1]}
-        rows[-1] |= {"spearman": float(np.mean(correlations)), "overlap": float(np.mean(overlaps))}
+        image, text = flops.image_low / 1e6, flops.text / 1e6
+        whole = rows[0]["image_mflop"] + rows[0]["text_mflop"] if rows else image + text
+        rows.append(
+            {
+                **{"name": name, "image_mflop": image, "text_mflop": text},
+                "milliseconds": 1000 * seconds / sum(len(each) for each, _ in batches),
+                "percent_flops": 100 * (image + text) / whole,
+                **{"spearman": float(np.mean(correlations)), "overlap": float(np.mean(overlaps))},
+            }
+        )
     return {"rows": rows, "noise_overlap": float(np.mean(noise))}
 
 

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -48,10 +49,9 @@ def bench_selection(
         on a GPU compare with float64 sums over the same rounded embeddings.
     against: another checkout of this project, whose `select` is timed as well and must pick the
         same pairs. Raises ValueError if there is none.
-    Seconds are the median of several rounds in which all take turns, after a first (two rounds
-    if one takes over 10 s; the listing runs once). CPU seconds depend less than wall time on what
-    else the machine does. Memory is the peak above the inputs (on CPU of the resident set,
-    sampled). The GEMM bound is the same matrix products in the same shapes, nothing else.
+    Seconds are medians over rounds in which all take turns (the listing runs once); the CPU's
+    depend less on what else the machine does. Memory is the peak above the inputs (on CPU of the
+    resident set, sampled). The GEMM bound is the same matrix products and nothing else.
     """
     where, console = torch.device(device), Terminal()
     learner, reference = (random_pairs(batch, dim, seed, where) for seed in (0, 1))
@@ -67,8 +67,7 @@ def bench_selection(
         calls["before"] = lambda: before.select(*pairs, size=size, n_chunks=chunks)
     times = take_turns(calls, where)
     selected, products = (_medians(times[name]) for name in ("select", "products"))
-    seconds, cpu_seconds = selected["seconds"], selected["cpu_seconds"]
-    bound, cpu_bound = products["seconds"], products["cpu_seconds"]
+    (seconds, cpu_seconds, _), (bound, cpu_bound, _) = selected.values(), products.values()
     # The products that selection needs: two models, two directions, all chunks but the last.
     flop = 2 * 2 * 2 * (size // chunks * (chunks - 1)) * batch * dim
     row: dict[str, Any] = {
@@ -81,22 +80,23 @@ def bench_selection(
         "gemm_tflop": flop / 1e12,
     }
     if before is not None and against is not None:
-        cpu = times["before"][:, 1] / times["select"][:, 1]
         row["before"] = {
             "commit": git_commit(against / "jestcli") or "unknown",
             **_medians(times["before"]),
-            "cpu_speedup": float(np.median(cpu)),
+            "cpu_speedup": float(np.median(times["before"][:, 1] / times["select"][:, 1])),
             "same_picks": bool(torch.equal(picks, cast(Tensor, calls["before"]()))),
         }
     if listing and where.type == "cpu":
         scores, *matrices = timed(lambda: _losses(learner) - _losses(reference), where)
         listed, *rest = timed(lambda: _listing(scores, size, chunks), where)
         wall, cpu = (a + b for a, b in zip(matrices, rest, strict=True))
-        row |= {"listing_seconds": wall, "listing_cpu_seconds": cpu}
-        row |= {"listing_matrices_seconds": matrices[0], "speedup_over_listing": wall / seconds}
-        row["cpu_speedup_over_listing"] = cpu / cpu_seconds
-        row["overlap_with_listing"] = float(np.isin(picks.numpy(), listed).mean())
-        row["same_order_as_listing"] = bool(np.array_equal(picks.numpy(), listed))
+        row |= {
+            **{"listing_seconds": wall, "listing_cpu_seconds": cpu},
+            **{"listing_matrices_seconds": matrices[0], "speedup_over_listing": wall / seconds},
+            "cpu_speedup_over_listing": cpu / cpu_seconds,
+            "overlap_with_listing": float(np.isin(picks.numpy(), listed).mean()),
+            "same_order_as_listing": bool(np.array_equal(picks.numpy(), listed)),
+        }
     elif listing:
         double = [as_double(pairs) for pairs in (learner, reference)]
         exact = select(*double, size=size, n_chunks=chunks)
@@ -241,13 +241,12 @@ def peak_memory(call: Callable[[], Tensor], device: torch.device) -> tuple[Tenso
         while not done.wait(0.002):
             seen.append(_resident())
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        result = call()
-    finally:
-        done.set()
-    watcher.join()
+    with ThreadPoolExecutor(1) as watcher:
+        watcher.submit(watch)
+        try:
+            result = call()
+        finally:
+            done.set()
     return result, max(max(seen) - before, 0)
 
 
@@ -268,19 +267,22 @@ def wait(device: torch.device) -> None:
 def _machine(device: torch.device) -> dict[str, str | float]:
     about = environment()
     cpu = f"{about['cpu']}, {about['threads']} threads"
-    hardware = about["gpu"] if device.type == "cuda" else cpu
-    numpy, commit = np.__version__, about["commit"] or "unknown"
-    versions = {"python": about["python"], "torch": str(torch.__version__), "numpy": numpy}
-    where = {"hardware": hardware, "device": str(device), **versions, "commit": commit}
-    return {**where, "load_average": round(os.getloadavg()[0], 1)}
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.3f} s" if seconds >= 0.1 else f"{1000 * seconds:.2f} ms"
+    return {
+        "hardware": about["gpu"] if device.type == "cuda" else cpu,
+        "device": str(device),
+        "python": about["python"],
+        **{"torch": str(torch.__version__), "numpy": np.__version__},
+        "commit": about["commit"] or "unknown",
+        "load_average": round(os.getloadavg()[0], 1),
+    }
 
 
 def _times(row: dict[str, Any], of: str = "") -> str:
-    return f"{_time(row[f'{of}seconds'])}, {_time(row[f'{of}cpu_seconds'])} of CPU"
+    wall, cpu = (
+        f"{x:.3f} s" if x >= 0.1 else f"{1000 * x:.2f} ms"
+        for x in (row[f"{of}seconds"], row[f"{of}cpu_seconds"])
+    )
+    return f"{wall}, {cpu} of CPU"
 
 
 def table(result: dict[str, Any]) -> Table:

@@ -22,9 +22,10 @@ from rich.console import Console
 from jestcli.bench import save
 from jestcli.config import METHODS, Run, make_run, merge
 from jestcli.data.loader import SuperBatch
-from jestcli.models.flops import forward_flops, step_cost
+from jestcli.models.flops import step_cost
 from jestcli.models.towers import Clip, build_model
 from jestcli.runs.environment import environment
+from jestcli.runs.trained import learner_flops
 from jestcli.training.augment import normalise
 from jestcli.training.clock import Stopwatch, peak_flops
 from jestcli.training.distributed import DistEnv
@@ -128,7 +129,7 @@ def _ours(case: Run, device: torch.device, resident: bool = False) -> tuple[Step
     flexible = case.selection.low_res_share > 0
     patches = case.model.patch_sizes if flexible else case.model.patch_sizes[:1]
     learner = build_model(case.model, case.data, patches, 0, loss=case.optim.loss)
-    flops = forward_flops(learner, case.data.image_size, case.data.context_length)
+    flops = learner_flops(case, learner)
     world, drawn = DistEnv(device=device), _candidates(case, 0)
     if resident:
         images, tokens = drawn.images.to(device), drawn.tokens.to(device)

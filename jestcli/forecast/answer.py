@@ -16,7 +16,7 @@ from scipy.special import stdtrit
 from jestcli.forecast.races import RECIPES, SIMPLE
 from jestcli.paper.methods import style
 from jestcli.paper.records import Record
-from jestcli.paper.saving import Cell, Ratio, cells, over_best, savings
+from jestcli.paper.saving import Ratio, cells, over_best, pooled, savings
 
 LEVEL = 0.9
 FURTHER = 4  # how many times longer than its races an answer looks
@@ -46,18 +46,11 @@ class Ranking:
         return self.rows[0].name
 
 
-def _pooled(curves: dict[str, list[Cell]]) -> tuple[float, int]:
-    every = [cell for curve in curves.values() for cell in curve]
-    df = sum(len(c.scores) - 1 for c in every)
-    squares = sum(float(np.var(c.scores)) * len(c.scores) for c in every)
-    return (math.sqrt(squares / df), df) if df else (math.nan, 0)
-
-
 def ranking(records: Sequence[Record], examples: float, metric: str = "mean") -> Ranking:
     """All recipes that were raced at two lengths or more, at `examples` trained on."""
     curves = {name: cells(records, name, metric) for name in {r["name"] for r in records}}
     curves = {name: curve for name, curve in curves.items() if len(curve) > 1}
-    sd, df = _pooled(curves)
+    sd, df = pooled([cell for curve in curves.values() for cell in curve])
     rows = []
     for name, curve in curves.items():
         x = np.log([c.examples for c in curve])
@@ -68,13 +61,12 @@ def ranking(records: Sequence[Record], examples: float, metric: str = "mean") ->
         rows.append(Standing(name, (1 - w) * near.mean + w * far.mean, sd * math.sqrt(spread)))
     rows.sort(key=lambda row: -row.score)
     reach = float(stdtrit(df, (1 + LEVEL) / 2)) if df else math.inf
-    level = [r.name for r in rows[1:] if not _ahead(rows[0], r, reach)]
+    best = rows[0]
+    level = [
+        r.name for r in rows[1:] if not best.score - r.score > reach * math.hypot(best.se, r.se)
+    ]
     raced = all(examples <= curve[-1].examples for curve in curves.values())
     return Ranking(examples, raced, tuple(rows), tuple(level))
-
-
-def _ahead(first: Standing, other: Standing, reach: float) -> bool:
-    return first.score - other.score > reach * math.hypot(first.se, other.se)
 
 
 @dataclass(frozen=True)
@@ -155,7 +147,13 @@ def sentences(found: Answer, keep: float | None = None) -> list[str]:
     if now.level:
         lines.append(f"Its lead over {listed(now.level, keep)} is within the error of these races.")
     shown = dict.fromkeys((best.name, found.selecting))
-    lines += [_saving(found, name, keep) for name in shown if name in found.saving]
+    lines += [
+        f"For the score of {label(name, keep)} uniform training needs {saved['examples']} the "
+        f"examples and {saved['cached']} the compute ({saved['charged']} with the reference's "
+        "training on top)."
+        for name in shown
+        if (saved := found.saving.get(name))
+    ]
     if found.over_simple is not None:
         over, selecting = found.over_simple, label(found.selecting, keep)
         verdict = {
@@ -176,15 +174,6 @@ def sentences(found: Answer, keep: float | None = None) -> list[str]:
     return lines + _minds(found, keep)
 
 
-def _saving(found: Answer, name: str, keep: float | None) -> str:
-    each = found.saving[name]
-    return (
-        f"For the score of {label(name, keep)} uniform training needs {each['examples']} the "
-        f"examples and {each['cached']} the compute ({each['charged']} with the reference's "
-        "training on top)."
-    )
-
-
 def _minds(found: Answer, keep: float | None) -> list[str]:
     """What would change the answer."""
     now, later, lines = found.now, found.later, []
@@ -196,12 +185,10 @@ def _minds(found: Answer, keep: float | None) -> list[str]:
     score = next((r.score for r in now.rows if r.name == found.selecting), None)
     if score is not None and found.reference is not None:
         both = f"({100 * score:.1f} % against its {100 * found.reference:.1f} %)"
-        ahead = score < found.reference
-        lines.append(
-            f"{label(found.selecting, keep)} has not reached its reference {both}: a longer run "
-            "may gain more than these races show."
-            if ahead
-            else f"{label(found.selecting, keep)} has passed its reference {both}: a stronger one, "
-            "from more curated pairs, would change its mind."
-        )
+        has = f"has passed its reference {both}: a stronger one, from more curated pairs, would "
+        has += "change its mind."
+        if score < found.reference:
+            has = f"has not reached its reference {both}: a longer run may gain more than these "
+            has += "races show."
+        lines.append(f"{label(found.selecting, keep)} {has}")
     return lines

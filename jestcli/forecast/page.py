@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import math
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import yaml
@@ -16,23 +19,37 @@ from jestcli.config import Run
 from jestcli.data.contact_sheet import contact_sheet
 from jestcli.data.decoded import DecodedDataset
 from jestcli.forecast.answer import AXES, Answer, Standing, label, sentences
-from jestcli.forecast.pictures import as_svg, draw_map, draw_races, draw_scores
-from jestcli.forecast.races import RECIPES, Races
+from jestcli.forecast.races import RECIPES, UNREFERENCED, Races
 from jestcli.forecast.sample import Sample
 from jestcli.forecast.seen import Seen
-from jestcli.forecast.share import BOUND, ESTIMATE, Share
+from jestcli.forecast.share import BOUND, ESTIMATE, QUANTILE, Share
+from jestcli.paper import theme as look
 from jestcli.paper.experiment import Job
+from jestcli.paper.methods import BLUE, style
 from jestcli.paper.plan import make_plans
 from jestcli.paper.records import Record
-from jestcli.paper.saving import LESS, MORE
+from jestcli.paper.saving import LESS, MORE, cells
+from jestcli.paper.theme import FONT, Figure, Theme
 from jestcli.runs.methods import default_run
 from jestcli.utils import catalogue
 from jestcli.utils.io import save_bytes, save_text
 
-if TYPE_CHECKING:
-    from jestcli.forecast.run import Asked
-
 METHOD = {name: recipe["method"] for name, recipe in RECIPES.items()}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user wants to know. overrides: settings of a run (data.train is the pool)."""
+
+    overrides: dict[str, Any]
+    out: Path
+    minutes: float = 25.0
+    reference: str | None = None
+    benchmarks: str | None = None
+    tower: str = "ViT-B-16"
+    examples: float = 1e8
+    tflops: float = 100.0
+    workers: int | None = None
 
 
 # --- words ----------------------------------------------------------------------------------------
@@ -76,8 +93,7 @@ def seen_lines(seen: Seen, samples: dict[str, Sample]) -> list[str]:
 def caveats(asked: Asked, source: Run, races: Races, samples: dict[str, Sample]) -> list[str]:
     """What the races are not."""
     size, n = races.settings["data"]["image_size"], samples["pool"].pairs
-    b = races.settings["optim"]["batch_size"]
-    times = races.lengths[1] * b / n
+    times = races.lengths[1] * races.batch / n
     lines = [
         f"The races train a small tower at {size} px on a sample of {n:,} pairs, each seen up to "
         f"{times:.1f} times by uniform training: directions and ratios carry over to a large "
@@ -95,18 +111,17 @@ def caveats(asked: Asked, source: Run, races: Races, samples: dict[str, Sample])
 
 def hours(asked: Asked, races: Races, found: Answer) -> list[str]:
     """What the saving is in GPU-hours of the user's own tower."""
-    best, batch = found.now.best, int(races.settings["optim"]["batch_size"])
-    saving = found.saving.get(best, {}).get("examples")
-    if saving is None:
+    best = found.now.best
+    if best not in found.saving:
         return []
-    steps = max(1, round(asked.examples / batch))
+    saving, steps = found.saving[best]["examples"], max(1, round(asked.examples / races.batch))
+    runs = {"uniform": steps, best: round(max(200, steps / saving.ratio))}
     jobs = [
-        Job(name, 0, _large(asked, races, name, round(n)))
-        for name, n in (("uniform", steps), (best, max(200, steps / saving.ratio)))
+        Job(name, 0, default_run(METHOD[name], recipe(asked, races, name, n), 0))
+        for name, n in runs.items()
     ]
-    cost = [
-        p.flops["charged"] / (asked.tflops * 1e12) / 3600 for p in make_plans(jobs, timed=False)
-    ]
+    flops = [plan.flops["charged"] for plan in make_plans(jobs, timed=False)]
+    cost = [each / (asked.tflops * 1e12) / 3600 for each in flops]
     bound = {
         MORE: ", and if it is no larger: uniform training did not get there",
         LESS: ", and if it is no smaller: uniform training was ahead from the first length on",
@@ -144,69 +159,29 @@ def recipe(asked: Asked, races: Races, name: str, steps: int) -> dict[str, Any]:
     config = catalogue.read(asked.tower)
     text = config.get("text_cfg", {})
     run = races.run(name, races.steps)
-    own = asked.overrides.get("data", {})
+    own, side = asked.overrides.get("data", {}), config.get("vision_cfg", {}).get("image_size", 224)
     data = {
         **{k: v for k, v in own.items() if k in ("train", "curated", "weights", "level")},
-        "image_size": _side(config),
+        "image_size": int(side[0] if isinstance(side, list) else side),
         "context_length": text.get("context_length", 77),
         "vocab_size": text.get("vocab_size", 49_408),
+        **({"benchmarks": asked.benchmarks} if asked.benchmarks else {}),
     }
-    if asked.benchmarks:
-        data["benchmarks"] = asked.benchmarks
-    patch = catalogue.patch_size(config)
-    model = {"name": asked.tower, "patch_sizes": [patch]}
+    model = {"name": asked.tower, "patch_sizes": [catalogue.patch_size(config)]}
     optim = {"steps": steps, "batch_size": run.optim.batch_size, "lr": 5e-4, "schedule": "wsd"}
     settings: dict[str, Any] = {"data": data, "model": model, "optim": optim}
     settings["source"] = run.source.model_dump(mode="json", exclude_defaults=True)
-    if asked.overrides.get("source"):
-        settings["source"] |= asked.overrides["source"]
-    if name not in ("uniform", "curated", "mixed"):
-        if asked.reference and ":" in asked.reference:
-            settings["reference_model"] = asked.reference
-        else:
-            settings["reference"] = {
-                "model": model,
-                "optim": {**optim, "steps": max(200, steps // 4)},
-            }
-    return settings
-
-
-def _side(config: dict[str, Any]) -> int:
-    size = config.get("vision_cfg", {}).get("image_size", 224)
-    return int(size[0] if isinstance(size, list) else size)
-
-
-def _large(asked: Asked, races: Races, name: str, steps: int) -> Run:
-    return default_run(METHOD[name], recipe(asked, races, name, steps), 0)
+    settings["source"] |= asked.overrides.get("source") or {}
+    if name in UNREFERENCED:
+        return settings
+    if asked.reference and ":" in asked.reference:
+        return settings | {"reference_model": asked.reference}
+    return settings | {
+        "reference": {"model": model, "optim": optim | {"steps": max(200, steps // 4)}}
+    }
 
 
 # --- files ----------------------------------------------------------------------------------------
-
-
-def as_json(
-    asked: Asked,
-    races: Races,
-    samples: dict[str, Sample],
-    seen: Seen,
-    found: Answer,
-    lines: list[str],
-) -> dict[str, Any]:
-    """All of the answer as plain data; what is not a number is null."""
-    content = {
-        "asked": {**asdict(asked), "out": str(asked.out)},
-        "samples": {k: {**asdict(v), "folder": str(v.folder)} for k, v in samples.items()},
-        "seen": {
-            "share": asdict(seen.share),
-            "near": seen.near,
-            "same_pictures": seen.same_pictures,
-            "same_captions": seen.same_captions,
-        },
-        "races": {"steps": races.lengths, "keep": races.keep},
-        "answer": asdict(found),
-        "sentences": lines,
-    }
-    plain: dict[str, Any] = json.loads(json.dumps(content), parse_constant=lambda _: None)
-    return plain
 
 
 def _row(row: Standing, found: Answer, races: Races) -> tuple[str, ...]:
@@ -230,15 +205,23 @@ def write(
     """forecast.json, recipe.yaml and forecast.html; returns the paths. lines: `answer_lines`."""
     import jinja2
 
-    out = asked.out
-    steps = max(200, round(asked.examples / int(races.settings["optim"]["batch_size"])))
+    out, steps = asked.out, max(200, round(asked.examples / races.batch))
     config = recipe(asked, races, found.now.best, steps)
     default_run(METHOD[found.now.best], config, 0)  # what is written can be run
     worst = np.array(seen.worst)
-    sheet = contact_sheet(
-        [pool.images[row] for row in worst], pool.captions_of(worst), out / "likely-wrong.png", 8
-    )
-    plain = as_json(asked, races, samples, seen, found, lines)
+    captions, path = pool.captions_of(worst), out / "likely-wrong.png"
+    sheet = contact_sheet([pool.images[row] for row in worst], captions, path, 8)
+    content = {
+        "asked": {**asdict(asked), "out": str(out)},
+        "samples": {k: {**asdict(v), "folder": str(v.folder)} for k, v in samples.items()},
+        "seen": {"share": asdict(seen.share)}
+        | {key: getattr(seen, key) for key in ("near", "same_pictures", "same_captions")},
+        "races": {"steps": races.lengths, "keep": races.keep},
+        "answer": asdict(found),
+        "sentences": lines,
+    }
+    # What is not a number is null.
+    plain = json.loads(json.dumps(content), parse_constant=lambda _: None)
     pages = jinja2.Environment(
         loader=jinja2.PackageLoader("jestcli.forecast", ""),
         autoescape=True,
@@ -264,3 +247,99 @@ def write(
     save_text(paths[1], text + yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False))
     save_bytes(paths[2], html.encode())
     return paths
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+def draw_scores(seen: Seen, theme: Theme) -> Figure:
+    """Scores of the pool as it is and under permuted captions."""
+    figure = look.new_figure(2.9)
+    axes = look.place(figure, 0.5, 0.45, 8.2, 1.9)
+    right, wrong = seen.scores.right, seen.scores.wrong.ravel()
+    bins = np.linspace(min(right.min(), wrong.min()), max(right.max(), wrong.max()), 80).tolist()
+    how: Any = {"density": True, "alpha": 0.55}
+    axes.hist(wrong, bins, color=theme.colour("grey"), label="under other pairs' captions", **how)
+    axes.hist(right, bins, color=theme.colour(BLUE), label="as they are", **how)
+    cut, words = float(np.quantile(wrong, QUANTILE)), f" {100 * QUANTILE:g} % of wrong pairs are"
+    axes.axvline(cut, color=theme.text, lw=0.8, ls="--")
+    axes.text(cut, axes.get_ylim()[1], f"{words} below", va="top", size=FONT - 1)
+    axes.set_yticks([])
+    axes.set_xlabel("cosine of picture and caption by the reference")
+    axes.set_title("What the reference thinks of the pool's pairs")
+    axes.legend(frameon=False, loc="upper right")
+    return figure
+
+
+def draw_races(records: list[Record], races: Races, theme: Theme) -> Figure:
+    """Annealed ends, hollow where there is one seed; lines as the answer reads between lengths."""
+    figure = look.new_figure(4.0)
+    axes = look.place(figure, 0.7, 0.45, 6.3, 2.9)
+    axes.set_xscale("log", base=2)
+    ends: list[look.End] = []
+    for name in RECIPES:
+        curve, how = cells(records, name), style(name)
+        if not curve:
+            continue
+        x, y = [c.examples for c in curve], [100 * c.mean for c in curve]
+        colour = theme.colour(how.colour)
+        axes.plot(x, y, ls=how.dash, color=colour, lw=0.9, alpha=0.6)
+        for cell, mean in zip(curve, y, strict=True):
+            scores = [100 * s for s in cell.scores]
+            face = theme.background if len(scores) == 1 else colour
+            axes.plot(cell.examples, mean, how.marker, ms=5, color=colour, mfc=face)
+            axes.plot([cell.examples] * 2, [min(scores), max(scores)], color=colour, lw=1)
+        words = f"Filtered, best {100 * races.keep:.0f} %" if name == "filtered" else how.label
+        ends.append((x[-1], y[-1], words, colour))
+    ticks = sorted({r["steps"] * r["batch_size"] for r in records})
+    axes.set_xticks(ticks, [f"{n / 1000:,.3g}k" for n in ticks])
+    axes.minorticks_off()
+    look.label_ends(axes, ends)
+    axes.set_xlabel("examples trained on (annealed end of a run of that length; hollow: one seed)")
+    axes.set_ylabel("mean score, %")
+    axes.set_title("The races")
+    return figure
+
+
+def draw_map(share: Share, examples: float, theme: Theme) -> Figure:
+    """The cells of this suite's own map (forecast/map.json), and where this pool lies."""
+    known = json.loads(files("jestcli.forecast").joinpath("map.json").read_text())["cells"]
+    figure, at = look.new_figure(4.2), share.looks_wrong
+    axes = look.place(figure, 0.9, 0.45, 7.8, 3.1)
+    under: Any = {"textcoords": "offset points", "ha": "center", "size": FONT - 2.5}
+    for cell in known:
+        how, x, y = style(cell["best"]), cell["q"], cell["examples"]
+        axes.plot(x, y, how.marker, color=theme.colour(how.colour), ms=6)
+        words = f"{how.label}\n(JEST {cell['bound']}×{cell['saving']:.2g})"
+        axes.annotate(words, (x, y), (0, 6), **under)
+    error = [[at.value - at.low], [at.high - at.value]]
+    star: Any = {"fmt": "*", "ms": 13, "color": theme.text, "capsize": 3}
+    axes.errorbar([at.value], [examples], xerr=error, **star)
+    if share.kind != ESTIMATE:
+        arrow = {"arrowstyle": "->", "color": theme.text}
+        axes.annotate("", (0, examples), (at.value, examples), arrowprops=arrow)
+    axes.set_yscale("log", base=2)
+    axes.set_xlim(-0.1, 1.1)
+    ticks = sorted({c["examples"] for c in known} | {examples})
+    axes.set_yticks(ticks, [f"{n / 1000:,.3g}k" for n in ticks])
+    axes.minorticks_off()
+    low, high = axes.get_ylim()
+    axes.set_ylim(low / 1.3, high * 1.7)
+    axes.set_xlabel("share of wrong captions (star: what the reference cannot tell, of your pool)")
+    axes.set_ylabel("examples")
+    axes.set_title(
+        "Where you are on the map: each cell's best recipe, and what JEST saves over uniform"
+    )
+    return figure
+
+
+def as_svg(draw: Callable[[Theme], Figure]) -> dict[str, str]:
+    """The picture in light and in dark, as data addresses."""
+    out = {}
+    for theme in (look.LIGHT, look.DARK):
+        content = io.BytesIO()
+        with look.themed(theme):
+            draw(theme).savefig(content, format="svg", metadata={"Date": None, "Creator": None})
+        coded = base64.b64encode(content.getvalue()).decode()
+        out[theme.name] = f"data:image/svg+xml;base64,{coded}"
+    return out

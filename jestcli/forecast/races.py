@@ -51,8 +51,7 @@ UNREFERENCED = ("uniform", "curated", "mixed")
 def base_settings(data: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     """Of every race: the profile cpu's tower and rates, the sample's data, then the user's."""
     settings = {k: v for k, v in read_profile("cpu").items() if k != "reference"}
-    model = overrides.get("model", {})
-    if not model.keys().isdisjoint(("name", "tower")):
+    if overrides.get("model", {}).keys() & {"name", "tower"}:
         settings.pop("model")
     settings = merge(settings, {"data": data, "evaluation": {"points": 1}})
     return merge(settings, {k: v for k, v in overrides.items() if k not in ("data", "source")})
@@ -89,6 +88,10 @@ class Races:
         return tuple(name for name in RECIPES if own or name != "finetune")
 
     @property
+    def batch(self) -> int:
+        return int(self.settings["optim"]["batch_size"])
+
+    @property
     def lengths(self) -> tuple[int, int]:
         return self.steps, LONGER * self.steps
 
@@ -97,25 +100,22 @@ class Races:
         recipe, settings = RECIPES[name], self.settings
         if name == "filtered":
             recipe = merge(recipe, {"source": {"keep": self.keep}})
-        reference = None if name in UNREFERENCED else self.reference
         if name in UNREFERENCED:
             settings = {k: v for k, v in settings.items() if k != "reference_model"}
-        if reference is not None:
+        elif (reference := self.reference) is not None:
             recipe = {**recipe, "reference": reference.model_dump(mode="json")}
-        return self._run(recipe, settings, steps, seed)
-
-    def _run(self, recipe: dict[str, Any], settings: dict[str, Any], steps: int, seed: int) -> Run:
         warmup = min(int(settings["optim"]["warmup"]), self.steps // 2)
         own = {"seed": seed, "optim": {"steps": steps, "warmup": warmup}}
         return build_run(merge(recipe, own), settings, {})
 
     def jobs(self, names: Iterable[str]) -> list[Job]:
         """Every race of these recipes."""
-        found = []
-        for name in names:
-            for seed, lengths in enumerate(_by_seed(name)):
-                found += [Job(name, seed, self.run(name, k * self.steps, seed)) for k in lengths]
-        return found
+        return [
+            Job(name, seed, self.run(name, k * self.steps, seed))
+            for name in names
+            for seed, lengths in enumerate(_by_seed(name))
+            for k in lengths
+        ]
 
 
 def _by_seed(name: str) -> tuple[tuple[int, ...], ...]:

@@ -6,13 +6,14 @@ import json
 import shutil
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
+from rich.console import Console
 
 from jestcli.config import ConfigError, Model, Run, explain, make_run, merge
 from jestcli.data.caption_noise import CaptionNoise
@@ -24,6 +25,7 @@ from jestcli.data.tar import read_index
 from jestcli.forecast import page
 from jestcli.forecast import races as racing
 from jestcli.forecast.answer import answer
+from jestcli.forecast.page import Asked
 from jestcli.forecast.races import Races
 from jestcli.forecast.sample import Sample, hold_out, take
 from jestcli.forecast.seen import look
@@ -40,29 +42,11 @@ from jestcli.utils.parallel import usable_cores
 from jestcli.utils.randomness import generator
 from jestcli.utils.reading import parse_json, reading
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 SHARDS = 64  # of a large set that are looked at
 POOL, CURATED, HELD = 60_000, 40_000, 2_000  # pairs at most
 READING = 0.2  # share of the time for reading the pool
 FEWEST = {"pool": 100, "curated": 40}
 SECOND_LOOK = 224  # pixels of the copy where the reference is an open_clip model
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What the user wants to know. overrides: settings of a run (data.train is the pool)."""
-
-    overrides: dict[str, Any]
-    out: Path
-    minutes: float = 25.0
-    reference: str | None = None
-    benchmarks: str | None = None
-    tower: str = "ViT-B-16"
-    examples: float = 1e8
-    tflops: float = 100.0
-    workers: int | None = None
 
 
 def source_run(overrides: dict[str, Any]) -> Run:
@@ -90,30 +74,36 @@ def forecast(asked: Asked, workspace: Workspace, console: Console) -> list[Path]
     DataError, StageError in one line."""
     started, out = time.time(), asked.out
     end = started + 60 * asked.minutes
-    _check_tower(asked.tower)
+    try:
+        Model.model_validate({"name": asked.tower})
+    except ValidationError as error:
+        raise ConfigError(f"--tower: {explain(error, Model)}") from None
     source = source_run(asked.overrides)
     _question(asked)
     named = {"train": ["pool"], "curated": ["curated"], "image_size": source.data.image_size}
     tried = merge(asked.overrides, {"optim": {"steps": racing.MOST}})
     make_run(racing.base_settings(named, tried))  # a wrong setting is said before data are read
-    place = replace(
-        workspace, runs=out / "runs", loading=replace(workspace.loading, cache=out / "cache")
-    )
+    loading = replace(workspace.loading, cache=out / "cache")
+    place = replace(workspace, runs=out / "runs", loading=loading)
     console.print(f"ends by about {_clock(end)}; stopped, the same command goes on")
     word, given = _reference(asked, workspace, place)
     samples = _sample(asked, source, workspace, word is not None, console)
 
+    sizes = given["data"] if given is not None else source.data.model_dump()
     data = {
         "train": [str(samples["pool"].folder)],
         "curated": [str(samples["curated"].folder)],
         "decoded": True,
-        **{k: getattr(source.data, k) for k in ("image_size", "vocab_size", "context_length")},
+        **{k: sizes[k] for k in ("image_size", "vocab_size", "context_length")},
     }
-    if given is not None:
-        data |= {k: given["data"][k] for k in ("image_size", "vocab_size", "context_length")}
     settings = racing.base_settings(data, asked.overrides)
     settings |= {"reference_model": word} if word else {}
-    made = {name: _decoded(name, samples, settings, place) for name in ("pool", "curated", "held")}
+    run = make_run({"data": {k: v for k, v in settings["data"].items() if k != "benchmarks"}})
+    read = place.loading.cache / "decoded", run.data.image_size, place.inputs(run).tokenizer
+    made = {
+        name: build_decoded(list_shards(str(sample.folder)), *read, workers=1)
+        for name, sample in samples.items()
+    }
     settings["data"]["benchmarks"] = asked.benchmarks or _benchmarks(source, made, out, workspace)
 
     races = _lengths(Races(settings, racing.FEWEST, given=given), asked, end, console)
@@ -126,9 +116,8 @@ def forecast(asked: Asked, workspace: Workspace, console: Console) -> list[Path]
     for line in page.seen_lines(seen, samples):
         console.print(line, highlight=False)
     jobs = races.jobs(races.names)
-    console.print(
-        f"races of {races.lengths[0]:,} and {races.lengths[1]:,} steps; ends by about {_clock(end)}"
-    )
+    short, long = races.lengths
+    console.print(f"races of {short:,} and {long:,} steps; ends by about {_clock(end)}")
     racing.train_all(jobs, place, asked.workers, console)
     records = racing.records_of(jobs, place)
     found = answer(records, own=word is None and given is None)
@@ -137,13 +126,6 @@ def forecast(asked: Asked, workspace: Workspace, console: Console) -> list[Path]
     for line in ("", *lines):
         console.print(line, highlight=False)
     return written
-
-
-def _check_tower(name: str) -> None:
-    try:
-        Model.model_validate({"name": name})
-    except ValidationError as error:
-        raise ConfigError(f"--tower: {explain(error, Model)}") from None
 
 
 def _clock(when: float) -> str:
@@ -187,18 +169,15 @@ def _sample(
     data: RunData = data_of(source, workspace, asked.out / "counted")
     pool: Dataset = data.pool_of(source)
     rows = pool_rows(source, data)
-    if source.source.noise_share:
-        pool = CaptionNoise(
-            pool, source.source.noise_share, data.tokenizer, data.may_be_wrong(source)
-        )
+    if share := source.source.noise_share:
+        pool = CaptionNoise(pool, share, data.tokenizer, data.may_be_wrong(source))
     curated, chosen, _ = data.curated_of(source)
     there = {
         "pool": np.arange(len(pool)) if rows is None else rows,
         "curated": np.arange(len(curated)) if chosen is None else chosen,
     }
     for name, least in FEWEST.items():
-        if len(there[name]) < least:
-            few = len(there[name])
+        if (few := len(there[name])) < least:
             raise DataError(f"the {name} has {few:,} pairs; a forecast needs {least:,} at least")
     order = generator(0, "held out").permutation(there["curated"])
     n_held = min(HELD, max(FEWEST["curated"] // 2, len(order) // 10))
@@ -210,8 +189,8 @@ def _sample(
     save_text(asked.out / "asked.json", _question(asked))  # not before all of it can be answered
     found = {}
     with bars(console) as report:
-        for name, (dataset, mine, most, share) in parts.items():
-            seconds, show = 60 * asked.minutes * share, partial(report, f"reading the {name}")
+        for name, (dataset, mine, most, part) in parts.items():
+            seconds, show = 60 * asked.minutes * part, partial(report, f"reading the {name}")
             found[name] = take(dataset, mine, folder / name, size, most, seconds, show)
     if source.data.own:
         found["pool"] = replace(found["pool"], no_samples=_left_out(source, workspace))
@@ -233,16 +212,6 @@ def _left_out(source: Run, workspace: Workspace) -> dict[str, int]:
         except ShardError as reason:
             found[str(reason)] += 1
     return dict(found)
-
-
-def _decoded(
-    name: str, samples: dict[str, Sample], settings: dict[str, Any], place: Workspace
-) -> DecodedDataset:
-    run = make_run({"data": {k: v for k, v in settings["data"].items() if k != "benchmarks"}})
-    tokenizer = place.inputs(run).tokenizer
-    shards = list_shards(str(samples[name].folder))
-    folder = place.loading.cache / "decoded"
-    return build_decoded(shards, folder, run.data.image_size, tokenizer, workers=1)
 
 
 def _benchmarks(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import tarfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -50,10 +49,6 @@ class Sample:
         return 1 - self.pairs / max(1, self.asked)
 
 
-def _no_tokens(texts: list[str]) -> np.ndarray:
-    return np.zeros((len(texts), 1))
-
-
 def take(
     dataset: Dataset,
     rows: np.ndarray,
@@ -63,16 +58,15 @@ def take(
     seconds: float,
     report: Report,
 ) -> Sample:
-    """Copy up to `most` of these rows, chosen at random; after `seconds` no more than LEAST.
-
-    size: pixels, square. Raises DataError where none can be read.
-    """
+    """Copy up to `most` of these rows, chosen at random; after `seconds` no more than LEAST. size:
+    pixels, square. Raises DataError where none can be read."""
     done = folder / ABOUT
     if done.exists():
         with reading(done):
             return Sample(folder, **parse_json(done.read_bytes()))
     order = rows[generator(0, "sample").permutation(len(rows))][:most]
-    transform, start = Transform(size, _no_tokens, scoring_size=size), time.monotonic()
+    nothing = lambda texts: np.zeros((len(texts), 1))  # noqa: E731
+    transform, start = Transform(size, nothing, scoring_size=size), time.monotonic()
     bad: Counter[str] = Counter()
     pairs = asked = 0
     for first in range(0, len(order), PART):
@@ -85,11 +79,8 @@ def take(
             save_text(about, json.dumps(_copy(dataset, part, transform, path)))
         with reading(about, ": delete the folder of samples"):
             read, reasons = parse_json(about.read_bytes())
-        pairs, asked, bad = (
-            pairs + read,
-            asked + len(order[first : first + PART]),
-            bad + Counter(reasons),
-        )
+        pairs, asked = pairs + read, asked + len(order[first : first + PART])
+        bad.update(reasons)
         report(asked, len(order))
     if not pairs:
         why = ", ".join(f"{count:,} {reason}" for reason, count in bad.most_common(3))
@@ -113,24 +104,23 @@ def _copy(
 
 def write(path: Path, pairs: list[tuple[str, np.ndarray, str]]) -> None:
     """A shard of (key, uint8 [s, s, 3], caption)."""
+    from webdataset.writer import TarWriter
+
     content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w") as tar:
+    with TarWriter(content, encoder=False, mtime=0) as tar:
         for number, (name, picture, text) in enumerate(pairs):
             image, form = io.BytesIO(), "png" if len(picture) <= EXACT else "jpeg"
             Image.fromarray(np.ascontiguousarray(picture)).save(image, form, quality=92)
             about = json.dumps({"key": name, "caption": text}).encode()
-            for kind, member in ((form, image.getvalue()), ("json", about)):
-                info = tarfile.TarInfo(f"{number:06d}.{kind}")
-                info.size = len(member)
-                tar.addfile(info, io.BytesIO(member))
+            tar.write({"__key__": f"{number:06d}", form: image.getvalue(), "json": about})
     save_bytes(path, content.getvalue())
 
 
 def hold_out(dataset: Dataset, rows: np.ndarray, folder: Path) -> None:
     """These rows of a decoded sample as a retrieval benchmark in clip-benchmark's layout, each
     caption once: two pairs with one caption could not both be right."""
-    captions = dataset.captions_of(rows)
-    first = {text: row for text, row in reversed(list(zip(captions, rows.tolist(), strict=True)))}
+    found = zip(rows.tolist(), dataset.captions_of(rows), strict=True)
+    first = {text: row for row, text in sorted(found, reverse=True)}
     pairs = [
         (dataset.name(row), np.asarray(dataset.image(row)), text)
         for text, row in sorted(first.items(), key=lambda item: item[1])

@@ -54,14 +54,6 @@ def opened(run: Run, workspace: Workspace) -> LiveReference:
     return run_reference(run.reference, workspace, tokenizer, device=device)
 
 
-def _readable(
-    live: LiveReference, entries: tuple[str, ...], decoded: Dataset, place: Workspace
-) -> Dataset:
-    """The sampled shards as this reference reads them: one with a preprocessing of its own needs
-    pictures, not pixels of the races' size. The rows are the same."""
-    return decoded if live.second is None else open_shards("sample", entries, place.loading)
-
-
 def _embed(live: LiveReference, dataset: Dataset, rows: np.ndarray) -> tuple[np.ndarray, ...]:
     """Images and texts, float32 [n, d]."""
     parts = []
@@ -76,15 +68,22 @@ def look(run: Run, held: DecodedDataset, held_folder: str, workspace: Workspace)
     the curated pairs held out of its training."""
     live, data = opened(run, workspace), workspace.inputs(run)
     pool, curated = data.pool, data.curated
+
+    def readable(entries: tuple[str, ...], decoded: Dataset) -> Dataset:
+        """The sampled shards as this reference reads them: one with a preprocessing of its own
+        needs pictures, not pixels of the races' size. The rows are the same."""
+        if live.second is None:
+            return decoded
+        return open_shards("sample", entries, workspace.loading)
+
     files = pool.table_files(live, data.tables)
-    fill(live, _readable(live, run.data.train, pool, workspace), files, lambda *_: None)
+    fill(live, readable(run.data.train, pool), files, lambda *_: None)
     image, text, _ = (x.numpy() for x in EmbeddingTable(files, live).lookup(np.arange(len(pool))))
-    held_image, held_text = _embed(
-        live, _readable(live, (held_folder,), held, workspace), np.arange(len(held))
-    )
+    own = readable((held_folder,), held)
+    held_image, held_text = _embed(live, own, np.arange(len(held)))
     scores = score(image, text)
     rows = np.arange(min(len(curated), COMPARED))
-    known, _ = _embed(live, _readable(live, run.data.curated, curated, workspace), rows)
+    known, _ = _embed(live, readable(run.data.curated, curated), rows)
     typical = np.median((held_image[:COMPARED] @ known.T).max(1))
     nearest = (image[:COMPARED] @ known.T).max(1)
     captions = np.array(pool.captions_of(np.arange(len(pool))))

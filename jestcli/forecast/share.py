@@ -58,10 +58,9 @@ class _Ranked:
         wrong = scores.wrong.ravel()
         self.order = np.argsort(wrong, kind="stable")
         self.owner = self.order // scores.wrong.shape[1]
-        ends = [
-            np.searchsorted(wrong[self.order], scores.right, side) for side in ("left", "right")
-        ]
-        self.below, self.up_to = ends
+        ordered = wrong[self.order]
+        self.below = np.searchsorted(ordered, scores.right, "left")
+        self.up_to = np.searchsorted(ordered, scores.right, "right")
 
     def share_and_auc(self, weight: np.ndarray) -> tuple[float, float]:
         """(share that looks wrong, AUC of the pairs against wrong captions), every image counting
@@ -130,17 +129,10 @@ def estimate(pool: Scores, curated: Scores, seed: int = 0) -> Share:
     low, high = np.quantile(found[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     numbers = [Interval(*map(float, x)) for x in zip(found[0], low, high, strict=True)]
     base, auc, auc_curated = (x.value for x in numbers[4:])
-    shares, kind = (_capped(numbers[0]), _capped(numbers[1])), _kind(numbers[3], base)
-    return Share(*shares, base, auc, numbers[2], auc_curated, kind, *sizes)
-
-
-def _capped(each: Interval) -> Interval:
-    return Interval(*(min(1.0, x) for x in (each.value, each.low, each.high)))
-
-
-def _kind(gap: Interval, base: float) -> str:
-    """gap: of the AUC, from curated pairs to the pool's right ones; base: share of curated pairs
-    that look wrong."""
+    wrong, beyond = (Interval(*(min(1.0, y) for y in vars(x).values())) for x in numbers[:2])
+    gap, kind = numbers[3], UNCLEAR  # of the AUC, from curated pairs to the pool's right ones
     if base > TELLS or gap.low > KNOWS:
-        return BOUND
-    return ESTIMATE if gap.high <= KNOWS else UNCLEAR
+        kind = BOUND
+    elif gap.high <= KNOWS:
+        kind = ESTIMATE
+    return Share(wrong, beyond, base, auc, numbers[2], auc_curated, kind, *sizes)

@@ -6,19 +6,15 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from jestcli.data.dataset import Dataset
 from jestcli.paper import theme as look
 from jestcli.paper.methods import BLUE, COLOURS, VERMILLION
-from jestcli.paper.theme import Theme
+from jestcli.paper.theme import Axes, Figure, Theme
 from jestcli.utils.tables import Table
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 TOP = 8  # names shown at either end
 LEAST = 20  # candidates of a source, for its rate to mean something
@@ -49,9 +45,8 @@ def describe(
     pairs are grouped in and by words in the caption. over_time: group -> name -> share of the
     logged sub-batches in ten spans of training. diversity: of the chosen and of random sub-batches.
     """
-    offered = np.concatenate([r.rows for r in replays])
-    chosen = np.concatenate([r.rows[r.index] for r in replays])
-    random = np.concatenate([r.rows[: len(r.index)] for r in replays])
+    offered, both = np.concatenate([r.rows for r in replays]), sides(replays)
+    chosen = both["chosen"]
     groups: dict[str, Labels] = {name: partial(pairs.labels, name) for name in pairs.groups}
     groups[WORDS] = lambda rows: [_length(caption) for caption in pairs.captions_of(rows)]
     most = {WORDS: pairs.most_captions}
@@ -62,9 +57,17 @@ def describe(
         "chosen": len(chosen),
         "rates": {name: rates(labels, offered, chosen) for name, labels in groups.items()},
         "over_time": {k: over_time(x, in_training, most.get(k)) for k, x in groups.items()},
-        "diversity": {"chosen": diversity(pairs, chosen), "random": diversity(pairs, random)},
+        "diversity": {kind: diversity(pairs, rows) for kind, rows in both.items()},
         "overlap_by_chance": len(chosen) / len(offered),
         "score": dict(zip(("offered", "chosen"), map(_spread, scores), strict=True)),
+    }
+
+
+def sides(replays: Sequence[Chosen]) -> dict[str, np.ndarray]:
+    """Rows of what was chosen, and of as many random candidates."""
+    return {
+        "chosen": np.concatenate([r.rows[r.index] for r in replays]),
+        "random": np.concatenate([r.rows[: len(r.index)] for r in replays]),
     }
 
 
@@ -91,10 +94,8 @@ def over_time(
     most: int | None = None,
     spans: int = 10,
 ) -> dict[str, Any]:
-    """{"step": ends of the spans, "share": label -> share of the sub-batches in each}.
-
-    most: pairs to look at, evenly spread; None is all.
-    """
+    """{"step": ends of the spans, "share": label -> share of the sub-batches in each}. most:
+    pairs to look at, evenly spread; None is all."""
     if not in_training or most == 0:
         return {"step": [], "share": {}}
     parts = [p for p in np.array_split(np.arange(len(in_training)), spans) if len(p)]

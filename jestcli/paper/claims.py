@@ -17,7 +17,7 @@ from typing import Any
 from jestcli.paper.effects import Contrast, difference, interaction
 from jestcli.paper.map import CONTROLS, at_quality, named, qualities
 from jestcli.paper.records import Record
-from jestcli.paper.saving import OverBest, Saving, over_best, savings
+from jestcli.paper.saving import OverBest, Saving, over_best
 from jestcli.paper.verdicts import Claim, Evidence, Refutation, Region
 
 JEST = "saving of JEST over uniform training"
@@ -40,25 +40,16 @@ def _claim(
     region: Region | None = None,
     metric: str = "mean",
 ) -> Claim:
-    """A claim as it is written below.
-
-    Args:
-        name: experiment and key.
-        core, sanity: contrasts as of `_contrasts`.
-        against: what, where it holds, refutes the claim; unless said otherwise each core contrast
-            the other way round or, of a claim about a region, its contradiction.
-    """
+    """A claim as it is written below. name: experiment and key; core, sanity: contrasts as of
+    `_contrasts`; against: what, where it holds, refutes the claim; unless said otherwise each core
+    contrast the other way round or, of a claim about a region, its contradiction."""
     experiment, _, key = name.partition(": ")
-    decide = _contrasts(core)
-    if not against:
-        against = "; ".join(
-            " > ".join(c.split(" > ")[::-1]) for c in core.split("; ") if " > " in c
-        )
+    turned = [" > ".join(c.split(" > ")[::-1]) for c in core.split("; ") if " > " in c]
+    against = against or "; ".join(turned)
     contrasts = _contrasts(against) if isinstance(against, str) else against
     refutation = Refutation(refuted, contrasts, region)
-    second = "nats" if metric == "mean" else None
-    checks = _contrasts(sanity)
-    return Claim(key, experiment, says, refutation, decide, checks, region, metric, second)
+    both, second = (_contrasts(core), _contrasts(sanity)), "nats" if metric == "mean" else None
+    return Claim(key, experiment, says, refutation, *both, region, metric, second)
 
 
 def _contrasts(text: str) -> tuple[Contrast, ...]:
@@ -75,16 +66,12 @@ def _contrasts(text: str) -> tuple[Contrast, ...]:
     return tuple(found)
 
 
-LOST = (
-    Contrast(
-        "JEST minus its baseline, mean of four settings",
-        (
-            *((f"jest@{way}", 0.25) for way in ("seen", "filtered", "small", "small-filtered")),
-            *(
-                (f"uniform@{way}", -0.25)
-                for way in ("paper", "filtered", "small", "small-filtered")
-            ),
-        ),
+BOTH = ("filtered", "small", "small-filtered")
+LOST = Contrast(
+    "JEST minus its baseline, mean of four settings",
+    (
+        *((f"jest@{way}", 0.25) for way in ("seen", *BOTH)),
+        *((f"uniform@{way}", -0.25) for way in ("paper", *BOTH)),
     ),
 )
 CLAIMS = (
@@ -341,7 +328,7 @@ CLAIMS = (
         "over the four settings that are said to lose JEST is above its baseline on average",
         "uniform@paper > jest@seen; uniform@filtered > jest@filtered; uniform@small > jest@small; "
         "uniform@small-filtered > jest@small-filtered; jest@paper > jest@per-rank",
-        against=LOST,
+        against=(LOST,),
         sanity="jest@paper > uniform@paper",
     ),
     _claim(
@@ -395,13 +382,8 @@ CLAIMS = (
 def gather(
     records: dict[str, list[Record]], measured: dict[str, list[dict[str, Any]]] | None = None
 ) -> Evidence:
-    """What the claims are judged by.
-
-    Args:
-        records: by experiment.
-        measured: one a seed (and run), by experiment: of `figure2.measure_all` ("figure2") and
-            `diversity.measure_all` ("diversity"). They enter as records that hold one number.
-    """
+    """What the claims are judged by. measured: one a seed (and run) of `figure2.measure_all` and
+    `diversity.measure_all`; they enter as records that hold one number. Both by experiment."""
     given, on_map = measured or {}, records.get("map", [])
     more = {
         "map": _iteration_costs(on_map),
@@ -409,31 +391,25 @@ def gather(
         "diversity": [r for one in given.get("diversity", []) for r in _diversity(one)],
     }
     every = {name: [*records.get(name, []), *more.get(name, [])] for name in (*records, *more)}
-    return Evidence(every, _surfaces(on_map))
+    surfaces = {
+        JEST: _surface(on_map, "jest", "uniform"),
+        FLEXI: _surface(on_map, "flexi", "uniform"),
+        BEST: _surface(on_map, "jest", *CONTROLS),
+    }
+    return Evidence(every, surfaces)
 
 
-def _surfaces(records: list[Record]) -> dict[str, dict[str, Saving | OverBest]]:
+def _surface(records: list[Record], method: str, *over: str) -> dict[str, Saving | OverBest]:
     """Savings by cell of the map, "q = 0.8, 192,000 pairs"; a cell without an interval is none."""
     curves = at_quality(records)
-
-    def over_uniform(method: str, quality: float) -> list[Saving]:
-        return savings(curves, named(method, quality), named("uniform", quality))
-
-    def over_control(method: str, quality: float) -> list[OverBest]:
-        controls = [named(control, quality) for control in CONTROLS]
-        found = over_best(curves, named(method, quality), controls)
-        return [best for best in found if all(one.df for one in best.savings)]
-
-    how = {JEST: ("jest", over_uniform), FLEXI: ("flexi", over_uniform)}
-    return {
-        surface: {
-            f"q = {quality:g}, {one.cell.examples:,.0f} pairs": one
-            for quality in qualities(records, method)
-            for one in of(method, quality)
-            if isinstance(one, OverBest) or one.df
-        }
-        for surface, (method, of) in (how | {BEST: ("jest", over_control)}).items()
-    }
+    found: dict[str, Saving | OverBest] = {}
+    for quality in qualities(records, method):
+        others = [named(other, quality) for other in over]
+        for best in over_best(curves, named(method, quality), others):
+            if all(one.df for one in best.savings):
+                saving = best if len(over) > 1 else best.savings[0]
+                found[f"q = {quality:g}, {best.cell.examples:,.0f} pairs"] = saving
+    return found
 
 
 def _number(name: str, seed: int, metric: str, value: float) -> Record:

@@ -37,22 +37,21 @@ def confirm(records: list[Record], workspace: Workspace, folder: Path) -> list[P
     path = folder / FILE
     known = read_json(path) if path.exists() else {}
     set_threads(THREADS)
-    for record in asked:
-        run_folder = workspace.runs / record["digest"]
-        if record["digest"] in known or not run_folder.exists():
+    for digest in (record["digest"] for record in asked):
+        run_folder = workspace.runs / digest
+        if digest in known or not run_folder.exists():
             continue
         _, run = read_run(run_folder)
         withheld = list_benchmarks(workspace.data_root(run), confirmation=True)
         if not withheld:
-            raise StageError(
-                f"no withheld benchmark in {workspace.data_root(run)}: build the data again"
-            )
+            root = workspace.data_root(run)
+            raise StageError(f"no withheld benchmark in {root}: build the data again")
         model, tokenizer = load_folder(run, run_folder), workspace.inputs(run).tokenizer
-        known[record["digest"]] = evaluate(model, tokenizer, withheld)
+        known[digest] = evaluate(model, tokenizer, withheld)
     if not known:
         raise StageError("no run of the headline is here to score")
     save_text(path, json.dumps(known, indent=1, sort_keys=True) + "\n")
-    page = folder / "confirmation.md"
+    page = path.with_suffix(".md")
     save_text(page, "\n".join(said(records, known)) + "\n")
     return [path, page]
 
@@ -70,8 +69,9 @@ def said(records: list[Record], known: dict[str, Any]) -> list[str]:
     ]
     both = []
     for method in ("jest", "jest-90"):
+        names = named(method, QUALITY), named("uniform", QUALITY)
         here, there = (
-            {s.cell.examples: s.ratio() for s in _savings(each, method)}
+            {s.cell.examples: s.ratio() for s in savings(each, *names)}
             for each in (withheld, at_quality(records))
         )
         for examples in sorted(here.keys() & there.keys()):
@@ -94,10 +94,6 @@ def said(records: list[Record], known: dict[str, Any]) -> list[str]:
 def overlap(a: Ratio, b: Ratio) -> bool:
     """Whether two intervals have a point in common. False without intervals."""
     return a.low <= b.high and b.low <= a.high
-
-
-def _savings(curves: list[Record], method: str) -> list[Any]:
-    return savings(curves, named(method, QUALITY), named("uniform", QUALITY))
 
 
 def _there(record: Record, scores: dict[str, Any]) -> Record:

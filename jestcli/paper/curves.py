@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,11 +22,7 @@ from jestcli.paper.statistics import (
     t_interval,
     totals,
 )
-from jestcli.paper.theme import Theme
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from jestcli.paper.theme import Axes, Figure, Theme
 
 AXES = {
     "examples": "training examples (pairs in gradient steps)",
@@ -86,7 +81,7 @@ def seed_curve(
     """(cost so far, mean over seeds; score, mean or one benchmark's) at the steps that all seeds
     evaluated; none where the axis was not counted."""
     points = [{p["step"]: p for p in run["curve"]} for run in runs]
-    steps = sorted(set.intersection(*(set(p) for p in points)))
+    steps = sorted(set.intersection(*map(set, points)))
     every = [[p[step] for p in points] for step in steps]
     cost = np.array([[p["flops"].get(axis, p.get(axis)) for p in each] for each in every], float)
     scores = [[p["scores"][benchmark] if benchmark else p["mean"] for p in each] for each in every]
@@ -99,7 +94,7 @@ def _panel(
 ) -> None:
     groups = by_name(records)
     ends: list[look.End] = []
-    whole = next((groups[name] for name in (BASELINE, "uniform") if name in groups), None)
+    whole = groups.get(BASELINE) or groups.get("uniform")
     scale = 100 / totals(whole)["cached"] if axis == "cached" and whole else 1.0
     for name in in_order(groups):
         runs, how = groups[name], style(name)
@@ -158,9 +153,8 @@ def make_learnability(header: Header, records: list[Record], theme: Theme) -> Fi
                 ends.append((steps[-1], y[-1], f"{how.label}, {words}", theme.colour(how.colour)))
     axes.set_xlabel("step")
     axes.set_ylabel("nats a pair")
-    if ends:
-        look.label_ends(axes, ends)
-    else:
+    look.label_ends(axes, ends)
+    if not ends:
         look.empty(axes, "no run selects")
     return figure
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,20 +19,17 @@ from jestcli.data.dataset import Dataset
 from jestcli.evaluation.benchmarks import Benchmark
 from jestcli.evaluation.parts import belongs
 from jestcli.paper import theme as look
-from jestcli.paper.choices import diversity
+from jestcli.paper.choices import diversity, sides
 from jestcli.paper.experiment import Job
 from jestcli.paper.inspection import near_duplicates, replay
 from jestcli.paper.methods import BLUE, GREEN, ORANGE, VERMILLION, style
 from jestcli.paper.statistics import hits_of
-from jestcli.paper.theme import Theme
+from jestcli.paper.theme import Figure, Theme
 from jestcli.runs.opened import open_run
 from jestcli.runs.workspace import Workspace, is_done, read_done
 from jestcli.training.checkpoint import write_json
 from jestcli.utils.reading import read_json
 from jestcli.utils.tables import Table
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MEASURED = "diversity.json"
 SUPER_BATCHES = 16
@@ -71,13 +68,11 @@ def choices_of(job: Job, workspace: Workspace) -> dict[str, Any]:
     with (plain uniform training: its sub-batches are the random ones)."""
     run = job.run
     if not (run.reference or run.reference_model) or run.source.kind in ("curated", "mixed"):
-        return {"chosen": None, "random": None, "near_duplicates": None}
-    opened = open_run(workspace.folder(job.run), workspace)
+        return dict.fromkeys(("chosen", "random", "near_duplicates"))
+    opened = open_run(workspace.folder(run), workspace)
     replays = replay(opened, SUPER_BATCHES)
-    chosen = np.concatenate([r.rows[r.index] for r in replays])
-    random = np.concatenate([r.rows[: len(r.index)] for r in replays])
-    found = {"chosen": diversity(opened.pairs, chosen), "random": diversity(opened.pairs, random)}
-    return {**found, "near_duplicates": list(near_duplicates(replays))}
+    found: dict[str, Any] = {k: diversity(opened.pairs, x) for k, x in sides(replays).items()}
+    return found | {"near_duplicates": list(near_duplicates(replays))}
 
 
 def first_captions(pool: Dataset, most: int = 500_000) -> Iterable[str]:
@@ -173,9 +168,8 @@ def to_markdown(measured: Measured, names: list[str], note: str) -> str:
         found = [m for m in measured if m["name"] == name]
         cells = ["not run"] * (len(head) - 1)
         if found:
-            both = (
-                (_values(found, name, kind, key) for kind in ("chosen", "random")) for key in SPANS
-            )
+            kinds = ("chosen", "random")
+            both = ((_values(found, name, kind, key) for kind in kinds) for key in SPANS)
             pairs = [m["near_duplicates"] for m in found if m["near_duplicates"]]
             thirds = (_values(found, name, "accuracy", third) for third in THIRDS)
             cells = [

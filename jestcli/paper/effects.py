@@ -173,8 +173,7 @@ def holm(p: Sequence[float]) -> list[float]:
     """
 
     def adjusted(known: np.ndarray) -> np.ndarray:
-        order, left = np.argsort(known), np.arange(len(known), 0, -1)
-        out = np.empty(len(known))
+        out, order, left = known.copy(), np.argsort(known), np.arange(len(known), 0, -1)
         out[order] = np.minimum(1.0, np.maximum.accumulate(left * known[order]))
         return out
 

@@ -21,12 +21,11 @@ c: [x, y]}` stands for every combination, called name@1@x, name@1@y, ... In plac
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -55,13 +54,10 @@ class _Strict(BaseModel):
 
 
 class Panel(_Strict):
-    """Final scores by one setting: a line for each name of runs `name@value`.
-
-    lines: name -> label; levels: runs without a value -> label, drawn as horizontal lines; x: what
-    the axis is called; log: a logarithmic axis; ordered: whether the setting's values are more and
-    less of something (else their points stand side by side and are not joined); metrics: of
-    paper/grid.py, at most two.
-    """
+    """Final scores by one setting: a line for each name of runs `name@value`. lines: name -> label;
+    levels: runs without a value -> label, drawn as horizontal lines; x: what the axis is called;
+    log: a logarithmic axis; ordered: whether the setting's values are more and less of something
+    (else their points stand side by side, not joined); metrics: of paper/grid.py, at most two."""
 
     title: str
     x: str
@@ -165,10 +161,8 @@ def list_experiments() -> list[Experiment]:
 def _spread(
     named: dict[str, Settings | str], profile: Settings, path: Path
 ) -> dict[str, Settings | str]:
-    """Settings laid on `profile`, every `vary` and `grid` written out as runs of its own.
-
-    Raises ConfigError for lists that do not fit.
-    """
+    """Settings laid on `profile`, every `vary` and `grid` written out as runs of its own. Raises
+    ConfigError for lists that do not fit."""
     out: dict[str, Settings | str] = {}
     for name, settings in named.items():
         if isinstance(settings, str):
@@ -186,23 +180,15 @@ def _spread(
             what = "a list of values" if every else "lists of one length"
             raise ConfigError(f"{path}: {name}.{kind}: expected {what} by setting")
         for values in product(*lists) if every else zip(*lists, strict=True):
-            said = [_said(value) for value in (values if every else values[:1])]
-            out["@".join([name, *said])] = merge(rest, _nested(zip(varied, values, strict=True)))
-    return out
-
-
-def _said(value: Any) -> str:
-    """A varied value as a part of a run's name; a reference's is its last part."""
-    return "all" if value is None else str(value).rpartition("@")[2]
-
-
-def _nested(flat: Iterable[tuple[str, Any]]) -> Settings:
-    """("a.b", 1) -> {"a": {"b": 1}}."""
-    out: Settings = {}
-    for key, value in flat:
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        out = merge(out, value)
+            # A reference is called by its last part.
+            shown = values if every else values[:1]
+            said = ("all" if x is None else str(x).rpartition("@")[2] for x in shown)
+            varying = rest
+            for key, value in zip(varied, values, strict=True):
+                for part in reversed(key.split(".")):  # ("a.b", 1) -> {"a": {"b": 1}}
+                    value = {part: value}
+                varying = merge(varying, value)
+            out["@".join([name, *said])] = varying
     return out
 
 
@@ -228,9 +214,7 @@ def asked_jobs(method: str, overrides: Settings, seed: int, profile: str) -> lis
 
 def planned_jobs(word: str, overrides: Settings) -> list[Job]:
     """The runs that `jest plan WORD` counts: a profile's, or an experiment's with its first seed.
-
-    Raises ConfigError with the nearest name.
-    """
+    Raises ConfigError with the nearest name."""
     profiles = files_in(PROFILES)
     if word in profiles:
         return profile_jobs(word, overrides)
@@ -246,12 +230,10 @@ def jobs(
     names: list[str] | None = None,
     seeds: list[int] | None = None,
 ) -> list[Job]:
-    """Every run with every seed (or these), references included under their own names.
-
-    names: of runs, or patterns such as "jest@0.8@*". Without names and seeds: in order of worth,
-    first what the file's tiers list. Raises ConfigError for a name that fits nothing, and for an
-    override of what tells methods apart.
-    """
+    """Every run with every seed (or these), references included under their own names. names: of
+    runs, or patterns such as "jest@0.8@*". Without names and seeds: in order of worth, first what
+    the file's tiers list. Raises ConfigError for a name that fits nothing, and for an override of
+    what tells methods apart."""
     for key in telling(overrides).keys() - {SHARE}:
         raise ConfigError(f"--set {key}: an experiment's runs are told apart by it")
     tiers = [Tier(runs=names or list(experiment.runs), seeds=seeds)]
@@ -285,15 +267,15 @@ def _expanded(experiment: Experiment, name: str, seed: int, overrides: Settings)
         pick(other.runs, "run", original, written)
         *before, job = _expanded(other, original, seed, overrides)
         return [*before, Job(name, seed, job.run)]
-    settings = dict(written)
-    reference = settings.get("reference")
+    settings, reference = dict(written), written.get("reference")
     if isinstance(reference, str):
         settings["reference"] = _reference(experiment, reference, seed, overrides)
     run = build_run(settings, merge(experiment.base, {"seed": seed}), overrides)
+    job = Job(name, seed, run)
     if not isinstance(reference, str) or run.reference is None:
-        return [Job(name, seed, run)]
+        return [job]
     called = HEADLINE_REFERENCES.get(reference, f"reference {reference}")
-    return [Job(called, seed, run.reference), Job(name, seed, run)]
+    return [Job(called, seed, run.reference), job]
 
 
 def _elsewhere(word: str) -> tuple[Experiment, str]:

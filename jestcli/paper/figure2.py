@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,17 +15,13 @@ import torch
 from jestcli.config import Run
 from jestcli.paper import theme as look
 from jestcli.paper.methods import BLUE, VERMILLION
-from jestcli.paper.theme import Theme
+from jestcli.paper.theme import Axes, Figure, Theme
 from jestcli.runs.opened import open_run
 from jestcli.runs.workspace import Workspace
 from jestcli.selection import PairEmbeddings, learnability_of, pairwise_learnability, select
 from jestcli.training.checkpoint import write_json
 from jestcli.training.step import encode_pairs
 from jestcli.utils.reading import read_json
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 MEASURED, MATRIX = "measured.json", "matrix.npy"  # in the experiment's results
 CHUNKS = (1, 2, 4, 8, 16, 32)
@@ -55,14 +51,10 @@ def measure_all(runs: dict[int, Run], workspace: Workspace, folder: Path) -> Mea
 
 
 def measure(run: Run, workspace: Workspace, picture: Path | None = None) -> dict[str, Any]:
-    """Mean learnability, nats a pair, of sub-batches chosen from new super-batches.
-
-    Args:
-        run: finished, with a reference.
-        picture: write the PICTURE x PICTURE learnability matrix of the first super-batch here.
-    Returns: b, and by name of the setting a list over DRAWS: "uniform" and "chunks" at f = .5,
-        "gibbs" by iterations at f = .5, "ratios" (joint, N = 16) with b fixed.
-    """
+    """Mean learnability, nats a pair, of sub-batches that a finished run chooses from new
+    super-batches. picture: where to write the PICTURE x PICTURE matrix of the first one.
+    Returns b, and by name of the setting a list over DRAWS: "uniform" and "chunks" at f = .5,
+    "gibbs" by iterations at f = .5, "ratios" (joint, N = 16) with b fixed."""
     opened = open_run(workspace.folder(run), workspace)
     b, most = run.optim.batch_size, round(run.optim.batch_size / (1 - max(RATIOS)))
     found: dict[str, Any] = {"b": b, "chunks": {}, "gibbs": {}, "ratios": {}, "uniform": []}
@@ -151,16 +143,14 @@ def make_figure2(
         look.empty(middle)
         look.empty(right)
         return figure
-    curves = ((middle, PAPER_CHUNKS, chunk_curves(measured)[0]),)
-    for axes, paper, curve in (*curves, (right, PAPER_RATIOS, ratio_curve(measured))):
+    chunks, ratios = chunk_curves(measured)[0], ratio_curve(measured)
+    middle.set_xscale("log", base=2)
+    for at, value in list(ratios.items())[2:]:  # the first two are 0 and 1 by definition
+        right.text(at - 0.02, value + 0.02, f"{value:.2f}", size=7, ha="right")
+    for axes, paper, curve in ((middle, PAPER_CHUNKS, chunks), (right, PAPER_RATIOS, ratios)):
         x, y = list(paper), list(paper.values())
         axes.plot(x, y, color=theme.muted, lw=1.0, ls=(0, (3, 2)), marker="s", ms=2.6)
         axes.plot(list(curve), list(curve.values()), color=theme.colour(BLUE), lw=1.8, marker="o")
-        if axes is right:
-            for at, value in list(curve.items())[2:]:  # the first two are 0 and 1 by definition
-                axes.text(at - 0.02, value + 0.02, f"{value:.2f}", size=7, ha="right")
-        else:
-            axes.set_xscale("log", base=2)
         axes.set_xticks(list(curve), [f"{at:g}" for at in curve], size=7)
     middle.set_xlabel("chunks N (0: independent, 1: best found)", size=7.6)
     middle.set_ylabel("learnability", size=8)

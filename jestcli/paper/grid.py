@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 from jestcli.paper import theme as look
 from jestcli.paper.caption import caption
@@ -12,11 +11,7 @@ from jestcli.paper.experiment import Panel
 from jestcli.paper.methods import COLOURS, MARK, line_of, style, value_of
 from jestcli.paper.records import Header, Record
 from jestcli.paper.statistics import by_name, finals, t_interval
-from jestcli.paper.theme import Theme
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from jestcli.paper.theme import Axes, Figure, Theme
 
 BESIDE = 0.16  # of the distance of two values, between the points of two methods
 NEAR = 0.1  # of the axis: values closer than that are not drawn to scale

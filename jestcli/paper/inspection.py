@@ -69,12 +69,11 @@ def replay(opened: Opened, super_batches: int) -> list[Replay]:
     with opened.drawing(_super_batch(run)) as draw:
         for step in range(super_batches):
             drawn = draw(step)
-            ours, theirs = opened.embed(drawn), opened.reference(drawn)
+            pairs = opened.embed(drawn), opened.reference(drawn)
             index = np.arange(run.optim.batch_size)
             if run.selection.sampler != "uniform":
-                index = np.array(_choice(ours, theirs, run, step))
-            score = own_learnability(ours, theirs)
-            found.append(Replay(drawn.row, index, score, ours, theirs))
+                index = np.array(_choice(*pairs, run, step))
+            found.append(Replay(drawn.row, index, own_learnability(*pairs), *pairs))
     return found
 
 
@@ -88,8 +87,8 @@ def _super_batch(run: Run) -> int:
 def _choice(
     ours: PairEmbeddings, theirs: PairEmbeddings, run: Run, step: int, **how: Any
 ) -> list[int]:
-    own = ("sampler", "criterion", "learner_weight", "n_chunks")
-    settings = run.selection.model_dump(include=set(own)) | how
+    own = {"sampler", "criterion", "learner_weight", "n_chunks"}
+    settings = run.selection.model_dump(include=own) | how
     b, loss = run.optim.batch_size, run.optim.loss
     return select(ours, theirs, size=b, loss=loss, seed=run.seed, step=step, **settings).tolist()
 
@@ -122,17 +121,14 @@ def drift(opened: Opened, replays: list[Replay]) -> dict[str, float]:
     """Spearman correlation of a pair's learnability by the final learner with that by the
     untrained one, and with the reference's loss alone: how far scores moved in training."""
     at = opened.learner.clip.logit_scale.device
-    before, early = replace(opened, learner=new_learner(opened.run).to(at).eval()), []
-    theirs = [_diagonal(one.reference) for one in replays[:2]]
+    before, few = replace(opened, learner=new_learner(opened.run).to(at).eval()), replays[:2]
+    minus = -np.concatenate([_diagonal(one.reference) for one in few])
     with opened.drawing(_super_batch(opened.run)) as draw:
-        for step, fixed in enumerate(theirs):
-            early.append(_diagonal(before.embed(draw(step))) - fixed)
-    late, reference = np.concatenate([one.score for one in replays[:2]]), -np.concatenate(theirs)
-    names = ("untrained learner", "minus the reference's loss")
-    return {
-        f"final learner with {name}": float(spearmanr(late, other)[0])
-        for name, other in zip(names, (np.concatenate(early), reference), strict=True)
-    }
+        early = [_diagonal(before.embed(draw(step))) for step in range(len(few))]
+    late = np.concatenate([one.score for one in few])
+    others = {"untrained learner": np.concatenate(early) + minus}
+    others["minus the reference's loss"] = minus
+    return {f"final learner with {k}": float(spearmanr(late, x)[0]) for k, x in others.items()}
 
 
 def near_duplicates(replays: list[Replay], cosine: float = 0.98) -> tuple[float, float]:
@@ -163,21 +159,18 @@ def inspect(
 ) -> list[Path]:
     """Write contact sheets, a figure, a report and the export under `out`; returns the paths.
 
-    Args:
-        super_batches: how many to draw and choose from.
-        everything: score every pair of the run's source for the export, not only those drawn.
-        device: where learner and reference embed.
-        report: (done, total, what) of the scoring of everything.
+    super_batches: how many to draw and choose from. everything: score every pair of the run's
+    source for the export, not only those drawn. device: where learner and reference embed. report:
+    (done, total, what) of the scoring of everything.
     """
     opened = open_run(folder, workspace, device, report)
     replays, path = replay(opened, super_batches), out / folder.name
     path.mkdir(parents=True, exist_ok=True)
-    near = dict(zip(("chosen", "random"), near_duplicates(replays), strict=True))
     facts = {
         **{"run": folder.name, "label": opened.label, "selects": _selects(opened.run)},
         **choices.describe(opened.pairs, replays, chosen_in_training(folder)),
         **{"overlap": overlaps(opened, replays), "drift": drift(opened, replays)},
-        "near_duplicates": near,
+        "near_duplicates": dict(zip(("chosen", "random"), near_duplicates(replays), strict=True)),
     }
     write_json(path / "facts.json", facts)
     sheets = _sheets(opened, replays, path)
@@ -222,18 +215,14 @@ def _sheets(opened: Opened, replays: list[Replay], path: Path) -> list[Path]:
 
 def _export(opened: Opened, replays: list[Replay], path: Path, report: Report | None) -> list[Path]:
     """scores.csv (key, source, learnability, times drawn and chosen) and uids.npy, DataComp's
-    format.
-
-    uids.npy holds the chosen pairs (with `report`, where everything is scored: the best (1 - f) of
-    the source) as sorted pairs of uint64, the two halves of a 128-bit uid: a key of 32 hexadecimal
-    digits as it is, another key by its blake2b hash.
-    """
+    format: the chosen pairs (with `report`, where everything is scored: the best (1 - f) of the
+    source) as sorted pairs of uint64, the two halves of a 128-bit uid: a key of 32 hexadecimal
+    digits as it is, another key by its blake2b hash."""
     if report is not None:
         rows, score = score_all(opened, report)
         keep = round(len(rows) * (1 - opened.run.selection.filter_ratio))
-        kept = np.zeros(len(rows), np.int64)
+        drawn, kept = np.ones(len(rows), np.int64), np.zeros(len(rows), np.int64)
         kept[np.argsort(-score)[:keep]] = 1
-        drawn = np.ones(len(rows), np.int64)
     else:
         every = np.concatenate([r.rows for r in replays])
         flags = [np.isin(np.arange(len(r.rows)), r.index).astype(np.int64) for r in replays]
@@ -245,12 +234,11 @@ def _export(opened: Opened, replays: list[Replay], path: Path, report: Report | 
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["key", "source", "learnability", "drawn", "chosen"])
-    for *named, s, d, k in zip(keys, places, score, drawn.tolist(), kept.tolist(), strict=True):
-        writer.writerow([*named, f"{s:.5g}", d, k])
+    scores = (f"{value:.5g}" for value in score)
+    writer.writerows(zip(keys, places, scores, drawn.tolist(), kept.tolist(), strict=True))
     write_atomic(path / "scores.csv", out.getvalue().encode())
     uids = uids_of([keys[i] for i in np.flatnonzero(kept).tolist()])
-    uids.sort()
-    np.save(path / "uids.npy", uids)
+    np.save(path / "uids.npy", np.sort(uids))
     return [path / "scores.csv", path / "uids.npy"]
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -22,7 +23,7 @@ from jestcli.models.flops import (
 )
 from jestcli.paper.experiment import Job
 from jestcli.runs.reference import reference_view
-from jestcli.runs.trained import new_learner, on_meta
+from jestcli.runs.trained import learner_flops, new_learner, on_meta
 from jestcli.utils.io import save_text
 from jestcli.utils.tables import Table
 
@@ -79,22 +80,17 @@ def counted(run: Run) -> Counted:
     key = repr((run.model, sizes, low, selection.approximation, selection.keep_tokens))
     if key not in _COUNTED:
         model = on_meta(run)
-        parameters = sum(p.numel() for p in model.parameters())
-        flops, memory = forward_flops(model, *sizes), training_memory(model, *sizes)
-        _COUNTED[key] = Counted(flops, memory, parameters)
+        each = forward_flops(model, *sizes), training_memory(model, *sizes)
+        _COUNTED[key] = Counted(*each, sum(p.numel() for p in model.parameters()))
     return _COUNTED[key]
 
 
 def make_plans(
     jobs: list[Job], pool_size: int | None = None, devices: int = 1, timed: bool = True
 ) -> list[Plan]:
-    """A plan of every job, from models on the meta device.
-
-    Args:
-        pool_size: pairs of the pool (a cache scores each once); None: no pair comes twice.
-        devices: data-parallel devices that share a batch.
-        timed: time a calibration step on this machine, and estimate seconds from it.
-    """
+    """A plan of every job, from models on the meta device. pool_size: pairs of the pool (a cache
+    scores each once); None: no pair comes twice. devices: data-parallel ones that share a batch.
+    timed: time a calibration step on this machine, and estimate seconds from it."""
     rates: dict[str, tuple[float, float]] = {}
     return [_plan(job, pool_size, devices, rates if timed else None) for job in jobs]
 
@@ -107,13 +103,12 @@ def _plan(
     seen, reference, spent = run.candidates_before(steps), None, 0.0
     pool = min(seen, pool_size or seen)
     if run.reference is not None:
-        own, training = counted(run.reference).flops, run.reference.optim.steps
-        spent = run_cost(run.reference, training, own, None, 0.0, pool).cached
-        reference = own
+        reference, training = counted(run.reference).flops, run.reference.optim.steps
+        spent = run_cost(run.reference, training, reference, None, 0.0, pool).cached
         if view := reference_view(run):  # at the resolution at which `run` would read it
             model = on_meta(run.reference)
             model.set_low(view)
-            reference = forward_flops(model, run.data.image_size, run.data.context_length)
+            reference = learner_flops(run, model)
     cost = run_cost(run, steps, flops, reference, spent, pool)
     one, whole = step_cost(run, flops, reference), 3 * b * flops.full * steps
     percent = per_iteration(run, flops, reference) | {"charged": 100 * cost.charged / whole}
@@ -122,9 +117,10 @@ def _plan(
     seconds = None
     if rates is not None:
         key = run.model.model_dump_json() + run.data.model_dump_json()
-        rates[key] = rates.get(key) or calibrate(run, flops)
-        trained = step_cost(uniformly(run), flops, None).cached
-        training_rate, scoring_rate = rates[key]
+        rates[key] = training_rate, scoring_rate = rates.get(key) or calibrate(run, flops)
+        plain = run.selection.model_copy(update={"sampler": "uniform"})
+        alone = run.model_copy(update={"selection": plain})  # the same training, no selection
+        trained = step_cost(alone, flops, None).cached
         seconds = trained / training_rate + (one.cached - trained) / scoring_rate
         seconds *= steps / devices
     return Plan(
@@ -143,17 +139,9 @@ def _plan(
     )
 
 
-def uniformly(run: Run) -> Run:
-    """The same training without selection."""
-    selection = run.selection.model_copy(update={"sampler": "uniform"})
-    return run.model_copy(update={"selection": selection})
-
-
 def calibrate(run: Run, flops: ForwardFlops) -> tuple[float, float]:
-    """FLOP/s of training and of scoring, timed on the real model with a few random pairs.
-
-    One warm-up, one measurement: an order of magnitude, on whatever else the machine does now.
-    """
+    """FLOP/s of training and of scoring, timed on the real model with a few random pairs. One
+    warm-up, one measurement: an order of magnitude, on whatever else the machine does now."""
     from jestcli.training.loss import contrastive_loss
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -174,14 +162,13 @@ def calibrate(run: Run, flops: ForwardFlops) -> tuple[float, float]:
     return 3 * n * flops.full / _seconds(train), n * flops.full / _seconds(score)
 
 
-def _seconds(call: Any) -> float:
+def _seconds(call: Callable[[], None]) -> float:
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     for _ in range(2):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        wait()
         start = time.perf_counter()
         call()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        wait()
         seconds = time.perf_counter() - start
     return seconds
 
@@ -245,10 +232,8 @@ def notes(run: Run, devices: int, timed: bool) -> list[str]:
 
 def write(path: Path, title: str, plans: list[Plan], lines: list[str]) -> list[Path]:
     """The plan as Markdown and JSON beside each other; returns both paths."""
-    parts = [f"# {title}"]
-    for table in tables(plans):
-        parts += [f"## {table.title}", table.markdown()]
-    text = "\n\n".join([*parts, "\n".join(f"- {line}" for line in lines)]) + "\n"
+    parts = [f"## {table.title}\n\n{table.markdown()}" for table in tables(plans)]
+    text = "\n\n".join([f"# {title}", *parts, "\n".join(f"- {line}" for line in lines)]) + "\n"
     made = [path.with_suffix(".md"), path.with_suffix(".json")]
     save_text(made[0], text)
     save_text(made[1], json.dumps({"notes": lines, "plans": [asdict(p) for p in plans]}, indent=1))

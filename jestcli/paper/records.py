@@ -43,10 +43,7 @@ GROUPS = {
 
 
 class Header(NamedTuple):
-    """What a record file was measured on.
-
-    data: the data set in words, such as "icons and emoji"; profile: the scale profile's name.
-    """
+    """What a record file was measured on: the data set in words, the scale profile's name."""
 
     data: str
     profile: str
@@ -66,9 +63,8 @@ def collect(folder: Path, name: str, seed: int) -> Record:
     """
     if not (folder / "done.json").exists():
         raise DataError(f"{folder / 'done.json'}: the run is not finished")
-    config, done, about = (
-        read_json(folder / f"{what}.json") for what in ("config", "done", "environment")
-    )
+    files = ("config", "done", "environment")
+    config, done, about = (read_json(folder / f"{what}.json") for what in files)
     label = config.pop("label", name)
     try:
         run = make_run(config)
@@ -84,18 +80,12 @@ def collect(folder: Path, name: str, seed: int) -> Record:
     steps, b, each = done["steps"], run.optim.batch_size, done.get("flops_per_example")
     numbers = ("score", "chance", "stderr", "logprob", "nats")
     return {
-        "name": name,
-        "seed": seed,
-        "digest": folder.name,
-        "label": label,
+        **{"name": name, "seed": seed, "digest": folder.name, "label": label},
         "settings": run.model_dump(mode="json", exclude_defaults=True, include=SETTINGS),
-        "steps": steps,
-        "batch_size": b,
-        "super_batch_size": run.super_batch_size,
+        **{"steps": steps, "batch_size": b, "super_batch_size": run.super_batch_size},
         "benchmarks": {
             benchmark: {
-                "chance": _round(row["chance"]),
-                "n": row["n"],
+                **{"chance": _round(row["chance"]), "n": row["n"]},
                 "n_curve": min(p["scores"][benchmark]["n"] for p in points),
                 "retrieval": _is_retrieval(row),
             }
@@ -119,9 +109,7 @@ def collect(folder: Path, name: str, seed: int) -> Record:
             },
         },
         "flops_per_iteration": {c: _round(done["flops"][c] / steps) for c in CONVENTIONS},
-        "uniform_flops_per_iteration": (
-            _round(3 * b * (each["image_full"] + each["text"])) if each else None
-        ),
+        "uniform_flops_per_iteration": each and _round(3 * b * (each["image_full"] + each["text"])),
         "seconds": {k: _round(v) for k, v in points[-1]["seconds"].items()},
         "training": _training([line for line in lines if "loss" in line]),
         "passed_reference": next((x["step"] for x in lines if x.get("passed_reference")), None),
@@ -136,30 +124,24 @@ def compact(record: Record) -> Record:
     at most COMPACT_POINTS spans of training, no items (hits) and no binomial errors, which follow
     from score and n. The same fields otherwise."""
     final, training = record["final"], record["training"]
-    size = max(1, math.ceil(len(training["step"]) / COMPACT_POINTS))
     lean = {
         name: {key: value for key, value in row.items() if key not in ("hits", "stderr")}
         for name, row in final["scores"].items()
     }
-    return {
-        **record,
-        "curve": record["curve"][-1:],
-        "final": {**final, "scores": lean},
-        "training": {
-            key: [span[-1] if key == "step" else _average(span) for span in _spans(values, size)]
-            for key, values in training.items()
-        },
+    spans = {
+        key: [span[-1] if key == "step" else _average(span) for span in _spans(x, COMPACT_POINTS)]
+        for key, x in training.items()
     }
+    less = {"curve": record["curve"][-1:], "final": {**final, "scores": lean}, "training": spans}
+    return record | less
 
 
 def save_records(
     path: Path, records: list[Record], data: str, profile: str, small: bool = False
 ) -> None:
-    """Write records and their header to `path`, atomically, in a fixed order, one a line.
-
-    small: each as `compact` leaves it, where there are hundreds.
-    """
-    records = [compact(record) for record in records] if small else records
+    """Write records and their header to `path`, atomically, in a fixed order, one a line. small:
+    each as `compact` leaves it, where there are hundreds."""
+    records = list(map(compact, records)) if small else records
     ordered = sorted(records, key=lambda r: (r["name"], r["seed"], r["digest"]))
     about = {"data": data, "profile": profile, "format": FORMAT}
     lines = ",\n".join(json.dumps(r, sort_keys=True, separators=(",", ":")) for r in ordered)
@@ -183,13 +165,9 @@ def load_records(path: Path) -> tuple[Header, list[Record]]:
 def timed_alike(records: list[Record]) -> list[Record]:
     """Where some ran on a GPU that they shared, and others on a CPU, the times of the CPU's alone
     compare: the others' are left out."""
-    on_gpu = ["gpu" in record["environment"] for record in records]
-    if all(on_gpu) or not any(on_gpu):
+    if len({"gpu" in record["environment"] for record in records}) < 2:
         return records
-    return [
-        {**record, "seconds": {}} if there else record
-        for record, there in zip(records, on_gpu, strict=True)
-    ]
+    return [{**r, "seconds": {}} if "gpu" in r["environment"] else r for r in records]
 
 
 def total_seconds(record: Record) -> float:
@@ -199,13 +177,10 @@ def total_seconds(record: Record) -> float:
 
 
 def value(record: Record, metric: str) -> float | None:
-    """A finished run's number: None where the record does not hold it.
-
-    Args:
-        metric: a field of `final` ("mean", "nats", "logprob", ...); a group of GROUPS: the mean
-            score of its benchmarks, each of equal weight, a fraction (None where one is missing);
-            or both ("icons:nats": over those of the group that have it, retrieval has not).
-    """
+    """A finished run's number: None where the record does not hold it. metric: a field of `final`
+    ("mean", "nats", "logprob", ...); a group of GROUPS: the mean score of its benchmarks, each of
+    equal weight, a fraction (None where one is missing); or both ("icons:nats": over those of the
+    group that have it, retrieval has not)."""
     group, _, quantity = metric.partition(":")
     if group not in GROUPS:
         return record["final"].get(metric)
@@ -255,14 +230,11 @@ def _means(
     scores: dict[str, float], full: dict[str, Any], rows: dict[str, Any]
 ) -> dict[str, float | None]:
     """Means over the benchmarks: of scores, and of nats over the classification ones."""
-    chances = [full[name]["chance"] for name in scores]
-    corrected = [(s - c) / (1 - c) for s, c in zip(scores.values(), chances, strict=True)]
-    return {
-        "mean": _average(list(scores.values())),
-        "mean_chance_corrected": _average(corrected),
-        "logprob": _average([row.get("logprob") for row in rows.values()]),
-        "nats": _average([row.get("nats") for row in rows.values()]),
-    }
+    chances = {name: full[name]["chance"] for name in scores}
+    corrected = [(s - chances[name]) / (1 - chances[name]) for name, s in scores.items()]
+    means = {"mean": _average(list(scores.values())), "mean_chance_corrected": _average(corrected)}
+    found = {key: [row.get(key) for row in rows.values()] for key in ("logprob", "nats")}
+    return means | {key: _average(values) for key, values in found.items()}
 
 
 def _training(lines: list[dict[str, Any]]) -> dict[str, list[float | None]]:
@@ -274,8 +246,7 @@ def _training(lines: list[dict[str, Any]]) -> dict[str, list[float | None]]:
     candidates (learnability_right, learnability_wrong).
     """
     known = any("wrong" in line for line in lines)
-    most = TRAINING_POINTS // 2 if known else TRAINING_POINTS
-    spans = _spans(lines, max(1, math.ceil(len(lines) / most)))
+    spans = _spans(lines, TRAINING_POINTS // 2 if known else TRAINING_POINTS)
     found = {"step": [span[-1]["step"] for span in spans]}
     found["loss"] = [_average([x["loss"] for x in span]) for span in spans]
     for part, key in enumerate(("super", "sub")):
@@ -288,7 +259,9 @@ def _training(lines: list[dict[str, Any]]) -> dict[str, list[float | None]]:
     return found
 
 
-def _spans(values: list[Any], size: int) -> list[list[Any]]:
+def _spans(values: list[Any], most: int) -> list[list[Any]]:
+    """At most so many, as long as one another but for the last."""
+    size = max(1, math.ceil(len(values) / most))
     return [values[i : i + size] for i in range(0, len(values), size)]
 
 

@@ -199,15 +199,15 @@ class Saving:
     def p_above(self, factor: float, axis: str = "examples") -> float:
         """One-sided p of "the saving is at most `factor`"; 1 where the baseline was not run so far,
         NaN without degrees of freedom."""
-        x, at = self._grid[0], self._at(factor, axis)
-        where = int(np.searchsorted(x, at - 1e-9))
-        return float(self._grid[2][where]) if where < GRID else 1.0
+        x, _, short, _ = self._grid
+        where = int(np.searchsorted(x, self._at(factor, axis) - 1e-9))
+        return float(short[where]) if where < GRID else 1.0
 
     def p_below(self, factor: float, axis: str = "examples") -> float:
         """One-sided p of "the saving is at least `factor`", as `p_above`."""
-        x, at = self._grid[0], self._at(factor, axis)
-        where = int(np.searchsorted(x, at + 1e-9, side="right")) - 1
-        return float(self._grid[3][where]) if where >= 0 else 1.0
+        x, _, _, past = self._grid
+        where = int(np.searchsorted(x, self._at(factor, axis) + 1e-9, side="right")) - 1
+        return float(past[where]) if where >= 0 else 1.0
 
     def hours(self, factor: float, axis: str = "examples") -> float:
         """Core-hours, about, that would decide on which side of `factor` the saving is.
@@ -244,10 +244,9 @@ def savings(
 class OverBest:
     """The saving over the best of several controls at the method's score: the smallest saving.
 
-    The best one is not known beforehand: its name is chosen on the same data. The interval allows
-    for that. Its lower end, the least of the lower ends, needs no correction: it lies above the
-    truth only if that of the truly best control does. The upper end is the least of the upper ends
-    at level 1 - alpha/k (Bonferroni over k controls).
+    Which is best is chosen on the same data; the interval allows for that. Its lower end, the least
+    of the lower ends, needs no correction: it lies above the truth only if that of the truly best
+    control does. The upper end is the least at level 1 - alpha/k (Bonferroni over k controls).
     """
 
     savings: tuple[Saving, ...]
@@ -266,11 +265,9 @@ class OverBest:
         control that was not run far enough to tell lowers the lower end."""
         each = [s.ratio(axis, level) for s in self.savings]
         corrected = 1 - (1 - level) / len(self.savings)
-        reached = [r for r in each if r.status != MORE] or each
-        best = min(reached, key=lambda r: r.ratio)
-        low = min(r.low for r in each)
+        best = min([r for r in each if r.status != MORE] or each, key=lambda r: r.ratio)
         high = min(s.ratio(axis, corrected).high for s in self.savings)
-        return Ratio(best.ratio, low, high, best.status, best.over)
+        return Ratio(best.ratio, min(r.low for r in each), high, best.status, best.over)
 
     def p_above(self, factor: float, axis: str = "charged") -> float:
         """One-sided p of "the saving over some control is at most `factor`" (each is tested)."""

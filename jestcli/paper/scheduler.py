@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,7 +42,7 @@ BESIDE = 10.0  # seconds of a core a run takes beside its steps: opening data, e
 
 
 class Process(Protocol):
-    """What is used of a worker: a subprocess.Popen here, `slurm.OnCluster` elsewhere."""
+    """What is used of a worker: `forked.Forked` here, `slurm.OnCluster` elsewhere."""
 
     def poll(self) -> int | None: ...
     def terminate(self) -> None: ...
@@ -91,23 +92,24 @@ def plan(jobs: list[Job], workspace: Workspace) -> list[Stage]:
     """The unfinished stages of these jobs, each once."""
     stages: dict[str, Stage] = {}
     caches: dict[str, bool] = {}
+
+    def lift(stage: Stage) -> None:
+        """What a stage waits for is worth as much as the stage."""
+        for needed in (stages[key] for key in stage.needs if key in stages):
+            if needed.tier > stage.tier:
+                needed.tier = stage.tier
+                lift(needed)
+
     for job in jobs:
         there = set(stages)
         _add_training(stages, caches, job.run, job.label, workspace)
         for key in stages.keys() - there:
             stages[key].tier = job.tier
-    _share_trunks(list(stages.values()), workspace)
-    for stage in list(stages.values()):
-        _lift(stage, stages)
-    return list(stages.values())
-
-
-def _lift(stage: Stage, stages: dict[str, Stage]) -> None:
-    """What a stage waits for is worth as much as the stage."""
-    for needed in (stages[key] for key in stage.needs if key in stages):
-        if needed.tier > stage.tier:
-            needed.tier = stage.tier
-            _lift(needed, stages)
+    found = list(stages.values())
+    _share_trunks(found, workspace)
+    for stage in found:
+        lift(stage)
+    return found
 
 
 def _share_trunks(stages: list[Stage], workspace: Workspace) -> None:
@@ -135,16 +137,13 @@ def _share_trunks(stages: list[Stage], workspace: Workspace) -> None:
 def urgency(stages: list[Stage]) -> dict[str, float]:
     """Work of the longest chain of stages from each on: what cannot be done side by side."""
     waiting = {s.key: [t for t in stages if s.key in t.needs] for s in stages}
-    found: dict[str, float] = {}
+    works = {s.key: s.work for s in stages}
 
-    def chain(stage: Stage) -> float:
-        if stage.key not in found:
-            found[stage.key] = stage.work + max(map(chain, waiting[stage.key]), default=0.0)
-        return found[stage.key]
+    @cache
+    def chain(key: str) -> float:
+        return works[key] + max((chain(t.key) for t in waiting[key]), default=0.0)
 
-    for stage in stages:
-        chain(stage)
-    return found
+    return {key: chain(key) for key in works}
 
 
 def _add_training(
@@ -205,17 +204,15 @@ def run_stages(
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    waiting = list(stages)
+    waiting, pending = list(stages), {s.key for s in stages}
     running: list[Stage] = []
     failed: list[str] = []
     total, urgent = sum(s.work for s in stages) or 1.0, urgency(stages)
-    pending = {s.key for s in stages}
     most = workers or (JOBS if launch else usable_cores())
     started = said = time.monotonic()
-    name, share = "{task.description}", "{task.percentage:>5.1f}%"
-    columns = [TextColumn(text, markup=False) for text in (name, share, "{task.fields[note]}")]
-    shown_as = columns[0], BarColumn(bar_width=24), columns[1], TimeElapsedColumn(), columns[2]
-    bar = Progress(*shown_as, console=console)
+    texts = "{task.description}", "{task.percentage:>5.1f}%", "{task.fields[note]}"
+    name, share, note = (TextColumn(text, markup=False) for text in texts)
+    bar = Progress(name, BarColumn(24), share, TimeElapsedColumn(), note, console=console)
     overall = bar.add_task("all stages", total=total, note="")
     shown: dict[str, Any] = {}
     # A SIGTERM to `jest` stops its workers as Ctrl-C does: they save.
@@ -243,18 +240,16 @@ def run_stages(
                     if code is None:
                         continue
                     running.remove(stage)
-                    if code != 0:
+                    bar.remove_task(shown[stage.key])
+                    console.print(f"{'failed' if code else 'done '} {stage.label}")
+                    if code:
                         failed.append(_failure(stage, code))
-                        bar.remove_task(shown[stage.key])
-                        console.print(f"failed {stage.label}")
                         if code in INTERRUPTED or len(failed) >= FAILURES:
                             raise StageError(failed[-1])
                         waiting = _without(waiting, stage.key)
                         continue
                     stage.done = 1.0
                     pending.discard(stage.key)
-                    bar.remove_task(shown[stage.key])
-                    console.print(f"done  {stage.label}")
                     if stage.kind == "train":
                         ended(stage.folder)
                 spent = sum(s.work * s.done for s in stages)
@@ -327,10 +322,9 @@ def _failure(stage: Stage, code: int) -> str:
     if code in INTERRUPTED:
         return f"{stage.label} was interrupted; the same command goes on from there"
     log = stage.logs[1]
-    why = _written(stage, log)[-1:]
-    if code != 1 or not why:
-        return f"{stage.label} failed (exit {code}): see {log}"
-    return f"{stage.label} failed: {why[0].strip()} (see {log})"
+    if code == 1 and (why := _written(stage, log)):
+        return f"{stage.label} failed: {why[-1].strip()} (see {log})"
+    return f"{stage.label} failed (exit {code}): see {log}"
 
 
 # --- lists ---------------------------------------------------------------------------------------
@@ -341,23 +335,19 @@ def cost_table(jobs: list[Job], workspace: Workspace) -> Table:
     rows = []
     for job in jobs:
         run, folder, flops = job.run, workspace.folder(job.run), counted(job.run).flops
-        one, b, state = step_cost(run, flops, None).cached, run.optim.batch_size, "missing"
-        if folder.exists():
-            state = f"{'done' if is_done(folder) else 'started'} {folder.name[:6]}"
-        steps, percent = run.optim.steps, 100 * one / (3 * b * flops.full)
+        one, b, steps = step_cost(run, flops, None).cached, run.optim.batch_size, run.optim.steps
+        state = f"{'done' if is_done(folder) else 'started'} {folder.name[:6]}"
+        percent = 100 * one / (3 * b * flops.full)
         work = (f"{steps:,}", f"{steps * b:,}", f"{one * steps / 1e12:.1f}", f"{percent:.0f}")
-        rows.append((job.name, str(job.seed), *work, state))
+        rows.append((job.name, str(job.seed), *work, state if folder.exists() else "missing"))
     columns = ("run", "seed", "steps", "examples", "TFLOP", "% a step", "state")
     note = "% a step: FLOPs of an iteration, of a uniform one's"
     return Table("What runs, what it costs and what is done", columns, rows, note)
 
 
 def overview(experiments: list[Experiment], workspace: Workspace) -> Table:
-    """All experiments, in order of worth: runs, what is done, what is missing.
-
-    Work that two experiments share is counted in the first of them only. Time is estimated from
-    the finished runs' processor seconds, or from a typical core's where there is none.
-    """
+    """All experiments, in order of worth: runs, what is done, what is missing. Work that two share
+    is counted in the first of them only; time is estimated (`seconds_per_flop`)."""
     seconds, rows, seen = seconds_per_flop(workspace), [], set()
     for experiment in experiments:
         work = jobs(experiment, {})
@@ -373,7 +363,8 @@ def overview(experiments: list[Experiment], workspace: Workspace) -> Table:
 
 
 def seconds_per_flop(workspace: Workspace) -> float:
-    """Processor seconds a training FLOP takes, from uniform runs that are finished here."""
+    """Processor seconds a training FLOP takes: from uniform runs that are finished here, or a
+    typical core's where there is none."""
     found = []
     for path in workspace.runs.glob("*/done.json"):
         try:

@@ -36,13 +36,9 @@ def parse_options(text: str) -> dict[str, Any]:
 
 
 def launcher(options: dict[str, Any], logs: Path) -> Callable[[str, tuple[Path, Path]], OnCluster]:
-    """A function (task, logs) -> running job, for `run_stages`.
-
-    Args:
-        options: of `parse_options`; "cluster" is slurm, or local and debug to try it here.
-        logs: folder of submitit's scripts and logs, visible to all nodes.
-    Raises ConfigError where submitit or Slurm is not there.
-    """
+    """A function (task, logs) -> running job, for `run_stages`. options: of `parse_options`;
+    "cluster" is slurm, or local and debug to try it here. logs: folder of submitit's scripts and
+    logs, visible to all nodes. Raises ConfigError where submitit or Slurm is not there."""
     try:
         import submitit
     except ImportError:

@@ -65,9 +65,8 @@ def by_name(records: list[Record]) -> dict[str, list[Record]]:
 
 def has_joules(runs: list[Record]) -> bool:
     """Whether every evaluation of these runs says how much energy was spent until then."""
-    return bool(runs) and all(
-        bool(run["curve"]) and all(JOULES in point for point in run["curve"]) for run in runs
-    )
+    points = [run["curve"] for run in runs]
+    return bool(points) and all(each and all(JOULES in p for p in each) for each in points)
 
 
 def finals(runs: list[Record], metric: str = "mean") -> list[float]:
@@ -105,7 +104,7 @@ class Target(NamedTuple):
 
     @property
     def standard_errors(self) -> float:
-        """How far the target is above chance, in standard errors."""
+        """How far it is above chance, in these."""
         return (self.score - self.chance) / math.hypot(self.error_items, self.error_seeds)
 
     @property
@@ -127,24 +126,18 @@ def find_target(records: list[Record]) -> Target | None:
     scores, benchmarks, variances = finals(runs), runs[0]["final"]["scores"], []
     for benchmark, row in benchmarks.items():
         p = float(np.mean([run["final"]["scores"][benchmark]["score"] for run in runs]))
-        chance = row["chance"]
-        variances.append(max(p * (1 - p), chance * (1 - chance)) / row["n"])
-    n = len(scores)
-    return Target(
-        score=float(np.mean(scores)),
-        chance=float(np.mean([row["chance"] for row in benchmarks.values()])),
-        error_items=math.sqrt(sum(variances)) / len(variances),
-        error_seeds=float(np.std(scores, ddof=1) / math.sqrt(n)) if n > 1 else 0.0,
-    )
+        variances.append(max(x * (1 - x) for x in (p, row["chance"])) / row["n"])
+    n, chance = len(scores), float(np.mean([row["chance"] for row in benchmarks.values()]))
+    items = math.sqrt(sum(variances)) / len(variances)
+    seeds = float(np.std(scores, ddof=1) / math.sqrt(n)) if n > 1 else 0.0
+    return Target(float(np.mean(scores)), chance, items, seeds)
 
 
 class SpeedUp(NamedTuple):
-    """What a method's run saves over the long uniform run.
-
-    status: "reached", "censored" (it ends below the target), "invalid target" or "not run". factor:
-    by AXES (and joules, where both counted them), empty unless reached. per_seed: the factor in
-    examples of every seed, None where that one is censored.
-    """
+    """What a method's run saves over the long uniform run. status: "reached", "censored" (it ends
+    below the target), "invalid target" or "not run". factor: by AXES (and joules, where both
+    counted them), empty unless reached. per_seed: the factor in examples of every seed, None where
+    that one is censored."""
 
     status: str
     factor: dict[str, float]

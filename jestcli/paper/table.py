@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from rich.console import Console
 
 from jestcli.paper.caption import caption
 from jestcli.paper.methods import MARK, in_order, is_reference, style, value_of
@@ -24,10 +27,8 @@ from jestcli.paper.statistics import (
     totals,
     verdict,
 )
+from jestcli.utils.io import save_text
 from jestcli.utils.tables import Table
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 NOT_RUN = "not run"
 HEADLINE = (
@@ -76,33 +77,25 @@ class Report(NamedTuple):
 
 
 def build(
-    header: Header,
-    records: list[Record],
-    names: tuple[str, ...] = HEADLINE,
-    with_paper: bool = True,
+    header: Header, records: list[Record], names: Sequence[str] = HEADLINE, with_paper: bool = True
 ) -> Report:
     """All tables of `records`; `names` are rows even where not run, other methods follow.
-
-    with_paper: the paper's own Table 1 and Figure 1 behind ours.
-    """
+    with_paper: the paper's own Table 1 and Figure 1 behind ours."""
     groups = by_name(records)
     every = in_order([*names, *groups]) if with_paper else list(dict.fromkeys([*names, *groups]))
     raw = [_raw_row(name, records, groups) for name in every]
     ours = [_costs(raw), _benchmarks(raw, records)]
-    if BASELINE in every:
-        ours.append(_speed_ups(records, every))
+    ours += [_speed_ups(records, every)] if BASELINE in every else []
     ours.append(_differences(records, every))
-    if not with_paper:
-        ours.append(_nats(records, every))
+    ours += [] if with_paper else [_nats(records, every)]
     return Report(caption(header, records), ours, [TABLE1, FIGURE1] if with_paper else [], raw)
 
 
 def write(report: Report, path: Path) -> list[Path]:
     """Write `path`.md and `path`.csv; returns the paths."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    out = [path.with_name(path.name + ".md"), path.with_name(path.name + ".csv")]
-    out[0].write_text(to_markdown(report))
-    out[1].write_text(to_csv(report))
+    out = [path.with_name(path.name + ending) for ending in (".md", ".csv")]
+    for each, text in zip(out, (to_markdown(report), to_csv(report)), strict=True):
+        save_text(each, text)
     return out
 
 
@@ -127,14 +120,13 @@ def _section(table: Table, words: str) -> str:
 def to_csv(report: Report) -> str:
     """One row a method with plain numbers: scores as fractions, FLOPs, seconds. Caption first."""
     out = io.StringIO()
-    out.write(f"# {report.caption}\n")
     columns = list(dict.fromkeys(key for row in report.raw for key in row))
     writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
     writer.writeheader()
     for row in report.raw:
         plain = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
         writer.writerow({k: "" if v == "nan" else v for k, v in plain.items()})
-    return out.getvalue()
+    return f"# {report.caption}\n{out.getvalue()}"
 
 
 def render(console: Console, report: Report) -> None:
@@ -247,7 +239,7 @@ def _speed_ups(records: list[Record], names: list[str]) -> Table:
         rows.append((style(name).label, *cells, own or status))
     target = find_target(records)
     note = "The long uniform run was not run: there is no target."
-    if target is not None:
+    if target:
         valid = "valid" if target.valid else "not valid: 5 are needed"
         note = (
             f"Target: the long uniform run's final, {100 * target.score:.2f} % "
@@ -260,9 +252,8 @@ def _speed_ups(records: list[Record], names: list[str]) -> Table:
 
 
 def _differences(records: list[Record], names: list[str]) -> Table:
-    others = [n for n in (BASELINE, "curated", "reference") if n in names]
-    if any(_uniform(name, names) for name in names):
-        others = ["uniform", *others]
+    others = ["uniform"] if any(_uniform(name, names) for name in names) else []
+    others += [n for n in (BASELINE, "curated", "reference") if n in names]
     rows, run = [], {r["name"] for r in records}
     for name in (n for n in names if n in run and not is_reference(n)):
         reference = "reference++" if name.endswith("++") else "reference"  # the one that it reads
@@ -309,15 +300,15 @@ def _difference(records: list[Record], a: str, b: str, metric: str = "mean") -> 
         return "–"
     if not found.n:
         return NOT_RUN
-    text = f"{scale * found.mean:+.{digits}f}"
-    if found.n == 1 and metric != "mean":
+    text, alone = f"{scale * found.mean:+.{digits}f}", found.n == 1
+    if alone and metric != "mean":
         return f"{text} (one seed)"
-    over = bootstrap_difference(records, a, b) if found.n == 1 else found
+    over = bootstrap_difference(records, a, b) if alone else found
     ends = f"[{scale * over.low:+.{digits}f}, {scale * over.high:+.{digits}f}]"
-    unsure = verdict(over) == "not distinguishable"
-    if found.n == 1:
-        return f"{text} (one seed; items {ends}{', not distinguishable' if unsure else ''})"
-    return f"{text} {ends}{' not distinguishable' if unsure else ''}"
+    unsure = "not distinguishable" if verdict(over) == "not distinguishable" else ""
+    if alone:
+        return f"{text} (one seed; items {', '.join(filter(None, (ends, unsure)))})"
+    return f"{text} {ends} {unsure}".rstrip()
 
 
 def _percent(value: float | None, digits: int = 1) -> str:

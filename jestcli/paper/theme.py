@@ -8,19 +8,22 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    import matplotlib.axes
+    import matplotlib.figure
 
 WIDTH = 9.0  # inches: shown at about 900 pixels, so one point is 1.4 of them
 FONT = 8.5
 DPI = 200
 COLOURS_IN_PNG = 200
 LINE = 0.15  # inches between labels
+# Names for annotations: matplotlib is an extra, and takes a second to import.
+Axes: TypeAlias = "matplotlib.axes.Axes"
+Figure: TypeAlias = "matplotlib.figure.Figure"
 End = tuple[float | None, float, str, str]
 DOTTED, DASHED = (0, (1, 1.6)), (0, (5, 3))
 
@@ -146,18 +149,10 @@ def label_ends(axes: Axes, ends: Sequence[End]) -> None:
     for (x, y, words, colour), at in zip(ends, spread(shares, gap, 0, 1), strict=True):
         end, across = (1.0, "axes fraction") if x is None else (x, "data")
         hair = {"arrowstyle": "-", "color": colour, "lw": 0.4, "shrinkA": 0, "shrinkB": 2}
-        axes.annotate(
-            words,
-            (end, low if math.isnan(y) else y),
-            (1.03, at),
-            xycoords=(across, "data"),
-            textcoords="axes fraction",
-            va="center",
-            size=7.2,
-            color=colour,
-            annotation_clip=False,
-            arrowprops=None if math.isnan(y) else hair,
-        )
+        how: Any = {"xycoords": (across, "data"), "textcoords": "axes fraction"}
+        how |= {"va": "center", "size": 7.2, "color": colour, "annotation_clip": False}
+        point = end, low if math.isnan(y) else y
+        axes.annotate(words, point, (1.03, at), arrowprops=None if math.isnan(y) else hair, **how)
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:

@@ -136,8 +136,8 @@ def judge(claim: Claim, evidence: Evidence) -> Verdict:
         core.append(_region(claim.region, evidence))
     if claim.refuted_if.below:
         below = _region(claim.refuted_if.below, evidence)
-        met = {AGAINST: FOR, FOR: AGAINST}.get(below.state, below.state)
-        criteria.append(replace(below, state=met))
+        turned = {AGAINST: FOR, FOR: AGAINST}
+        criteria.append(replace(below, state=turned.get(below.state, below.state)))
     refuted = [part.p for part in criteria if part.state == FOR]
     absent = any(part.state == ABSENT for part in criteria)
     met = "met" if refuted else "not run" if absent else "not met"
@@ -182,11 +182,9 @@ def _contrasts(
 ) -> list[_Part]:
     """A part for each core contrast, then for each of the refutation criterion."""
     asked = (*claim.core, *claim.refuted_if.contrasts)
-    effects = [first.effect(c) for c in asked]
-    differ = [
-        e.p_outside(claim.margin if e.contrast.equal else 0) if e else math.nan for e in effects
-    ]
-    level = [e.p_within(claim.margin) if e else math.nan for e in effects]
+    effects, margin = [first.effect(c) for c in asked], claim.margin
+    differ = [e.p_outside(margin if e.contrast.equal else 0) if e else math.nan for e in effects]
+    level = [e.p_within(margin) if e else math.nan for e in effects]
     parts = []
     for contrast, effect, p, p_level in zip(asked, effects, holm(differ), holm(level), strict=True):
         sentence = _sentence(contrast, first, second, claim, p)
@@ -201,19 +199,15 @@ def _contrasts(
         else:
             state = AGAINST if alike else OPEN
         scale, unit, digits = _unit(claim.metric)
-        margin = f"±{scale * claim.margin:.{digits}f} {unit}"
-        words = [f"further apart than {margin}" if contrast.equal else "beyond chance"] * apart
-        words += [f"level within {margin}"] * alike
+        within = f"±{scale * margin:.{digits}f} {unit}"
+        words = [f"further apart than {within}" if contrast.equal else "beyond chance"] * apart
+        words += [f"level within {within}"] * alike
         other = second.effect(contrast) if second else None
         disagree = other and max(effect.low, other.low) > 0 > min(effect.high, other.high)
-        part = _Part(
-            state,
-            f"{sentence[:-1]}: {', '.join(words) or 'open'}.",
-            p if apart else p_level if alike else 1.0,
-            max(effect.p, other.p) if other and disagree else math.nan,
-            _price(effect, claim, costs),
-        )
-        parts.append(part)
+        sentence = f"{sentence[:-1]}: {', '.join(words) or 'open'}."
+        decided = p if apart else p_level if alike else 1.0
+        clash = max(effect.p, other.p) if other and disagree else math.nan
+        parts.append(_Part(state, sentence, decided, clash, _price(effect, claim, costs)))
     return parts
 
 
@@ -257,12 +251,11 @@ def _unit(metric: str) -> tuple[float, str, int]:
 
 def _region(region: Region, evidence: Evidence) -> _Part:
     """FOR where the factor holds in some cell, AGAINST where the saving is below it in all."""
-    surface = evidence.surfaces.get(region.surface, {})
-    known = {c: s for c, s in surface.items() if s.knows(region.axis)}
-    cells = {c: s for c, s in known.items() if c in region.cells or not region.cells}
+    surface, axis, k = evidence.surfaces.get(region.surface, {}), region.axis, region.factor
+    named = region.cells or surface
+    cells = {c: s for c, s in surface.items() if s.knows(axis) and c in named}
     if not cells or set(region.cells) - set(cells):
         return _Part(ABSENT, f"{region.surface}: not run.")
-    axis, k = region.axis, region.factor
     above = holm([min(1.0, 2 * s.p_above(k, axis)) for s in cells.values()])
     below = holm([min(1.0, 2 * s.p_below(k, axis)) for s in cells.values()])
     where, under = (
@@ -295,8 +288,8 @@ def _price(effect: Effect, claim: Claim, costs: dict[str, float]) -> dict[str, f
     falls with the root of their number; of one more where a condition has but one."""
     more = 1
     if not math.isnan(effect.se):
-        more = math.ceil(effect.n * (effect.detectable / claim.margin) ** 2) - effect.n
-    return {name: max(1, more) * costs[name] for name in effect.contrast.conditions}
+        more = max(1, math.ceil(effect.n * (effect.detectable / claim.margin) ** 2) - effect.n)
+    return {name: more * costs[name] for name in effect.contrast.conditions}
 
 
 def _total(parts: Iterable[_Part]) -> float:

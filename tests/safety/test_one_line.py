@@ -108,7 +108,6 @@ def test_json_is_read_in_one_place() -> None:
         "paper/scheduler.py",
         "training/trunk.py",
         "forecast/page.py",
-        "forecast/pictures.py",
         "train.py",
     }
     found = {
