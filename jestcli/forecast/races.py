@@ -38,13 +38,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "jest": {"method": "jest"},
     "jest-curated": {"method": "jest-curated"},
 }
-SIMPLE = (
-    "uniform",
-    "curated",
-    "mixed",
-    "filtered",
-    "finetune",
-)  # nothing is chosen during training
+# Nothing is chosen during training.
+SIMPLE = ("uniform", "curated", "mixed", "filtered", "finetune")
 UNREFERENCED = ("uniform", "curated", "mixed")
 
 
