@@ -43,6 +43,7 @@ class CaptionNoise(Dataset):
         self.n_files = dataset.n_files
         hashes = dataset.hashes if rows is None else dataset.hashes[rows]
         chosen = np.flatnonzero(below(salted(hashes, "wrong caption"), share))
+        # Another hash than the one that chose them: neighbours would be alike in it.
         order = chosen[np.argsort(salted(hashes[chosen], "ring of captions"), kind="stable")]
         self.ring = order if rows is None else rows[order]
         self.at = np.full(len(dataset), -1, np.int64)  # a row's place in the ring; -1: right
@@ -72,7 +73,7 @@ class CaptionNoise(Dataset):
         out = rows.copy()
         wrong = np.flatnonzero(self.at[rows] >= 0)
         at, n = self.at[rows[wrong]], len(self.ring)
-        giver = (at + 1) % max(1, n)
+        giver = (at + 1) % max(1, n)  # a ring: each wrong caption is given once, as far as can be
         same = np.arange(len(at))
         for _ in range(n):
             same = same[self._alike(self.ring[at[same]], self.ring[giver[same]])]
@@ -119,7 +120,7 @@ class CaptionNoise(Dataset):
         return self.dataset.captions_of(self.caption_rows(rows))
 
     def caption_counts(self, rows: np.ndarray) -> np.ndarray:
-        return np.ones(len(rows), np.int64)
+        return np.ones(len(rows), np.int64)  # a second caption would be right where one is wrong
 
     def keys_of(self, rows: np.ndarray) -> list[str]:
         return self.dataset.keys_of(rows)

@@ -103,7 +103,7 @@ class Dataset(ABC):
 
     @property
     def nbytes(self) -> float:
-        return math.inf
+        return math.inf  # what is not in memory fits on no device
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -182,13 +182,15 @@ class Dataset(ABC):
 
 def picked(pick: Pick | None, places: np.ndarray) -> Pick | None:
     """The same choice where only these places are read."""
+    # A pick knows pairs by their number among those asked for, and so draws the same for each.
     return None if pick is None else lambda i, n: pick(int(places[i]), n)
 
 
 def merged(read: Sequence[Samples]) -> Samples:
     """Parts of one reading, as one: by place."""
     bad = {at: why for each in read for at, why in each.bad.items()}
-    read = [each for each in read if len(each.place)] or list(read[:1])  # no shape if empty
+    # A part of which nothing could be read has no image to take the shape from.
+    read = [each for each in read if len(each.place)] or list(read[:1])
     place = np.concatenate([each.place for each in read])
     whole = in_sequence(read)
     whole.place, whole.bad = place, bad

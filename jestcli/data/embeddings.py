@@ -107,14 +107,22 @@ def verify_table(description: Path, loading: Loading) -> None:
             _compare(description.with_name(f"{name}.npy"), known, f"{description.parent}")
         return
     _compare(description.with_suffix(".npy"), about.get("crc32"), "it")
-    url, known = about["shard"], about.get("sha256")
+    url = about["shard"]
     if is_remote(url):
-        content = fetched_content(url, loading)
-    else:
-        content = content_hash(url, loading) if Path(url).exists() else None
-    renewed = is_remote(url) and differ(about.get("version"), server_version(url, loading))
-    if renewed or (content is not None and content != known):
+        changed = _is_other(about, url, loading)
+    else:  # one that is away for now is no fault of its table
+        changed = Path(url).exists() and content_hash(url, loading) != about.get("sha256")
+    if changed:
         raise DataError(f"{url} has changed since {description.with_suffix('.npy')} was made")
+
+
+def _is_other(about: dict[str, Any], url: str, loading: Loading) -> bool:
+    """Whether a remote shard is surely another one than its table's description says."""
+    # By what is known without fetching: a table serves runs that never need the shard itself.
+    content = fetched_content(url, loading)
+    if content not in (None, about.get("sha256")):
+        return True
+    return differ(about.get("version"), server_version(url, loading))
 
 
 def _compare(path: Path, known: int | None, again: str) -> None:
@@ -132,7 +140,7 @@ class DecodedTable:
     checked: list[bool] = field(default_factory=list)
 
     def current(self) -> bool:
-        return (self.folder / "cache.json").exists()
+        return (self.folder / "cache.json").exists()  # written last
 
     def open(self) -> tuple[np.ndarray, np.ndarray] | None:
         if not self.current():
@@ -173,7 +181,7 @@ class DecodedTable:
                 ]
             for array, value in zip(arrays, values, strict=True):
                 array[rows] = value
-            if number % FLUSHED == 0:
+            if number % FLUSHED == 0:  # the rows first, then how many: a kill repeats, never skips
                 for array in arrays:
                     array.flush()  # type: ignore[attr-defined]
                 save_text(position, str(done))
@@ -235,7 +243,8 @@ class ShardTable:
         path = self._path()
         about = read_json(path.with_suffix(".json"))
         _compare(path, about.get("crc32"), "it, then run `jest cache-reference` again")
-        if is_remote(self.url) and not self._same_content(about):  # fetched since it was opened
+        # Opened, a table is mapped for the whole run, and its shard may be fetched meanwhile.
+        if is_remote(self.url) and not self._same_content(about):
             raise DataError(
                 f"{self.url} has changed since it was embedded: run `jest cache-reference` again"
             )
@@ -249,7 +258,7 @@ class ShardTable:
             forget_old_index(self.url, self.loading)
         version = fetched_version(self.url, self.loading) if is_remote(self.url) else None
         if self._is_still(content, version):
-            return
+            return  # a server that renames what it serves costs no embedding
         out: np.ndarray | None = None
         for _, block in blocks(0):
             if block is not None:
@@ -257,6 +266,7 @@ class ShardTable:
                 if out is None:
                     out = np.full((self.n, 2, image.shape[1]), np.nan, np.float32)
                 out[rows, 0], out[rows, 1] = image, text
+        # Of a shard that cannot be read a table of nothing: it is not tried again by every run.
         out = out if out is not None else np.full((self.n, 2, 1), np.nan, np.float32)
         path = self._path(to_write=True)
         try:
@@ -300,10 +310,7 @@ class ShardTable:
     def _same_content(self, about: dict[str, Any]) -> bool:
         """Whether the shard is what was embedded; moved or touched alone, it is that still."""
         if is_remote(self.url):
-            content = fetched_content(self.url, self.loading)
-            if content not in (None, about.get("sha256")):
-                return False
-            return not differ(about.get("version"), server_version(self.url, self.loading))
+            return not _is_other(about, self.url, self.loading)
         seen = stamp(self.url)
         if about.get("stamp") == seen and "sha256" in about:
             return True
@@ -329,6 +336,7 @@ class ShardTable:
 
     def _path(self, to_write: bool = False) -> Path:
         url = self.url
+        # By a hash, too: shards of several folders share names, and a command has none.
         mark = hashlib.sha256(url.encode()).hexdigest()[:8]
         name = f"{Path(url).stem[:40] if not url.startswith('pipe:') else 'pipe'}-{mark}.npy"
         kept = self.loading.cache / FOLDER / self.key / name

@@ -41,6 +41,7 @@ def unverified_rows(pool: Dataset, total: int | None = None) -> np.ndarray:
 
     total: rows of the store whose first len(pool) rows are the pool's; None: the pool itself.
     """
+    # Out of every pool, used or not: runs with other curated sets must draw from the same pairs.
     drawn = np.ones(len(pool) if total is None else total, bool)
     drawn[verified_rows(pool)] = False
     return np.flatnonzero(drawn)

@@ -81,6 +81,7 @@ class ShardDataset(Dataset):
 
     @cached_property
     def identity(self) -> str:
+        # By addresses and counts, not by content: remote shards would have to be fetched for it.
         return hashlib.sha256(json.dumps([self.shards, self.counts]).encode()).hexdigest()[:16]
 
     @cached_property
@@ -118,7 +119,7 @@ class ShardDataset(Dataset):
     def pair(self, row: int, least: int | None = None) -> Pair:
         """The decoded pair; least: pixels that are enough. Raises BadSample."""
         pair = decode(self.raw(row), least, self.loading.layout)
-        if not pair.captions:
+        if not pair.captions:  # one with a class number alone is no pair to train on
             raise BadSample("no caption")
         return pair
 
@@ -169,7 +170,7 @@ class ShardDataset(Dataset):
         return [next(iter(self.words(row)[1]), "") for row in rows.tolist()]
 
     def tokens_of(self, rows: np.ndarray, tokenizer: Tokenizer) -> Tensor:
-        texts = self.captions_of(rows)
+        texts = self.captions_of(rows)  # of remote shards this may fetch: see most_captions
         tokens = torch.as_tensor(tokenizer(texts)).long()
         tokens[torch.tensor([not text for text in texts], dtype=torch.bool)] = -1
         return tokens
@@ -240,6 +241,7 @@ def open_shards(
     for entry, found in zip(entries, listed, strict=True):
         if more := not_taken(entry):
             logger.warning("%s: %s shards are read%s", entry, len(found), more)
+    # Without weights all shards are one source: larger folders are read more often.
     sources = listed if weights else [[shard for source in listed for shard in source]]
     shards = [shard for source in sources for shard in source]
     counts = iter(_recorded_counts(name, shards, loading, record, progress))
@@ -285,6 +287,7 @@ def _count(name: str, shards: list[str], loading: Loading, progress: Progress) -
         except ShardError as error:
             return shard, str(error)
 
+    # Threads: most of the time goes into waiting, for a server or for a disk.
     with ThreadPoolExecutor(min(8, usable_cores() + 2)) as pool:
         for done, (shard, found) in enumerate(pool.map(count, counts), 1):
             if isinstance(found, int):

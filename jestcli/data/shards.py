@@ -126,7 +126,7 @@ def words_of(
 ) -> tuple[str, tuple[str, ...], dict[str, Any]]:
     """Key, captions and JSON of a raw sample, its image unread. Raises BadSample."""
     meta = _meta(sample)
-    key = meta.get("key")
+    key = meta.get("key")  # tools that write shards number the members, and put the name here
     key = _whole(key) if isinstance(key, str) and key else str(sample.get("__key__", ""))
     return key, _captions(sample, meta, layout), meta
 
@@ -161,7 +161,7 @@ def _text(content: bytes) -> str:
 def _captions(sample: dict[str, Any], meta: dict[str, Any], layout: Layout) -> tuple[str, ...]:
     found: list[Any] = []
     listed = meta.get(layout.field or "captions")
-    if layout.field is not None:
+    if layout.field is not None:  # a misspelt one must not fall back to another caption
         if layout.field not in meta:
             raise BadSample(f"no {layout.field!r} in the json")
         found = listed if isinstance(listed, list) else [listed]
@@ -169,6 +169,7 @@ def _captions(sample: dict[str, Any], meta: dict[str, Any], layout: Layout) -> t
         found = listed
     elif "txt" in sample:
         lines = [line.strip() for line in _text(sample["txt"]).splitlines()]
+        # In clip-benchmark's files a line is a caption; elsewhere one caption may have line breaks.
         found = lines if layout.lines else [" ".join(filter(None, lines))]
     elif "caption" in meta:
         found = [meta["caption"]]

@@ -34,7 +34,8 @@ def stated_counts(shards: list[str], loading: Loading) -> Callable[[str], int | 
 
     def stated(shard: str) -> int | None:
         if not is_address(shard):
-            return None
+            return None  # a local one is counted by its headers, which is sure
+        # By webdataset and open_clip a list names it as its address does, escapes undone or not.
         name = posixpath.basename(urlsplit(shard).path)
         listed = sizes.get(_beside(shard, SIZES), {})
         found = _believed(listed.get(name, listed.get(unquote(name))))

@@ -64,7 +64,7 @@ def list_shards(entry: str) -> list[str]:
         found = [
             _of_file(str(path / name)) for name, folder in _lies(path) if _is_tar(name, folder)
         ]
-        if not found:
+        if not found:  # often they are compressed, or one folder deeper: it is said
             raise DataError(f"no .tar shard in the folder {path}{not_taken(entry)}")
         return sorted(found)
     return [shard for url in expand_urls(entry) for shard in _matches(url)]
@@ -153,6 +153,7 @@ def _expand(url: str | Path) -> list[str]:
     if url.startswith("pipe:") and "{" not in url:
         return [url]  # a shell command may hold "::" and "$"
     try:
+        # As webdataset: from the environment's WDS_NAME, and from no other variable.
         named = re.sub(r"\$\{(\w+)\}", lambda found: os.environ[f"WDS_{found[1]}"], url)
         found = [each for part in named.split("::") for each in braceexpand(part)]
     except KeyError as missing:
@@ -168,7 +169,7 @@ def runs_beside(run: Run) -> list[str]:
     samplers that are somebody's own (`module:function`), its reference's too."""
     found = []
     for each in (run, run.reference):
-        if each is not None:
+        if each is not None:  # a configuration may be a stranger's: it is shown before it runs
             commands = shell_commands((*each.data.train, *each.data.curated))
             found += [f"runs in a shell: {one_line(command)}" for command in commands]
             if ":" in each.selection.sampler:

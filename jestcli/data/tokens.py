@@ -97,7 +97,7 @@ def small_tokenizer(
         raise ValueError(f"vocab_size {vocab_size} is not between 514 and 49,408")
     content = "\n".join(lines[: merges + 1]).encode("utf-8")
     digest = hashlib.blake2b(content, digest_size=6).hexdigest()
-    packed = gzip.compress(content, mtime=0)
+    packed = gzip.compress(content, mtime=0)  # the same bytes at any time
     if folder is None:
         with tempfile.TemporaryDirectory() as name:
             path = Path(name) / "bpe.txt.gz"
@@ -110,6 +110,7 @@ def small_tokenizer(
         inner = SimpleTokenizer(bpe_path=str(path), context_length=context_length)
     if inner.vocab_size != vocab_size:
         raise ValueError(f"the cut table has {inner.vocab_size} entries, not {vocab_size}")
+    # The table's digest, for another open_clip may come with other merges.
     identity = f"clip-bpe-{vocab_size}x{context_length}-{digest}"
     return SmallTokenizer(vocab_size, context_length, identity, inner)
 
@@ -132,6 +133,7 @@ def word_ids(tokens: torch.Tensor, vocab_size: int) -> torch.Tensor:
     tokens: int64 [B, L] by the tokenizer of `vocab_size`. Returns int64 [B, L]; NO_WORD (-1)
     where a token says nothing of what the picture shows.
     """
+    # Words of style would make concepts of how an icon is drawn, and balance those.
     silent = torch.isin(tokens, torch.tensor(_silent(vocab_size), device=tokens.device))
     return tokens.masked_fill(silent, NO_WORD)
 

@@ -18,6 +18,7 @@ BLOCK = 4096
 def uid(key: str) -> tuple[int, int]:
     """The halves of a pair's key: of 32 hexadecimal digits themselves, else of its 128-bit
     blake2b hash."""
+    # DataComp's uids are 128 bits, as hexadecimal: its files and other pools' names are one form.
     word = key if len(key) == 32 and set(key) <= set("0123456789abcdef") else ""
     word = word or hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
     return int(word[:16], 16), int(word[16:], 16)
@@ -48,6 +49,7 @@ def rows_in(
     Every pair's key is read once; `memory` keeps which rows they are of a data set as a whole.
     Raises DataError where none is.
     """
+    # The file's content names it, not its path: the same path may hold another choice tomorrow.
     name = hashlib.sha256(f"{dataset.identity} {sha256}".encode()).hexdigest()[:24]
     kept = memory / "uids" / f"{name}.npy"
     if kept.exists():
@@ -55,6 +57,7 @@ def rows_in(
     else:
         wanted = read_uids(path)
         found = []
+        # Block by block, in order: a shard is read through before the next one is opened.
         for first in range(0, len(dataset), BLOCK):
             some = np.arange(first, min(first + BLOCK, len(dataset)))
             found.append(some[np.isin(uids_of(dataset.keys_of(some)), wanted)])
