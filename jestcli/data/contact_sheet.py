@@ -37,7 +37,7 @@ def contact_sheet(
     top = TITLE if title else 4
     sheet = Image.new("RGB", (columns * CELL, top + rows * height), "white")
     pen = ImageDraw.Draw(sheet)
-    font, heading = _font(10), _font(14)
+    font, heading = ImageFont.load_default(10), ImageFont.load_default(14)
     if title:
         pen.text((8, 6), title, fill="black", font=heading)
     for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
@@ -54,10 +54,6 @@ def contact_sheet(
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, "PNG")
     return path
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
 
 
 def of_choice(super_batch: SuperBatch, index: torch.Tensor, path: Path, count: int = 30) -> Path:

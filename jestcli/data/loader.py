@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, count
 from typing import Any
 
 import numpy as np
@@ -254,23 +254,6 @@ def record(
     return BadSampleRecord(source.name, position, attempt, shard, key, str(reason), reason.whole)
 
 
-class _Tasks:
-    """(step, start, stop) without end, from one step on. size: step -> candidates."""
-
-    def __init__(self, start: int, size: Callable[[int], int], chunk: int):
-        self.start, self.size, self.chunk = start, size, chunk
-
-    def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        step = self.start
-        while True:  # how long the run is, the loader need not know: closing it ends the workers
-            yield from self.of(step)
-            step += 1
-
-    def of(self, step: int) -> list[tuple[int, int, int]]:
-        size = self.size(step)
-        return [(step, at, min(at + self.chunk, size)) for at in range(0, size, self.chunk)]
-
-
 def bottleneck(seconds: float, waited: float, read: int) -> str:
     """One line when more than a tenth of `seconds` went on waiting for `read` pairs; else empty."""
     if waited <= NOTICED * seconds:
@@ -317,7 +300,7 @@ class SuperBatchLoader:
         self.watch = (time.perf_counter(), 0.0, 0)
         self.noted: set[str] = set()
         self.data = _Chunks(self.sources, transform, self.log.known, rank, world, apart)
-        self.next = -1
+        self.next, self.chunk = -1, CHUNK
         self.chunks: Iterator[Chunk] | None = None
         self.threads: ThreadPoolExecutor | None = None
         self.fetching: dict[Any, Future[Any]] = {}
@@ -332,7 +315,7 @@ class SuperBatchLoader:
         self._fetch_ahead(step)
         before = time.perf_counter()
         try:
-            chunks = [next(self.chunks) for _ in self.tasks.of(step)]
+            chunks = [next(self.chunks) for _ in self._tasks(step)]
         except RuntimeError as error:  # how torch says that a worker died
             self.close()
             why = " ".join(str(error).split())[:200]
@@ -399,17 +382,18 @@ class SuperBatchLoader:
         self.close()
         size = self.data.size(step)
         # Small enough that all workers have a part of the first step.
-        chunk = max(1, min(CHUNK, math.ceil(size / max(1, self.workers))))
-        self.tasks = _Tasks(step, self.data.size, chunk)
+        self.chunk = max(1, min(CHUNK, math.ceil(size / max(1, self.workers))))
+        # Without end: closing it ends the workers, and how long the run is need not be known.
+        tasks = (task for later in count(step) for task in self._tasks(later))
         if not self.workers:
-            self.chunks = map(self.data.__getitem__, self.tasks)
+            self.chunks = map(self.data.__getitem__, tasks)
             return
         # torch counts chunks a worker, we count steps: a small step is few chunks.
-        several = math.ceil(AHEAD * math.ceil(size / chunk) / self.workers)
+        several = math.ceil(AHEAD * len(self._tasks(step)) / self.workers)
         self.chunks = iter(
             DataLoader(
                 self.data,
-                sampler=self.tasks,  # type: ignore[arg-type]
+                sampler=tasks,
                 batch_size=None,
                 num_workers=self.workers,
                 prefetch_factor=max(2, several),
@@ -419,6 +403,11 @@ class SuperBatchLoader:
                 generator=torch.Generator(),  # else it draws a seed from torch's own, the run's
             )
         )
+
+    def _tasks(self, step: int) -> list[tuple[int, int, int]]:
+        """(step, start, stop) of the chunks that its candidates are read in."""
+        size = self.data.size(step)
+        return [(step, at, min(at + self.chunk, size)) for at in range(0, size, self.chunk)]
 
     def _fetch_ahead(self, step: int) -> None:
         """Fetch the remote shards that are needed next, beside the training."""

@@ -12,6 +12,7 @@ import hashlib
 import re
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,13 +99,8 @@ def small_tokenizer(
     content = "\n".join(lines[: merges + 1]).encode("utf-8")
     digest = hashlib.blake2b(content, digest_size=6).hexdigest()
     packed = gzip.compress(content, mtime=0)  # the same bytes at any time
-    if folder is None:
-        with tempfile.TemporaryDirectory() as name:
-            path = Path(name) / "bpe.txt.gz"
-            path.write_bytes(packed)
-            inner = SimpleTokenizer(bpe_path=str(path), context_length=context_length)
-    else:
-        path = folder / f"bpe-{vocab_size}-{digest}.txt.gz"
+    with nullcontext(folder) if folder else tempfile.TemporaryDirectory() as name:
+        path = Path(name) / f"bpe-{vocab_size}-{digest}.txt.gz"
         if not path.exists():
             save_bytes(path, packed)
         inner = SimpleTokenizer(bpe_path=str(path), context_length=context_length)
