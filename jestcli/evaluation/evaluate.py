@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,58 +51,52 @@ def evaluate(
         retrieval gallery: images, and images' captions, that a query is compared with.
     In evaluation mode; the mode is left as it was.
     """
+    retrieved: dict[Path, dict[str, float]] = {}
     was = model.training
     model.eval()
     try:
-        return _evaluate(model, tokenizer, benchmarks, max_images, part)
+        return {
+            each.name: _score(model, tokenizer, each, max_images, part, retrieved)
+            for each in benchmarks
+        }
     finally:
         model.train(was)
 
 
-def _evaluate(
+def _score(
     model: Clip,
     tokenizer: Tokenizer,
-    benchmarks: list[Benchmark],
+    benchmark: Benchmark,
     max_images: int | None,
     part: Part,
-) -> dict[str, dict[str, Any]]:
-    scores: dict[str, dict[str, Any]] = {}
-    retrieved: dict[Any, dict[str, float]] = {}
-    for benchmark in benchmarks:
-        test = benchmark.split()
-        if benchmark.kind == "retrieval":
-            test = test.first(max_images) if max_images else test
-            queries = belongs(benchmark, test, part)
-            if benchmark.folder not in retrieved:
-                asked = None if part == "all" else queries
-                retrieved[benchmark.folder] = _retrieve(model, tokenizer, test, asked)
-            found = retrieved[benchmark.folder]
-            score, n = found[benchmark.metric], int(queries.sum())
-            direction = benchmark.metric[:5]
-            more: dict[str, Any] = {k: v for k, v in found.items() if k.startswith(direction)}
-            more["gallery"] = len(test)
-        else:
-            if part != "all":
-                test = test.take(belongs(benchmark, test, part).nonzero().flatten())
-            test = test.first(max_images) if max_images else test
-            logits, scale = _logits(model, tokenizer, benchmark, test)
-            assert test.labels is not None
-            n = len(test)
-            right = first_best(logits) == test.labels
-            score = int(right.sum()) / len(right)
-            log_probabilities = F.log_softmax(scale * logits, dim=1)
-            true = log_probabilities.gather(1, test.labels[:, None])
-            more = {"logprob": float(true.mean()), "nats": nats_above_guessing(logits, test.labels)}
-            if not max_images:
-                more |= {"hits": _packed(right)}
-        scores[benchmark.name] = {
-            "score": score,
-            "chance": benchmark.chance,
-            "n": n,
-            "stderr": math.sqrt(max(score * (1 - score), 1e-12) / n),
-            **more,
-        }
-    return scores
+    retrieved: dict[Path, dict[str, float]],
+) -> dict[str, Any]:
+    """retrieved: recalls both ways by folder, which two benchmarks share."""
+    test = benchmark.split()
+    if benchmark.kind == "retrieval":
+        test = test.first(max_images) if max_images else test
+        queries = belongs(benchmark, test, part)
+        if benchmark.folder not in retrieved:
+            asked = None if part == "all" else queries
+            retrieved[benchmark.folder] = _retrieve(model, tokenizer, test, asked)
+        found, way = retrieved[benchmark.folder], benchmark.metric[:5]
+        score, n = found[benchmark.metric], int(queries.sum())
+        more: dict[str, Any] = {k: v for k, v in found.items() if k.startswith(way)}
+        more["gallery"] = len(test)
+    else:
+        if part != "all":
+            test = test.take(belongs(benchmark, test, part).nonzero().flatten())
+        test = test.first(max_images) if max_images else test
+        logits, scale = _logits(model, tokenizer, benchmark, test)
+        assert test.labels is not None
+        right, n = first_best(logits) == test.labels, len(test)
+        score = int(right.sum()) / n
+        true = F.log_softmax(scale * logits, dim=1).gather(1, test.labels[:, None])
+        more = {"logprob": float(true.mean()), "nats": nats_above_guessing(logits, test.labels)}
+        if not max_images:  # which items were right: eight a byte, in hexadecimal
+            more["hits"] = np.packbits(right.numpy()).tobytes().hex()
+    stderr = math.sqrt(max(score * (1 - score), 1e-12) / n)
+    return {"score": score, "chance": benchmark.chance, "n": n, "stderr": stderr, **more}
 
 
 def first_best(logits: Tensor) -> Tensor:
@@ -136,11 +131,6 @@ def nats_above_guessing(logits: Tensor, labels: Tensor) -> float:
 
     best = minimize_scalar(loss, bounds=(-4.0, 7.0), method="bounded", options={"xatol": 0.01})
     return max(0.0, math.log(logits.shape[1]) - float(best.fun))
-
-
-def _packed(right: Tensor) -> str:
-    """bool [n] -> hexadecimal, eight items a byte, the last padded with zeros."""
-    return np.packbits(right.numpy()).tobytes().hex()
 
 
 def mean_score(scores: dict[str, dict[str, Any]]) -> float:
@@ -253,9 +243,6 @@ class _batches:
     def __iter__(self):
         for start in range(0, len(self.split), BATCH):
             part = slice(start, start + BATCH)
-            targets = (
-                self.split.labels[part]
-                if self.split.labels is not None
-                else (self.split.captions or [])[part]
-            )
+            labels = self.split.labels
+            targets = labels[part] if labels is not None else (self.split.captions or [])[part]
             yield normalise(self.split.images[part]), targets

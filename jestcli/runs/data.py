@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jestcli.config import VERIFIED, ConfigError, did_you_mean
 from jestcli.data.pools import verified_size
+from jestcli.evaluation.folders import class_names, is_retrieval
 from jestcli.utils.console import Terminal
 from jestcli.utils.errors import DataError
 from jestcli.utils.reading import parse_json, reading
@@ -36,25 +38,15 @@ def bars(console: Console) -> Iterator[Callable[[str, int, int], None]]:
 
     Where the console is no terminal, a line when a stage begins.
     """
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich import progress as rich
 
     columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        rich.TextColumn("{task.description}", markup=False),
+        *(rich.BarColumn(), rich.MofNCompleteColumn(), rich.TimeElapsedColumn()),
+        *(rich.TextColumn("left"), rich.TimeRemainingColumn()),
     )
     tasks: dict[str, Any] = {}
-    with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
+    with rich.Progress(*columns, console=console, disable=not console.is_terminal) as shown:
 
         def report(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
@@ -111,8 +103,7 @@ def prepare(run: Run, workers: int | None, workspace: Workspace, console: Consol
 
             dataset = data.dataset(split, workers, named)
             if run.data.own:
-                shards = f"{len(dataset):,} pairs in {dataset.n_files:,} shards"
-                console.print(f"{split}: {shards}")
+                console.print(f"{split}: {len(dataset):,} pairs in {dataset.n_files:,} shards")
 
 
 def check_sizes(run: Run, root: Path) -> None:
@@ -191,7 +182,7 @@ def list_sources(root: Path, console: Console | None = None) -> None:
 
 
 def read_benchmarks(root: Path) -> list[dict[str, Any]]:
-    """The entries of benchmarks.json. Raises DataError when there is none."""
+    """The rows of benchmarks.json. Raises DataError when there is none."""
     path = root / "benchmarks" / "benchmarks.json"
     if not path.exists():
         raise DataError(f"no benchmarks in {root}: run `jest data build` first")
@@ -212,34 +203,23 @@ def show(
     from jestcli.icons.build import read_manifest
 
     levels = list(read_manifest(root)["counts"]["levels"])
-    marks = {entry["folder"].removeprefix("wds_") for entry in read_benchmarks(root)}
-    names = ["pool", *levels, *sorted(marks)]
-    entries = {entry["name"]: entry["folder"] for entry in read_benchmarks(root)}
-    if what == "all":
-        wanted = names
-    elif what in entries:
-        wanted = [entries[what].removeprefix("wds_")]
-    elif what in names or what == "curated":
-        wanted = [what]
-    else:
-        import difflib
-
-        known = [*names, "curated", *entries, "all"]
-        close = difflib.get_close_matches(what, known, 1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
-        raise DataError(f"nothing called {what!r} to show: {hint}")
-    return [_sheet(root, name, n, out, name in marks) for name in wanted]
+    entries = {row["name"]: row["folder"].removeprefix("wds_") for row in read_benchmarks(root)}
+    folders = set(entries.values())
+    names = ["pool", *levels, *sorted(folders)]
+    known = {"all": names, "curated": ["curated"]}
+    known |= {name: [name] for name in names} | {name: [entries[name]] for name in entries}
+    if what not in known:
+        raise DataError(f"nothing called {what!r} to show{did_you_mean(what, list(known))}")
+    return [_sheet(root, name, n, out, name in folders) for name in known[what]]
 
 
 def _sheet(root: Path, name: str, n: int, out: Path, benchmark: bool) -> Path:
-    import itertools
-
     import numpy as np
 
     from jestcli.data.contact_sheet import contact_sheet
 
     pairs = _benchmark_pairs(root, name) if benchmark else _training_pairs(root, name)
-    taken = list(itertools.islice(pairs, n))
+    taken = list(islice(pairs, n))
     title = f"{name}: the first {len(taken)}"
     images = [np.asarray(image) for image, _ in taken]
     path = out / f"{name.replace('+', 'p')}.png"
@@ -260,7 +240,6 @@ def _benchmark_pairs(root: Path, name: str) -> Iterator[tuple[Any, str]]:
     from jestcli.data.shards import read_shards
 
     folder = root / "benchmarks" / f"wds_{name}"
-    names = folder / "classnames.txt"
-    classes = names.read_text().splitlines() if names.exists() else []
+    classes = [] if is_retrieval(folder) else class_names(folder)
     for pair in read_shards(folder / "test" / "0.tar"):
         yield pair.image, classes[pair.meta["cls"]] if classes else " | ".join(pair.captions)

@@ -70,17 +70,10 @@ def _export_towers(
     weights = save(tensors, {"image_mean": json.dumps(mean), "image_std": json.dumps(std)})
     if form == "hf":
         write_atomic(out / "open_clip_model.safetensors", weights)
-        preprocess = {
-            "size": run.data.image_size,
-            "mode": "RGB",
-            "mean": mean,
-            "std": std,
-            "interpolation": "bicubic",
-            "resize_mode": "shortest",
-        }
-        write_json(
-            out / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": preprocess}
-        )
+        preprocess = {"size": run.data.image_size, "mode": "RGB", "mean": mean, "std": std}
+        preprocess |= {"interpolation": "bicubic", "resize_mode": "shortest"}
+        config = {"model_cfg": config, "preprocess_cfg": preprocess}
+        write_json(out / "open_clip_config.json", config)
         where = f"local-dir:{out.resolve()}"
         return (
             f"model, _, preprocess = open_clip.create_model_and_transforms({where!r})\n"
@@ -122,20 +115,16 @@ def _export_small(run: Run, model: Clip, out: Path) -> str:
     content = io.BytesIO()
     torch.save({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, content)
     write_atomic(out / "weights.pt", content.getvalue())
-    vocabulary = _vocabulary(run, out)
-    write_json(
-        out / "model.json",
-        {
-            "layers": len(run.model.channels),
-            "image_size": side,
-            "context_length": run.data.context_length,
-            "vocabulary": vocabulary.name,
-            "scale": float(model.scale),
-            "bias": float(model.bias),
-        },
-    )
-    source = Path(standalone.__file__).read_bytes()
-    write_atomic(out / "jest_model.py", source)
+    about = {
+        "layers": len(run.model.channels),
+        "image_size": side,
+        "context_length": run.data.context_length,
+        "vocabulary": _vocabulary(run, out).name,
+        "scale": float(model.scale),
+        "bias": float(model.bias),
+    }
+    write_json(out / "model.json", about)
+    write_atomic(out / "jest_model.py", Path(standalone.__file__).read_bytes())
     where = str(out.resolve())
     return (
         f"import sys; sys.path.insert(0, {where!r})\n"
@@ -268,12 +257,9 @@ def _vocabulary(run: Run, out: Path) -> Path:
     """The run's byte-pair table, beside the weights; `out` itself if it used another tokenizer."""
     if run.data.own and not isinstance(tokenizer_of(run.model, run.data), SmallTokenizer):
         return out
-    small_tokenizer(run.data.vocab_size, run.data.context_length, out)
-    found = next(out.glob(f"bpe-{run.data.vocab_size}-*.txt.gz"), None)
-    if found is None:  # made before in this process, for another folder
-        small_tokenizer.__wrapped__(run.data.vocab_size, run.data.context_length, out)
-        found = next(out.glob(f"bpe-{run.data.vocab_size}-*.txt.gz"))
-    return found
+    # Past the cache: made before in this process, it writes nothing.
+    small_tokenizer.__wrapped__(run.data.vocab_size, run.data.context_length, out)
+    return next(out.glob(f"bpe-{run.data.vocab_size}-*.txt.gz"))
 
 
 def start_from(path: Path, sha256: str | None, learner: Clip) -> None:

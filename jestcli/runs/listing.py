@@ -10,7 +10,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -90,13 +91,12 @@ class Listed:
     @property
     def when(self) -> float:
         """Seconds since 1970 at which it was last written."""
-        files = ("done.json", "metrics.jsonl", "config.json")
-        there = (path for name in files if (path := self.folder / name).exists())
-        return next(there).stat().st_mtime
+        files = (self.folder / x for x in ("done.json", "metrics.jsonl", "config.json"))
+        return next(path for path in files if path.exists()).stat().st_mtime
 
     def row(self) -> dict[str, Any]:
         """Plain values by column; score in %, size in bytes, when in seconds since 1970."""
-        steps = _at(self.settings, "optim.steps")
+        steps = at(self.settings, "optim.steps")
         return {
             "name": self.name,
             "method": method_of(self.settings),
@@ -174,12 +174,12 @@ def matching(found: Sequence[Listed], filters: Sequence[str]) -> list[Listed]:
 
 def method_of(settings: dict[str, Any]) -> str:
     """What `jest train --method` calls these settings."""
-    sampler, kind = _at(settings, "selection.sampler"), _at(settings, "source.kind")
-    criterion = _at(settings, "selection.criterion")
+    sampler, kind = at(settings, "selection.sampler"), at(settings, "source.kind")
+    criterion = at(settings, "selection.criterion")
     if settings.get("init_from_reference"):
         return "finetune"
     if sampler == "uniform":
-        two = kind == "pool" and _at(settings, "selection.low_res_share")
+        two = kind == "pool" and at(settings, "selection.low_res_share")
         return "flexi-uniform" if two else UNIFORM.get(kind, "?")
     if sampler != "joint":
         return str(sampler or "?")
@@ -187,32 +187,29 @@ def method_of(settings: dict[str, Any]) -> str:
         return str(criterion).replace("_", "-")
     if kind == "mixed":
         return "jest-curated"
-    return "flexi" if _at(settings, "selection.low_res_scoring") else "jest"
+    return "flexi" if at(settings, "selection.low_res_scoring") else "jest"
 
 
 def data_of(settings: dict[str, Any]) -> str:
     """A user's shards by name, or the icons and their share of wrong captions."""
-    own = [*(_at(settings, "data.train") or ()), *(_at(settings, "data.curated") or ())]
+    own = [*(at(settings, "data.train") or ()), *(at(settings, "data.curated") or ())]
     if own:
         parts = [part for part in own[0].split("/") if part and "*" not in part]
         return (parts[-1] if parts else own[0]) + (f" +{len(own) - 1}" if len(own) > 1 else "")
-    wrong = _at(settings, "source.noise_share")
+    wrong = at(settings, "source.noise_share")
     return f"icons {wrong:.0%}" if wrong else "icons"
 
 
 def size_of(folder: Path) -> int:
     """Bytes on the disk; a file of two names counts once."""
-    return sum(dict(_sizes(folder)).values())
+    return sum({about.st_ino: about.st_size for about in _files(folder)}.values())
 
 
-def _sizes(folder: Path) -> Iterator[tuple[int, int]]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                yield from _sizes(Path(entry.path))
-            else:
-                about = entry.stat(follow_symlinks=False)
-                yield about.st_ino, about.st_size
+def _files(path: Path) -> list[os.stat_result]:
+    """Of every file in a folder, or of a file itself."""
+    if not path.is_dir():
+        return [path.lstat()]
+    return [os.lstat(os.path.join(top, name)) for top, _, names in os.walk(path) for name in names]
 
 
 def short(row: dict[str, Any], now: float) -> list[str]:
@@ -246,7 +243,7 @@ def differing(found: Sequence[Listed]) -> list[list[str]]:
     for each, reference in zip(found, references, strict=True):
         flat.append(_flat(each.settings))
         if reference and not all(references):  # one word for all of its settings
-            word = f"{method_of(reference)}, {_at(reference, 'optim.steps')} steps"
+            word = f"{method_of(reference)}, {at(reference, 'optim.steps')} steps"
             flat[-1] = _flat(each.settings | {"reference": word})
     keys = [key for key in dict.fromkeys(k for each in flat for k in each) if key != "label"]
     rows = [[key, *(_said(each.get(key)) for each in flat)] for key in keys]
@@ -257,7 +254,7 @@ def score_rows(found: Sequence[Listed]) -> list[list[str]]:
     """Every benchmark's score in % with a 95 % interval over its images; of two runs, their
     difference too, paired by image where the records hold each image's outcome."""
     scores = [x.scores for x in found]
-    names = [name for name in dict.fromkeys(k for each in scores for k in each)]
+    names = list(dict.fromkeys(name for each in scores for name in each))
     rows, spread = [], []
     for name in names:
         here = [each.get(name) for each in scores]
@@ -298,10 +295,10 @@ def _interval(score: float, stderr: float, sign: str = "") -> str:
 def curves(found: Sequence[Listed], width: int) -> str:
     """The mean score over examples seen (the loss where nothing was evaluated twice), drawn with a
     letter for each run."""
-    lines = [_scored(x) for x in found]
-    what = "mean score, %"
+    what, value = "mean score, %", lambda r: 100 * _mean(r["scores"]) if r.get("scores") else None
+    lines = [_line(x, value) for x in found]
     if not any(len(each) > 1 for each in lines):
-        lines, what = [_losses(x) for x in found], "training loss"
+        lines, what = [_line(x, lambda r: r.get("loss")) for x in found], "training loss"
     points = [p for each in lines for p in each]
     if not points:
         return ""
@@ -320,19 +317,11 @@ def curves(found: Sequence[Listed], width: int) -> str:
     return "\n".join([what, *drawn, foot, f"{right:,.0f} examples".rjust(columns + 9)])
 
 
-def _scored(run: Listed) -> list[tuple[float, float]]:
-    b = _at(run.settings, "optim.batch_size") or 1
-    return [
-        (r.get("step", 0) * b, 100 * (_mean(r["scores"]) or 0))
-        for r in run.records
-        if r.get("scores")
-    ]
-
-
-def _losses(run: Listed) -> list[tuple[float, float]]:
-    b = _at(run.settings, "optim.batch_size") or 1
-    found = [(r.get("step", 0) * b, r["loss"]) for r in run.records if "loss" in r]
-    return [(x, y) for x, y in found if math.isfinite(y)]
+def _line(run: Listed, value: Callable[[dict[str, Any]], Any]) -> list[tuple[float, float]]:
+    """A value of the records that have it, over examples seen."""
+    b = at(run.settings, "optim.batch_size") or 1
+    found = [(r.get("step", 0) * b, value(r)) for r in run.records]
+    return [(x, y) for x, y in found if y is not None and math.isfinite(y)]
 
 
 def _between(points: list[tuple[float, float]], step: float) -> Iterator[tuple[float, float]]:
@@ -357,13 +346,9 @@ class Leftover:
     @property
     def bytes(self) -> int:
         """What is freed; names of a file that stays free nothing."""
-        files = [p for path in self.paths for p in (path.rglob("*") if path.is_dir() else [path])]
-        about = [p.lstat() for p in files if not p.is_dir()]
-        names: dict[int, int] = {}
-        for each in about:
-            names[each.st_ino] = names.get(each.st_ino, 0) + 1
-        gone = {x.st_ino: x.st_size for x in about if names[x.st_ino] >= x.st_nlink}
-        return sum(gone.values())
+        about = [each for path in self.paths for each in _files(path)]
+        names = Counter(each.st_ino for each in about)
+        return sum({x.st_ino: x.st_size for x in about if names[x.st_ino] >= x.st_nlink}.values())
 
 
 def leftovers(runs: Path) -> list[Leftover]:
@@ -459,11 +444,12 @@ def _lines(path: Path, most: int | None = None) -> list[str]:
     return lines[1:] if start else lines
 
 
-def _mean(scores: dict[str, dict[str, Any]]) -> float | None:
+def _mean(scores: dict[str, dict[str, Any]]) -> Any:
     return sum(s["score"] for s in scores.values()) / len(scores) if scores else None
 
 
-def _at(settings: dict[str, Any], key: str) -> Any:
+def at(settings: dict[str, Any], key: str) -> Any:
+    """The value of a dotted key; None where there is none."""
     value: Any = settings
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None

@@ -21,6 +21,7 @@ from jestcli.config import (
     needs_reference,
     read_yaml,
 )
+from jestcli.runs.listing import at
 
 T = TypeVar("T")
 Settings = dict[str, Any]
@@ -135,19 +136,12 @@ def for_reference(overrides: Settings) -> Settings:
     """Those overrides that reach a reference too: not what makes it one, its steps and source."""
     own = {*LEARNERS_OWN, "reference"}
     reaches = {key: value for key, value in overrides.items() if key not in own}
-    if isinstance(reaches.get("model"), dict):
-        reaches["model"] = {k: v for k, v in reaches["model"].items() if k != "lock_image"}
-    return _without_pool(reaches)
-
-
-def _without_pool(overrides: Settings) -> Settings:
-    """A reference reads the curated set alone: the same one, whatever the pool is."""
-    data = overrides.get("data")
-    if not isinstance(data, dict):
-        return overrides
-    pools = ("train", "weights", "uids", "uids_sha256")
-    kept = {key: value for key, value in data.items() if key not in pools}
-    return overrides | {"data": kept}
+    # A reference reads the curated set alone: the same one, whatever the pool is.
+    pools = {"train", "weights", "uids", "uids_sha256"}
+    for part, without in (("model", {"lock_image"}), ("data", pools)):
+        if isinstance(reaches.get(part), dict):
+            reaches[part] = {k: v for k, v in reaches[part].items() if k not in without}
+    return reaches
 
 
 def check_reaches_reference(pairs: list[str]) -> None:
@@ -178,8 +172,8 @@ def check_method(method: str, places: dict[str, Settings]) -> None:
     for place, given in places.items():
         for key, value in telling(given).items():
             if value != meant[key] and (key in own or other is not None):
-                means = _at(method_settings(method), key) or (0 if key == SHARE else meant[key])
-                said = f"--method {method} means {key}={means}, but {place} says {_at(given, key)}"
+                means = at(method_settings(method), key) or (0 if key == SHARE else meant[key])
+                said = f"--method {method} means {key}={means}, but {place} says {at(given, key)}"
                 near = f"say --method {other}, or " if other else ""
                 raise ConfigError(f"{said}: {near}leave {key} out there")
 
@@ -189,10 +183,10 @@ def printed(method: str, run: Run) -> Settings:
     settings = {"method": method, **run.model_dump(mode="json")}
     plain = Run().model_dump(mode="json")
     for key in (*TELLING, "source.curated_share"):
-        meant = _at(method_settings(method), key)
-        if _at(settings, key) == (_at(plain, key) if meant is None else meant):
+        meant = at(method_settings(method), key)
+        if at(settings, key) == (at(plain, key) if meant is None else meant):
             path, _, last = key.rpartition(".")
-            del (_at(settings, path) if path else settings)[last]
+            del (at(settings, path) if path else settings)[last]
     if run.reference is None:
         del settings["reference"]
     elif settings["reference"]["seed"] == run.seed:
@@ -200,17 +194,9 @@ def printed(method: str, run: Run) -> Settings:
     return settings
 
 
-def _at(settings: Settings, key: str) -> Any:
-    """The value of a dotted key; None where there is none."""
-    value: Any = settings
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
-
-
 def telling(settings: Settings) -> Settings:
     """Of these settings those that tell methods apart, by dotted key."""
-    found = {key: _at(settings, key) for key in TELLING}
+    found = {key: at(settings, key) for key in TELLING}
     if found[SHARE] is not None:
         found[SHARE] = bool(found[SHARE])
     return {key: value for key, value in found.items() if value is not None}
