@@ -10,6 +10,7 @@ from __future__ import annotations
 import platform
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,43 +25,51 @@ from jestcli.models.flops import forward_flops
 from jestcli.models.towers import Clip
 from jestcli.paper.inspection import own_learnability
 from jestcli.runs.evaluate import list_runs
-from jestcli.runs.inputs import sources, transform_of
-from jestcli.runs.methods import default_run
-from jestcli.runs.reference import OpenedReference
+from jestcli.runs.inputs import data_of, sources, transform_of
+from jestcli.runs.reference import OpenedReference, open_reference
 from jestcli.runs.trained import MODEL, THREADS, load_folder, new_learner
 from jestcli.runs.workspace import StageError, Workspace, read_run
 from jestcli.selection import PairEmbeddings, select
 from jestcli.training.devices import set_threads
+from jestcli.training.reference import Reference
 from jestcli.training.step import encode_pairs
 from jestcli.utils.tables import Table
 
 
 def bench_scoring(
-    workspace: Workspace, folder: Path | None, batches: int, untrained: bool
+    workspace: Workspace, folder: Path | None, batches: int, fresh: Run | None = None
 ) -> dict[str, Any]:
     """Rows of every way of scoring, and what they were measured on. Raises StageError.
 
     Args:
         folder: a run directory; None is the newest finished run that has a reference and selects.
         batches: super-batches of the pool, at steps after the run's last.
-        untrained: fresh weights for both models (costs are the same, agreement means nothing).
+        fresh: this run untrained instead, and its reference too (costs are the same, agreement
+            means nothing).
     """
     set_threads(THREADS)
-    if untrained:
-        run = default_run("jest", {}, 0)
-        assert run.reference is not None
+    if fresh is not None:
         label = "untrained models: their agreement says nothing about trained ones"
-        other = run.reference.model_copy(update={"seed": run.reference.seed + 1})
-        learner, reference = new_learner(run), new_learner(other)
+        run, data, learner = fresh, workspace.inputs(fresh), new_learner(fresh)
     else:
-        label, run, learner, reference = _trained(workspace, folder)
-    data, nothing = workspace.inputs(run), OpenedReference()
-    # The whole of the run's pool, whatever it takes of it, at full resolution.
+        folder, label, run = _trained(workspace, folder)
+        workspace = replace(workspace, runs=folder.parent)
+        data, learner = data_of(run, workspace, folder), load_folder(run, folder)
+    # The whole of the run's pool, whatever it takes of it, at full resolution; its reference scores
+    # live, so that costs alone need no embedding of the pool.
     pool = run.source.model_copy(update={"kind": "pool"})
-    full = run.selection.model_copy(update={"low_res_scoring": False})
-    whole = run.model_copy(update={"source": pool, "selection": full})
-    (source,) = sources(whole, data, nothing)
-    view = transform_of(whole, data, nothing)
+    full = {"low_res_scoring": False, "reference_resolution": "full", "sampler": "joint"}
+    selection = run.selection.model_copy(update={**full, "criterion": "learnability"})
+    live = run.engine.model_copy(update={"reference_cache": False})
+    whole = run.model_copy(update={"source": pool, "selection": selection, "engine": live})
+    if fresh is not None and run.reference is not None:
+        opened, reference = OpenedReference(), _embeds(_other_seed(run.reference))
+    else:
+        opened = open_reference(whole, workspace, data)
+        assert opened.call is not None
+        reference = opened.call
+    (source,) = sources(whole, data, opened)
+    view = transform_of(whole, data, opened)
     with closing(SuperBatchLoader([source], view, data.loading)) as loader:
         drawn = [loader(run.optim.steps + step) for step in range(batches)]
     what = "pairs from own shards" if run.data.own else "icons and emoji, not photographs"
@@ -72,28 +81,43 @@ def bench_scoring(
         f"torch {torch.__version__}, {threads} thread(s); CPU seconds, measured beside whatever "
         "else the machine did."
     )
-    pairs = [(each, encode_pairs(reference, each.images, each.tokens, None)) for each in drawn]
-    return {"about": about, "run": run.digest(), **measure(run, learner, pairs)}
+    return {
+        "about": about,
+        "run": run.digest(),
+        **measure(run, learner, [(each, reference(each)) for each in drawn]),
+    }
 
 
-def _trained(workspace: Workspace, folder: Path | None) -> tuple[str, Run, Clip, Clip]:
-    """Label, run, learner and reference of a finished run directory (default: the newest)."""
+def _other_seed(run: Run) -> Clip:
+    """A reference as initialised, and not as the learner is."""
+    return new_learner(run.model_copy(update={"seed": run.seed + 1}))
+
+
+def _embeds(model: Clip) -> Reference:
+    return lambda batch: encode_pairs(model, batch.images, batch.tokens, None)
+
+
+def _trained(workspace: Workspace, folder: Path | None) -> tuple[Path, str, Run]:
+    """Folder, label and run of a finished run with its reference (default: the newest)."""
     known = list_runs(workspace)
-    finished = {read_run(each)[1]: each for each in known}
+    finished = {read_run(each)[1] for each in known}
     for each in [folder] if folder is not None else reversed(known):
         label, run = read_run(each)
-        there = run.reference in finished and (each / MODEL).exists()
-        if run.reference is not None and run.selection.scores and there:
-            reference = load_folder(run.reference, finished[run.reference])
-            return label, run, load_folder(run, each), reference
+        scored = run.reference in finished or run.reference_model is not None
+        if scored and run.selection.scores and (each / MODEL).exists():
+            return each, label, run
     raise StageError(
         f"no finished run with its reference in {folder or workspace.runs}: "
         "`jest train --method jest` makes one (or --untrained, for costs alone)"
     )
 
 
-def ways(run: Run) -> dict[str, Resolution]:
-    """Full resolution, twice its patch, half its image, and some of its cells."""
+def ways(run: Run, learner: Clip) -> dict[str, Resolution]:
+    """Full resolution, twice its patch, half its image, and some of its cells; of a tower with
+    batch statistics those that it was trained at (a Flexi-JEST run's is two)."""
+    if run.model.tower == "cnn":
+        low = {f"image {learner.low.side} px": learner.low} if learner.low != learner.full else {}
+        return {"full": learner.full, **low}
     patch, side = run.model.patch_sizes[0], run.data.image_size
     return {
         "full": Resolution(patch, side),
@@ -109,7 +133,7 @@ def measure(
 ) -> dict[str, Any]:
     """Score every batch in every way.
 
-    batches: super-batches and their reference embeddings at the reference's full resolution.
+    batches: super-batches and their reference embeddings.
     Returns a row a way – image_mflop, text_mflop: a pair's forward pass; milliseconds: of the
     processor, a pair; spearman: of the diagonal learnability with full resolution's; overlap: share
     of the chosen sub-batch that full resolution chooses too – and `noise_overlap`, the share that
@@ -120,7 +144,7 @@ def measure(
     rows: list[dict[str, Any]] = []
     full: list[tuple[np.ndarray, torch.Tensor]] = []
     noise: list[float] = []
-    for name, view in ways(run).items():
+    for name, view in ways(run, learner).items():
         learner.set_low(view)
         flops = forward_flops(learner, run.data.image_size, run.data.context_length)
         seconds, correlations, overlaps = 0.0, [], []

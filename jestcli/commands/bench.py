@@ -8,10 +8,43 @@ from typing import Annotated
 
 import typer
 
-from jestcli.commands.options import RUN_NAME, Config, Device, Set
-from jestcli.commands.shared import make_console, make_workspace, read_settings
+from jestcli.commands.options import (
+    RUN_NAME,
+    Cache,
+    CacheGB,
+    Config,
+    DataWorkers,
+    Device,
+    MaxFaults,
+    Method,
+    Profile,
+    Set,
+)
+from jestcli.commands.shared import (
+    make_console,
+    make_workspace,
+    prepare,
+    read_asked,
+    read_settings,
+    run_of_settings,
+)
 
 app = typer.Typer(no_args_is_help=True, help="Measure the hot paths on this machine.")
+Busy = Annotated[
+    bool, typer.Option("--busy", help="Write a record though the machine does other work.")
+]
+
+
+def _refuse_busy(out: Path | None, busy: bool) -> None:
+    """Raise ConfigError where a record is asked of a machine that does other work."""
+    from jestcli.config import ConfigError
+
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if out is not None and load > cores and not busy:
+        raise ConfigError(
+            f"the machine is busy (load {load:.1f} on {cores} cores): stop what else runs, or give "
+            "--busy and trust the processor seconds alone"
+        )
 
 
 @app.command("selection")
@@ -27,9 +60,7 @@ def bench_selection(
         Path | None,
         typer.Option(help="Another checkout of this project; its select takes turns with this."),
     ] = None,
-    busy: Annotated[
-        bool, typer.Option(help="Write a record though the machine does other work.")
-    ] = False,
+    busy: Busy = False,
 ) -> None:
     """Time and memory of joint selection against the paper's listing and the GEMM bound."""
     import torch
@@ -43,11 +74,7 @@ def bench_selection(
         raise ConfigError("--device cuda: torch finds no GPU on this machine")
     if not 1 <= size <= batch or dim < 1 or chunks < 1:
         raise ConfigError("--size must be 1 to --batch; --dim and --chunks at least 1")
-    if out is not None and os.getloadavg()[0] > (os.cpu_count() or 1) and not busy:
-        raise ConfigError(
-            f"the machine is busy (load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores): stop "
-            "what else runs, or give --busy and trust the CPU seconds alone"
-        )
+    _refuse_busy(out, busy)
     try:
         selection.bench_selection(batch, size, dim, chunks, device, out, listing, against)
     except ValueError as problem:
@@ -61,6 +88,7 @@ def bench_train(
     rounds: Annotated[int, typer.Option(help="Measured steps of each.")] = 15,
     device: Device = "auto",
     out: Annotated[Path | None, typer.Option(help="Write JSON (and a table) here.")] = None,
+    busy: Busy = False,
 ) -> None:
     """Step times of uniform, JEST and Flexi-JEST against their FLOPs, and open_clip's own loop."""
     from jestcli.bench import training
@@ -69,6 +97,7 @@ def bench_train(
 
     if rounds < 1:
         raise ConfigError("--rounds must be at least 1")
+    _refuse_busy(out, busy)
     chosen = pick_device(device)
     if chosen.type == "cpu":
         set_threads(1)  # as in training
@@ -88,6 +117,7 @@ def bench_data(
     super_batch: Annotated[int | None, typer.Option(help="B: pairs a step asks for.")] = None,
     step_seconds: Annotated[float | None, typer.Option(help="Seconds of a training step.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write JSON here, and .md beside it.")] = None,
+    busy: Busy = False,
 ) -> None:
     """Pairs per second of the loader, in full and reduced, against what training asks for."""
     from jestcli.config import ConfigError
@@ -98,6 +128,7 @@ def bench_data(
         raise ConfigError(f"--workers {workers}: expected numbers, such as 0,1,2") from None
     if scoring_size > size or min(counts) < 0:
         raise ConfigError("--scoring-size must not be above --size, --workers not below 0")
+    _refuse_busy(out, busy)
     from jestcli.bench import data
 
     sources, demand = tuple(shards or ()), (super_batch, step_seconds)
@@ -110,11 +141,20 @@ def bench_scoring(
         str | None,
         typer.Argument(metavar="[RUN]", help=f"{RUN_NAME.capitalize()}; default: the newest."),
     ] = None,
+    method: Method = None,
+    profile: Profile = "cpu",
+    config: Config = None,
+    set_: Set = [],  # noqa: B006
     batches: Annotated[int, typer.Option(min=1, help="Super-batches to score.")] = 4,
     untrained: Annotated[
         bool, typer.Option("--untrained", help="Fresh models: costs alone, agreement is void.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Write OUT.md and OUT.json.")] = None,
+    busy: Busy = False,
+    data_workers: DataWorkers = None,
+    max_faults: MaxFaults = 0.05,
+    cache: Cache = None,
+    cache_gb: CacheGB = 50.0,
 ) -> None:
     """Cost of cheaper scoring, and how far it agrees with full resolution.
 
@@ -123,11 +163,24 @@ def bench_scoring(
     from rich.markdown import Markdown
 
     from jestcli.bench import save, scoring
+    from jestcli.config import ConfigError
     from jestcli.runs.listing import find
 
-    workspace, console = make_workspace(), make_console()
-    folder = find(run, workspace.runs) if run else None
-    result = scoring.bench_scoring(workspace, folder, batches, untrained)
+    if run and (untrained or config or set_ or method):
+        raise ConfigError("name a finished RUN, or the settings of one (and --untrained): not both")
+    _refuse_busy(out, busy)
+    console, workspace = make_console(), make_workspace(data_workers, max_faults, cache, cache_gb)
+    folder = fresh = None
+    if untrained:
+        asked = read_asked(config, set_, method)
+        fresh = asked.run(profile)
+        if not fresh.selection.scores or not (fresh.reference or fresh.reference_model):
+            raise ConfigError(f"--method {asked.method} scores nothing with a reference")
+        prepare(fresh, None, workspace)
+    else:
+        own_run = run_of_settings(config, set_, method, profile, workspace)
+        folder = find(run, workspace.runs) if run else own_run
+    result = scoring.bench_scoring(workspace, folder, batches, fresh)
     page = scoring.as_markdown(result)
     console.print(Markdown(page))
     for path in save(result, page, out):

@@ -121,10 +121,20 @@ def announce(*runs: Run) -> None:
 def run_of_settings(
     config: Path | None, pairs: list[str], method: str | None, profile: str, workspace: Workspace
 ) -> Path | None:
-    """The directory of the run that `jest train` makes of these; None where none is given."""
+    """The directory of the run that `jest train` makes of these; None where none is given. Raises
+    StageError where it is not there."""
+    from jestcli.runs.workspace import StageError
+
     if config is None and method is None and not pairs:
         return None
-    return workspace.folder(read_asked(config, pairs, method).run(profile))
+    asked = read_asked(config, pairs, method)
+    folder = workspace.folder(asked.run(profile))
+    if not folder.exists():
+        raise StageError(
+            f"no run of these settings in {workspace.runs}: `jest train --method {asked.method}` "
+            "with the same ones makes it"
+        )
+    return folder
 
 
 def make_console() -> Console:

@@ -45,4 +45,4 @@ def test_the_diagonal_is_the_loss_of_each_pair_alone() -> None:
 
 def test_without_a_run_it_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="jest train --method jest"):
-        bench_scoring(Workspace(tmp_path, tmp_path), None, 1, untrained=False)
+        bench_scoring(Workspace(tmp_path, tmp_path), None, 1)

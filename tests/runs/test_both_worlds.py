@@ -98,5 +98,5 @@ def test_figure_2_diversity_and_scoring_are_measured_on_shards(
     assert all(np.isfinite(found["chunks"]["4"])) and (tmp_path / "figure2" / "matrix.npy").exists()
     (measured,) = diversity.measure_all([Job("jest", 0, run)], place, tmp_path / "diversity")
     assert 0 < measured["chosen"]["distinct_captions"] <= 1 and measured["accuracy"]
-    result = bench_scoring(place, folder, 1, untrained=False)
+    result = bench_scoring(place, folder, 1)
     assert "pairs from own shards" in result["about"] and len(result["rows"]) == 5
