@@ -53,9 +53,9 @@ class BadSampleLog:
         self.known: dict[tuple[str, int, int], BadSampleRecord] = {}
         self.met: Counter[tuple[str, str]] = Counter()
         self.lost: set[str] = set()  # shards that could not be had
-        self.path = (
-            folder / (f"faults-rank{rank}.jsonl" if rank else "faults.jsonl") if folder else None
-        )
+        name = f"faults-rank{rank}.jsonl" if rank else "faults.jsonl"
+        self.path = folder / name if folder else None
+        # All ranks': a resumed run may have another number of them, and other slices.
         for path in sorted(folder.glob("faults*.jsonl")) if folder else []:
             for fault in _read(path):
                 self.known[fault[:3]] = fault
@@ -65,12 +65,8 @@ class BadSampleLog:
         new = []
         for fault in faults:
             if not self.met[fault.shard, fault.reason]:
-                logger.warning(
-                    "skipped %s of %s: %s (more of the same are counted only)",
-                    fault.key,
-                    fault.shard,
-                    fault.reason,
-                )
+                what = "skipped %s of %s: %s (more of the same are counted only)"
+                logger.warning(what, fault.key, fault.shard, fault.reason)
             self.met[fault.shard, fault.reason] += 1
             if fault.whole:
                 self.lost.add(fault.shard)
@@ -88,13 +84,8 @@ class BadSampleLog:
         where such a shard was to be read, many samples in a row are missing, and the rest is well.
         """
         few = len(self.lost) <= self.limit * shards
-        counted = Counter(
-            {
-                (shard, reason): n
-                for (shard, reason), n in self.met.items()
-                if not (few and shard in self.lost)
-            }
-        )
+        left = {k: n for k, n in self.met.items() if not (few and k[0] in self.lost)}
+        counted = Counter(left)
         faults = counted.total()
         if read >= LEAST_READ and faults > self.limit * read:
             (shard, reason), _ = counted.most_common(1)[0]

@@ -41,6 +41,7 @@ class CaptionNoise(Dataset):
         self.in_memory = dataset.in_memory
         self.groups, self.most_captions = dataset.groups, dataset.most_captions
         self.n_files = dataset.n_files
+        # Not by position: whoever takes pairs out (a filter, a smaller pool) moves the rest.
         hashes = dataset.hashes if rows is None else dataset.hashes[rows]
         chosen = np.flatnonzero(below(salted(hashes, "wrong caption"), share))
         # Another hash than the one that chose them: neighbours would be alike in it.

@@ -57,6 +57,7 @@ class ConcatDataset(Dataset):
             mine = self.datasets[i].read(own, transform, picked(pick, places))
             mine.bad = {int(places[at]): why for at, why in mine.bad.items()}
             mine.place = places[mine.place]
+            # A super-batch and the tables of embeddings know pairs by their rows in the whole.
             mine.row, mine.caption_row = (x + self.starts[i] for x in (mine.row, mine.caption_row))
             read.append(mine)
         return merged(read)
@@ -64,9 +65,8 @@ class ConcatDataset(Dataset):
     def _lists(self, method: str, rows: np.ndarray, *more: Any) -> list[Any]:
         out: list[Any] = [None] * len(rows)
         for i, places, own in self._parts(rows):
-            for place, value in zip(
-                places.tolist(), getattr(self.datasets[i], method)(*more, own), strict=True
-            ):
+            values = getattr(self.datasets[i], method)(*more, own)
+            for place, value in zip(places.tolist(), values, strict=True):
                 out[place] = value
         return out
 
@@ -102,6 +102,7 @@ class ConcatDataset(Dataset):
         return self.datasets[i].name(int(own[0]))
 
     def table_files(self, reference: TableKeys, root: Path) -> list[TableFile]:
+        # In the rows' order: a table of several files looks a row up by where each begins.
         return [file for each in self.datasets for file in each.table_files(reference, root)]
 
     def on_device(self, device: torch.device) -> ConcatDataset:

@@ -166,11 +166,12 @@ class Dataset(ABC):
     ) -> Order:
         """An endless reading of `rows` (None: of all), as suits where they lie; without `weighted`
         each pair comes once an epoch, whatever the weights of several sources."""
+        # In memory any order costs the same; where reading has to stay local, sets have their own.
         return GlobalShuffle(seed, name, np.arange(len(self)) if rows is None else rows, number)
 
     def prefetch(self, shards: Sequence[int]) -> dict[str, Callable[[], Any]]:
         """By file, what to call in other threads so that these shards are here when read."""
-        return {}
+        return {}  # most sets have nothing to fetch
 
     def on_device(self, device: torch.device) -> Dataset:
         """The same, read from the device's memory where it is `in_memory`."""

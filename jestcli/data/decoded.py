@@ -18,7 +18,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +35,7 @@ from jestcli.data.order import Pick
 from jestcli.data.sources import expand_urls
 from jestcli.utils.errors import DataError, explain_os_error
 from jestcli.utils.hashing import first_by_hash, hashes_of
-from jestcli.utils.io import save_array
+from jestcli.utils.io import remembered
 from jestcli.utils.parallel import Progress, silent
 from jestcli.utils.reading import UNREADABLE, parse_json, reading
 
@@ -85,15 +84,7 @@ class DecodedDataset(Dataset):
         """uint64 [N]: a hash of each key. Kept beside the set, so that a run need not read and
         hash all keys before it starts."""
         path = self.folder / "hashes.npy"
-        with suppress(OSError, ValueError):
-            kept = np.load(path, allow_pickle=False)
-            if kept.shape == (len(self),) and kept.dtype == np.uint64:
-                return kept
-        found = hashes_of(self.keys)
-        if self.folder.is_dir():
-            with suppress(OSError):  # a folder that cannot be written to costs time alone
-                save_array(path, found)
-        return found
+        return remembered(path, len(self), np.uint64, lambda: hashes_of(self.keys))
 
     @cached_property
     def captions(self) -> list[str]:
@@ -106,10 +97,6 @@ class DecodedDataset(Dataset):
             if len(found) != n or not isinstance(found, list):
                 raise ValueError(f"not {n:,} texts")
         return found
-
-    def all_captions(self, row: int) -> list[str]:
-        """All captions of image `row`."""
-        return self.captions[int(self.caption_start[row]) : int(self.caption_start[row + 1])]
 
     def read(
         self, rows: np.ndarray, transform: Transform | None = None, pick: Pick | None = None
@@ -166,9 +153,8 @@ class DecodedDataset(Dataset):
         """Block by block: the host holds a memory map, not the images."""
         images = torch.empty(self.images.shape, dtype=torch.uint8, device=device)
         for start in range(0, len(self), block):
-            images[start : start + block] = torch.from_numpy(self.images[start : start + block]).to(
-                device
-            )
+            some = torch.from_numpy(self.images[start : start + block])
+            images[start : start + block] = some.to(device)
         tokens = torch.from_numpy(np.array(self.tokens)).to(device)
         out = replace(self, resident=(images.permute(0, 3, 1, 2), tokens))
         out.__dict__.update(self.__dict__ | {"resident": out.resident})  # what was read stays read

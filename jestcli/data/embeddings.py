@@ -239,7 +239,7 @@ class ShardTable:
     def check(self) -> None:
         if self.checked:
             return
-        self.checked.append(True)
+        self.checked.append(True)  # once a process: it reads the whole file
         path = self._path()
         about = read_json(path.with_suffix(".json"))
         _compare(path, about.get("crc32"), "it, then run `jest cache-reference` again")

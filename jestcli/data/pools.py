@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from jestcli.config import VERIFIED, VERIFIED_SIZE
 from jestcli.data.dataset import Dataset
 from jestcli.utils.errors import DataError
 from jestcli.utils.hashing import below, first_by_hash, salted
-from jestcli.utils.io import save_array
+from jestcli.utils.io import remembered
 from jestcli.utils.spelling import words_of
 
 THINNEST = 0.1  # the smallest share of relevant pairs: it sets the size of all such pools
@@ -54,22 +53,17 @@ def relevant(dataset: Dataset, classes: Iterable[str], folder: Path | None = Non
     in `folder`.
     """
     names = sorted({words for words in map(words_of, classes) if words})
-    path = None
-    if folder is not None:
-        text = f"{dataset.identity} {names}"
-        digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-        path = folder / f"relevant-{digest}.npy"
-        with suppress(OSError, ValueError):
-            kept = np.load(path, allow_pickle=False)
-            if kept.shape == (len(dataset),) and kept.dtype == bool:
-                return kept
-    known, longest = set(names), max((len(name) for name in names), default=0)
-    texts = dataset.captions_of(np.arange(len(dataset)))
-    found = np.fromiter((_holds(text, known, longest) for text in texts), bool, len(dataset))
-    if path is not None and path.parent.is_dir():
-        with suppress(OSError):  # a folder that cannot be written to costs time alone
-            save_array(path, found)
-    return found
+    n, known, longest = len(dataset), set(names), max((len(name) for name in names), default=0)
+
+    def look() -> np.ndarray:
+        texts = dataset.captions_of(np.arange(n))
+        return np.fromiter((_holds(text, known, longest) for text in texts), bool, n)
+
+    if folder is None:
+        return look()
+    text = f"{dataset.identity} {names}"
+    digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return remembered(folder / f"relevant-{digest}.npy", n, bool, look)
 
 
 def _holds(text: str, known: set[tuple[str, ...]], longest: int) -> bool:
@@ -92,5 +86,6 @@ def thinned(hashes: np.ndarray, shows: np.ndarray, share: float) -> np.ndarray:
         hashes: uint64 [n]; shows: bool [n], the relevant ones; share: in [THINNEST, 1].
     """
     size = int((~shows | below(salted(hashes, "relevant"), THINNEST)).sum())
+    # By the same numbers: a thinner pool's relevant pairs are among those of a thicker one.
     left = np.flatnonzero(~shows | below(salted(hashes, "relevant"), share))
     return left[first_by_hash(hashes[left], size, "equal size")]

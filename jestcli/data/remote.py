@@ -139,12 +139,14 @@ def in_time(
     comes for `timeout` seconds."""
     # In a thread, for a library's timeout holds for each of its waits (header, chunk, trailer), not
     # for their sum, and some stores' waits have none.
-    waiting: queue.Queue[T | Exception | None] = queue.Queue(2)
+    waiting: queue.Queue[T | Exception | None] = queue.Queue(2)  # a slow disk is not run ahead of
     given_up = threading.Event()
 
     def put(item: T | Exception | None) -> None:
         while not given_up.is_set():
-            with suppress(queue.Full):
+            with suppress(
+                queue.Full
+            ):  # looked at again, or a reader that left would hold the thread
                 waiting.put(item, timeout=1)
                 return
 
@@ -317,7 +319,7 @@ def _run(command: str, file: IO[bytes], limits: Limits) -> None:
     except subprocess.TimeoutExpired:
         raise ShardError("the command stalls") from None
     finally:
-        if process.poll() is None:
+        if process.poll() is None:  # it stalls or sends too much, or we are stopped
             os.killpg(process.pid, 9)
             process.wait()
         process.stdout.close()

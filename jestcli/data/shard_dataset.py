@@ -199,13 +199,14 @@ class ShardDataset(Dataset):
     def order(
         self, seed: int, name: str, rows: Rows = None, number: int = 0, weighted: bool = True
     ) -> WindowShuffle:
-        first = tuple(source[0] for source in self.sources)
+        first = tuple(source[0] for source in self.sources)  # what a source is called in an error
         counts, weights = self.counts, self.weights
         if not weighted:
             counts, weights = (tuple(np.diff(self.starts).tolist()),), ()
         return WindowShuffle(seed, name, counts, weights, self.window, rows, first)
 
     def prefetch(self, shards: Sequence[int]) -> dict[str, Callable[[], Any]]:
+        # By address: what several sources or steps want is fetched once.
         urls = {self.shards[i] for i in shards if is_remote(self.shards[i])}
         return {url: partial(local, url, self.loading) for url in urls}
 
@@ -215,6 +216,7 @@ class ShardDataset(Dataset):
             ShardTable(url, n, reference.key, self.loading)
             for url, n in zip(self.shards, counts, strict=True)
         ]
+        # Several servers' answers at a time: one by one, a thousand shards would delay the start.
         ask_servers([file.url for file in files if file.to_ask], self.loading)
         return list(files)
 
@@ -262,7 +264,7 @@ def _recorded_counts(
         known = read_json(record) if record.exists() else {}
         with reading(record, ": delete it, and the shards are counted again"):
             own = {shard: int(count) for shard, count in known.get(name, {}).items()}
-        if set(own) != set(shards):
+        if set(own) != set(shards):  # the settings name other shards now
             own = dict(zip(shards, _count(name, shards, loading, progress), strict=True))
             save_text(record, json.dumps(known | {name: own}, indent=1))
     return [own[shard] for shard in shards]

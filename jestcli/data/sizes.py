@@ -65,7 +65,7 @@ def _fetched(url: str, loading: Loading) -> dict[str, object]:
     kept = loading.cache / "sizes" / f"{hashlib.sha256(url.encode()).hexdigest()[:24]}.json"
     if kept.exists():
         return _object(kept.read_bytes())
-    content = download_small(url, loading, LARGEST)
+    content = download_small(url, loading, LARGEST)  # one that is not there is asked for again
     if content is None or not _object(content):
         return {}
     try:

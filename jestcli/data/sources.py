@@ -94,7 +94,7 @@ def not_taken(entry: str) -> str:
     """What lies in a folder beside the shards that are read and looks like more of them, in words
     that can follow others; "" for nothing, and for what is no folder."""
     path, lies, deeper = _path(entry), [], 0
-    if in_store(entry):
+    if in_store(entry):  # of a pattern of braces there is no folder to look into
         if not _one_file(entry) and "{" not in entry and "::" not in entry:
             lies = lies_in(entry)
         deeper = sum(folder for _, folder in lies)  # to look into each would take an answer each

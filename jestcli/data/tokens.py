@@ -60,10 +60,9 @@ class SmallTokenizer:
             return list(self.inner.encode(text))
         ids: list[int] = []
         for word in lower.split():
-            found = self.known.get(word)
-            if found is None:
-                found = self.known[word] = tuple(self.inner.encode(word))
-            ids += found
+            if word not in self.known:  # captions share most of their words
+                self.known[word] = tuple(self.inner.encode(word))
+            ids += self.known[word]
         return ids
 
     def __call__(

@@ -6,7 +6,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -64,3 +64,16 @@ def save_array(path: Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.save(file, array, allow_pickle=False)
+
+
+def remembered(path: Path, n: int, kind: type, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array [n] of dtype `kind` that `make` gives, kept in `path` for whoever asks next."""
+    with suppress(OSError, ValueError):
+        kept: np.ndarray = np.load(path, allow_pickle=False)
+        if kept.shape == (n,) and kept.dtype == kind:
+            return kept
+    found = make()
+    if path.parent.is_dir():
+        with suppress(OSError):  # a folder that cannot be written to costs time alone
+            save_array(path, found)
+    return found

@@ -208,7 +208,7 @@ def test_store_equals_direct_decoding(tmp_path: Path, workers: int) -> None:
         np.testing.assert_array_equal(
             store.tokens[first:last], tokenizer(list(pair.captions)).numpy()
         )
-        assert store.all_captions(row) == list(pair.captions)
+        assert store.captions[first:last] == list(pair.captions)
         assert store.level_names["source"][store.codes["source"][row]] == pair.meta["source"]
         assert store.codes["category"][row] == -1
     assert store.meta["skipped"] == {"broken image": 3}
