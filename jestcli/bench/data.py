@@ -54,10 +54,8 @@ def draw_shards(folder: Path) -> str:
 def rate(
     shards: tuple[str, ...], view: Transform, batch: int, workers: int, seconds: float, cache: Path
 ) -> tuple[float, float | None]:
-    """Pairs a second that a loader of so many workers gives, its start apart.
-
-    Without workers also pairs a processor second: what one core gives, whatever runs beside it.
-    """
+    """Pairs a second that a loader of so many workers gives, its start apart. Without workers also
+    pairs a processor second: what one core gives, whatever runs beside it."""
     loading = Loading(workers=workers, cache=cache, max_faults=1.0)
     dataset = open_shards("pool", shards, loading)
     source = Source(dataset, dataset.order(0, "pool"), batch)

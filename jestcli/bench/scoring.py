@@ -131,15 +131,12 @@ def ways(run: Run, learner: Clip) -> dict[str, Resolution]:
 def measure(
     run: Run, learner: Clip, batches: list[tuple[SuperBatch, PairEmbeddings]]
 ) -> dict[str, Any]:
-    """Score every batch in every way.
-
-    batches: super-batches and their reference embeddings.
+    """Score every batch in every way. batches: super-batches and their reference embeddings.
     Returns a row a way – image_mflop, text_mflop: a pair's forward pass; milliseconds: of the
     processor, a pair; spearman: of the diagonal learnability with full resolution's; overlap: share
     of the chosen sub-batch that full resolution chooses too – and `noise_overlap`, the share that
     two choices at full resolution with different noise have in common: what an overlap of 1 has to
-    be compared with.
-    """
+    be compared with."""
     learner.eval()
     rows: list[dict[str, Any]] = []
     full: list[tuple[np.ndarray, torch.Tensor]] = []

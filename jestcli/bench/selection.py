@@ -132,11 +132,9 @@ def _losses(pairs: PairEmbeddings) -> np.ndarray:
 
 def _listing(scores: np.ndarray, size: int, chunks: int) -> np.ndarray:
     """The selection of the paper's Algorithm 1 from its B x B score matrix, in NumPy as printed.
-
-    One-hot rows of an identity matrix for membership, masked sums over the whole matrix for
-    every chunk; the draws are Gumbel-top-m with the noise of `select`, and the last chunk takes
-    the remainder.
-    """
+    One-hot rows of an identity matrix for membership, masked sums over the whole matrix for every
+    chunk; the draws are Gumbel-top-m with the noise of `select`, and the last chunk takes the
+    remainder."""
     noise, index = gumbel(0, 0), torch.arange(len(scores))
 
     def choose(logits: np.ndarray, count: int, draw: int) -> np.ndarray:
@@ -188,9 +186,7 @@ def take_turns(
     calls: dict[str, Callable[[], Any]], device: torch.device, budget: float = 15.0
 ) -> dict[str, np.ndarray]:
     """Wall and CPU seconds, [rounds, 2], of calls that take turns: there and back, then again.
-
-    After one round to warm up; rounds fill `budget` seconds, between 2 and 40 of them.
-    """
+    After one round to warm up; rounds fill `budget` seconds, between 2 and 40 of them."""
     first = sum(timed(call, device)[1] for call in calls.values())
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for number in range(2 * min(20, max(1, round(budget / first / 2)))):

@@ -59,22 +59,19 @@ def measure(
     names: tuple[str, ...] = CONTENDERS,
     resident: bool = False,
 ) -> dict[str, Any]:
-    """Each contender's row (see `_row`), and what it was measured on.
-
-    names: "uniform", the others are relative to it, comes first. resident: the candidates lie on
-    the device, as in a run whose data fit there. mfu is of the device's peak (`peak_flops`); joules
-    are those of every GPU of the machine, over ten steps of one contender alone.
-    """
+    """Each contender's row (see `_row`), and what it was measured on. names: "uniform", the others
+    are relative to it, comes first. resident: the candidates lie on the device, as in a run whose
+    data fit there. mfu is of the device's peak (`peak_flops`); joules are those of every GPU of the
+    machine, over ten steps of one contender alone."""
     contenders: dict[str, Step] = {}
     counted: dict[str, float] = {}
+    case, peak = _case(settings, "uniform"), peak_flops(device)
     for name in names:
         if name == "open_clip":
-            contenders[name] = _open_clips(_case(settings, "uniform"), device)
-            counted[name] = counted["uniform"]
+            contenders[name], counted[name] = _open_clips(case, device), counted["uniform"]
         else:
             contenders[name], counted[name] = _ours(_case(settings, name), device, resident)
     seconds = _take_turns(contenders, rounds, device)
-    case, peak = _case(settings, "uniform"), peak_flops(device)
     rows = []
     for name, step in contenders.items():
         row = _row(name, seconds, counted, case.optim.batch_size)
@@ -102,8 +99,7 @@ def _joules(step: Step, count: int = 10) -> float | None:
     for number in range(count):
         step(number)
     torch.cuda.synchronize()
-    read = meter.read() or {}
-    gpus = [joules for name, joules in read.items() if name.startswith("gpu:")]
+    gpus = [joules for name, joules in (meter.read() or {}).items() if name.startswith("gpu:")]
     return sum(gpus) / count if gpus else None
 
 
@@ -152,27 +148,23 @@ def _ours(case: Run, device: torch.device, resident: bool = False) -> tuple[Step
 
 
 def _open_clips(case: Run, device: torch.device) -> Step:
-    """open_clip's training step on its own model class, with the same towers and batch.
-
-    As open_clip_train does it: forward of the CLIP module, SigLipLoss, backward, clipped gradient,
+    """open_clip's training step on its own model class, with the same towers and batch. As
+    open_clip_train does it: forward of the CLIP module, SigLipLoss, backward, clipped gradient,
     AdamW without weight decay on vectors, the temperature clamped; autocast (its amp_bf16) and
-    compiled (its --torchcompile) where the run says so. Its images come ready, as its
-    loader's workers deliver them; the suite's step normalises and augments them itself.
-    """
-    patches = case.model.patch_sizes[:1]
-    clip: Clip = build_model(case.model, case.data, patches, 0)
+    compiled (its --torchcompile) where the run says so. Its images come ready, as its loader's
+    workers deliver them; the suite's step normalises and augments them itself."""
+    clip: Clip = build_model(case.model, case.data, case.model.patch_sizes[:1], 0)
     model = clip.clip
     model.visual = model.visual.visual  # the plain tower under the flexible one
     model.to(device)
     drawn = _candidates(case, 0)
     images, tokens = normalise(drawn.images).to(device), drawn.tokens.to(device)
-    named = list(model.named_parameters())
-    plain = {n for n, p in named if p.ndim < 2 or "bn" in n or "ln" in n or "bias" in n}
-    decays = ((0.0, True), (case.optim.weight_decay, False))
-    groups = [
-        {"params": [p for n, p in named if (n in plain) == alone], "weight_decay": decay}
-        for decay, alone in decays
+    groups: list[dict[str, Any]] = [
+        {"params": [], "weight_decay": decay} for decay in (case.optim.weight_decay, 0.0)
     ]
+    for n, p in model.named_parameters():
+        plain = p.ndim < 2 or "bn" in n or "ln" in n or "bias" in n
+        groups[plain]["params"].append(p)
     optimiser = torch.optim.AdamW(groups, lr=case.optim.lr, betas=(0.9, case.optim.beta2))
     loss_of = SigLipLoss()
     forward = torch.compile(model) if case.engine.compile else model

@@ -204,7 +204,6 @@ def run_and_draw(
     shared.announce(*(job.run for job in work))
     from jestcli.paper import plot as plots
     from jestcli.paper.experiment import find_experiment, read_experiment
-    from jestcli.paper.live import follower
     from jestcli.paper.scheduler import plan, run_stages
     from jestcli.paper.slurm import launcher, parse_options
     from jestcli.runs.data import check_sizes
@@ -216,7 +215,7 @@ def run_and_draw(
         check_sizes(run, workspace.data_root(run))
     experiment = read_experiment(find_experiment(word))
     picture = out / experiment.name / "so-far.png"
-    ended = follower(experiment.title, work, workspace, picture, console)
+    ended = plots.follower(experiment.title, work, workspace, picture, console)
     run_stages(plan(work, workspace), workspace, workers, console, wandb, launch, ended)
     for path in plots.plot(experiment, work, workspace, out, console, collect=True):
         console.print(f"wrote {path}")

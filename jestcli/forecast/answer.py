@@ -175,7 +175,6 @@ def sentences(found: Answer, keep: float | None = None) -> list[str]:
 
 
 def _minds(found: Answer, keep: float | None) -> list[str]:
-    """What would change the answer."""
     now, later, lines = found.now, found.later, []
     if later.best != now.best:
         lines.append(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import math
@@ -50,9 +49,6 @@ class Asked:
     examples: float = 1e8
     tflops: float = 100.0
     workers: int | None = None
-
-
-# --- words ----------------------------------------------------------------------------------------
 
 
 def share_sentence(share: Share) -> str:
@@ -151,9 +147,6 @@ def command(asked: Asked, found: Answer) -> str:
     return f"{before}jest train --method {method} {config}"
 
 
-# --- the recipe at scale --------------------------------------------------------------------------
-
-
 def recipe(asked: Asked, races: Races, name: str, steps: int) -> dict[str, Any]:
     """Settings of a run by this recipe with an open_clip tower, over the user's own data."""
     config = catalogue.read(asked.tower)
@@ -179,9 +172,6 @@ def recipe(asked: Asked, races: Races, name: str, steps: int) -> dict[str, Any]:
     return settings | {
         "reference": {"model": model, "optim": optim | {"steps": max(200, steps // 4)}}
     }
-
-
-# --- files ----------------------------------------------------------------------------------------
 
 
 def _row(row: Standing, found: Answer, races: Races) -> tuple[str, ...]:
@@ -239,7 +229,7 @@ def write(
             "The races": as_svg(lambda t: draw_races(records, races, t)),
             "Where you are on the map": as_svg(lambda t: draw_map(seen.share, examples, t)),
         },
-        sheet=f"data:image/png;base64,{base64.b64encode(sheet.read_bytes()).decode()}",
+        sheet=look.data_url(sheet.read_bytes(), "image/png"),
     )
     paths = [out / "forecast.json", out / "recipe.yaml", out / "forecast.html"]
     save_text(paths[0], json.dumps({**plain, "records": records}, indent=1) + "\n")
@@ -247,9 +237,6 @@ def write(
     save_text(paths[1], text + yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False))
     save_bytes(paths[2], html.encode())
     return paths
-
-
-# --- pictures -------------------------------------------------------------------------------------
 
 
 def draw_scores(seen: Seen, theme: Theme) -> Figure:
@@ -340,6 +327,5 @@ def as_svg(draw: Callable[[Theme], Figure]) -> dict[str, str]:
         content = io.BytesIO()
         with look.themed(theme):
             draw(theme).savefig(content, format="svg", metadata={"Date": None, "Creator": None})
-        coded = base64.b64encode(content.getvalue()).decode()
-        out[theme.name] = f"data:image/svg+xml;base64,{coded}"
+        out[theme.name] = look.data_url(content.getvalue(), "image/svg+xml")
     return out

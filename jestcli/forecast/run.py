@@ -63,7 +63,6 @@ def source_run(overrides: dict[str, Any]) -> Run:
 
 
 def _some(entries: tuple[str, ...]) -> list[str]:
-    """At most SHARDS shards of these, at random."""
     shards = [shard for entry in entries for shard in list_shards(entry)]
     dice = generator(0, "shards to look at")
     return [shards[i] for i in sorted(dice.permutation(len(shards))[:SHARDS].tolist())]
@@ -106,7 +105,7 @@ def forecast(asked: Asked, workspace: Workspace, console: Console) -> list[Path]
     }
     settings["data"]["benchmarks"] = asked.benchmarks or _benchmarks(source, made, out, workspace)
 
-    races = _lengths(Races(settings, racing.FEWEST, given=given), asked, end, console)
+    races = _lengths(Races(settings, racing.FEWEST, given=given), asked, end)
     first = races.jobs(("curated",))  # its longest is the reference
     first += [job for job in races.jobs(("uniform",)) if job.run.optim.steps <= races.lengths[1]]
     racing.train_all(first, place, asked.workers, console)
@@ -226,7 +225,7 @@ def _benchmarks(
     return str(folder.parent)
 
 
-def _lengths(races: Races, asked: Asked, end: float, console: Console) -> Races:
+def _lengths(races: Races, asked: Asked, end: float) -> Races:
     """With the length of the shorter race: the user's, the one chosen before, or by the time."""
     path, named = asked.out / "lengths.json", asked.overrides.get("optim", {}).get("steps")
     if path.exists() or named:

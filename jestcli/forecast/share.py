@@ -89,14 +89,12 @@ class Interval:
 
 @dataclass(frozen=True)
 class Share:
-    """What a reference sees of a pool.
-
-    looks_wrong: share of the pool that it cannot tell from wrong captions; curated: the same of
-    curated pairs, which are right; beyond: of the pool beyond what right pairs as hard as the
-    curated ones would show. auc: pool pairs as they are against wrong captions; auc_right: the same
-    of those that are not wrong; auc_curated: of curated pairs. kind: ESTIMATE where the pool's
-    right pairs are told as well as curated ones, BOUND where they are not, or UNCLEAR.
-    """
+    """What a reference sees of a pool. looks_wrong: share of the pool that it cannot tell from
+    wrong captions; curated: the same of curated pairs, which are right; beyond: of the pool beyond
+    what right pairs as hard as the curated ones would show. auc: pool pairs as they are against
+    wrong captions; auc_right: the same of those that are not wrong; auc_curated: of curated pairs.
+    kind: ESTIMATE where the pool's right pairs are told as well as curated ones, BOUND where they
+    are not, or UNCLEAR."""
 
     looks_wrong: Interval
     beyond: Interval

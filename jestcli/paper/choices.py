@@ -39,12 +39,10 @@ class Chosen(Protocol):
 def describe(
     pairs: Dataset, replays: Sequence[Chosen], in_training: list[tuple[int, np.ndarray]]
 ) -> dict[str, Any]:
-    """What is reported about a run's choices, as plain data.
-
-    rates: group -> name -> [offered, chosen, chosen / offered relative to the mean], by what the
-    pairs are grouped in and by words in the caption. over_time: group -> name -> share of the
-    logged sub-batches in ten spans of training. diversity: of the chosen and of random sub-batches.
-    """
+    """What is reported about a run's choices, as plain data. rates: group -> name -> [offered,
+    chosen, chosen / offered relative to the mean], by what the pairs are grouped in and by words in
+    the caption. over_time: group -> name -> share of the logged sub-batches in ten spans of
+    training. diversity: of the chosen and of random sub-batches."""
     offered, both = np.concatenate([r.rows for r in replays]), sides(replays)
     chosen = both["chosen"]
     groups: dict[str, Labels] = {name: partial(pairs.labels, name) for name in pairs.groups}
@@ -126,9 +124,6 @@ def effective(counts: Counter[str]) -> float:
     return float(np.exp(-(p * np.log(p)).sum()))
 
 
-# --- figure --------------------------------------------------------------------------------------
-
-
 def make_choices(facts: dict[str, Any], theme: Theme) -> Figure:
     """What is chosen more and less often than the mean, and shares over training."""
     words = (
@@ -187,9 +182,6 @@ def _shares(axes: Axes, series: dict[str, Any], theme: Theme) -> None:
 def _short(name: str, most: int) -> str:
     """Its end, which tells shards apart."""
     return name if len(name) <= most else "…" + name[1 - most :]
-
-
-# --- words ---------------------------------------------------------------------------------------
 
 
 def to_markdown(facts: dict[str, Any], sheets: list[str]) -> str:

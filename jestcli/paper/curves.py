@@ -8,47 +8,35 @@ from pathlib import Path
 
 import numpy as np
 
+from jestcli.paper import statistics as stats
 from jestcli.paper import theme as look
-from jestcli.paper.caption import caption
 from jestcli.paper.methods import in_order, is_reference, style
 from jestcli.paper.records import Header, Record
-from jestcli.paper.statistics import (
-    BASELINE,
-    JOULES,
-    Interval,
-    by_name,
-    finals,
-    has_joules,
-    t_interval,
-    totals,
-)
+from jestcli.paper.table import caption
 from jestcli.paper.theme import Axes, Figure, Theme
 
 AXES = {
     "examples": "training examples (pairs in gradient steps)",
     "cached": "FLOPs in % of the longest uniform run's, reference cached",
     "seconds": "CPU seconds of drawing, choosing and updating",
-    JOULES: "joules of the whole machine, evaluations included",
+    stats.JOULES: "joules of the whole machine, evaluations included",
 }
 
 
 def draw_all(header: Header, records: list[Record], folder: Path) -> list[Path]:
     """figure1: the mean score by what it cost; benchmarks: each by examples; learnability."""
     benchmarks = list({name: None for record in records for name in record["benchmarks"]})
-    joules = any(map(has_joules, by_name(records).values()))
-    costs = [axis for axis in AXES if joules or axis != JOULES]
+    joules = any(map(stats.has_joules, stats.by_name(records).values()))
+    costs = [axis for axis in AXES if joules or axis != stats.JOULES]
 
-    def figure1(theme: Theme) -> Figure:
-        title = f"{header.data}: mean of {len(benchmarks)} benchmarks"
-        return make_curves(title, header, records, [(axis, None) for axis in costs], theme)
-
-    def each(theme: Theme) -> Figure:
-        title, panels = "Each benchmark by training examples", [("examples", b) for b in benchmarks]
-        return make_curves(title, header, records, panels, theme)
-
-    written = look.both(figure1, folder / "figure1") + look.both(each, folder / "benchmarks")
-    name = folder / "learnability"
-    return written + look.both(lambda theme: make_learnability(header, records, theme), name)
+    what, of_all = (header, records), f"{header.data}: mean of {len(benchmarks)} benchmarks"
+    every, each = [(axis, None) for axis in costs], [("examples", b) for b in benchmarks]
+    title = "Each benchmark by training examples"
+    return [
+        *look.both(lambda t: make_curves(of_all, *what, every, t), folder / "figure1"),
+        *look.both(lambda t: make_curves(title, *what, each, t), folder / "benchmarks"),
+        *look.both(lambda t: make_learnability(*what, t), folder / "learnability"),
+    ]
 
 
 def make_curves(
@@ -77,7 +65,7 @@ def make_curves(
 
 def seed_curve(
     runs: list[Record], axis: str, benchmark: str | None = None
-) -> tuple[np.ndarray, list[Interval]]:
+) -> tuple[np.ndarray, list[stats.Interval]]:
     """(cost so far, mean over seeds; score, mean or one benchmark's) at the steps that all seeds
     evaluated; none where the axis was not counted."""
     points = [{p["step"]: p for p in run["curve"]} for run in runs]
@@ -86,22 +74,22 @@ def seed_curve(
     cost = np.array([[p["flops"].get(axis, p.get(axis)) for p in each] for each in every], float)
     scores = [[p["scores"][benchmark] if benchmark else p["mean"] for p in each] for each in every]
     known = not np.isnan(cost).any()
-    return (cost.mean(1), list(map(t_interval, scores))) if known else (cost[:0, 0], [])
+    return (cost.mean(1), list(map(stats.t_interval, scores))) if known else (cost[:0, 0], [])
 
 
 def _panel(
     axes: Axes, records: list[Record], axis: str, benchmark: str | None, theme: Theme
 ) -> None:
-    groups = by_name(records)
+    groups = stats.by_name(records)
     ends: list[look.End] = []
-    whole = groups.get(BASELINE) or groups.get("uniform")
-    scale = 100 / totals(whole)["cached"] if axis == "cached" and whole else 1.0
+    whole = groups.get(stats.BASELINE) or groups.get("uniform")
+    scale = 100 / stats.totals(whole)["cached"] if axis == "cached" and whole else 1.0
     for name in in_order(groups):
         runs, how = groups[name], style(name)
         colour, thick = theme.colour(how.colour), 1.9 if how.main else 1.0
         if is_reference(name):
             if benchmark is None:
-                level = 100 * float(np.mean(finals(runs)))
+                level = 100 * float(np.mean(stats.finals(runs)))
                 axes.axhline(level, color=colour, lw=0.9, ls=look.DOTTED)
                 ends.append((None, level, f"{how.label} {level:.1f}", colour))
             continue
@@ -117,8 +105,8 @@ def _panel(
         axes.plot(x, y, color=colour, lw=thick, ls=how.dash)
         axes.plot(x[-1:], y[-1:], color=colour, marker=how.marker)
         ends.append((float(x[-1]), float(y[-1]), f"{how.label} {y[-1]:.1f}", colour))
-    if BASELINE in groups and benchmark is None:
-        level = 100 * float(np.mean(finals(groups[BASELINE])))
+    if stats.BASELINE in groups and benchmark is None:
+        level = 100 * float(np.mean(stats.finals(groups[stats.BASELINE])))
         axes.axhline(level, color=theme.text, lw=0.9, ls=look.DASHED)
     if benchmark:
         chance = next(r["benchmarks"][benchmark]["chance"] for r in records)
@@ -133,15 +121,13 @@ def _panel(
 def make_learnability(header: Header, records: list[Record], theme: Theme) -> Figure:
     """Of the chosen sub-batch (thick) and of the whole super-batch (thin), over training."""
     chosen = [r for r in records if any(v is not None for v in r["training"]["sub"])]
-    figure, top = look.frame(
-        "Learnability of what is drawn and of what is chosen",
+    title = "Learnability of what is drawn and of what is chosen"
+    words = (
         "Learner's loss minus reference's, nats a pair, within the batch named. Thick: chosen "
-        "sub-batch; thin: whole super-batch. Mean over seeds.",
-        caption(header, chosen),
-        3.45,
-        theme,
+        "sub-batch; thin: whole super-batch. Mean over seeds."
     )
-    axes, ends, groups = look.place(figure, 0.6, top + 0.05, 6.6, 2.95), [], by_name(chosen)
+    figure, top = look.frame(title, words, caption(header, chosen), 3.45, theme)
+    axes, ends, groups = look.place(figure, 0.6, top + 0.05, 6.6, 2.95), [], stats.by_name(chosen)
     for name in in_order(groups):
         how = style(name)
         for key, words, width in (("sub", "chosen", 1.9), ("super", "all", 0.9)):

@@ -116,11 +116,7 @@ def by_frequency(
     return {third: float(np.mean(v)) for third, v in found.items() if v}
 
 
-# --- figure and table ----------------------------------------------------------------------------
-
-
 def _values(measured: Measured, name: str, part: str, key: str) -> list[float]:
-    """Of every seed of a method that has it."""
     parts = [one[part] for one in measured if one["name"] == name]
     return [each[key] for each in parts if key in (each or {})]
 

@@ -59,11 +59,9 @@ def label(name: str) -> str:
 
 @dataclass(frozen=True)
 class Effect:
-    """A contrast's estimate, in the metric's units.
-
-    se: its standard error, NaN without degrees of freedom or with a condition of one seed, and so
-    are interval and p then; df: of the pooled variance; n: seeds of the condition with fewest.
-    """
+    """A contrast's estimate, in the metric's units. se: its standard error, NaN without degrees of
+    freedom or with a condition of one seed, and so are interval and p then; df: of the pooled
+    variance; n: seeds of the condition with fewest."""
 
     contrast: Contrast
     estimate: float
@@ -112,11 +110,9 @@ class Effect:
 
 @dataclass(frozen=True)
 class Fit:
-    """The linear model of one experiment and metric.
-
-    columns: the design's conditions, then "" for each seed; alias: the name under which each
-    condition's runs were counted; seeds: how many each has; result: statsmodels'.
-    """
+    """The linear model of one experiment and metric. columns: the design's conditions, then "" for
+    each seed; alias: the name under which each condition's runs were counted; seeds: how many each
+    has; result: statsmodels'."""
 
     columns: tuple[str, ...] = ()
     alias: dict[str, str] = field(default_factory=dict)
@@ -167,10 +163,8 @@ def fit(records: Iterable[Record], metric: str = "mean") -> Fit:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down p values, family-wise within a claim; NaN stays and does not count.
-
-    Not statsmodels', which collects all garbage at every call: seconds where torch is loaded.
-    """
+    """Holm's step-down p values, family-wise within a claim; NaN stays and does not count. Not
+    statsmodels', which collects all garbage at every call: seconds where torch is loaded."""
 
     def adjusted(known: np.ndarray) -> np.ndarray:
         out, order, left = known.copy(), np.argsort(known), np.arange(len(known), 0, -1)

@@ -123,9 +123,6 @@ class Job:
         return f"{self.name} (seed {self.seed})"
 
 
-# --- files ---------------------------------------------------------------------------------------
-
-
 def find_experiment(word: str) -> Path:
     """A path, or a name in `experiments/`. Raises ConfigError with the nearest name."""
     path = Path(word)
@@ -192,9 +189,6 @@ def _spread(
     return out
 
 
-# --- jobs ----------------------------------------------------------------------------------------
-
-
 def profile_jobs(word: str, overrides: Settings, seed: int = 0) -> list[Job]:
     """The reference, uniform, JEST and Flexi-JEST runs at a profile's scale."""
     methods = ("uniform", "jest", "flexi")
@@ -249,7 +243,6 @@ def jobs(
 
 
 def _matching(experiment: Experiment, patterns: list[str]) -> list[str]:
-    """The runs that these names or patterns mean, each once. Raises ConfigError."""
     found: dict[str, None] = {}
     for pattern in patterns:
         names = [name for name in experiment.runs if fnmatchcase(name, pattern)]

@@ -91,9 +91,6 @@ def measure(run: Run, workspace: Workspace, picture: Path | None = None) -> dict
     return found
 
 
-# --- the figure ----------------------------------------------------------------------------------
-
-
 def _means(measured: Measured, key: str) -> dict[float, float]:
     """Of all seeds' values of a setting together; settings as numbers, ascending."""
     settings = sorted({setting for one in measured for setting in one[key]}, key=float)
@@ -102,7 +99,6 @@ def _means(measured: Measured, key: str) -> dict[float, float]:
 
 
 def _scaled(means: dict[float, float], zero: float, one: float) -> dict[float, float]:
-    """0 at `zero` and 1 at `one`."""
     return {k: (value - zero) / ((one - zero) or 1.0) for k, value in means.items()}
 
 

@@ -53,17 +53,15 @@ def start(task: str, logs: tuple[Path, Path], env: Mapping[str, str]) -> Forked:
 
 def warm_up() -> None:
     """Let the server begin its imports, beside whatever runs now."""
-    before = {name: os.environ.get(name) for name in SETTINGS}
+    before = dict(os.environ)
     CONTEXT.set_forkserver_preload(IMPORTED)
     os.environ.update(SETTINGS)
     try:
         forkserver.ensure_running()
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in SETTINGS:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _work(task: str, logs: tuple[Path, Path], env: dict[str, str]) -> None:

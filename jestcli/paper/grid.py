@@ -6,11 +6,11 @@ import math
 from itertools import pairwise
 
 from jestcli.paper import theme as look
-from jestcli.paper.caption import caption
 from jestcli.paper.experiment import Panel
 from jestcli.paper.methods import COLOURS, MARK, line_of, style, value_of
 from jestcli.paper.records import Header, Record
 from jestcli.paper.statistics import by_name, finals, t_interval
+from jestcli.paper.table import caption
 from jestcli.paper.theme import Axes, Figure, Theme
 
 BESIDE = 0.16  # of the distance of two values, between the points of two methods
@@ -52,10 +52,8 @@ def make_grid(
 
 
 def places(panel: Panel, names: list[str]) -> tuple[dict[str, float], bool]:
-    """(where each value of the panel's setting stands, whether that is to scale).
-
-    Words stand evenly, and numbers of which two would be in each other's way.
-    """
+    """(where each value of the panel's setting stands, whether that is to scale). Words stand
+    evenly, and numbers of which two would be in each other's way."""
     varied = [value_of(n) for n in names if MARK in n and line_of(n) in panel.lines]
     even = {v: float(i) for i, v in enumerate(dict.fromkeys(varied))}
     try:
@@ -83,27 +81,26 @@ def _panel(
     colours = [colour for colour in COLOURS if colour not in taken]
     for i, (line, label) in enumerate(panel.lines.items()):
         colour = theme.colour(colours[i % len(colours)])
-        x: list[float] = []
-        y: list[float] = []
+        points: list[tuple[float, float]] = []
         aside = 0.0 if panel.ordered else BESIDE * (i - (len(panel.lines) - 1) / 2)
         for setting, place in sorted(at.items(), key=lambda item: item[1]):
             name = f"{line}{MARK}{setting}"
             if values := [factor * v for v in finals(groups.get(name, []), metric)]:
-                found = t_interval(values)
-                x, y = [*x, place + aside], [*y, found.mean]
+                found, x = t_interval(values), place + aside
+                points.append((x, found.mean))
                 if len(values) >= 3:
-                    axes.errorbar(x[-1:], y[-1:], found.half, color=colour, lw=0.9, capsize=2)
+                    axes.errorbar(x, found.mean, found.half, color=colour, lw=0.9, capsize=2)
                 elif len(values) == 2:
-                    axes.plot([x[-1]] * 2, values, color=colour, lw=0.8, alpha=0.7)
+                    axes.plot([x, x], values, color=colour, lw=0.8, alpha=0.7)
             elif name not in groups and name in names:
                 missing[place] = colour
-        if not x:
+        if not points:
             ends.append((None, math.nan, f"{label}: not run", colour))
             continue
         width, marker = 1.6 if panel.ordered else 0, MARKERS[i % len(MARKERS)]
-        axes.plot(x, y, color=colour, lw=width, marker=marker, zorder=4)
-        said = f"{label} {y[-1]:.{decimals}f}" if panel.ordered else label
-        ends.append((x[-1], y[-1], said, colour))
+        axes.plot(*zip(*points, strict=True), color=colour, lw=width, marker=marker, zorder=4)
+        x, y = points[-1]
+        ends.append((x, y, f"{label} {y:.{decimals}f}" if panel.ordered else label, colour))
     for name, label in panel.levels.items():
         how = style(name)
         colour = theme.colour(how.colour) if how.label != name else theme.muted

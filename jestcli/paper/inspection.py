@@ -60,11 +60,9 @@ class Replay:
 
 
 def replay(opened: Opened, super_batches: int) -> list[Replay]:
-    """Choose from new super-batches with the final weights, as the run itself would.
-
-    A run that does not select gives the first b of as large a super-batch: a random sub-batch.
-    Where f has a schedule, super-batches are as large as the last one.
-    """
+    """Choose from new super-batches with the final weights, as the run itself would. A run that
+    does not select gives the first b of as large a super-batch: a random sub-batch. Where f has a
+    schedule, super-batches are as large as the last one."""
     run, found = opened.run, []
     with opened.drawing(_super_batch(run)) as draw:
         for step in range(super_batches):
@@ -145,9 +143,6 @@ def near_duplicates(replays: list[Replay], cosine: float = 0.98) -> tuple[float,
     return float(np.mean(chosen)), float(np.mean(random))
 
 
-# --- what is written ------------------------------------------------------------------------------
-
-
 def inspect(
     folder: Path,
     workspace: Workspace,
@@ -158,11 +153,9 @@ def inspect(
     report: Report = lambda *_: None,
 ) -> list[Path]:
     """Write contact sheets, a figure, a report and the export under `out`; returns the paths.
-
     super_batches: how many to draw and choose from. everything: score every pair of the run's
     source for the export, not only those drawn. device: where learner and reference embed. report:
-    (done, total, what) of the scoring of everything.
-    """
+    (done, total, what) of the scoring of everything."""
     opened = open_run(folder, workspace, device, report)
     replays, path = replay(opened, super_batches), out / folder.name
     path.mkdir(parents=True, exist_ok=True)

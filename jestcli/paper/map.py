@@ -89,9 +89,7 @@ def winners(
     records: list[Record], steps: Sequence[int]
 ) -> dict[tuple[float, int], list[tuple[str, float, float]]]:
     """Of each (quality, steps): (method, mean score, half-width of its 95 % interval), best first.
-
-    The half-width is that of a mean with the variance pooled over all cells of the map.
-    """
+    The half-width is that of a mean with the variance pooled over all cells of the map."""
     curves, batch = at_quality(records), records[0]["batch_size"]
     methods = sorted({r["name"].split(MARK)[0] for r in curves if r["name"].count(MARK) <= 1})
     sd, df = pooled([c for name in {r["name"] for r in curves} for c in cells(curves, name)])

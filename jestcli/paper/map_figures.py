@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jestcli.paper import theme as look
-from jestcli.paper.caption import caption
 from jestcli.paper.map import at_quality, lengths, longest, named, qualities, saving, winners
 from jestcli.paper.map_words import answer, strength, table
 from jestcli.paper.methods import BLUE, COLOURS, GREEN, ORANGE, VERMILLION, style
 from jestcli.paper.records import Header, Record
 from jestcli.paper.saving import MORE, REACHED, Ratio, cells
+from jestcli.paper.table import caption
 from jestcli.paper.theme import FONT, Theme
 
 if TYPE_CHECKING:

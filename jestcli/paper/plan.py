@@ -42,11 +42,8 @@ CALIBRATION_FLOPS = 1.5e11  # about so many in the step that is timed, one pair 
 
 @dataclass(frozen=True)
 class Plan:
-    """One run: counts, FLOPs and bytes.
-
-    percent: of a uniform full-resolution step of the same model, by convention; flops: of the
-    whole run; seconds: None where it was not estimated.
-    """
+    """One run: counts, FLOPs and bytes. percent: of a uniform full-resolution step of the same
+    model, by convention; flops: of the whole run; seconds: None where it was not estimated."""
 
     name: str
     steps: int
@@ -171,9 +168,6 @@ def _seconds(call: Callable[[], None]) -> float:
         wait()
         seconds = time.perf_counter() - start
     return seconds
-
-
-# --- as text --------------------------------------------------------------------------------------
 
 
 def tables(plans: list[Plan]) -> list[Table]:

@@ -1,20 +1,25 @@
-"""Draw an experiment from recorded runs: figures, tables and the records themselves."""
+"""Draw an experiment from recorded runs: figures, tables and the records themselves; and, while
+some still train, a list and a picture of what the finished ones say."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jestcli.paper import curves, grid, map_figures, map_words, theme
-from jestcli.paper.caption import caption
 from jestcli.paper.experiment import Experiment, Job
+from jestcli.paper.map import at_quality
+from jestcli.paper.methods import style
 from jestcli.paper.records import Header, Record, collect, load_records, save_records
-from jestcli.paper.table import HEADLINE, build, render, write
+from jestcli.paper.saving import cells
+from jestcli.paper.table import HEADLINE, build, caption, render, write
 from jestcli.runs.methods import FOLDER
 from jestcli.runs.workspace import StageError, Workspace, is_done
 
 COMMITTED = FOLDER.parent / "results"  # of a checkout; a wheel holds none
 RECORDS = "records.json"
+ROWS, BAR = 12, 28  # lines of a list; characters of its longest bar
 DATA = "icons and emoji from registry packages (not ImageNet or COCO)"
 UNKNOWN = Header(DATA, "cpu: 32 px, 2 cores")
 
@@ -27,12 +32,10 @@ def plot(
     console: Any,
     collect: bool = False,
 ) -> list[Path]:
-    """Write figures and tables under `out / experiment.name`; returns the paths.
-
-    collect: first take the finished ones of `jobs` into the folder's records, replacing older ones
-        of the same name and seed. Where `out` has none, the committed records are drawn.
-    Raises StageError when there is nothing to draw.
-    """
+    """Write figures and tables under `out / experiment.name`; returns the paths. collect: first
+    take the finished ones of `jobs` into the folder's records, replacing older ones of the same
+    name and seed. Where `out` has none, the committed records are drawn. Raises StageError when
+    there is nothing to draw."""
     folder = out / experiment.name
     if collect:
         _collect(folder / RECORDS, jobs, workspace, experiment)
@@ -126,3 +129,57 @@ def _collect(path: Path, jobs: list[Job], workspace: Workspace, experiment: Expe
 
 def _load(path: Path) -> tuple[Header, list[Record]]:
     return load_records(path) if path.exists() else (UNKNOWN, [])
+
+
+# --- while an experiment runs ---------------------------------------------------------------------
+
+
+def follower(
+    title: str, jobs: list[Job], workspace: Workspace, picture: Path, console: Any
+) -> Callable[[Path], None]:
+    """What to call with the folder of each run that has ended: if it is one of `jobs`, the list
+    goes to the console, and `picture` is drawn again."""
+    folders = {workspace.folder(job.run): job for job in jobs}
+
+    def follow(ended: Path) -> None:
+        if ended not in folders or not is_done(ended):
+            return
+        done = {f: collect(f, j.name, j.seed) for f, j in folders.items() if is_done(f)}
+        record, others = done.pop(ended), list(done.values())
+        for line in listed([*others, record]):
+            console.print(line, markup=False, highlight=False)
+        draw(title, [*others, record], picture)
+        console.print(f"{len(others) + 1} of {len(folders)} runs so far: {picture}", markup=False)
+
+    return follow
+
+
+def listed(records: list[Record]) -> list[str]:
+    """A line for each of the last ROWS records: name, seed, examples, score and a bar."""
+    most = max(r["final"]["mean"] for r in records) or 1.0
+    return [
+        f"  {r['name']:<20} seed {r['seed']:<3} {r['steps'] * r['batch_size']:>9,} "
+        f"{100 * r['final']['mean']:5.1f} % {'▆' * round(BAR * r['final']['mean'] / most)}"
+        for r in sorted(records[-ROWS:], key=lambda r: (r["name"].split("@")[:2], r["steps"]))
+    ]
+
+
+def draw(title: str, records: list[Record], path: Path) -> None:
+    """Scores against examples, a line for each method and pool, single runs as points."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    curves, ends = at_quality(records) or records, []
+    with theme.themed(theme.LIGHT):
+        figure, top = theme.frame(f"So far: {title}", "", "", 3.2, theme.LIGHT)
+        axes = theme.place(figure, 0.75, top, 5.8, 2.7)
+        for name in dict.fromkeys(r["name"] for r in curves):
+            how, found = style(name.split("@")[0]), cells(curves, name)
+            x, y = [c.examples for c in found], [100 * c.mean for c in found]
+            colour = theme.LIGHT.colour(how.colour)
+            axes.plot(x, y, ls=how.dash, marker=how.marker, color=colour)
+            ends.append((x[-1], y[-1], name.replace(name.split("@")[0], how.label), colour))
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.08)
+        theme.log_ticks(axes)
+        theme.label_ends(axes, ends)
+        axes.set_xlabel("examples trained on")
+        axes.set_ylabel("mean of the benchmarks, %")
+        figure.savefig(path, dpi=theme.DPI // 2, metadata={"Software": None})

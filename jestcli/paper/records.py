@@ -50,17 +50,14 @@ class Header(NamedTuple):
 
 
 def collect(folder: Path, name: str, seed: int) -> Record:
-    """The record of the finished run in `folder`, filed under method `name`.
-
-    Fields: name, seed, digest (the folder's name), label, settings (those that are not the
-    defaults), steps, batch_size and super_batch_size in pairs, benchmarks {name: chance, n,
-    n_curve, retrieval}, curve (see `_point`), final {mean, mean_chance_corrected, logprob, nats,
-    scores} on all images of the run's part, flops_per_iteration by convention (charged: what is
-    spent once is spread over the steps), uniform_flops_per_iteration (3 full forwards a pair),
-    seconds (training only, by part), training (see `_training`), passed_reference (the step after
-    which the mean learnability stayed below zero, if it did), environment.
-    Raises DataError.
-    """
+    """The record of the finished run in `folder`, filed under method `name`. Fields: name, seed,
+    digest (the folder's name), label, settings (those that are not the defaults), steps, batch_size
+    and super_batch_size in pairs, benchmarks {name: chance, n, n_curve, retrieval}, curve (see
+    `_point`), final {mean, mean_chance_corrected, logprob, nats, scores} on all images of the run's
+    part, flops_per_iteration by convention (charged: what is spent once is spread over the steps),
+    uniform_flops_per_iteration (3 full forwards a pair), seconds (training only, by part), training
+    (see `_training`), passed_reference (the step after which the mean learnability stayed below
+    zero, if it did), environment. Raises DataError."""
     if not (folder / "done.json").exists():
         raise DataError(f"{folder / 'done.json'}: the run is not finished")
     files = ("config", "done", "environment")
@@ -239,12 +236,9 @@ def _means(
 
 def _training(lines: list[dict[str, Any]]) -> dict[str, list[float | None]]:
     """{step, loss, super, sub}: loss and learnability over training, averaged within at most
-    TRAINING_POINTS spans.
-
-    Where a run knew which captions are wrong, in half as many also: their share among candidates
-    and among the chosen (wrong_super, wrong_sub), and mean learnability of right and of wrong
-    candidates (learnability_right, learnability_wrong).
-    """
+    TRAINING_POINTS spans. Where a run knew which captions are wrong, in half as many also: their
+    share among candidates and among the chosen (wrong_super, wrong_sub), and mean learnability of
+    right and of wrong candidates (learnability_right, learnability_wrong)."""
     known = any("wrong" in line for line in lines)
     spans = _spans(lines, TRAINING_POINTS // 2 if known else TRAINING_POINTS)
     found = {"step": [span[-1]["step"] for span in spans]}

@@ -6,19 +6,19 @@ as Markdown, whose figures are linked.
 
 from __future__ import annotations
 
-import base64
 import os
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jestcli.paper.caption import caption
 from jestcli.paper.claims import CLAIMS, gather
 from jestcli.paper.diversity import MEASURED as DIVERSITY
 from jestcli.paper.experiment import Experiment, jobs
 from jestcli.paper.figure2 import MEASURED
 from jestcli.paper.plot import RECORDS, UNKNOWN, outdated
 from jestcli.paper.records import load_records
+from jestcli.paper.table import caption
+from jestcli.paper.theme import data_url
 from jestcli.paper.verdicts import WORDS, Claim, Verdict, judge_all
 from jestcli.runs.workspace import Workspace
 from jestcli.utils.io import save_text
@@ -40,11 +40,9 @@ CLASSES = dict(zip(WORDS, ("good", "part", "part", "bad", "open", "open", "open"
 
 
 class Section(NamedTuple):
-    """An experiment in the report.
-
-    figures: paths without their endings (.png and -dark.png are read); runs: (name, seed,
-    run directory) of its records; how: its caption; folder: where its records lie.
-    """
+    """An experiment in the report. figures: paths without their endings (.png and -dark.png are
+    read); runs: (name, seed, run directory) of its records; how: its caption; folder: where its
+    records lie."""
 
     name: str
     title: str
@@ -56,10 +54,8 @@ class Section(NamedTuple):
 
 
 def report(experiments: list[Experiment], results: Path, out: Path) -> list[Path]:
-    """Write report.html and report.md from the records under `results`; returns both paths.
-
-    Experiments without a claim are left out.
-    """
+    """Write report.html and report.md from the records under `results`, experiments without a
+    claim left out; returns both paths."""
     found: dict[str, Any] = {}
     measured: dict[str, list[dict[str, Any]]] = {}
     for experiment in experiments:
@@ -80,9 +76,11 @@ def report(experiments: list[Experiment], results: Path, out: Path) -> list[Path
         figures = sorted(path.with_suffix("") for path in folder.glob("*.svg"))
         runs = [(r["name"], r["seed"], r["digest"]) for r in records]
         old = outdated(records, jobs(experiment, {}), Workspace())
-        how = f"{caption(header, records)} {old}".rstrip()
-        name, title = experiment.name, experiment.title
-        sections.append(Section(name, title, own, figures, runs, how, str(folder)))
+        how, names = (
+            f"{caption(header, records)} {old}".rstrip(),
+            (experiment.name, experiment.title),
+        )
+        sections.append(Section(*names, own, figures, runs, how, str(folder)))
     paths = [out / f"{NAME}.html", out / f"{NAME}.md"]
     for path in paths:
         save_text(path, _rendered(f"{path.name}.j2", sections, out))
@@ -99,17 +97,13 @@ def _rendered(template: str, sections: list[Section], out: Path) -> str:
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
-    pages.filters["data"] = _data_url
+    pages.filters["data"] = lambda path, kind: data_url(path.read_bytes(), kind)
     pages.filters["anchor"] = _anchor
     pages.filters["beside"] = lambda path: Path(os.path.relpath(path, out)).as_posix()
     counts = Counter(verdict.word for section in sections for _, verdict in section.verdicts)
     tally = ", ".join(f"{counts[word]} {word}" for word in MARKS if counts[word])
     about = {"title": TITLE, "opening": OPENING, "tally": tally, "sections": sections}
     return pages.get_template(template).render(**about, marks=MARKS, classes=CLASSES)
-
-
-def _data_url(path: Path, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _anchor(title: str) -> str:

@@ -210,12 +210,10 @@ class Saving:
         return float(past[where]) if where >= 0 else 1.0
 
     def hours(self, factor: float, axis: str = "examples") -> float:
-        """Core-hours, about, that would decide on which side of `factor` the saving is.
-
-        Where the baseline ends before it: its runs up to there, as many seeds as its longest has.
-        Else more seeds of every cell, until the interval, which shrinks with the root of their
-        number, leaves it out; infinite where the saving is just `factor` or has no interval.
-        """
+        """Core-hours, about, that would decide on which side of `factor` the saving is. Where the
+        baseline ends before it: its runs up to there, as many seeds as its longest has. Else more
+        seeds of every cell, until the interval, which shrinks with the root of their number, leaves
+        it out; infinite where the saving is just `factor` or has no interval."""
         last, found = self.curve[-1], self.ratio(axis)
         if self._at(factor, axis) == math.inf:
             longer = factor * self.cell.cost[axis] / last.cost[axis]
@@ -243,11 +241,9 @@ def savings(
 @dataclass(frozen=True)
 class OverBest:
     """The saving over the best of several controls at the method's score: the smallest saving.
-
     Which is best is chosen on the same data; the interval allows for that. Its lower end, the least
     of the lower ends, needs no correction: it lies above the truth only if that of the truly best
-    control does. The upper end is the least at level 1 - alpha/k (Bonferroni over k controls).
-    """
+    control does. The upper end is the least at level 1 - alpha/k (Bonferroni over k controls)."""
 
     savings: tuple[Saving, ...]
 

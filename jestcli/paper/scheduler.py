@@ -149,10 +149,8 @@ def urgency(stages: list[Stage]) -> dict[str, float]:
 def _add_training(
     stages: dict[str, Stage], caches: dict[str, bool], run: Run, label: str, workspace: Workspace
 ) -> list[str]:
-    """Add what is missing for a trained `run`; returns the key to wait for, if any.
-
-    caches: of those references that are trained, whether the pool's embeddings are there.
-    """
+    """Add what is missing for a trained `run`; returns the key to wait for, if any. caches: of
+    those references that are trained, whether the pool's embeddings are there."""
     folder, needs = str(workspace.folder(run)), []
     if is_done(Path(folder)):
         return []
@@ -195,13 +193,11 @@ def run_stages(
     ended: Callable[[Path], None] = lambda _: None,
 ) -> None:
     """Run all of them, `workers` at a time (default: one per core, or 64 jobs on a cluster).
-
-    launch: starts a worker elsewhere (paper/slurm.py); default: a process here.
-    ended: told the folder of each stage that is done (paper/live.py).
-    What fails is left out, with all that needs it, and said at the end by a StageError; after
-    FAILURES of them, or where a worker was interrupted, the others are told to save and stop.
-    Raises KeyboardInterrupt on Ctrl-C after everything is saved.
-    """
+    launch: starts a worker elsewhere (paper/slurm.py); default: a process here. ended: told the
+    folder of each stage that is done (paper/plot.py). What fails is left out, with all that needs
+    it, and said at the end by a StageError; after FAILURES of them, or where a worker was
+    interrupted, the others are told to save and stop. Raises KeyboardInterrupt on Ctrl-C after
+    everything is saved."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     waiting, pending = list(stages), {s.key for s in stages}

@@ -89,7 +89,6 @@ def totals(runs: list[Record]) -> dict[str, float]:
 
 
 def _mean(values: list[float]) -> float:
-    """Over those that are known; NaN where none is."""
     known = [value for value in values if not math.isnan(value)]
     return float(np.mean(known)) if known else math.nan
 
@@ -114,12 +113,11 @@ class Target(NamedTuple):
 
 
 def find_target(records: list[Record]) -> Target | None:
-    """The annealed final score of the long uniform run, mean over seeds; None where not run.
-
-    Its standard error joins, in quadrature, the test images' (binomial, at the score or at chance,
+    """The annealed final score of the long uniform run, mean over seeds; None where not run. Its
+    standard error joins, in quadrature, the test images' (binomial, at the score or at chance,
     whichever is larger; benchmarks taken as independent; not divided by seeds, which share the
-    images) and the seeds' (their standard deviation over the root of their number; 0 for one seed).
-    """
+    images) and the seeds' (their standard deviation over the root of their number; 0 for one
+    seed)."""
     runs = by_name(records).get(BASELINE)
     if not runs:
         return None
@@ -161,9 +159,6 @@ def speed_up(records: list[Record], name: str) -> SpeedUp:
     return SpeedUp("reached", factor, per_seed) if reached else SpeedUp("censored", {}, per_seed)
 
 
-# --- differences ---------------------------------------------------------------------------------
-
-
 def paired_difference(records: list[Record], a: str, b: str, metric: str = "mean") -> Interval:
     """final(a) - final(b) over the seeds that both ran: the seed's data order and reference are
     shared, so they cancel. n = 0 where there is none."""
@@ -183,12 +178,10 @@ def hits_of(row: dict[str, Any]) -> np.ndarray | None:
 
 def bootstrap_difference(records: list[Record], a: str, b: str, draws: int = 2000) -> Interval:
     """final(a) - final(b) of the seeds that both ran, and its bootstrap interval over test items.
-
     What other test items of the same benchmarks would give for these trained models; it says
     nothing about other seeds (`paired_difference` does). An item's hits are paired between the two
     methods and averaged over seeds; where a benchmark records no hits (retrieval) both scores are
-    redrawn as independent binomials, which is wider. n: seeds.
-    """
+    redrawn as independent binomials, which is wider. n: seeds."""
     groups = by_name(records)
     one, two = ({r["seed"]: r["final"]["scores"] for r in groups.get(n, [])} for n in (a, b))
     seeds = sorted(one.keys() & two.keys())

@@ -1,4 +1,5 @@
-"""Tables of final scores, costs, speed-ups and differences: Markdown, CSV and the terminal."""
+"""Tables of final scores, costs, speed-ups and differences: Markdown, CSV and the terminal; and the
+sentence under every table and figure that says on what its numbers were measured."""
 
 from __future__ import annotations
 
@@ -11,29 +12,16 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from jestcli.paper.caption import caption
+from jestcli.paper import statistics as stats
 from jestcli.paper.methods import MARK, in_order, is_reference, style, value_of
 from jestcli.paper.records import CONVENTIONS, Header, Record
-from jestcli.paper.statistics import (
-    AXES,
-    BASELINE,
-    bootstrap_difference,
-    by_name,
-    finals,
-    find_target,
-    paired_difference,
-    speed_up,
-    t_interval,
-    totals,
-    verdict,
-)
 from jestcli.utils.io import save_text
 from jestcli.utils.tables import Table
 
 NOT_RUN = "not run"
 HEADLINE = (
-    *("uniform", BASELINE, "flexi-uniform", "jest", "jest++", "flexi", "flexi-long", "flexi++"),
-    *("curated", "mixed", "finetune", "filtered", "reference"),
+    *("uniform", stats.BASELINE, "flexi-uniform", "jest", "jest++", "flexi", "flexi-long"),
+    *("flexi++", "curated", "mixed", "finetune", "filtered", "reference"),
 )
 # The paper's own numbers, as printed or read off its figures: photographs from the web at 10^9 to
 # 10^10 examples. [P] seen in the paper's figures, tables or listings; [D] derived by arithmetic.
@@ -76,16 +64,50 @@ class Report(NamedTuple):
     raw: list[dict[str, Any]]
 
 
+def caption(header: Header, records: list[Record]) -> str:
+    """Data, profile, seeds, n, error bar, hardware and commit, in plain words."""
+    if not records:
+        return f"{header.data}; profile {header.profile}; nothing run yet."
+    sets = {k: v["n"] for r in records for k, v in r["benchmarks"].items()}
+    counts = [len(runs) for runs in stats.by_name(records).values()]
+    few, most, seeds = min(counts), max(counts), sorted({record["seed"] for record in records})
+    n = f"n = {few}" if few == most else f"n = {few} to {most}"
+    parts = [
+        f"Data: {header.data}; profile {header.profile}",
+        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))} ({n} a method)",
+        f"{len(sets)} benchmarks with {sum(sets.values()):,} test items in all",
+        "± and bands: 95 % t-interval over seeds" if most > 1 else "one seed, so no error bar",
+        hardware(records),
+        "commit " + ", ".join(sorted({str(r["environment"].get("commit")) for r in records})),
+    ]
+    if any(r["retrieval_rescaled"] for r in records):
+        parts.append(
+            "retrieval along the curves is converted from fewer candidates to the full set's number"
+        )
+    return "; ".join(parts) + "."
+
+
+def hardware(records: list[Record]) -> str:
+    """Processors that ran the records; every run's threads are named, as seconds depend on them."""
+    found = []
+    for about in (record["environment"] for record in records):
+        device = about.get("gpu") or about.get("cpu") or "unknown processor"
+        device, n = device.replace("(R)", "").replace("(TM)", ""), about.get("threads")
+        threads = f"{n} thread{'' if n == 1 else 's'} a run"
+        found.append(f"{device}, {about.get('cores')} cores, {threads}, torch {about.get('torch')}")
+    return " and ".join(dict.fromkeys(found))
+
+
 def build(
     header: Header, records: list[Record], names: Sequence[str] = HEADLINE, with_paper: bool = True
 ) -> Report:
     """All tables of `records`; `names` are rows even where not run, other methods follow.
     with_paper: the paper's own Table 1 and Figure 1 behind ours."""
-    groups = by_name(records)
+    groups = stats.by_name(records)
     every = in_order([*names, *groups]) if with_paper else list(dict.fromkeys([*names, *groups]))
     raw = [_raw_row(name, records, groups) for name in every]
     ours = [_costs(raw), _benchmarks(raw, records)]
-    ours += [_speed_ups(records, every)] if BASELINE in every else []
+    ours += [_speed_ups(records, every)] if stats.BASELINE in every else []
     ours.append(_differences(records, every))
     ours += [] if with_paper else [_nats(records, every)]
     return Report(caption(header, records), ours, [TABLE1, FIGURE1] if with_paper else [], raw)
@@ -137,39 +159,35 @@ def render(console: Console, report: Report) -> None:
     console.print(report.caption, style="dim", markup=False, highlight=False)
 
 
-# --- rows ----------------------------------------------------------------------------------------
-
-
 def _raw_row(name: str, records: list[Record], groups: dict[str, list[Record]]) -> dict[str, Any]:
     """A method as numbers: means over seeds, whole FLOPs, scores and costs as fractions."""
     if name not in groups:
         return {"method": name, "status": NOT_RUN}
     runs = groups[name]
-    first, total = runs[0], totals(runs)
+    first, total = runs[0], stats.totals(runs)
     row: dict[str, Any] = {"method": name, "status": "done", "seeds": len(runs)}
     row |= {key: first[key] for key in ("steps", "batch_size", "super_batch_size")}
-    row |= {"examples": total["examples"], "seconds": total["seconds"]}
+    row |= {key: total[key] for key in ("examples", "seconds")}
     unit = _iid_step(groups, runs)
-    whole = groups.get(BASELINE) or groups.get(_uniform(name, list(groups)) or "")
+    whole = groups.get(stats.BASELINE) or groups.get(_uniform(name, list(groups)) or "")
     for c in CONVENTIONS:
         row[f"flops_{c}"] = total[c]
         if c != "charged":  # what is spent once has no place in the cost of an iteration
             row[f"per_iteration_{c}"] = first["flops_per_iteration"][c] / unit
-        row[f"total_{c}"] = total[c] / totals(whole)[c] if whole else None
+        row[f"total_{c}"] = total[c] / stats.totals(whole)[c] if whole else None
     for key, metric in (("mean", "mean"), ("chance_corrected", "mean_chance_corrected")):
-        found = t_interval(finals(runs, metric))
+        found = stats.t_interval(stats.finals(runs, metric))
         row |= {key: found.mean, f"{key}_low": found.low, f"{key}_high": found.high}
     for benchmark in first["benchmarks"]:
-        values = [r["final"]["scores"][benchmark]["score"] for r in runs]
-        row[benchmark] = sum(values) / len(values)
-    speed = speed_up(records, name)
-    row |= {f"speed_up_{axis}": speed.factor.get(axis) for axis in AXES}
+        row[benchmark] = sum(r["final"]["scores"][benchmark]["score"] for r in runs) / len(runs)
+    speed = stats.speed_up(records, name)
+    row |= {f"speed_up_{axis}": speed.factor.get(axis) for axis in stats.AXES}
     return row | {"speed_up_status": speed.status}
 
 
 def _iid_step(groups: dict[str, list[Record]], runs: list[Record]) -> float:
     """FLOPs of one uniform step at the same batch: the uniform runs', else 3 full forwards."""
-    for name in (BASELINE, "uniform"):
+    for name in (stats.BASELINE, "uniform"):
         for record in groups.get(name, []):
             if record["batch_size"] == runs[0]["batch_size"]:
                 return float(record["flops_per_iteration"]["cached"])
@@ -180,9 +198,6 @@ def _uniform(name: str, names: list[str]) -> str | None:
     """The uniform run that `name` stands against: "uniform", or the one of its own setting."""
     own = f"uniform{MARK}{value_of(name)}"
     return next((n for n in ("uniform", own) if n in names), None)
-
-
-# --- tables --------------------------------------------------------------------------------------
 
 
 def _costs(raw: list[dict[str, Any]]) -> Table:
@@ -232,12 +247,12 @@ def _speed_ups(records: list[Record], names: list[str]) -> Table:
         *("FLOPs, charged", "CPU s", "Examples by seed"),
     )
     rows = []
-    for name in (n for n in names if n != BASELINE and not is_reference(n)):
-        status, factor, per_seed = speed_up(records, name)
+    for name in (n for n in names if n != stats.BASELINE and not is_reference(n)):
+        status, factor, per_seed = stats.speed_up(records, name)
         own = ", ".join(f"≥ ×{x:.2f}" if x else "censored" for x in per_seed)
-        cells = (f"≥ ×{factor[axis]:.2f}" if factor else status for axis in AXES)
+        cells = (f"≥ ×{factor[axis]:.2f}" if factor else status for axis in stats.AXES)
         rows.append((style(name).label, *cells, own or status))
-    target = find_target(records)
+    target = stats.find_target(records)
     note = "The long uniform run was not run: there is no target."
     if target:
         valid = "valid" if target.valid else "not valid: 5 are needed"
@@ -253,7 +268,7 @@ def _speed_ups(records: list[Record], names: list[str]) -> Table:
 
 def _differences(records: list[Record], names: list[str]) -> Table:
     others = ["uniform"] if any(_uniform(name, names) for name in names) else []
-    others += [n for n in (BASELINE, "curated", "reference") if n in names]
+    others += [n for n in (stats.BASELINE, "curated", "reference") if n in names]
     rows, run = [], {r["name"] for r in records}
     for name in (n for n in names if n in run and not is_reference(n)):
         reference = "reference++" if name.endswith("++") else "reference"  # the one that it reads
@@ -273,11 +288,11 @@ def _differences(records: list[Record], names: list[str]) -> Table:
 
 def _nats(records: list[Record], names: list[str]) -> Table:
     """The companion of the mean score in ablations, where few items are right."""
-    groups, rows = by_name(records), []
+    groups, rows = stats.by_name(records), []
     for name in names:
         cells = [NOT_RUN, NOT_RUN]
-        if values := finals(groups.get(name, []), "nats"):
-            own = t_interval(values)
+        if values := stats.finals(groups.get(name, []), "nats"):
+            own = stats.t_interval(values)
             half = "" if math.isnan(own.half) else f" ± {own.half:.3f}"
             minus = _difference(records, name, _uniform(name, names) or name, "nats")
             cells = [f"{own.mean:.3f}{half}", minus]
@@ -295,7 +310,7 @@ def _nats(records: list[Record], names: list[str]) -> Table:
 def _difference(records: list[Record], a: str, b: str, metric: str = "mean") -> str:
     """a minus b in points, or in nats; "–" for itself."""
     scale, digits = (100, 1) if metric == "mean" else (1, 3)
-    found = paired_difference(records, a, b, metric)
+    found = stats.paired_difference(records, a, b, metric)
     if a == b or (not found.n and metric != "mean"):
         return "–"
     if not found.n:
@@ -303,9 +318,9 @@ def _difference(records: list[Record], a: str, b: str, metric: str = "mean") -> 
     text, alone = f"{scale * found.mean:+.{digits}f}", found.n == 1
     if alone and metric != "mean":
         return f"{text} (one seed)"
-    over = bootstrap_difference(records, a, b) if alone else found
+    over = stats.bootstrap_difference(records, a, b) if alone else found
     ends = f"[{scale * over.low:+.{digits}f}, {scale * over.high:+.{digits}f}]"
-    unsure = "not distinguishable" if verdict(over) == "not distinguishable" else ""
+    unsure = "not distinguishable" if stats.verdict(over) == "not distinguishable" else ""
     if alone:
         return f"{text} (one seed; items {', '.join(filter(None, (ends, unsure)))})"
     return f"{text} {ends} {unsure}".rstrip()

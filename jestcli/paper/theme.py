@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import textwrap
 from collections.abc import Callable, Sequence
@@ -88,6 +89,11 @@ def both(draw: Callable[[Theme], Figure], path: Path) -> list[Path]:
     return written
 
 
+def data_url(content: bytes, kind: str) -> str:
+    """A picture within a page."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
 def _few_colours(path: Path) -> None:
     """A third of the bytes, and no difference to be seen: reports and READMEs load these."""
     from PIL import Image
@@ -139,9 +145,7 @@ def empty(axes: Axes, words: str = "not run") -> None:
 
 def label_ends(axes: Axes, ends: Sequence[End]) -> None:
     """Write names in the right margin, apart from one another, with a hair line from each end.
-
-    ends: (x, None at the right edge; y, NaN where nothing is drawn; words; colour).
-    """
+    ends: (x, None at the right edge; y, NaN where nothing is drawn; words; colour)."""
     low, high = axes.get_ylim()
     shares = [0.0 if math.isnan(y) else (y - low) / (high - low) for _, y, _, _ in ends]
     whole: Any = axes.figure

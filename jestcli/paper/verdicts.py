@@ -174,9 +174,6 @@ def _undecided(verdict: Verdict, hours: float, *why: str) -> Verdict:
     return replace(verdict, word=word, p=1.0, hours=hours, sentences=text, where=())
 
 
-# --- contrasts -----------------------------------------------------------------------------------
-
-
 def _contrasts(
     claim: Claim, first: Fit, second: Fit | None, costs: dict[str, float]
 ) -> list[_Part]:
@@ -239,14 +236,10 @@ def _number(effect: Effect, metric: str) -> str:
 
 
 def _unit(metric: str) -> tuple[float, str, int]:
-    """Factor, unit and digits of a metric."""
     if metric.endswith(("nats", "logprob")):
         return 1.0, "nats", 3
     share = {"noise": " of moved captions", "curated": " of curated pairs"}.get(metric, "")
     return 100.0, f"points{share}", 2
-
-
-# --- regions and prices --------------------------------------------------------------------------
 
 
 def _region(region: Region, evidence: Evidence) -> _Part:

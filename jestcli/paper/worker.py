@@ -16,6 +16,8 @@ from jestcli.utils.plain import one_line
 
 def main() -> int:
     task = json.load(sys.stdin)
+    from pydantic import TypeAdapter
+
     from jestcli.config import Run
     from jestcli.data.sources import Loading
     from jestcli.models.flexi import Resolution
@@ -24,25 +26,21 @@ def main() -> int:
     from jestcli.train import train
     from jestcli.training.devices import pick_device
     from jestcli.training.distributed import DistEnv
-    from jestcli.utils.layout import Layout
     from jestcli.utils.progress import JsonLines
 
     run, progress = Run.model_validate(task["run"]), JsonLines()
-    given = dict(task.get("loading", {}))
-    if given:
-        given |= {"cache": Path(given["cache"]), "layout": Layout(**given["layout"])}
-    loading = Loading(**given)
+    loading = TypeAdapter(Loading).validate_python(task.get("loading", {}))
     data = Path(task["data"]) if task["data"] else None
-    workspace = Workspace(data, Path(task["runs"]), loading)
+    workspace, what = Workspace(data, Path(task["runs"]), loading), task["label"]
     try:
-        device = pick_device(task.get("device", "auto"))
+        device = pick_device("auto")
         if task["kind"] == "cache":
             view = Resolution(**task["view"]) if task.get("view") else None
             split = task.get("split", "pool")
-            reference.cache(run, workspace, task["label"], progress.show, view, split, device)
+            reference.cache(run, workspace, what, progress.show, view, split, device)
         else:
-            wandb, keep_last = task.get("wandb", "off"), task.get("keep_last", 1)
-            train(run, workspace, task["label"], progress, wandb, DistEnv(device=device), keep_last)
+            world = DistEnv(device=device)
+            train(run, workspace, what, progress, task.get("wandb", "off"), world)
     except Exception as error:
         said = explain(error)
         if said is None:

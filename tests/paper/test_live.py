@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from jestcli.paper.live import ROWS, draw, listed
+from jestcli.paper.plot import ROWS, draw, listed
 from jestcli.paper.records import load_records
 
 _, RECORDS = load_records(Path(__file__).parents[2] / "results" / "map" / "records.json")
