@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
@@ -18,7 +17,8 @@ from jestcli.commands import bench, data, experiments, forecast, models, runs, t
 from jestcli.training.signals import handling
 from jestcli.utils.errors import explain
 from jestcli.utils.extras import how_to_install
-from jestcli.utils.plain import PlainFormatter, one_line
+from jestcli.utils.plain import one_line
+from jestcli.utils.quiet import quiet_libraries
 
 DEBUG = "--debug"
 UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
@@ -71,8 +71,7 @@ def main(commands: typer.Typer = app) -> None:
     failed, 70 for what nobody foresaw (its trace is kept in a file), 130 after Ctrl-C or
     SIGTERM."""
     command = typer.main.get_command(commands)
-    if logging.lastResort is not None:  # prints warnings where nobody has set up logging
-        logging.lastResort.setFormatter(PlainFormatter())
+    quiet_libraries()
     words = [word for word in sys.argv[1:] if word != DEBUG]
     debug = len(words) < len(sys.argv) - 1
     rank = "TORCHELASTIC_RUN_ID" in os.environ  # torchrun's SIGTERM ends it at once

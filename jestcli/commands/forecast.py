@@ -75,7 +75,6 @@ def forecast(
     from jestcli.forecast.run import Asked, source_run
     from jestcli.forecast.run import forecast as run_forecast
 
-    shared.quiet_libraries()
     settings = shared.read_settings(config, set_)
     sets = {"train": list(pool or ()), "curated": list(curated or ())}
     for shard in more or ():

@@ -165,14 +165,6 @@ def prepare(run: Run, workers: int | None, workspace: Workspace | None = None) -
     data.prepare(run, workers, workspace or make_workspace(), make_console())
 
 
-def quiet_libraries() -> None:
-    """No bar or warning of a library's between the lines that are meant for the user."""
-    import warnings
-
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    warnings.simplefilter("ignore")
-
-
 def train_jobs(
     jobs: list[Job],
     wandb: str,
@@ -183,7 +175,6 @@ def train_jobs(
     """Train jobs one after another in this process, and print their scores.
 
     Under torchrun it is one of the ranks that train together."""
-    quiet_libraries()
     from jestcli.runs.evaluate import scores_table
     from jestcli.runs.workspace import read_done
     from jestcli.train import train

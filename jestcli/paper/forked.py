@@ -12,17 +12,18 @@ import os
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Mapping
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+from jestcli.utils import quiet
+
 CONTEXT = multiprocessing.get_context("forkserver")
 IMPORTED = ["jestcli.train", "scipy.stats", "clip_benchmark.metrics.zeroshot_retrieval"]
 # Read by the libraries when they are imported, so by the server: a run has one thread, and torch
 # asks NVML whether there is a GPU. Asked of CUDA, that would leave no fork able to use it.
-SETTINGS = {"OMP_NUM_SETTINGS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+SETTINGS = {**quiet.SETTINGS, "OMP_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 
 class Forked:
@@ -70,8 +71,6 @@ def _work(task: str, logs: tuple[Path, Path], env: dict[str, str]) -> None:
     threading.Thread(target=_end_with_scheduler, daemon=True).start()
     os.environ.clear()
     os.environ.update(env)
-    if env.get("PYTHONWARNINGS") == "ignore":  # a fresh interpreter would see it by itself
-        warnings.simplefilter("ignore")
     for number, log in enumerate(logs, 1):
         with log.open("a") as file:
             os.dup2(file.fileno(), number)

@@ -30,6 +30,7 @@ from jestcli.training.checkpoint import CHECKPOINT, step_of
 from jestcli.training.trunk import shared_steps, steps_there
 from jestcli.utils.errors import DataError
 from jestcli.utils.parallel import usable_cores
+from jestcli.utils.progress import Row, Rows, parts_of
 from jestcli.utils.reading import UNREADABLE, parse_json, read_json
 from jestcli.utils.tables import Table
 
@@ -198,22 +199,17 @@ def run_stages(
     it, and said at the end by a StageError; after FAILURES of them, or where a worker was
     interrupted, the others are told to save and stop. Raises KeyboardInterrupt on Ctrl-C after
     everything is saved."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
     waiting, pending = list(stages), {s.key for s in stages}
     running: list[Stage] = []
     failed: list[str] = []
     total, urgent = sum(s.work for s in stages) or 1.0, urgency(stages)
     most = workers or (JOBS if launch else usable_cores())
-    started = said = time.monotonic()
-    texts = "{task.description}", "{task.percentage:>5.1f}%", "{task.fields[note]}"
-    name, share, note = (TextColumn(text, markup=False) for text in texts)
-    bar = Progress(name, BarColumn(24), share, TimeElapsedColumn(), note, console=console)
-    overall = bar.add_task("all stages", total=total, note="")
-    shown: dict[str, Any] = {}
+    said = time.monotonic()
+    view = Rows(console)
+    overall = view.add("", Row("all stages", total, view.clock(), percent=True))
     # A SIGTERM to `jest` stops its workers as Ctrl-C does: they save.
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with bar:
+    with view:
         try:
             while waiting or running:
                 ready = [s for s in waiting if not pending.intersection(s.needs)]
@@ -223,20 +219,18 @@ def run_stages(
                     waiting.remove(stage)
                     running.append(stage)
                     _start(stage, workspace, wandb, launch or _here)
-                    shown[stage.key] = bar.add_task(stage.label, total=1.0, note="")
+                    view.add(stage.key, Row(stage.label, 1.0, view.clock(), percent=True))
                     if not console.is_terminal:
                         console.print(f"start {stage.label}")
                 time.sleep(0.2)
                 for stage in list(running):
                     for line in _written(stage, stage.logs[0])[-1:]:
-                        _heard(stage, line)
-                    now = stage.line.rpartition(" · ")[2]
-                    bar.update(shown[stage.key], completed=stage.done, note=now)
+                        _heard(stage, line, view.rows[stage.key], view.clock())
                     code = stage.process.poll() if stage.process else None
                     if code is None:
                         continue
                     running.remove(stage)
-                    bar.remove_task(shown[stage.key])
+                    view.rows.pop(stage.key)
                     console.print(f"{'failed' if code else 'done '} {stage.label}")
                     if code:
                         failed.append(_failure(stage, code))
@@ -249,12 +243,11 @@ def run_stages(
                     if stage.kind == "train":
                         ended(stage.folder)
                 spent = sum(s.work * s.done for s in stages)
-                left = (time.monotonic() - started) * (total / spent - 1) if spent else 0.0
-                words = f"about {left / 60:.0f} min left" if spent > 0.005 * total else ""
-                bar.update(overall, completed=spent, note=words)
+                overall.move(spent, view.clock())
+                overall.left = "" if spent > 0.005 * total else "–"
                 if not console.is_terminal and time.monotonic() - said > 60:
                     said = time.monotonic()
-                    console.print(f"{100 * spent / total:.0f} % of training, {words}")
+                    console.print(f"all stages: {overall.words(said)}")
                     for stage in running:
                         console.print(f"  {stage.line}", highlight=False)
         finally:
@@ -292,8 +285,7 @@ def _start(stage: Stage, workspace: Workspace, wandb: str, launch: Launch) -> No
 
 
 def _here(task: str, logs: tuple[Path, Path]) -> Process:
-    quiet = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
-    return forked.start(task, logs, {**os.environ, **forked.SETTINGS, **quiet})
+    return forked.start(task, logs, {**os.environ, **forked.SETTINGS})
 
 
 def _written(stage: Stage, log: Path, most: int = 20_000) -> list[str]:
@@ -306,12 +298,16 @@ def _written(stage: Stage, log: Path, most: int = 20_000) -> list[str]:
     return [line for line in lines[:-1] if line.strip()]
 
 
-def _heard(stage: Stage, line: str) -> None:
+def _heard(stage: Stage, line: str, row: Row, now: float) -> None:
     if line.startswith('{"done"'):  # libraries may print, too
         message = json.loads(line)
         share = message["done"] / message["total"]
         stage.done = max(0.0, share - stage.before) / max(1e-9, 1 - stage.before)
         stage.line = message["line"]
+        if row.percent:  # its first word: now its steps are known, and which it began at
+            row.total, row.first, row.percent = message["total"], message["done"], False
+        row.move(message["done"], now)
+        _, row.score, row.left, _ = parts_of(stage.line)
 
 
 def _failure(stage: Stage, code: int) -> str:

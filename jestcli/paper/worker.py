@@ -12,9 +12,11 @@ from pathlib import Path
 
 from jestcli.utils.errors import explain
 from jestcli.utils.plain import one_line
+from jestcli.utils.quiet import quiet_libraries
 
 
 def main() -> int:
+    quiet_libraries()  # a log holds what the run says
     task = json.load(sys.stdin)
     from pydantic import TypeAdapter
 

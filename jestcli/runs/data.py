@@ -13,6 +13,7 @@ from jestcli.data.pools import verified_size
 from jestcli.evaluation.folders import class_names, is_retrieval
 from jestcli.utils.console import Terminal
 from jestcli.utils.errors import DataError
+from jestcli.utils.progress import Row, Rows
 from jestcli.utils.reading import parse_json, reading
 
 if TYPE_CHECKING:
@@ -30,30 +31,27 @@ DOING = {
     "check": "checking for leakage",
     "decode": "decoding once",
 }
+SAY_EVERY = 30.0  # seconds between two lines of a log
 
 
 @contextmanager
 def bars(console: Console) -> Iterator[Callable[[str, int, int], None]]:
     """A function (stage, done, total) that shows a bar for each stage, with the time left.
 
-    Where the console is no terminal, a line when a stage begins.
+    Where the console is no terminal, a line when a stage begins and every SAY_EVERY seconds.
     """
-    from rich import progress as rich
-
-    columns = (
-        rich.TextColumn("{task.description}", markup=False),
-        *(rich.BarColumn(), rich.MofNCompleteColumn(), rich.TimeElapsedColumn()),
-        *(rich.TextColumn("left"), rich.TimeRemainingColumn()),
-    )
-    tasks: dict[str, Any] = {}
-    with rich.Progress(*columns, console=console, disable=not console.is_terminal) as shown:
+    said: dict[str, float] = {}
+    with Rows(console) as shown:
 
         def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = shown.add_task(DOING.get(stage, stage), total=total)
-                if not console.is_terminal:
-                    console.print(f"{DOING.get(stage, stage)} ({total:,})")
-            shown.update(tasks[stage], completed=done, total=total)
+            name, now = DOING.get(stage, stage), shown.clock()
+            row = shown.rows.get(stage) or shown.add(stage, Row(name, total, now, done))
+            row.total = total
+            row.move(done, now)
+            if console.is_terminal or now - said.get(stage, -SAY_EVERY) < SAY_EVERY:
+                return
+            console.print(f"{name}: {row.words(now)}" if stage in said else f"{name} ({total:,})")
+            said[stage] = now
 
         yield report
 

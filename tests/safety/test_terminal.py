@@ -14,11 +14,12 @@ from rich.text import Text
 
 from jestcli import cli
 from jestcli.data.bad_samples import BadSampleLog, BadSampleRecord
+from jestcli.runs.data import bars
 from jestcli.runs.doctor import BAD, Finding, table
 from jestcli.utils.console import Terminal
 from jestcli.utils.errors import DataError
 from jestcli.utils.plain import one_line, plain
-from jestcli.utils.progress import Bar
+from jestcli.utils.progress import Bar, Row, Rows
 
 EVIL = "[red]a[/x]:smile:\x1b]0;t\x01\x1b[2J\u202eb\udcff"
 SHOWN = "[red]a[/x]:smile:\\x1b]0;t\\x01\\x1b[2J\\u202eb\\udcff"
@@ -95,3 +96,40 @@ def test_the_live_view_has_all_that_matters_in_80_columns() -> None:
     assert first.startswith("jest-with-a-long-na") and max(len(first), len(second)) <= 80
     assert first.endswith("15,000/30,000 · score 24.3 % · 60 s left") and "━" in first
     assert second.startswith("loss 1.234; detail")
+
+
+def test_several_pieces_of_work_have_all_that_matters_in_80_columns() -> None:
+    out, now = io.StringIO(), [0.0]
+    console = Terminal(file=out, force_terminal=True, width=80, no_color=True)
+    rows = Rows(console, lambda: now[0])
+    rows.add("", Row("all stages", 2e15, 0.0, percent=True)).move(5e14, 60.0)
+    train = rows.add("a", Row("jest-with-a-long-name@0.8@3000 (seed 11): reference", 30_000, 0.0))
+    train.move(15_000, 60.0)
+    train.score = "score 24.3 %"
+    rows.add("b", Row("decoding once (pool)", 313_400, 10.0, first=300_000)).move(313_400, 50.0)
+    now[0] = 60.0
+    console.print(rows.render())
+    lines = Text.from_ansi(out.getvalue()).plain.splitlines()
+    assert max(map(len, lines)) <= 80
+    ends = (
+        "25 % · 3 min left",
+        "15,000/30,000 · score 24.3 % · 60 s left",
+        "313,400/313,400 · took 40 s",
+    )
+    assert [line.rpartition("━ ")[2].strip() for line in lines[:3]] == list(ends)
+    assert lines[1].startswith("jest-with-a-long-name@0.8")
+
+
+def test_a_log_says_what_is_done_how_far_and_when_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    out, now = io.StringIO(), [0.0]
+    monkeypatch.setattr(Rows.__init__, "__defaults__", (lambda: now[0],))
+    with bars(Terminal(file=out, width=80)) as report:
+        for second in range(0, 100, 10):
+            now[0] = float(second)
+            report("decode", second, 100)
+    assert out.getvalue().splitlines() == [
+        "decoding once (100)",
+        "decoding once: 30/100 · 70 s left",
+        "decoding once: 60/100 · 40 s left",
+        "decoding once: 90/100 · 10 s left",
+    ]
