@@ -94,7 +94,7 @@ def fetched_content(url: str, loading: Loading) -> str | None:
     """SHA-256 of a remote shard as it was last fetched into this cache, still there or not; None
     where it never was."""
     try:
-        return (_kept(url, loading).with_suffix(".sha256")).read_text()
+        return _kept(url, loading).with_suffix(".sha256").read_text()
     except OSError:
         return None
 
