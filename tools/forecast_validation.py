@@ -424,9 +424,9 @@ def _one_forecast(row: dict[str, Any], name: str) -> list[str]:
 
 def _photo_lines() -> list[str]:
     """The forecast of data that are not icons, and how full runs ended."""
-    if not (OUT / "photos.json").exists():
+    if not (found := _read("photos.json")):
         return []
-    row = json.loads((OUT / "photos.json").read_text())
+    (row,) = found
     ends: dict[str, list[float]] = {}
     longest = max(each["steps"] for each in row["truth"])
     for each in row["truth"]:
