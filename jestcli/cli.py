@@ -7,7 +7,6 @@ import signal
 import sys
 import tempfile
 import traceback
-import warnings
 from contextlib import nullcontext
 from typing import Annotated, Any
 
@@ -71,9 +70,6 @@ def main(commands: typer.Typer = app) -> None:
     """Entry point: an error becomes one line. Exit codes: 2 for a wrong argument, 1 for what
     failed, 70 for what nobody foresaw (its trace is kept in a file), 130 after Ctrl-C or
     SIGTERM."""
-    # Before any library is imported: no bar or warning of theirs between the lines for the user.
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    warnings.simplefilter("ignore")
     command = typer.main.get_command(commands)
     quiet_libraries()
     words = [word for word in sys.argv[1:] if word != DEBUG]

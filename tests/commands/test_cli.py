@@ -355,12 +355,3 @@ def test_ctrl_c_is_one_line_and_exit_130(
     assert (code, errors) == (130, "jest: stopped at step 1 of 4; all is saved\n")
     monkeypatch.setattr(Trainer, "one_step", real)
     assert command(*words)[0] == 0
-
-
-def test_no_library_writes_between_the_lines(
-    command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What tqdm reads when it is imported is set before anything imports it."""
-    monkeypatch.delenv("TQDM_DISABLE")
-    assert command("config")[0] == 0
-    assert os.environ["TQDM_DISABLE"] == "1"
