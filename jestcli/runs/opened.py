@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from jestcli.config import Run
-from jestcli.data.dataset import Dataset
-from jestcli.data.loader import SuperBatch, SuperBatchLoader
+from jestcli.data.dataset import Dataset, Transform
+from jestcli.data.loader import Source, SuperBatch, SuperBatchLoader
 from jestcli.models.towers import Clip
 from jestcli.runs.evaluate import list_runs
 from jestcli.runs.inputs import RunData, data_of, sources, transform_of
@@ -32,8 +31,7 @@ CPU = torch.device("cpu")
 class Opened:
     """A finished run. Pairs are named by their row in the pool that it draws from.
 
-    size: how many different pairs that is. of_size: B -> the loader of super-batches of B, each
-    pair once an epoch, in an order that was not trained in; the caller closes it.
+    source: that pool, each pair once an epoch, in an order that was not trained in.
     """
 
     folder: Path
@@ -42,28 +40,28 @@ class Opened:
     learner: Clip
     reference: Reference
     data: RunData
-    pairs: Dataset
-    size: int
-    of_size: Callable[[int], SuperBatchLoader]
+    source: Source
+    transform: Transform
+
+    @property
+    def pairs(self) -> Dataset:
+        return self.source.dataset
+
+    @property
+    def size(self) -> int:
+        """How many different pairs there are."""
+        return len(self.source.order)
 
     def embed(self, candidates: SuperBatch) -> PairEmbeddings:
         """The learner's embeddings of candidates, at the resolution at which it scores."""
-        low = self.run.selection.low_res_scoring
-        return encode_pairs(
-            self.learner,
-            candidates.images,
-            candidates.tokens,
-            self.learner.low if low else self.learner.full,
-            self.run.engine.scoring_batch,
-        )
+        learner, batch = self.learner, self.run.engine.scoring_batch
+        view = learner.low if self.run.selection.low_res_scoring else learner.full
+        return encode_pairs(learner, candidates.images, candidates.tokens, view, batch)
 
-    @contextmanager
-    def drawing(self, size: int) -> Iterator[SuperBatchLoader]:
-        drawing = self.of_size(size)
-        try:
-            yield drawing
-        finally:
-            drawing.close()
+    def drawing(self, size: int) -> AbstractContextManager[SuperBatchLoader]:
+        """The loader of super-batches of `size` pairs, closed in the end."""
+        source = replace(self.source, per_step=size)
+        return closing(SuperBatchLoader([source], self.transform, self.data.loading))
 
 
 def newest_selecting(workspace: Workspace) -> Path:
@@ -104,13 +102,8 @@ def open_run(
     )
     assert reference.call is not None
     (source,) = sources(scoring, data, reference, folder)
-    dataset, transform = source.dataset, transform_of(scoring, data, reference)
     # Each pair once an epoch, whatever the weights of several sources.
-    order = dataset.order(run.seed + ANEW, "pool", source.order.kept, weighted=False)
-
-    def of_size(size: int) -> SuperBatchLoader:
-        again = replace(source, order=order, per_step=size, before=None)
-        return SuperBatchLoader([again], transform, data.loading)
-
-    learned = (learner, reference.call, data, dataset)
-    return Opened(folder, label, run, *learned, len(source.order), of_size)
+    order = source.dataset.order(run.seed + ANEW, "pool", source.order.kept, weighted=False)
+    source = replace(source, order=order, before=None)
+    transform = transform_of(scoring, data, reference)
+    return Opened(folder, label, run, learner, reference.call, data, source, transform)
