@@ -341,17 +341,23 @@ def overview(experiments: list[Experiment], workspace: Workspace) -> Table:
     """All experiments, in order of worth: runs, what is done, what is missing. Work that two share
     is counted in the first of them only; time is estimated (`seconds_per_flop`)."""
     seconds, rows, seen = seconds_per_flop(workspace), [], set()
+    broken: list[str] = []
     for experiment in experiments:
         work = jobs(experiment, {})
         folders = {workspace.folder(job.run) for job in work}
         done = sum(is_done(folder) for folder in folders)
-        left = [stage for stage in plan(work, workspace) if stage.key not in seen]
+        counts = [str(n) for n in (len(folders), done, len(folders) - done)]
+        try:
+            left = [stage for stage in plan(work, workspace) if stage.key not in seen]
+        except StageError as error:  # a reference whose weights are gone: the others still list
+            broken.append(f"{experiment.name}: {error}")
+            rows.append([experiment.name, experiment.title, *counts, "?"])
+            continue
         seen |= {stage.key for stage in left}
         hours = sum(stage.work * seconds + BESIDE for stage in left) / 3600
-        counts = [str(n) for n in (len(folders), done, len(folders) - done)]
         rows.append([experiment.name, experiment.title, *counts, f"{hours:.1f}"])
     columns = ("experiment", "what", "runs", "done", "missing", "core-hours left")
-    return Table("Experiments, in order of worth", columns, rows)
+    return Table("Experiments, in order of worth", columns, rows, "; ".join(broken))
 
 
 def seconds_per_flop(workspace: Workspace) -> float:

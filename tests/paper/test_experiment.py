@@ -219,6 +219,23 @@ def test_the_overview_counts_shared_work_once(tmp_path: Path, workspace: Workspa
     assert cells[1][5] == "0.0", "all of it is shared with the first"
 
 
+def test_a_reference_whose_weights_are_gone_is_named_beside_the_others(
+    workspace: Workspace,
+) -> None:
+    first, other = (
+        experiment(name="a"),
+        experiment(name="b", runs={"uniform": {"method": "uniform"}}),
+    )
+    for job in jobs(first, {}):
+        if job.run.reference is not None:  # finished, and then its weights were deleted
+            folder = workspace.folder(job.run.reference)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "done.json").write_text("{}")
+    table = overview([first, other], workspace)
+    assert [row[-1] == "?" for row in table.rows] == [True, False]
+    assert table.note.startswith("a: no trained model in ")
+
+
 def test_the_pace_is_measured_on_finished_uniform_runs(tmp_path: Path) -> None:
     workspace = Workspace(None, tmp_path)
     assert seconds_per_flop(workspace) == reproduce.TYPICAL
