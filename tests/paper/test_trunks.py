@@ -16,6 +16,7 @@ from jestcli.paper.experiment import Job
 from jestcli.paper.scheduler import Stage, _heard, plan, urgency
 from jestcli.runs.workspace import Workspace
 from jestcli.training.trunk import steps_there
+from jestcli.utils.progress import Row
 
 
 def wsd(steps: int, method: str = "uniform", points: int = 1, **more: Any) -> Run:
@@ -57,10 +58,11 @@ def test_lengths_of_one_trunk_wait_for_one_another(workspace: Workspace) -> None
     urgent = urgency(list(stages.values()))
     assert urgent[found[32].key] == found[32].work
     assert urgent[found[8].key] == pytest.approx((8 + 10 + 20) * one)
-    _heard(found[32], json.dumps({"done": 12, "total": 32, "line": "x"}))
-    assert found[32].done == 0
-    _heard(found[32], json.dumps({"done": 22, "total": 32, "line": "x"}))
-    assert found[32].done == pytest.approx(0.5)
+    row = Row("jest@32", 1.0, 0.0, percent=True)
+    _heard(found[32], json.dumps({"done": 12, "total": 32, "line": "x"}), row, 1.0)
+    assert found[32].done == 0 and (row.first, row.total) == (12, 32)
+    _heard(found[32], json.dumps({"done": 22, "total": 32, "line": "x"}), row, 2.0)
+    assert found[32].done == pytest.approx(0.5) and row.done == 22
 
 
 def test_what_cannot_share_does_not_wait(workspace: Workspace) -> None:
