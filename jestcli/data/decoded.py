@@ -31,6 +31,7 @@ from torch import Tensor
 from jestcli.data.dataset import Dataset, Samples, TableKeys, Tokenizer, Transform
 from jestcli.data.decode import COLUMNS, FORMAT, decode_into, fingerprints
 from jestcli.data.embeddings import DecodedTable, TableFile
+from jestcli.data.images import DECODER
 from jestcli.data.order import Pick
 from jestcli.data.sources import expand_urls
 from jestcli.utils.errors import DataError, explain_os_error
@@ -187,20 +188,23 @@ def build_decoded(
     tokenizer: Tokenizer,
     *,
     tokenizer_id: str | None = None,
+    decoder: int | None = DECODER,
     workers: int | None = None,
     progress: Progress = silent,
 ) -> DecodedDataset:
     """The decoded set of these shards under `folder`, built unless it is there already.
 
-    The store's folder is `folder / <hash of shards, size, tokenizer>`. tokenizer_id names the
-    vocabulary and length (default: the tokenizer's `identity`). Images of another size are resized
+    The store's folder is `folder / <hash of shards, size, tokenizer, decoder>`. tokenizer_id names
+    the vocabulary and length (default: the tokenizer's `identity`). decoder: its version; None for
+    data without odd images, which every version decodes alike. Images of another size are resized
     (shorter side, bicubic) and centre-cropped. Raises DataError when nothing can be read.
     """
     name = tokenizer_id or getattr(tokenizer, "identity", None)
     if name is None:
         raise DataError("the tokenizer has no name: pass tokenizer_id, it is part of the hash")
     shards = expand_urls(urls)
-    text = json.dumps([FORMAT, fingerprints(shards, folder), image_size, name])
+    versions = [] if decoder is None else [decoder]
+    text = json.dumps([FORMAT, fingerprints(shards, folder), image_size, name, *versions])
     identity = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
     final = folder / identity
     if (final / "store.json").exists():

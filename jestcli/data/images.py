@@ -15,8 +15,8 @@ from PIL import Image
 from jestcli.data.bad_samples import BadSample
 
 # Counts changes of what is made of odd images and samples, as NUMERICS in config.py those of what a
-# run computes; names the runs, tables and indexes of own shards alone, for the embedded data hold
-# no such images.
+# run computes; names runs on own shards and what is kept of these (decoded sets, indexes, tables)
+# alone, for the embedded data hold no such images.
 # 2: EXIF orientation, 16 bits and bounds; the key up to the last dot, photographs before masks, one
 # caption a text. 3: of images more than four times as long as wide the centre is cut out first.
 DECODER = 3
@@ -112,8 +112,8 @@ def _converted(image: Image.Image) -> Image.Image:
 def fit(image: Image.Image, size: int) -> np.ndarray:
     """RGB image -> uint8 [size, size, 3]: shorter side to `size`, centre crop; as is if it fits.
 
-    Of a thin one only what the crop shows is resized, which differs by the rounding between two
-    passes: a whole strip enlarged to 2,048 pixels takes 800 MiB.
+    Of a thin one only what the crop shows is resized, which differs by what is rounded and clipped
+    between two passes: a whole strip enlarged to 2,048 pixels takes 800 MiB.
     """
     if image.size != (size, size):
         scale = size / min(image.size)

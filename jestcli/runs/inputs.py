@@ -135,7 +135,13 @@ class IconsData(RunData):
     ) -> DecodedDataset:
         urls, folder = shard_urls(self.root, split), self.root / "store" / split
         return build_decoded(
-            urls, folder, self.image_size, self.tokenizer, workers=workers, progress=progress
+            urls,
+            folder,
+            self.image_size,
+            self.tokenizer,
+            decoder=None,
+            workers=workers,
+            progress=progress,
         )
 
     def benchmarks(self) -> list[Benchmark]:

@@ -16,7 +16,7 @@ from PIL import Image
 from jestcli.data import decode
 from jestcli.data.decode import fingerprint, fingerprints
 from jestcli.data.decoded import build_decoded, open_decoded
-from jestcli.data.images import fit
+from jestcli.data.images import DECODER, fit
 from jestcli.data.shards import Report, read_shards
 from jestcli.data.tokens import small_tokenizer
 from jestcli.utils.errors import DataError
@@ -232,6 +232,9 @@ def test_store_is_built_once_and_keyed_by_content(tmp_path: Path) -> None:
     assert build_decoded(url, folder, 16, small_tokenizer(), workers=1).identity != first.identity
     longer = small_tokenizer(context_length=24)
     assert build_decoded(url, folder, 32, longer, workers=1).identity != first.identity
+    for decoder in (None, DECODER + 1):
+        other = build_decoded(url, folder, 32, small_tokenizer(), decoder=decoder, workers=1)
+        assert other.identity != first.identity
     shard(tmp_path / "a.tar", {"1.png": png(2), "1.txt": "x"})
     assert build_decoded(url, folder, 32, small_tokenizer(), workers=1).identity != first.identity
     assert not list(folder.glob(".store-*"))
