@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 from jestcli.paper import theme as look
 from jestcli.paper.experiment import Panel
@@ -38,7 +39,11 @@ def make_grid(
     smaller. names: every run of the experiment; one without a record is written as "not run"."""
     groups = by_name(records)
     most = max(map(len, groups.values()), default=0)
-    bars = "Bars: 95 % t-interval over seeds." if most >= 3 else "Thin: single seeds."
+    bars = (
+        "Bars: 95 % t-interval over seeds; hollow: one seed."
+        if most >= 3
+        else "Thin: single seeds."
+    )
     words = "Final scores, mean over seeds; nats above guessing are less noisy than accuracy. "
     note = caption(header, records)
     figure, top = look.frame(title, words + bars, note, 2.75 * len(panels), theme)
@@ -82,12 +87,15 @@ def _panel(
     for i, (line, label) in enumerate(panel.lines.items()):
         colour = theme.colour(colours[i % len(colours)])
         points: list[tuple[float, float]] = []
+        single: list[tuple[float, float]] = []  # of one seed: hollow, and joined to nothing
         aside = 0.0 if panel.ordered else BESIDE * (i - (len(panel.lines) - 1) / 2)
         for setting, place in sorted(at.items(), key=lambda item: item[1]):
             name = f"{line}{MARK}{setting}"
             if values := [factor * v for v in finals(groups.get(name, []), metric)]:
                 found, x = t_interval(values), place + aside
                 points.append((x, found.mean))
+                if len(values) == 1:
+                    single.append(points[-1])
                 if len(values) >= 3:
                     axes.errorbar(x, found.mean, found.half, color=colour, lw=0.9, capsize=2)
                 elif len(values) == 2:
@@ -98,18 +106,24 @@ def _panel(
             ends.append((None, math.nan, f"{label}: not run", colour))
             continue
         width, marker = 1.6 if panel.ordered else 0, MARKERS[i % len(MARKERS)]
-        axes.plot(*zip(*points, strict=True), color=colour, lw=width, marker=marker, zorder=4)
+        how: Any = {"color": colour, "marker": marker, "zorder": 4}
+        if sure := [point for point in points if point not in single]:
+            axes.plot(*zip(*sure, strict=True), lw=width, **how)
+        if single:
+            axes.plot(*zip(*single, strict=True), lw=0, mfc=theme.background, **how)
         x, y = points[-1]
         ends.append((x, y, f"{label} {y:.{decimals}f}" if panel.ordered else label, colour))
     for name, label in panel.levels.items():
-        how = style(name)
-        colour = theme.colour(how.colour) if how.label != name else theme.muted
+        drawn = style(name)
+        colour = theme.colour(drawn.colour) if drawn.label != name else theme.muted
         if not (values := finals(groups.get(name, []), metric)):
             why = "not recorded" if name in groups else "not run"
             ends.append((None, math.nan, f"{label}: {why}", colour))
             continue
         level = factor * t_interval(values).mean
-        axes.axhline(level, color=colour, lw=1.0, ls=how.dash if how.dash != "-" else look.DASHED)
+        axes.axhline(
+            level, color=colour, lw=1.0, ls=drawn.dash if drawn.dash != "-" else look.DASHED
+        )
         ends.append((None, level, f"{label} {level:.{decimals}f}", colour))
     axes.set_xlabel(panel.x)
     axes.set_ylabel(words)
