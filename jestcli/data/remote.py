@@ -144,9 +144,8 @@ def in_time(
 
     def put(item: T | Exception | None) -> None:
         while not given_up.is_set():
-            with suppress(
-                queue.Full
-            ):  # looked at again, or a reader that left would hold the thread
+            # Looked at again, or a reader that left would hold the thread.
+            with suppress(queue.Full):
                 waiting.put(item, timeout=1)
                 return
 

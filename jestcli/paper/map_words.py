@@ -126,19 +126,17 @@ def saved(records: list[Record]) -> Table:
 
 
 def short_answer(records: list[Record]) -> list[str]:
-    """What the README says: two tables and a sentence, as lines of Markdown."""
-    first = lengths(records)[0] * records[0]["batch_size"] / 1000
-    return [
-        "What ended best, and its score in %:",
-        "",
-        *ended_best(records).markdown().split("\n"),
-        "",
-        f"What JEST saves in a training of {first:,.0f}k examples (×2: the other needs twice):",
-        "",
-        *saved(records).markdown().split("\n"),
-        "",
-        overall(records),
-    ]
+    """What the README says, as far as runs are there: two tables and a sentence, as Markdown."""
+    lines: list[str] = []
+    ended, gained = ended_best(records), saved(records)
+    if ended.rows:
+        best = ended.markdown().split("\n")
+        lines += ["What ended best, and its score in %:", "", *best, ""]
+    if gained.rows:
+        size = lengths(records)[0] * records[0]["batch_size"] / 1000
+        what = f"What JEST saves in a training of {size:,.0f}k examples"
+        lines += [f"{what} (×2: the other needs twice):", "", *gained.markdown().split("\n"), ""]
+    return [*lines, overall(records)]
 
 
 def overall(records: list[Record]) -> str:

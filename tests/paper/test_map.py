@@ -78,6 +78,16 @@ def test_winners_and_words_hold_the_records_numbers() -> None:
     assert ["JEST", "0.8", "375", "3", "4.00"] in rows
 
 
+def test_some_runs_alone_are_drawn_too(tmp_path: Path) -> None:
+    """As by `jest run map --runs uniform@0.8@375`."""
+    for names in ({"uniform@0.8@375"}, {"curated@375"}, {"jest@0.8@375"}):
+        some = [record for record in made_up() if record["name"] in names]
+        assert some
+        drawn = map_figures.draw_all(HEADER, some, tmp_path)
+        assert all(path.exists() for path in drawn)
+        assert "Over the best" not in (tmp_path / "cells.md").read_text()
+
+
 def test_figures_are_drawn_light_and_dark(tmp_path: Path) -> None:
     drawn = map_figures.draw_all(HEADER, made_up(), tmp_path)
     stems, endings = ("figure1", "map"), (".png", ".svg", "-dark.png")
