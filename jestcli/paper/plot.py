@@ -9,7 +9,6 @@ from typing import Any
 
 from jestcli.paper import curves, grid, map_figures, map_words, theme
 from jestcli.paper.experiment import Experiment, Job
-from jestcli.paper.map import at_quality
 from jestcli.paper.methods import style
 from jestcli.paper.records import Header, Record, collect, load_records, save_records
 from jestcli.paper.saving import cells
@@ -124,7 +123,12 @@ def _collect(path: Path, jobs: list[Job], workspace: Workspace, experiment: Expe
     machines = [r["environment"] for r in records]
     on = sorted({str(e.get("gpu") or f"{e.get('cores')} cores") for e in machines})
     profile = f"{experiment.profile or 'cpu'}: {run.data.image_size} px, {' and '.join(on)}"
-    save_records(path, records, DATA, profile, experiment.compact)
+    save_records(path, records, _data(jobs), profile, experiment.compact)
+
+
+def _data(jobs: list[Job]) -> str:
+    """On what these are run, in words."""
+    return "own data" if any(job.run.data.own for job in jobs) else DATA
 
 
 def _load(path: Path) -> tuple[Header, list[Record]]:
@@ -137,19 +141,24 @@ def _load(path: Path) -> tuple[Header, list[Record]]:
 def follower(
     title: str, jobs: list[Job], workspace: Workspace, picture: Path, console: Any
 ) -> Callable[[Path], None]:
-    """What to call with the folder of each run that has ended: if it is one of `jobs`, the list
-    goes to the console, and `picture` is drawn again."""
-    folders = {workspace.folder(job.run): job for job in jobs}
+    """What to call with the folder of each run that has ended: if it is one of `jobs` and was
+    scored, the list goes to the console, and `picture` is drawn again."""
+    waiting = {workspace.folder(job.run): job for job in jobs}
+    total, known = len(waiting), list[Record]()
+    what = _data(jobs)
 
     def follow(ended: Path) -> None:
-        if ended not in folders or not is_done(ended):
+        last = waiting.get(ended)
+        for folder in [folder for folder in waiting if is_done(folder)]:
+            job = waiting.pop(folder)
+            known.append(collect(folder, job.name, job.seed))
+        scored = [record for record in known if record["final"]["mean"] is not None]
+        if last is None or not scored:
             return
-        done = {f: collect(f, j.name, j.seed) for f, j in folders.items() if is_done(f)}
-        record, others = done.pop(ended), list(done.values())
-        for line in listed([*others, record]):
+        for line in listed(scored):
             console.print(line, markup=False, highlight=False)
-        draw(title, [*others, record], picture)
-        console.print(f"{len(others) + 1} of {len(folders)} runs so far: {picture}", markup=False)
+        draw(title, what, scored, picture)
+        console.print(f"{len(known)} of {total} runs so far: {picture}", markup=False)
 
     return follow
 
@@ -164,12 +173,16 @@ def listed(records: list[Record]) -> list[str]:
     ]
 
 
-def draw(title: str, records: list[Record], path: Path) -> None:
-    """Scores against examples, a line for each method and pool, single runs as points."""
+def draw(title: str, what: str, records: list[Record], path: Path) -> None:
+    """Scores against examples: runs that differ in length and seed alone are one line. what: the
+    data, in words."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    curves, ends = at_quality(records) or records, []
+    curves = [{**r, "name": r["name"].removesuffix(f"@{r['steps']}")} for r in records]
+    seeds = ", ".join(map(str, sorted({r["seed"] for r in records})))
+    note = f"Data: {what}; seeds {seeds}; the mean over seeds of each length's annealed end."
+    ends: list[theme.End] = []
     with theme.themed(theme.LIGHT):
-        figure, top = theme.frame(f"So far: {title}", "", "", 3.2, theme.LIGHT)
+        figure, top = theme.frame(f"So far: {title}", "", note, 3.2, theme.LIGHT)
         axes = theme.place(figure, 0.75, top, 5.8, 2.7)
         for name in dict.fromkeys(r["name"] for r in curves):
             how, found = style(name.split("@")[0]), cells(curves, name)

@@ -28,6 +28,6 @@ def test_bars_are_as_long_as_scores_and_lengths_of_a_method_stand_together() -> 
 
 def test_the_picture_is_drawn_of_one_run_as_of_many(tmp_path: Path) -> None:
     for many in (SOME[:1], SOME):
-        draw("so far", many, tmp_path / "so-far.png")
+        draw("so far", "icons", many, tmp_path / "so-far.png")
         with Image.open(tmp_path / "so-far.png") as image:
             assert len(image.convert("L").getcolors(256) or []) > 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 from own_shards import jpeg, make_shards, write_tar
+from rich.console import Console
 from tiny import TINY
 from toy import train_run
 
 from jestcli.bench.scoring import bench_scoring
 from jestcli.config import METHODS, Run, make_run, merge
 from jestcli.data.sources import Loading
-from jestcli.paper import diversity, figure2
-from jestcli.paper.experiment import Job
+from jestcli.paper import diversity, figure2, plot
+from jestcli.paper.experiment import Job, find_experiment, read_experiment
 from jestcli.runs.inputs import data_of, open_inputs
 from jestcli.runs.reference import embed_all, open_reference
 from jestcli.runs.workspace import Workspace, read_done
@@ -100,3 +102,23 @@ def test_figure_2_diversity_and_scoring_are_measured_on_shards(
     assert 0 < measured["chosen"]["distinct_captions"] <= 1 and measured["accuracy"]
     result = bench_scoring(place, folder, 1)
     assert "pairs from own shards" in result["about"] and len(result["rows"]) == 5
+
+
+def test_an_experiment_on_shards_says_that_the_data_are_own(
+    shards: Path, place: Workspace, tmp_path: Path
+) -> None:
+    plain, scored = (
+        own_run(shards),
+        own_run(shards, data={"benchmarks": str(shards / "benchmarks")}),
+    )
+    console, picture = Console(file=io.StringIO()), tmp_path / "so-far.png"
+    for run in (plain, scored):
+        jobs = [Job("joint@0.8", 0, run)]
+        follow = plot.follower("t", jobs, place, picture, console)
+        follow(train_run(run, place, "joint", quiet))
+        assert picture.exists() == (run is scored), "without benchmarks there is nothing to show"
+        experiment = read_experiment(find_experiment("batch-size"))
+        plot.plot(experiment, jobs, place, tmp_path, console, collect=True)
+        page = (tmp_path / "batch-size" / "table.md").read_text()
+        assert "own data" in page and "icons" not in page
+    assert "1 of 1 runs so far" in console.file.getvalue()  # type: ignore[attr-defined]
