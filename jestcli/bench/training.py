@@ -20,14 +20,15 @@ from open_clip.loss import SigLipLoss
 from rich.console import Console
 
 from jestcli.bench import save
-from jestcli.config import METHODS, Run, make_run, merge
+from jestcli.config import Run
 from jestcli.data.loader import SuperBatch
 from jestcli.models.flops import step_cost
 from jestcli.models.towers import Clip, build_model
 from jestcli.runs.environment import environment
-from jestcli.runs.trained import learner_flops
+from jestcli.runs.methods import DEFAULT_PROFILE, default_run
+from jestcli.runs.trained import learner_flops, new_learner
 from jestcli.training.augment import normalise
-from jestcli.training.clock import Stopwatch, peak_flops
+from jestcli.training.clock import Stopwatch, Timer, no_timer, peak_flops
 from jestcli.training.distributed import DistEnv
 from jestcli.training.energy import EnergyMeter
 from jestcli.training.engine import make_trainee
@@ -36,16 +37,21 @@ from jestcli.training.optimiser import learning_rate, make_optimiser
 from jestcli.training.step import encode_pairs, select_sub_batch, train_step
 from jestcli.utils.tables import Table
 
-LIMITS = {"jest": 1.1, "flexi": 1.2}  # measured over counted cost, at most
-Step = Callable[[int], None]
+LIMITS = {"jest": 1.05, "flexi": 1.15}  # measured over counted cost, at most
+Step = Callable[[int, Timer], None]
 CONTENDERS = ("uniform", "jest", "flexi", "open_clip")
 
 
 def bench_training(
-    settings: dict[str, Any], rounds: int, device: torch.device, out: Path | None, console: Console
+    settings: dict[str, Any],
+    rounds: int,
+    device: torch.device,
+    out: Path | None,
+    console: Console,
+    profile: str = DEFAULT_PROFILE,
 ) -> dict[str, Any]:
     """Measure, print a table and write JSON (and the table, as Markdown) if `out` is given."""
-    result = measure(settings, rounds, device)
+    result = measure(settings, rounds, device, profile=profile)
     console.print(table(result))
     for path in save(result, _markdown(result), out):
         console.print(f"wrote {path}")
@@ -58,30 +64,37 @@ def measure(
     device: torch.device,
     names: tuple[str, ...] = CONTENDERS,
     resident: bool = False,
+    profile: str = DEFAULT_PROFILE,
 ) -> dict[str, Any]:
     """Each contender's row (see `_row`), and what it was measured on. names: "uniform", the others
     are relative to it, comes first. resident: the candidates lie on the device, as in a run whose
-    data fit there. mfu is of the device's peak (`peak_flops`); joules are those of every GPU of the
-    machine, over ten steps of one contender alone."""
+    data fit there. settings stand on those of the scale profile. mfu is of the device's peak
+    (`peak_flops`); joules are those of every GPU of the machine, over ten steps of one contender
+    alone."""
     contenders: dict[str, Step] = {}
     counted: dict[str, float] = {}
-    case, peak = _case(settings, "uniform"), peak_flops(device)
+
+    def of(method: str) -> Run:
+        return default_run(method, settings, 0, profile)
+
+    case, peak = of("uniform"), peak_flops(device)
     for name in names:
         if name == "open_clip":
             contenders[name], counted[name] = _open_clips(case, device), counted["uniform"]
         else:
-            contenders[name], counted[name] = _ours(_case(settings, name), device, resident)
-    seconds = _take_turns(contenders, rounds, device)
+            contenders[name], counted[name] = _ours(of(name), device, resident)
+    seconds, selecting = _take_turns(contenders, rounds, device)
     rows = []
     for name, step in contenders.items():
         row = _row(name, seconds, counted, case.optim.batch_size)
         row |= {"flop_a_step": counted[name], "mfu": counted[name] / row["seconds"] / peak}
+        row["select_share"] = selecting[name]
         rows.append(row | ({"joules_a_step": _joules(step)} if device.type == "cuda" else {}))
     return {
         "device": str(device),
         "clock": "processor seconds" if device.type == "cpu" else "wall seconds",
         "batch_size": case.optim.batch_size,
-        "super_batch_size": _case(settings, "jest").super_batch_size,
+        "super_batch_size": of("jest").super_batch_size,
         "model": case.model.model_dump(mode="json"),
         **case.data.model_dump(include={"image_size", "context_length"}),
         "engine": case.engine.model_dump(mode="json"),
@@ -97,17 +110,10 @@ def _joules(step: Step, count: int = 10) -> float | None:
     """Of the machine's GPUs, a step; None where none counts them."""
     meter = EnergyMeter()
     for number in range(count):
-        step(number)
+        step(number, no_timer)
     torch.cuda.synchronize()
     gpus = [joules for name, joules in (meter.read() or {}).items() if name.startswith("gpu:")]
     return sum(gpus) / count if gpus else None
-
-
-def _case(settings: dict[str, Any], method: str) -> Run:
-    base = merge(METHODS[method], settings)
-    if method != "uniform":
-        base["reference"] = merge(METHODS["curated"], settings)
-    return make_run(base)
 
 
 def _candidates(case: Run, seed: int) -> SuperBatch:
@@ -122,9 +128,7 @@ def _candidates(case: Run, seed: int) -> SuperBatch:
 def _ours(case: Run, device: torch.device, resident: bool = False) -> tuple[Step, float]:
     """The suite's step on the same random candidates every time, reference embeddings cached, and
     its counted FLOPs (what it executes)."""
-    flexible = case.selection.low_res_share > 0
-    patches = case.model.patch_sizes if flexible else case.model.patch_sizes[:1]
-    learner = build_model(case.model, case.data, patches, 0, loss=case.optim.loss)
+    learner = new_learner(case)
     flops = learner_flops(case, learner)
     world, drawn = DistEnv(device=device), _candidates(case, 0)
     if resident:
@@ -140,22 +144,24 @@ def _ours(case: Run, device: torch.device, resident: bool = False) -> tuple[Step
         del model
         reference = lambda _: cached  # noqa: E731
 
-    def step(number: int) -> None:
-        choice = select_sub_batch(learner, reference, drawn, case, number, world=world)
+    def step(number: int, watch: Timer) -> None:
+        choice = select_sub_batch(learner, reference, drawn, case, number, world=world, watch=watch)
         train_step(trainee, optimiser, drawn, choice.index, case, number, world)
 
     return step, step_cost(case, flops, None).cached
 
 
 def _open_clips(case: Run, device: torch.device) -> Step:
-    """open_clip's training step on its own model class, with the same towers and batch. As
-    open_clip_train does it: forward of the CLIP module, SigLipLoss, backward, clipped gradient,
-    AdamW without weight decay on vectors, the temperature clamped; autocast (its amp_bf16) and
-    compiled (its --torchcompile) where the run says so. Its images come ready, as its loader's
-    workers deliver them; the suite's step normalises and augments them itself."""
+    """open_clip's training step with the same towers (in its own model class where it has them)
+    and batch, as open_clip_train does it: forward of the CLIP module, SigLipLoss, backward, clipped
+    gradient, AdamW without weight decay on vectors, the temperature clamped; autocast (its
+    amp_bf16) and compiled (its --torchcompile) where the run says so. Its images come ready, as
+    its loader's workers deliver them; the suite's step normalises and augments them itself."""
     clip: Clip = build_model(case.model, case.data, case.model.patch_sizes[:1], 0)
-    model = clip.clip
-    model.visual = model.visual.visual  # the plain tower under the flexible one
+    model: Any = clip
+    if case.model.tower != "cnn":
+        model = clip.clip
+        model.visual = model.visual.visual  # the plain tower under the flexible one
     model.to(device)
     drawn = _candidates(case, 0)
     images, tokens = normalise(drawn.images).to(device), drawn.tokens.to(device)
@@ -169,7 +175,7 @@ def _open_clips(case: Run, device: torch.device) -> Step:
     loss_of = SigLipLoss()
     forward = torch.compile(model) if case.engine.compile else model
 
-    def step(number: int) -> None:
+    def step(number: int, watch: Timer) -> None:
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(number, case.optim)
         optimiser.zero_grad()
@@ -180,7 +186,7 @@ def _open_clips(case: Run, device: torch.device) -> Step:
         torch.nn.utils.clip_grad_norm_(model.parameters(), case.optim.clip_norm, norm_type=2.0)
         optimiser.step()
         with torch.no_grad():
-            model.logit_scale.clamp_(0, math.log(100))
+            clip.clip.logit_scale.clamp_(0, math.log(100))
         float(loss.detach())
 
     return step
@@ -188,16 +194,22 @@ def _open_clips(case: Run, device: torch.device) -> Step:
 
 def _take_turns(
     contenders: dict[str, Step], rounds: int, device: torch.device
-) -> dict[str, list[float]]:
-    """Seconds of each round's step, after two rounds of warm-up."""
+) -> tuple[dict[str, list[float]], dict[str, float | None]]:
+    """Seconds of each round's step, after two rounds of warm-up, and the median share of a step
+    that choosing takes. On a GPU None: to time a part there is to wait for it."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    shares: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 2):
         for name, step in contenders.items():
             watch = Stopwatch(device)
             with watch("update"):
-                step(number)
-            seconds[name].append(watch.seconds["update"])
-    return {name: spent[2:] for name, spent in seconds.items()}
+                step(number, no_timer if device.type == "cuda" else watch)
+            total = sum(watch.seconds.values())
+            seconds[name].append(total)
+            shares[name].append(watch.seconds["select"] / total)
+    cpu = device.type == "cpu"
+    share = {name: float(np.median(s[2:])) if cpu else None for name, s in shares.items()}
+    return {name: spent[2:] for name, spent in seconds.items()}, share
 
 
 def _row(
@@ -226,15 +238,16 @@ def table(result: dict[str, Any]) -> Table:
         low, high = row["ratio_quartiles"]
         speed = (f"{row['seconds']:.4f}", f"{row['examples_per_second']:,.0f}")
         ratios = (f"{row['ratio']:.2f}", f"{low:.2f} to {high:.2f}", f"{row['counted_ratio']:.2f}")
-        limit = f"{row['limit']:.1f}" if row["limit"] else ""
-        over = (f"{row['over_counted']:.2f}", limit, f"{100 * row['mfu']:.0f} %")
+        limit = f"{row['limit']:.2f}" if row["limit"] else ""
+        choosing = f"{100 * row['select_share']:.1f} %" if row["select_share"] else ""
+        over = (f"{row['over_counted']:.2f}", limit, choosing, f"{100 * row['mfu']:.0f} %")
         rows.append((row["name"], *speed, *ratios, *over))
     title = (
         f"Training steps on {result['device']}: b = {result['batch_size']}, "
         f"B = {result['super_batch_size']}, {result['rounds']} rounds, {result['clock']}"
     )
     columns = ("step", "s", "examples/s", "time, of uniform", "quartiles", "FLOPs, of uniform")
-    return Table(title, (*columns, "time / FLOPs", "at most", "of peak"), rows)
+    return Table(title, (*columns, "time / FLOPs", "at most", "choosing", "of peak"), rows)
 
 
 def _markdown(result: dict[str, Any]) -> str:

@@ -83,6 +83,7 @@ def bench_selection(
 
 @app.command("train")
 def bench_train(
+    profile: Profile = "cpu",
     config: Config = None,
     set_: Set = [],  # noqa: B006
     rounds: Annotated[int, typer.Option(help="Measured steps of each.")] = 15,
@@ -101,7 +102,8 @@ def bench_train(
     chosen = pick_device(device)
     if chosen.type == "cpu":
         set_threads(1)  # as in training
-    training.bench_training(read_settings(config, set_), rounds, chosen, out, make_console())
+    settings = read_settings(config, set_)
+    training.bench_training(settings, rounds, chosen, out, make_console(), profile)
 
 
 @app.command("data")

@@ -128,13 +128,10 @@ class Ranks:
 
 def largest(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` largest of x and where they are, as a stable descending sort has them."""
-    if not x.is_cuda and 8 * count <= x.shape[0]:  # on a CPU a sort of all of x is what costs
-        top = x.topk(count).values
-        if top[0] == top[0]:  # not a NaN, which is first and compares false
-            # topk keeps any of equal values: take all from its last value up, then sort those
-            (kept,) = (x >= top[-1]).nonzero(as_tuple=True)
-            best, order = x[kept].sort(descending=True, stable=True)
-            return best[:count], kept[order[:count]]
+    if not x.is_cuda and 8 * count < x.shape[0]:  # on a CPU a sort of all of x is what costs
+        best, order = x.topk(count + 1)
+        if bool((best[:-1] > best[1:]).all()):  # no ties (and no NaN): there is but one order
+            return best[:count], order[:count]
     best, order = x.sort(descending=True, stable=True)
     return best[:count], order[:count]
 
