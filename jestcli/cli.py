@@ -71,6 +71,7 @@ def main(commands: typer.Typer = app) -> None:
     failed, 70 for what nobody foresaw (its trace is kept in a file), 130 after Ctrl-C or
     SIGTERM."""
     command = typer.main.get_command(commands)
+    _unwrap(command)
     quiet_libraries()
     words = [word for word in sys.argv[1:] if word != DEBUG]
     debug = len(words) < len(sys.argv) - 1
@@ -87,6 +88,14 @@ def main(commands: typer.Typer = app) -> None:
     if code == 130:  # how typer passes Ctrl-C on
         _fail("interrupted; the same command goes on from there", 130)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _unwrap(group: Any) -> None:
+    """Let help fill the terminal's width: typer would keep the line breaks of docstrings."""
+    for command in getattr(group, "commands", {}).values():
+        paragraphs = (command.help or "").split("\n\n")
+        command.help = "\n\n".join(" ".join(each.split()) for each in paragraphs)
+        _unwrap(command)
 
 
 def _explain(error: Exception) -> tuple[str, int]:

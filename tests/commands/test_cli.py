@@ -66,6 +66,11 @@ def test_help_names_every_command(tmp_path: Path) -> None:
         assert command in out
 
 
+def test_paragraphs_of_help_fill_the_width(tmp_path: Path) -> None:
+    _, out, _ = jest("forecast", "--help", cwd=tmp_path)
+    assert "for the one that won. Stopped, the same command goes on" in out  # two lines of source
+
+
 @pytest.mark.parametrize(
     "words,message",
     [
