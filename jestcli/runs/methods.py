@@ -114,7 +114,10 @@ def default_reference(overrides: Settings, seed: int, profile: str = DEFAULT_PRO
         raise ConfigError(f"reference: {given!r} is no mapping of settings")
     own = merge(METHODS["curated"], settings.get("reference", {}))
     base = merge(for_reference(settings), own) | {"seed": seed}
-    return make_run(merge(merge(base, for_reference(overrides)), given))
+    try:
+        return make_run(merge(merge(base, for_reference(overrides)), given))
+    except ConfigError as error:  # the learner's settings have the same names
+        raise ConfigError(f"reference: {error}" if given else str(error)) from None
 
 
 def read_profile(word: str) -> Settings:

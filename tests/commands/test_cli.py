@@ -83,7 +83,8 @@ def test_paragraphs_of_help_fill_the_width(tmp_path: Path) -> None:
         (["train", "--set", "optim.steps=many"], "optim.steps: Input should be a valid integer"),
         (["train", "--set", "optim.steps"], "expected key=value"),
         (["train", "--noise-share", "1"], "source.noise_share: Input should be less than 1"),
-        (["train", "--set", "optim.steps=50"], "optim: steps=50 is shorter than warmup=100"),
+        (["train", "--set", "optim.steps=50"], "jest: optim: steps=50 is shorter than warmup=100"),
+        (["train", "--reference-steps", "50"], "jest: reference: optim: steps=50 is shorter"),
         (
             ["train", "--config", "mien.yaml"],
             "cannot read mien.yaml: No such file or directory (did you mean mine.yaml?)",
