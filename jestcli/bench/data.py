@@ -2,8 +2,7 @@
 
 Super-batches mean that many more pairs are decoded than trained on: at f = .8 five for each. The
 loader is measured on real shards (the user's, or JPEGs drawn for the purpose) by itself, decoded in
-full and reduced, beside what Pillow alone and webdataset's own pipeline give of the same files; the
-demand is the super-batch over the time of a training step.
+full and reduced; the demand is the super-batch over the time of a training step.
 """
 
 from __future__ import annotations
@@ -11,20 +10,16 @@ from __future__ import annotations
 import io
 import os
 import platform
-import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import closing
-from itertools import cycle, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.functional import center_crop, resize
 
 from jestcli.bench import save
 from jestcli.data.dataset import Transform
@@ -74,54 +69,6 @@ def rate(
         return pairs / (time.perf_counter() - started), None if workers else pairs / used
 
 
-def _square(image: Image.Image, size: int) -> np.ndarray:
-    """As open_clip prepares images for evaluation, and the loader's views: the whole resized, its
-    shorter side to `size`, and the centre cut out."""
-    image = image.convert("RGB")
-    return np.asarray(center_crop(resize(image, [size], InterpolationMode.BICUBIC), [size]))
-
-
-def by_pillow(shards: list[str], size: int) -> Iterator[np.ndarray]:
-    """Pictures of shards whose bytes lie in memory, again and again: decoded and resized."""
-    files = []
-    for shard in shards:
-        with tarfile.open(shard) as tar:
-            for member in tar:
-                if member.name.rpartition(".")[2].lower() in ("jpg", "jpeg", "png", "webp"):
-                    content = tar.extractfile(member)
-                    assert content is not None  # members of such names are files
-                    files.append(content.read())
-    for each in cycle(files):
-        yield _square(Image.open(io.BytesIO(each)), size)
-
-
-def by_webdataset(shards: list[str], size: int) -> Iterator[np.ndarray]:
-    """Pictures as webdataset reads, decodes and hands them on, resized alike."""
-    from webdataset import WebDataset
-
-    read = WebDataset(shards, shardshuffle=False).decode("pil").repeat()
-    for (image,) in read.to_tuple("jpg;jpeg;png;webp"):
-        yield _square(image, size)
-
-
-def others(shards: list[str], size: int, seconds: float) -> list[dict[str, Any]]:
-    """Rows of other readers of the same local shards, one process: the loader's full decoding and
-    no more."""
-    rows = []
-    for name, read in {"Pillow alone": by_pillow, "webdataset": by_webdataset}.items():
-        pictures, pairs = read(shards, size), 0
-        next(pictures)
-        started, used = time.perf_counter(), time.process_time()
-        while time.perf_counter() - started < seconds:
-            next(pictures)
-            pairs += 1
-        used = time.process_time() - used
-        given = pairs / (time.perf_counter() - started)
-        speed = {"pairs_per_second": given, "pairs_per_core_second": pairs / used}
-        rows.append({"decode": name, "workers": 0, **speed})
-    return rows
-
-
 def bench_data(
     shards: tuple[str, ...] = (),
     size: int = 224,
@@ -152,9 +99,6 @@ def bench_data(
             given, core = rate(sources, view, batch, count, seconds, cache)
             speed = {"pairs_per_second": given, "pairs_per_core_second": core}
             rows.append({"decode": decode, "workers": count, **speed})
-        read = open_shards("pool", sources, Loading(cache=cache)).shards
-        if all(map(os.path.isfile, read)):
-            rows += others(read, size, seconds)
     demand = super_batch / step_seconds if super_batch and step_seconds else None
     result = {
         "shards": list(shards) or f"drawn: JPEG, {SIDE[0]} x {SIDE[1]}, quality 90",
@@ -184,8 +128,7 @@ def table(result: dict[str, Any]) -> Table:
 
 def verdict(result: dict[str, Any]) -> str:
     """One line: whether the loader keeps up with what training asks for."""
-    own = [row for row in result["rows"] if row["decode"] in ("full", "reduced")]
-    best = max(own, key=lambda row: row["pairs_per_second"])
+    best = max(result["rows"], key=lambda row: row["pairs_per_second"])
     given, demand = best["pairs_per_second"], result["demand_pairs_per_second"]
     what = f"{given:,.0f} pairs/s ({best['decode']}, {best['workers']} workers)"
     if demand is None:
@@ -204,8 +147,6 @@ def markdown(result: dict[str, Any]) -> str:
         f"# The loader\n\n`jest bench data`: {result['shards']}, to {result['size']} px (reduced: "
         f"{result['scoring_size']} px). {result['cores']} cores, load average "
         f"{result['load_average']:.1f} when it was measured.\n\n"
-        "Pairs a core second are of processor time: what one core gives, whatever runs beside it. "
-        "Pillow alone decodes and resizes bytes that lie in memory; webdataset reads the same "
-        "files."
+        "Pairs a core second are of processor time: what one core gives, whatever runs beside it."
         f"\n\n{table(result).markdown()}\n\n{verdict(result)}\n"
     )

@@ -24,8 +24,6 @@ def test_the_loader_is_measured_against_the_demand(
         ("full", 1),
         ("reduced", 0),
         ("reduced", 1),
-        ("Pillow alone", 0),
-        ("webdataset", 0),
     ]
     assert all(r["pairs_per_second"] > 0 for r in result["rows"])
     assert result["demand_pairs_per_second"] == 2000
@@ -35,10 +33,7 @@ def test_the_loader_is_measured_against_the_demand(
 
 
 def test_the_verdict_says_by_how_much() -> None:
-    rows = [
-        {"decode": "full", "workers": 2, "pairs_per_second": 50.0},
-        {"decode": "webdataset", "workers": 0, "pairs_per_second": 500.0},  # not this loader's
-    ]
+    rows = [{"decode": "full", "workers": 2, "pairs_per_second": 50.0}]
     assert "waits 75 % of the time" in verdict({"rows": rows, "demand_pairs_per_second": 200.0})
     assert "keeps up" in verdict({"rows": rows, "demand_pairs_per_second": 20.0})
 
@@ -50,4 +45,4 @@ def test_shards_are_drawn_where_there_are_none(
     monkeypatch.setattr(data, "SAMPLES", 2)
     monkeypatch.setattr(data, "SIDE", (64, 48))
     result = bench_data((), 32, 16, 2, (0,), 0.01)
-    assert "drawn" in result["shards"] and len(result["rows"]) == 4
+    assert "drawn" in result["shards"] and len(result["rows"]) == 2

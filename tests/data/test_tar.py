@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from own_shards import jpeg, sample, write_tar
 
 from jestcli.data.bad_samples import BadSample
@@ -18,7 +20,7 @@ from jestcli.data.remote import ShardError
 from jestcli.data.shard_dataset import open_shards
 from jestcli.data.shards import decode, read_shards
 from jestcli.data.sources import Loading
-from jestcli.data.tar import IN_A_ROW, MOST_DAMAGE, ShardIndex, scan
+from jestcli.data.tar import IN_A_ROW, MOST_DAMAGE, ShardIndex, _header, scan
 from jestcli.utils.errors import DataError
 from jestcli.utils.layout import Layout
 
@@ -309,3 +311,41 @@ def test_a_reader_of_any_layout_has_its_own_index(tmp_path: Path) -> None:
         dataset = open_shards("pool", (str(path),), loading)
         counts += dataset.caption_counts(np.arange(1)).tolist()
     assert counts == [1, 2]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    name=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=140),
+    size=st.integers(0, 1 << 40),
+    kind=st.sampled_from([tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE]),
+    form=st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT]),
+    at=st.integers(0, 511),
+    byte=st.integers(-1, 255),
+    signed=st.booleans(),
+)
+def test_headers_are_read_as_tarfile_reads_them(
+    name: str, size: int, kind: bytes, form: int, at: int, byte: int, signed: bool
+) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    try:
+        written = info.tobuf(form, "utf-8", "surrogateescape")[-512:]
+    except ValueError:
+        return  # too long for this format
+    block = bytearray(written)
+    if byte >= 0:  # any one byte another, and the checksum right again
+        block[at] = byte
+        block[148:156] = b" " * 8
+        total = sum(block) - (256 * sum(b > 127 for b in block) if signed else 0)
+        block[148:156] = b"%06o\0 " % max(total, 0)
+    try:
+        theirs = tarfile.TarInfo.frombuf(bytes(block), "utf-8", "backslashreplace")
+    except (tarfile.HeaderError, ValueError):
+        return  # they also refuse for fields that nobody asks for
+    ours = _header(bytes(block))
+    if theirs.type == tarfile.GNUTYPE_SPARSE or theirs.size < 0:
+        assert ours is None
+    else:
+        assert ours is not None
+        name = ours.name.rstrip("/") if theirs.isdir() else ours.name
+        assert (name, ours.size, ours.type) == (theirs.name, theirs.size, theirs.type)
