@@ -40,7 +40,14 @@ from jestcli.training.devices import set_threads
 from jestcli.training.distributed import SINGLE_PROCESS, DistEnv, RanksError
 from jestcli.training.energy import EnergyMeter
 from jestcli.training.engine import make_trainee, on_cpu, unsharded
-from jestcli.training.metrics import METRICS, disk_errors, evaluation_steps, last_scores
+from jestcli.training.metrics import (
+    METRICS,
+    PASSED_AFTER,
+    disk_errors,
+    evaluation_steps,
+    last_scores,
+    reference_lead,
+)
 from jestcli.training.optimiser import learning_rate, make_optimiser
 from jestcli.training.signals import Interrupted, TrainingError, stop_signals
 from jestcli.training.step import NonFiniteError, SubBatch, offered, select_sub_batch, train_step
@@ -49,7 +56,6 @@ from jestcli.utils.progress import SILENT, Progress, duration
 
 LOG_EVERY = 20
 CHECKPOINT_EVERY = 100
-PASSED_AFTER = 3  # logged steps in a row below zero: the learner has passed its reference
 
 
 def train(
@@ -286,9 +292,10 @@ class Trainer:
             | {"bottleneck": loader.bottleneck},
             "flops": self.cost_after(done).as_dict(),
         }
-        if self.below < PASSED_AFTER and choice.super_batch_learnability is not None:
+        lead = reference_lead(record)
+        if self.below < PASSED_AFTER and lead is not None:
             # Learnability below zero: the learner knows the pairs better than its reference does.
-            self.below = self.below + 1 if choice.super_batch_learnability < 0 else 0
+            self.below = self.below + 1 if lead < 0 else 0
             if self.below == PASSED_AFTER:  # said once
                 record["passed_reference"] = True
         self.log(record)

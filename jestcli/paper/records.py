@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jestcli.config import ConfigError, make_run
+from jestcli.training.metrics import passed_reference
 from jestcli.utils.errors import DataError
 from jestcli.utils.io import save_text
 from jestcli.utils.reading import parse_json, read_json, reading
@@ -56,8 +57,7 @@ def collect(folder: Path, name: str, seed: int) -> Record:
     `_point`), final {mean, mean_chance_corrected, logprob, nats, scores} on all images of the run's
     part, flops_per_iteration by convention (charged: what is spent once is spread over the steps),
     uniform_flops_per_iteration (3 full forwards a pair), seconds (training only, by part), training
-    (see `_training`), passed_reference (the step after which the mean learnability stayed below
-    zero, if it did), environment. Raises DataError."""
+    (see `_training`), passed_reference (see `metrics`), environment. Raises DataError."""
     if not (folder / "done.json").exists():
         raise DataError(f"{folder / 'done.json'}: the run is not finished")
     files = ("config", "done", "environment")
@@ -109,7 +109,8 @@ def collect(folder: Path, name: str, seed: int) -> Record:
         "uniform_flops_per_iteration": each and _round(3 * b * (each["image_full"] + each["text"])),
         "seconds": {k: _round(v) for k, v in points[-1]["seconds"].items()},
         "training": _training([line for line in lines if "loss" in line]),
-        "passed_reference": next((x["step"] for x in lines if x.get("passed_reference")), None),
+        # Reckoned again: runs of before say it by the mean of the whole super-batch.
+        "passed_reference": passed_reference(line for line in lines if "loss" in line),
         "environment": {key: about.get(key) for key in ("cpu", "cores", "threads", "commit")}
         | {"torch": about.get("packages", {}).get("torch")}
         | {key: about[key] for key in ("gpu", "no_energy") if about.get(key)},

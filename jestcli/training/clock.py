@@ -25,8 +25,8 @@ PEAKS = {
     "T4": 65e12,
 }
 PASSED = (
-    "THE LEARNER HAS PASSED ITS REFERENCE (mean learnability stays below zero): from now on "
-    "selection works against pairs that the reference knows well"
+    "THE LEARNER HAS PASSED ITS REFERENCE (the learnability of the pairs that count stays below "
+    "zero): from now on selection works against pairs that the reference knows well"
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from jestcli.training.signals import TrainingError
 from jestcli.utils.reading import parse_json, reading
 
 METRICS = "metrics.jsonl"
+PASSED_AFTER = 3  # logged steps in a row below zero: the learner has passed its reference
 
 
 def evaluation_steps(run: Run) -> set[int]:
@@ -54,3 +55,22 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         why = f"{error.strerror}; the last checkpoint is intact"
         raise TrainingError(f"cannot write {path}: {why}") from None
+
+
+def reference_lead(record: dict[str, Any]) -> float | None:
+    """Mean learnability, nats, of the pairs that count in a record of the training log: of those
+    known to be right, else of the chosen; None where it was not measured. A mean over a poor pool
+    says nothing: it is below zero from the first step, for no learner knows a wrong pair either."""
+    right: float | None = record.get("learnability_right")
+    return record["learnability"][1] if right is None else right
+
+
+def passed_reference(records: Iterable[dict[str, Any]]) -> int | None:
+    """The step of the training log at which the learner had passed its reference, if it has."""
+    below = 0
+    for record in records:
+        lead = reference_lead(record)
+        below = 0 if lead is None or lead >= 0 else below + 1
+        if below == PASSED_AFTER:
+            return int(record["step"])
+    return None

@@ -19,7 +19,7 @@ from jestcli.paper.records import _training
 from jestcli.selection import learnability_of
 from jestcli.selection.scores import learnability_by_pair
 from jestcli.training.clock import PASSED
-from jestcli.training.metrics import METRICS
+from jestcli.training.metrics import METRICS, passed_reference
 from jestcli.training.signals import Interrupted
 from jestcli.training.step import SubBatch, encode_pairs, select_sub_batch
 from jestcli.training.tracking import _flat
@@ -98,13 +98,19 @@ def test_they_are_logged_tracked_and_recorded(
     assert set(_training(plain)) == {"step", "loss", "super", "sub"}
 
 
-def falling(monkeypatch: pytest.MonkeyPatch, values: dict[int, float]) -> None:
-    """Let the mean learnability be this at these steps (0-based), else 1."""
+def falling(
+    monkeypatch: pytest.MonkeyPatch, values: dict[int, float], right: float | None = None
+) -> None:
+    """Let the chosen's mean learnability be this at these steps (0-based), else 1; all others' far
+    below zero, as in a poor pool, and that of the right ones, where they are known, `right`."""
     real = loop.select_sub_batch
 
     def choose_(*args: Any) -> SubBatch:
         choice: SubBatch = real(*args)
-        return replace(choice, super_batch_learnability=values.get(args[4], 1.0))
+        chosen = values.get(args[4], 1.0)
+        means = {"sub_batch_learnability": chosen, "super_batch_learnability": -9.0}
+        known = None if right is None else (0.5, 0.5)
+        return replace(choice, **means, wrong=known, learnability_right=right)
 
     monkeypatch.setattr(loop, "LOG_EVERY", 1)
     monkeypatch.setattr(loop, "select_sub_batch", choose_)
@@ -130,3 +136,21 @@ def test_a_learner_that_passes_its_reference_is_said_once_and_only_then(
     assert without_seconds(tmp_path / "whole" / METRICS) == without_seconds(
         tmp_path / "stopped" / METRICS
     ), "the count goes on after a restart"
+
+
+def test_where_right_pairs_are_known_it_is_they_that_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    falling(monkeypatch, {n: -1.0 for n in range(8)}, right=0.5)
+    tiny_train(tiny_run("jest", optim={"steps": 8}), tmp_path)
+    logged = metrics(tmp_path)
+    assert not any(r.get("passed_reference") for r in logged)
+    assert passed_reference(r for r in logged if "loss" in r) is None
+
+
+def test_the_step_is_found_again_in_a_log() -> None:
+    leads = [1.0, -1.0, None, -1.0, -1.0, -1.0, -1.0]
+    log = [{"step": 40 * n, "learnability": [-9.0, lead]} for n, lead in enumerate(leads)]
+    assert passed_reference(log) == 200
+    assert passed_reference(log[:5]) is None
+    assert passed_reference(r | {"learnability_right": 1.0} for r in log) is None
