@@ -12,7 +12,7 @@ from jestcli.paper import statistics as stats
 from jestcli.paper import theme as look
 from jestcli.paper.methods import in_order, is_reference, style
 from jestcli.paper.records import Header, Record
-from jestcli.paper.table import caption
+from jestcli.paper.table import caption, strength
 from jestcli.paper.theme import Axes, Figure, Theme
 
 AXES = {
@@ -49,7 +49,7 @@ def make_curves(
     """Two panels a row. panels: (an axis of AXES, a benchmark or None for the mean of all)."""
     words = (
         "Mean over seeds; band: 95 % t-interval, from three seeds on. Levels: the long uniform "
-        "run's final, the references' own.\nThe speed-ups to reach that final are in the table."
+        "run's final, the references' own."
     )
     rows = (len(panels) + 1) // 2
     figure, top = look.frame(title, words, caption(header, records), 3.3 * rows, theme)
@@ -126,7 +126,7 @@ def make_learnability(header: Header, records: list[Record], theme: Theme) -> Fi
         "Learner's loss minus reference's, nats a pair, within the batch named. Thick: chosen "
         "sub-batch; thin: whole super-batch. Mean over seeds."
     )
-    figure, top = look.frame(title, words, caption(header, chosen), 3.45, theme)
+    figure, top = look.frame(title, words, caption(header, chosen) + strength(records), 3.45, theme)
     axes, ends, groups = look.place(figure, 0.6, top + 0.05, 6.6, 2.95), [], stats.by_name(chosen)
     for name in in_order(groups):
         how = style(name)

@@ -6,12 +6,15 @@ import math
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
 from jestcli.paper import theme as look
+from jestcli.paper.effects import Fit, fit
 from jestcli.paper.experiment import Panel
 from jestcli.paper.methods import COLOURS, MARK, line_of, style, value_of
 from jestcli.paper.records import Header, Record
-from jestcli.paper.statistics import by_name, finals, t_interval
-from jestcli.paper.table import caption
+from jestcli.paper.statistics import by_name, finals, pooled_interval
+from jestcli.paper.table import POOLED, caption
 from jestcli.paper.theme import Axes, Figure, Theme
 
 BESIDE = 0.16  # of the distance of two values, between the points of two methods
@@ -38,20 +41,17 @@ def make_grid(
     """A row a panel, a column a metric: the mean score, and nats above guessing, whose noise is
     smaller. names: every run of the experiment; one without a record is written as "not run"."""
     groups = by_name(records)
-    most = max(map(len, groups.values()), default=0)
-    bars = (
-        "Bars: 95 % t-interval over seeds; hollow: one seed."
-        if most >= 3
-        else "Thin: single seeds."
+    models = {m: fit(records, m) for m in dict.fromkeys(m for p in panels for m in p.metrics)}
+    words = (
+        "Final scores, mean over seeds; nats above guessing are less noisy than accuracy. Hollow: "
     )
-    words = "Final scores, mean over seeds; nats above guessing are less noisy than accuracy. "
-    note = caption(header, records)
-    figure, top = look.frame(title, words + bars, note, 2.75 * len(panels), theme)
+    note = f"Bars: {POOLED} {caption(header, records)}"
+    figure, top = look.frame(title, words + "one seed.", note, 2.75 * len(panels), theme)
     for row, panel in enumerate(panels):
         for column, metric in enumerate(panel.metrics):
-            left, down = 0.62 + 4.42 * column, top + 0.25 + 2.75 * row
+            left, down = 0.74 + 4.42 * column, top + 0.25 + 2.75 * row
             axes = look.place(figure, left, down, 2.6, 1.95)
-            _panel(axes, panel, groups, names, metric, theme)
+            _panel(axes, panel, groups, names, metric, models[metric], theme)
             axes.set_title(panel.title if column == 0 else " ")
     return figure
 
@@ -76,6 +76,7 @@ def _panel(
     groups: dict[str, list[Record]],
     names: list[str],
     metric: str,
+    model: Fit,
     theme: Theme,
 ) -> None:
     factor, words, decimals = METRICS[metric]
@@ -91,15 +92,14 @@ def _panel(
         aside = 0.0 if panel.ordered else BESIDE * (i - (len(panel.lines) - 1) / 2)
         for setting, place in sorted(at.items(), key=lambda item: item[1]):
             name = f"{line}{MARK}{setting}"
-            if values := [factor * v for v in finals(groups.get(name, []), metric)]:
-                found, x = t_interval(values), place + aside
-                points.append((x, found.mean))
+            if values := finals(groups.get(name, []), metric):
+                found, x = pooled_interval(model, values), place + aside
+                y, half = factor * found.mean, factor * found.half
+                points.append((x, y))
                 if len(values) == 1:
                     single.append(points[-1])
-                if len(values) >= 3:
-                    axes.errorbar(x, found.mean, found.half, color=colour, lw=0.9, capsize=2)
-                elif len(values) == 2:
-                    axes.plot([x, x], values, color=colour, lw=0.8, alpha=0.7)
+                if not math.isnan(half):
+                    axes.errorbar(x, y, half, color=colour, lw=0.9, capsize=2)
             elif name not in groups and name in names:
                 missing[place] = colour
         if not points:
@@ -120,7 +120,7 @@ def _panel(
             why = "not recorded" if name in groups else "not run"
             ends.append((None, math.nan, f"{label}: {why}", colour))
             continue
-        level = factor * t_interval(values).mean
+        level = factor * float(np.mean(values))
         axes.axhline(
             level, color=colour, lw=1.0, ls=drawn.dash if drawn.dash != "-" else look.DASHED
         )

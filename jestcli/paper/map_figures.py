@@ -11,7 +11,7 @@ import numpy as np
 
 from jestcli.paper import theme as look
 from jestcli.paper.map import at_quality, lengths, longest, named, qualities, saving, winners
-from jestcli.paper.map_words import answer, strength, table
+from jestcli.paper.map_words import answer, table
 from jestcli.paper.methods import BLUE, COLOURS, GREEN, ORANGE, VERMILLION, style
 from jestcli.paper.records import Header, Record
 from jestcli.paper.saving import MORE, REACHED, Ratio, cells
@@ -40,7 +40,7 @@ LINES = (
 def draw_all(header: Header, records: list[Record], folder: Path) -> list[Path]:
     """Every figure, and cells.md: the answer in sentences and a row for every cell."""
     steps = sorted({r["steps"] for r in records if r["name"].startswith("jest@")}) or [750]
-    note, why = caption(header, records) + strength(records), longest(records)
+    note, why = caption(header, records), longest(records)
     written = look.both(lambda t: make_headline(records, note, t), folder / "figure1")
     written += look.both(lambda t: make_map(records, note, steps, t), folder / "map")
     written += look.both(lambda t: make_why(why, note, t), folder / "why") if why else []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -22,18 +21,6 @@ from jestcli.paper.methods import MARK, style
 from jestcli.paper.records import Record, value
 from jestcli.paper.saving import REACHED, Cell, Ratio, cells
 from jestcli.utils.tables import Table
-
-
-def strength(records: Sequence[Record]) -> str:
-    """The references' AUC, which stands under every figure; "" where none was measured."""
-    found: dict[str, list[float]] = {}
-    for record in records:
-        if record["name"].startswith("reference") and record["final"].get("auc"):
-            found.setdefault(record["name"], []).append(record["final"]["auc"])
-    parts = [f"{name} {np.mean(x):.3f}" for name, x in sorted(found.items())]
-    words = " AUC of right against wrong captions of unseen pool pairs: "
-    return f"{words}{', '.join(parts)}." if parts else ""
-
 
 JESTS = ("jest", "jest-90")
 ANSWER = (

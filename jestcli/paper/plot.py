@@ -12,7 +12,7 @@ from jestcli.paper.experiment import Experiment, Job
 from jestcli.paper.methods import style
 from jestcli.paper.records import Header, Record, collect, load_records, save_records
 from jestcli.paper.saving import cells
-from jestcli.paper.table import HEADLINE, build, caption, render, write
+from jestcli.paper.table import HEADLINE, build, caption, render, strength, write
 from jestcli.runs.methods import FOLDER
 from jestcli.runs.workspace import StageError, Workspace, is_done
 
@@ -59,7 +59,8 @@ def plot(
             console.print(said, markup=False)
     elif kind == "matrix":
         first = [r for r in records if r["name"] == next(iter(experiment.runs))]
-        figures = _figure2(experiment, jobs, workspace, folder, caption(header, first))
+        note = caption(header, first) + strength(records)
+        figures = _figure2(experiment, jobs, workspace, folder, note)
     elif kind == "choices":
         figures = _diversity(experiment, jobs, workspace, folder, caption(header, records))
     elif panels := experiment.figure.panels:

@@ -1,5 +1,5 @@
-"""Tables of final scores, costs, speed-ups and differences: Markdown, CSV and the terminal; and the
-sentence under every table and figure that says on what its numbers were measured."""
+"""Tables of final scores, costs and differences: Markdown, CSV and the terminal; and the sentence
+under every table and figure that says on what its numbers were measured."""
 
 from __future__ import annotations
 
@@ -10,15 +10,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from rich.console import Console
 
 from jestcli.paper import statistics as stats
+from jestcli.paper.effects import Fit, difference, fit
 from jestcli.paper.methods import MARK, in_order, is_reference, style, value_of
 from jestcli.paper.records import CONVENTIONS, Header, Record
 from jestcli.utils.io import save_text
 from jestcli.utils.tables import Table
 
 NOT_RUN = "not run"
+# key in CSV: (metric of `records.value`, words, factor, decimals)
+SCORES = {
+    "mean": ("mean", "Mean %", 100, 1),
+    "icons": ("icons", "Icons %", 100, 1),
+    "emoji": ("emoji", "Emoji %", 100, 1),
+    "nats": ("nats", "Nats above guessing", 1, 3),
+    "chance_corrected": ("mean_chance_corrected", "Chance-corrected %", 100, 1),
+}
+POOLED = (
+    "95 % interval by the variance left after method and seed (least squares), pooled over the "
+    "experiment's runs, as in the report; none for one seed."
+)
 HEADLINE = (
     *("uniform", stats.BASELINE, "flexi-uniform", "jest", "jest++", "flexi", "flexi-long"),
     *("flexi++", "curated", "mixed", "finetune", "filtered", "reference"),
@@ -65,7 +79,7 @@ class Report(NamedTuple):
 
 
 def caption(header: Header, records: list[Record]) -> str:
-    """Data, profile, seeds, n, error bar, hardware and commit, in plain words."""
+    """Data, profile, seeds, n, error bar, hardware, commit and references' AUC, in plain words."""
     if not records:
         return f"{header.data}; profile {header.profile}; nothing run yet."
     sets = {k: v["n"] for r in records for k, v in r["benchmarks"].items()}
@@ -75,8 +89,9 @@ def caption(header: Header, records: list[Record]) -> str:
     parts = [
         f"Data: {header.data}; profile {header.profile}",
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))} ({n} a method)",
-        f"{len(sets)} benchmarks with {sum(sets.values()):,} test items in all",
-        "± and bands: 95 % t-interval over seeds" if most > 1 else "one seed, so no error bar",
+        f"{len(sets)} benchmarks with {sum(sets.values()):,} answers in all (pictures that several "
+        "of them ask about count several times)",
+        "intervals: 95 %, over seeds" if most > 1 else "one seed, so no error bar",
         hardware(records),
         "commit " + ", ".join(sorted({str(r["environment"].get("commit")) for r in records})),
     ]
@@ -84,7 +99,18 @@ def caption(header: Header, records: list[Record]) -> str:
         parts.append(
             "retrieval along the curves is converted from fewer candidates to the full set's number"
         )
-    return "; ".join(parts) + "."
+    return "; ".join(parts) + "." + strength(records)
+
+
+def strength(records: Sequence[Record]) -> str:
+    """The references' AUC, which stands under every figure; "" where none was measured."""
+    found: dict[str, list[float]] = {}
+    for record in records:
+        if is_reference(record["name"]) and record["final"].get("auc") is not None:
+            found.setdefault(record["name"], []).append(record["final"]["auc"])
+    parts = [f"{n.removeprefix('reference ')} {np.mean(x):.3f}" for n, x in sorted(found.items())]
+    words = " AUC of right against wrong captions of unseen pool pairs, by reference: "
+    return f"{words}{', '.join(parts)}." if parts else ""
 
 
 def hardware(records: list[Record]) -> str:
@@ -105,11 +131,11 @@ def build(
     with_paper: the paper's own Table 1 and Figure 1 behind ours."""
     groups = stats.by_name(records)
     every = in_order([*names, *groups]) if with_paper else list(dict.fromkeys([*names, *groups]))
-    raw = [_raw_row(name, records, groups) for name in every]
-    ours = [_costs(raw), _benchmarks(raw, records)]
-    ours += [_speed_ups(records, every)] if stats.BASELINE in every else []
-    ours.append(_differences(records, every))
-    ours += [] if with_paper else [_nats(records, every)]
+    models = {key: fit(records, metric) for key, (metric, *_) in SCORES.items()}
+    raw = [_raw_row(name, groups, models) for name in every]
+    ours = [_scores(raw), _costs(raw), _benchmarks(raw, records)]
+    minus = {"mean": "Final score minus another's, points", "nats": "Nats minus another's"}
+    ours += [_differences(title, models[key], key, every) for key, title in minus.items()]
     return Report(caption(header, records), ours, [TABLE1, FIGURE1] if with_paper else [], raw)
 
 
@@ -122,21 +148,20 @@ def write(report: Report, path: Path) -> list[Path]:
 
 
 def to_markdown(report: Report) -> str:
-    """Our tables with their caption, then the paper's under a heading of their own."""
-    parts = ["## Measured here", *(_section(t, report.caption) for t in report.ours)]
+    """Our tables under their caption, then the paper's under a heading of their own."""
+    parts = ["## Measured here", report.caption, *map(_section, report.ours)]
     if report.papers:
         parts += [
             "## The paper's own numbers",
             "[P] seen in the paper, [D] derived from it by arithmetic. Photographs, other tasks "
             "and billions of examples: compare directions and ratios, not levels.",
-            *(_section(t, "") for t in report.papers),
+            *map(_section, report.papers),
         ]
     return "\n\n".join(parts) + "\n"
 
 
-def _section(table: Table, words: str) -> str:
-    note = " ".join(x for x in (table.note, words) if x)
-    return f"**{table.title}**\n\n{table.markdown()}\n\n{note}".rstrip()
+def _section(table: Table) -> str:
+    return f"**{table.title}**\n\n{table.markdown()}\n\n{table.note}".rstrip()
 
 
 def to_csv(report: Report) -> str:
@@ -159,7 +184,7 @@ def render(console: Console, report: Report) -> None:
     console.print(report.caption, style="dim", markup=False, highlight=False)
 
 
-def _raw_row(name: str, records: list[Record], groups: dict[str, list[Record]]) -> dict[str, Any]:
+def _raw_row(name: str, groups: dict[str, list[Record]], models: dict[str, Fit]) -> dict[str, Any]:
     """A method as numbers: means over seeds, whole FLOPs, scores and costs as fractions."""
     if name not in groups:
         return {"method": name, "status": NOT_RUN}
@@ -167,6 +192,7 @@ def _raw_row(name: str, records: list[Record], groups: dict[str, list[Record]]) 
     first, total = runs[0], stats.totals(runs)
     row: dict[str, Any] = {"method": name, "status": "done", "seeds": len(runs)}
     row |= {key: first[key] for key in ("steps", "batch_size", "super_batch_size")}
+    row["looked_at"] = sum(run["curve"][-1]["seen"] for run in runs) / len(runs)
     row |= {key: total[key] for key in ("examples", "seconds")}
     unit = _iid_step(groups, runs)
     whole = groups.get(stats.BASELINE) or groups.get(_uniform(name, list(groups)) or "")
@@ -175,14 +201,13 @@ def _raw_row(name: str, records: list[Record], groups: dict[str, list[Record]]) 
         if c != "charged":  # what is spent once has no place in the cost of an iteration
             row[f"per_iteration_{c}"] = first["flops_per_iteration"][c] / unit
         row[f"total_{c}"] = total[c] / stats.totals(whole)[c] if whole else None
-    for key, metric in (("mean", "mean"), ("chance_corrected", "mean_chance_corrected")):
-        found = stats.t_interval(stats.finals(runs, metric))
-        row |= {key: found.mean, f"{key}_low": found.low, f"{key}_high": found.high}
+    for key, (metric, *_) in SCORES.items():
+        if scores := stats.finals(runs, metric):
+            found = stats.pooled_interval(models[key], scores)
+            row |= {key: found.mean, f"{key}_low": found.low, f"{key}_high": found.high}
     for benchmark in first["benchmarks"]:
         row[benchmark] = sum(r["final"]["scores"][benchmark]["score"] for r in runs) / len(runs)
-    speed = stats.speed_up(records, name)
-    row |= {f"speed_up_{axis}": speed.factor.get(axis) for axis in stats.AXES}
-    return row | {"speed_up_status": speed.status}
+    return row
 
 
 def _iid_step(groups: dict[str, list[Record]], runs: list[Record]) -> float:
@@ -200,29 +225,52 @@ def _uniform(name: str, names: list[str]) -> str | None:
     return next((n for n in ("uniform", own) if n in names), None)
 
 
+def _scores(raw: list[dict[str, Any]]) -> Table:
+    """Of every metric that any run has."""
+    shown, rows = [key for key in SCORES if any(key in row for row in raw)], []
+    for row in raw:
+        cells = [NOT_RUN if row["status"] == NOT_RUN else str(row["seeds"])]
+        for key in shown:
+            *_, factor, digits = SCORES[key]
+            half = factor * (row.get(f"{key}_high", math.nan) - row.get(key, math.nan))
+            own = f"{factor * row[key]:.{digits}f}" if key in row else "–"
+            cells.append(own + ("" if math.isnan(half) else f" ± {half:.{digits}f}"))
+        if row["status"] == NOT_RUN:
+            cells = [NOT_RUN] * len(cells)
+        rows.append((style(row["method"]).label, *cells))
+    heads = (SCORES[key][1] for key in shown)
+    return Table(
+        "Final scores",
+        ("Method", "Seeds", *heads),
+        rows,
+        "Mean: over the benchmarks, each of equal weight; icons, emoji: over those of that kind. "
+        "Nats above guessing: mean log-probability of the true class over the classification "
+        "benchmarks, at the best temperature, plus the logarithm of the number of classes. "
+        f"±: {POOLED}",
+    )
+
+
 def _costs(raw: list[dict[str, Any]]) -> Table:
     columns = (
-        *("Method", "Seeds", "Steps", "Examples", "Cost per iteration %", "Total %"),
-        *("Charged total %", "CPU s", "Mean %", "Chance-corrected %"),
+        *("Method", "Steps", "Examples", "Looked at", "Cost per iteration %", "Total %"),
+        *("Charged total %", "CPU s"),
     )
     rows = []
     for row in raw:
         cells = [NOT_RUN] * (len(columns) - 1)
         if row["status"] != NOT_RUN:
-            cells = [str(row["seeds"]), f"{row['steps']:,}", f"{row['examples']:,.0f}"]
+            cells = [f"{row[key]:,.0f}" for key in ("steps", "examples", "looked_at")]
             for key in ("per_iteration", "total"):  # one number where all conventions agree
                 three = [_percent(row[f"{key}_{c}"], 0) for c in CONVENTIONS[:3]]
                 cells.append(" / ".join(three if len(set(three)) > 1 else three[:1]))
             timed = "–" if math.isnan(row["seconds"]) else f"{row['seconds']:,.0f}"
             cells += [_percent(row["total_charged"], 0), timed]
-            for key in ("mean", "chance_corrected"):
-                half = 100 * (row[f"{key}_high"] - row[key])
-                cells.append(_percent(row[key]) + ("" if math.isnan(half) else f" ± {half:.1f}"))
         rows.append((style(row["method"]).label, *cells))
     return Table(
-        "Final scores and their cost",
+        "What they cost",
         columns,
         rows,
+        "Examples: pairs trained on; looked at: those of the super-batches they are chosen from. "
         "Costs in FLOPs: uniform = 100 an iteration, the long uniform run (the uniform one of "
         "that setting, if there is no long one) = 100 in total; where three stand: reference "
         "cached and selected forwards re-used / cached, nothing re-used (what is executed) / not "
@@ -238,92 +286,45 @@ def _benchmarks(raw: list[dict[str, Any]], records: list[Record]) -> Table:
         cells = (NOT_RUN if row["status"] == NOT_RUN else _percent(row.get(b)) for b in sets)
         rows.append((style(row["method"]).label, *cells))
     n = ", ".join(f"{k} {v['n']:,}" for k, v in sets.items())
-    return Table("Score by benchmark, %", ("Method", *sets), rows, f"Test items: {n}." if n else "")
+    return Table("Score by benchmark, %", ("Method", *sets), rows, f"Answers: {n}." if n else "")
 
 
-def _speed_ups(records: list[Record], names: list[str]) -> Table:
-    columns = (
-        *("Method", "Examples", "FLOPs, re-used", "FLOPs, cached", "FLOPs, not cached"),
-        *("FLOPs, charged", "CPU s", "Examples by seed"),
-    )
-    rows = []
-    for name in (n for n in names if n != stats.BASELINE and not is_reference(n)):
-        status, factor, per_seed = stats.speed_up(records, name)
-        own = ", ".join(f"≥ ×{x:.2f}" if x else "censored" for x in per_seed)
-        cells = (f"≥ ×{factor[axis]:.2f}" if factor else status for axis in stats.AXES)
-        rows.append((style(name).label, *cells, own or status))
-    target = stats.find_target(records)
-    note = "The long uniform run was not run: there is no target."
-    if target:
-        valid = "valid" if target.valid else "not valid: 5 are needed"
-        note = (
-            f"Target: the long uniform run's final, {100 * target.score:.2f} % "
-            f"({target.standard_errors:.1f} standard errors above chance, "
-            f"{100 * target.chance:.2f} %; {valid}). Factor: the long uniform run's total over the "
-            "run's, where the mean over seeds ends at least there: a bound, for a shorter run may "
-            "do so, too. Censored: it ends below."
-        )
-    return Table("Speed-up over the long uniform run", columns, rows, note)
-
-
-def _differences(records: list[Record], names: list[str]) -> Table:
+def _differences(title: str, model: Fit, key: str, names: list[str]) -> Table:
+    """By the metric `key` of SCORES, of which `model` is the fit."""
     others = ["uniform"] if any(_uniform(name, names) for name in names) else []
     others += [n for n in (stats.BASELINE, "curated", "reference") if n in names]
-    rows, run = [], {r["name"] for r in records}
-    for name in (n for n in names if n in run and not is_reference(n)):
+    rows = []
+    for name in (n for n in names if n in model.alias and not is_reference(n)):
         reference = "reference++" if name.endswith("++") else "reference"  # the one that it reads
         own = {"uniform": _uniform(name, names) or name, "reference": reference}
-        cells = (_difference(records, name, own.get(other, other)) for other in others)
+        cells = (_difference(model, key, name, own.get(other, other)) for other in others)
         rows.append((style(name).label, *cells))
     return Table(
-        "Final score minus another's, points, paired over seeds",
+        title,
         ("Method", *(style(name).label for name in others)),
         rows,
-        "95 % t-interval over the seeds that both ran (with one seed: bootstrap over test items "
-        "only, which says nothing of other seeds). Uniform: of the same setting, where the setting "
-        "is one of both. Not distinguishable: it contains 0. The ++ "
-        "methods stand against the reference that they read, Reference++.",
+        f"[ ]: {POOLED} Not corrected for the number of differences: the report's verdicts are. "
+        "Not distinguishable: the interval contains 0. Uniform: of the same setting, where the "
+        "setting is one of both. The ++ methods stand against the reference that they read, "
+        "Reference++."
+        if key == "mean"
+        else "As the table before.",
     )
 
 
-def _nats(records: list[Record], names: list[str]) -> Table:
-    """The companion of the mean score in ablations, where few items are right."""
-    groups, rows = stats.by_name(records), []
-    for name in names:
-        cells = [NOT_RUN, NOT_RUN]
-        if values := stats.finals(groups.get(name, []), "nats"):
-            own = stats.t_interval(values)
-            half = "" if math.isnan(own.half) else f" ± {own.half:.3f}"
-            minus = _difference(records, name, _uniform(name, names) or name, "nats")
-            cells = [f"{own.mean:.3f}{half}", minus]
-        rows.append((style(name).label, *cells))
-    return Table(
-        "Nats above guessing",
-        ("Method", "Mean", "Minus uniform's"),
-        rows,
-        "Mean log-probability of the true class over the classification benchmarks, at the best "
-        "temperature, plus the logarithm of the number of classes: 0 is guessing. Differences are "
-        "paired over seeds.",
-    )
-
-
-def _difference(records: list[Record], a: str, b: str, metric: str = "mean") -> str:
-    """a minus b in points, or in nats; "–" for itself."""
-    scale, digits = (100, 1) if metric == "mean" else (1, 3)
-    found = stats.paired_difference(records, a, b, metric)
-    if a == b or (not found.n and metric != "mean"):
-        return "–"
-    if not found.n:
+def _difference(model: Fit, key: str, a: str, b: str) -> str:
+    """a minus b in the units of SCORES; "–" where they are the same runs."""
+    *_, scale, digits = SCORES[key]
+    if a != b and b not in model.alias:
         return NOT_RUN
-    text, alone = f"{scale * found.mean:+.{digits}f}", found.n == 1
-    if alone and metric != "mean":
-        return f"{text} (one seed)"
-    over = stats.bootstrap_difference(records, a, b) if alone else found
-    ends = f"[{scale * over.low:+.{digits}f}, {scale * over.high:+.{digits}f}]"
-    unsure = "not distinguishable" if stats.verdict(over) == "not distinguishable" else ""
-    if alone:
-        return f"{text} (one seed; items {', '.join(filter(None, (ends, unsure)))})"
-    return f"{text} {ends} {unsure}".rstrip()
+    found = model.effect(difference(a, b))
+    if found is None:
+        return "–"
+    text = f"{scale * found.estimate:+.{digits}f}"
+    if math.isnan(found.se):
+        return f"{text} (one seed)" if found.n == 1 else text
+    text += f" [{scale * found.low:+.{digits}f}, {scale * found.high:+.{digits}f}]"
+    return f"{text} not distinguishable" if found.low <= 0 <= found.high else text
 
 
 def _percent(value: float | None, digits: int = 1) -> str:

@@ -4,9 +4,9 @@ import pytest
 from synthetic_records import HEADER, tiny
 
 from jestcli.paper import theme
+from jestcli.paper.effects import difference, fit
 from jestcli.paper.experiment import Panel
 from jestcli.paper.grid import make_grid, places
-from jestcli.paper.statistics import bootstrap_difference, verdict
 from jestcli.paper.table import build, to_markdown
 
 NAMES = ["uniform", "joint@0.5", "joint@0.9", "alone@0.5", "alone@0.9"]
@@ -97,41 +97,64 @@ def test_a_run_without_the_metric_is_not_called_missing(records):
     assert found == ["joint 10.0"]
 
 
-def test_the_table_of_an_ablation_compares_nats_with_uniform(records):
-    text = to_markdown(build(HEADER, records, tuple(NAMES), with_paper=False))
-    assert "| joint@0.9 | 0.600 ± 0.000 | +0.400" in text
+def varied(records):
+    """Not every method's seeds in the same order."""
+    records[1]["final"]["mean"] += 0.002
+    return records
+
+
+def test_bars_are_the_reports_intervals_and_one_seed_has_none(records):
+    some = varied(records)[:-2]
+    axes = make_grid("t", PANELS, HEADER, some, NAMES, theme.LIGHT).axes[0]
+    (bar,) = (c for c in axes.containers)
+    low, high = bar.lines[2][0].get_segments()[0][:, 1]
+    effect = fit(some).effect(difference("joint@0.5", "uniform"))
+    assert (high - low) / 2 == pytest.approx(100 * (effect.high - effect.estimate) / 2**0.5)
+    alone = [x for x in axes.lines if list(x.get_xdata()) == [0.9]]
+    assert [x.get_markerfacecolor() for x in alone] == [theme.LIGHT.background]
+
+
+def test_a_table_says_of_a_pair_what_the_report_says(records):
+    text = to_markdown(build(HEADER, varied(records), tuple(NAMES), with_paper=False))
+    effect = fit(records).effect(difference("joint@0.9", "uniform"))
+    ends = f"[{100 * effect.low:+.1f}, {100 * effect.high:+.1f}]"
+    assert f"| joint@0.9 | {100 * effect.estimate:+.1f} {ends} |" in text
+    assert "| joint@0.9 | +0.400 [+0.400, +0.400] |" in text, "nats"
     assert "| alone@0.9 | not run | not run |" in text
-    assert "The paper's own numbers" not in text and "Speed-up" not in text
+    assert "The paper's own numbers" not in text
+
+
+def test_where_there_is_one_seed_a_table_says_so(records):
+    few = [r for r in records if r["seed"] == 0]
+    text = to_markdown(build(HEADER, few, tuple(NAMES), with_paper=False))
+    assert "| joint@0.9 | +4.0 (one seed) |" in text and "±:" in text and " ± " not in text
+    level = [*records, *(dict(r, name="alone@0.5", digest=f"x{r['seed']}") for r in records[:3])]
+    text = to_markdown(build(HEADER, level, tuple(NAMES), with_paper=False))
+    assert text.count("not distinguishable |") == 2, "in points and in nats"
+
+
+def test_a_table_gives_nats_kinds_and_pairs_looked_at_and_the_caption_the_references_strength():
+    record_of = tiny("jest", 0, [0.1, 0.2], [10, 100])
+    record_of["curve"][-1]["seen"] = 500
+    reference = tiny("reference weak", 0, [0.1, 0.3], [10, 100])
+    reference["final"]["auc"] = 0.85
+    icons = ("objects", "objects_filled", "objects_fewshot", "tagged_i2t", "tagged_t2i")
+    for i, name in enumerate(icons):
+        row = {"score": i / 10, "chance": 0.01, "n": 1000, "stderr": 0.01}
+        record_of["final"]["scores"][name] = row
+    report = build(HEADER, [record_of, reference], ("jest",), with_paper=False)
+    scores, costs, *_ = report.ours
+    assert list(scores.columns) == ["Method", "Seeds", "Mean %", "Icons %", "Chance-corrected %"]
+    assert list(scores.rows[0]) == ["JEST", "1", "20.0", "20.0", "19.2"]
+    assert list(costs.rows[0][:4]) == ["JEST", "100", "100", "500"]
+    assert report.raw[0]["looked_at"] == 500 and report.raw[0]["icons"] == pytest.approx(0.2)
+    assert report.caption.endswith("pool pairs, by reference: weak 0.850.")
+    assert "answers in all" in report.caption
 
 
 def test_a_run_stands_against_the_uniform_one_of_its_own_setting(records):
     named = [dict(r, name=r["name"].replace("uniform", "uniform@0.9")) for r in records]
     names = ("uniform@0.9", "joint@0.5", "joint@0.9")
     table = to_markdown(build(HEADER, named, names, with_paper=False))
-    assert "| joint@0.9 | 0.600 ± 0.000 | +0.400" in table
-    assert "| joint@0.5 | 0.400 ± 0.000 | – |" in table
+    assert "| joint@0.9 | +0.400 [" in table and "| joint@0.5 | – |" in table
     assert "| Method | Uniform |" in table and "Curated only" not in table
-
-
-def with_hits(name, seed, right):
-    import numpy as np
-
-    made = record(name, seed, sum(right) / len(right))
-    row = made["final"]["scores"]["task"]
-    row |= {"n": len(right), "hits": np.packbits(np.array(right, bool)).tobytes().hex()}
-    return made
-
-
-def test_a_difference_over_items_is_paired():
-    """Ten items more right out of 1,000: certain if they are the only ones that differ."""
-    base = [True] * 100 + [False] * 900
-    nested = [True] * 112 + [False] * 888
-    other = [False] * 888 + [True] * 112
-    paired = bootstrap_difference([with_hits("a", 0, nested), with_hits("b", 0, base)], "a", "b")
-    assert paired.mean == pytest.approx(0.012) and 0.004 < paired.low < paired.high < 0.021
-    assert verdict(paired) == "higher"
-    apart = bootstrap_difference([with_hits("a", 0, other), with_hits("b", 0, base)], "a", "b")
-    assert apart.mean == pytest.approx(0.012) and verdict(apart) == "not distinguishable"
-    without = bootstrap_difference([record("a", 0, 0.112), record("b", 0, 0.1)], "a", "b")
-    assert without.high - without.low == pytest.approx(apart.high - apart.low, rel=0.2)
-    assert bootstrap_difference([record("a", 0, 0.1)], "a", "b").n == 0
