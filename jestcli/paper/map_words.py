@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -23,6 +24,9 @@ from jestcli.paper.saving import REACHED, Cell, Ratio, cells
 from jestcli.utils.tables import Table
 
 JESTS = ("jest", "jest-90")
+# Methods that had trials of their own (experiments/tune.yaml); the others run at JEST's rate.
+TUNED, UNTUNED = ("uniform", "jest", "jest-90", "filtered", "filtered-20", "curated"), "†"
+COSTS = ("examples", "compute", "compute, reference charged")
 ANSWER = (
     *("examples", "wrong captions", "JEST", "uniform", "best simpler recipe"),
     *("fewer examples than uniform", "less compute (with the reference's)"),
@@ -59,17 +63,33 @@ def answer(records: list[Record]) -> list[str]:
     return [
         *short_answer(records),
         "",
-        sentence(records),
+        " ".join(filter(None, (sentence(records), relevance(records)))),
         "",
         *Table("", ANSWER, rows).markdown().split("\n"),
     ]
 
 
+def called(method: str) -> str:
+    """A method's label; marked where its settings were taken over and not tuned by trials."""
+    return style(method).label + ("" if method.removesuffix("-weak") in TUNED else UNTUNED)
+
+
+def level(rows: Sequence[tuple[str, float, float]]) -> list[str]:
+    """Of a cell of `winners` the methods that are within the error of the best, it first."""
+    best, score, half = rows[0]
+    return [best, *(m for m, s, h in rows[1:] if score - s <= math.hypot(half, h))]
+
+
+def _shown(records: list[Record]) -> dict[tuple[float, int], list[tuple[str, float, float]]]:
+    """`winners` of the qualities that several seeds ran."""
+    best = winners(records, lengths(records))
+    return {at: rows for at, rows in best.items() if at[0] in several(records)}
+
+
 def ended_best(records: list[Record]) -> Table:
     """The recipe that ended best, by pool quality and length, beside JEST at its better filter
     ratio where that is another; two recipes where the lead is within the error."""
-    batch, shown = records[0]["batch_size"], several(records)
-    best = {at: rows for at, rows in winners(records, lengths(records)).items() if at[0] in shown}
+    batch, best = records[0]["batch_size"], _shown(records)
     steps, rows = sorted({n for _, n in best}), []
     for quality in sorted({q for q, _ in best}):
         row = [f"{100 * quality:g} %"]
@@ -77,59 +97,112 @@ def ended_best(records: list[Record]) -> Table:
             if (quality, n) not in best:
                 row.append("–")
                 continue
-            (method, score, half), (second, below, other), *_ = here = best[quality, n]
-            error, jest = math.hypot(half, other), next(x for x in here if x[0] in JESTS)
-            words = style(method).label
-            if math.isnan(error):
-                words += " by one seed"
-            elif score - below <= error:
-                words += f" or {style(second).label}"
+            here = best[quality, n]
+            (method, score, half), jest = here[0], next(x for x in here if x[0] in JESTS)
+            words = " or ".join(map(called, level(here)[:2]))
+            words += " by one seed" if math.isnan(half) else ""
             text = f"**{words}** {100 * score:.1f}"
-            row.append(text if method in JESTS else f"{text}; JEST {100 * jest[1]:.1f}")
+            row.append(
+                text if method in JESTS else f"{text}; {called(jest[0])} {100 * jest[1]:.1f}"
+            )
         rows.append(row)
     heads = [f"{n * batch / 1000:,.0f}k examples" for n in steps]
     return Table("", ["wrong captions", *heads], rows)
 
 
 def saved(records: list[Record]) -> Table:
-    """What JEST saves at its shortest length and the paper's filter ratio, by pool quality."""
+    """What JEST saves at the paper's filter ratio, by pool quality, at its shortest and its longest
+    length."""
     run, rows = lengths(records), []
-    for quality in several(records) if run else []:
-        cell = (records, "jest", quality, run[0])
+    for steps, quality in product(dict.fromkeys((*run[:1], *run[-1:])), several(records)):
+        cell = (records, "jest", quality, steps)
         over = [saving(*cell, axis) for axis in ("examples", "cached", "charged")]
         if over[0] is not None:
-            best = saving(*cell, "charged", True)
-            rows.append([f"{100 * quality:g} %", *map(_plain, over), _plain(best)])
-    of_uniform = ("examples", "compute", "compute, reference charged")
-    return Table(
-        "",
-        [
-            "wrong captions",
-            *(f"{what}, over uniform" for what in of_uniform),
-            "the same, over the best simpler recipe",
-        ],
-        rows,
-    )
+            best = [saving(*cell, axis, True) for axis in ("charged", "cached")]
+            size = f"{steps * records[0]['batch_size'] / 1000:,.0f}k"
+            rows.append([size, f"{100 * quality:g} %", *map(_plain, (*over, *best))])
+    head = ("JEST's examples", "wrong captions", *(f"{what}, over uniform" for what in COSTS))
+    head += tuple(f"{what}, over the best simpler recipe" for what in COSTS[:0:-1])
+    return Table("", head, rows)
 
 
 def short_answer(records: list[Record]) -> list[str]:
-    """What the README says, as far as runs are there: two tables and a sentence, as Markdown."""
-    lines: list[str] = []
+    """What the README says, as far as runs are there: sentences and two tables, as Markdown."""
+    lines = [f"- {words}" for words in (*ends_best(records), overall(records)) if words]
+    lines += [""] if lines else []
     ended, gained = ended_best(records), saved(records)
     if ended.rows:
         best = ended.markdown().split("\n")
-        lines += ["What ended best, and its score in %:", "", *best, ""]
+        lines += [
+            "At an equal number of examples: what ended best, and its score in %.",
+            "",
+            *best,
+            "",
+        ]
+        if any(UNTUNED in word for row in ended.rows for word in row):
+            lines += [f"{UNTUNED} With JEST's settings, not tuned by trials of its own.", ""]
     if gained.rows:
-        size = lengths(records)[0] * records[0]["batch_size"] / 1000
-        what = f"What JEST saves in a training of {size:,.0f}k examples"
-        lines += [f"{what} (×2: the other needs twice):", "", *gained.markdown().split("\n"), ""]
-    return [*lines, overall(records)]
+        what = "At an equal score: how many times less JEST (f = .8) needs (below 1: more)."
+        lines += [what, "", *gained.markdown().split("\n"), ""]
+    return lines[:-1] if lines and not lines[-1] else lines
+
+
+def ends_best(records: list[Record]) -> list[str]:
+    """Which recipe ends best where, at an equal number of examples; and what becomes of JEST's lead
+    where recipes that select nothing go on."""
+    size = records[0]["batch_size"] / 1000
+    alone: dict[str, list[tuple[float, int]]] = {}
+    shared: dict[str, list[tuple[float, int]]] = {}
+    for (quality, steps), rows in _shown(records).items():
+        names = dict.fromkeys("JEST" if m in JESTS else called(m) for m in level(rows))
+        group = shared if len(names) > 1 else alone
+        group.setdefault(" and ".join(names), []).append((quality, steps))
+
+    def where(at: list[tuple[float, int]]) -> str:
+        by: dict[float, list[str]] = {}
+        for quality, steps in sorted(at):
+            by.setdefault(quality, []).append(f"{steps * size:,.0f}k")
+        return ", ".join(f"{100 * q:g} % ({', '.join(n)})" for q, n in by.items())
+
+    lines = []
+    if alone:
+        first = sorted(alone.items(), key=lambda found: found[0] != "JEST")
+        parts = [f"**{name}** at {where(at)}" for name, at in first]
+        lines.append(
+            "At an equal number of examples there ends best, by the share of wrong captions (and "
+            f"examples): {'; '.join(parts)}."
+        )
+    if shared:
+        parts = [f"{name} at {where(at)}" for name, at in shared.items()]
+        lines.append(f"Within the error of each other: {'; '.join(parts)}.")
+    curves = at_quality(records)
+    for quality in sorted({q for q, _ in alone.get("JEST", [])}):
+        steps = max(n for q, n in alone["JEST"] if q == quality)
+        method, score, _ = _shown(records)[quality, steps][0]
+        others = [
+            (cell.mean, cell.examples, name)
+            for name in CONTROLS
+            for cell in cells(curves, named(name, quality))
+        ]
+        if not others:
+            continue
+        top, examples, name = max(others)
+        longest = max(n for _, n, _ in others)
+        at = f"With {100 * quality:g} % wrong captions {style(method).label} is at "
+        at += f"{100 * score:.1f} % after {steps * size:,.0f}k examples; "
+        if top < score:
+            at += f"no simpler recipe got above {100 * top:.1f} % ({called(name)}), in up to "
+            at += f"{longest / 1000:,.0f}k."
+        else:
+            at += f"{called(name)} gets to {100 * top:.1f} % after {examples / 1000:,.0f}k."
+        lines.append(at)
+    return lines
 
 
 def overall(records: list[Record]) -> str:
-    """In how many cells JEST pays against something simpler. "" where no interval is known."""
+    """In how many cells JEST pays against something simpler. "" where none is known."""
     run = lengths(records)
-    ends = dict.fromkeys((run[0], run[-1])) if run else {}
+    ends = dict.fromkeys((*run[:1], *run[-1:]))
     each = [
         saving(records, method, quality, steps, "charged", True)
         for steps, quality, method in product(ends, qualities(records), JESTS)
@@ -139,9 +212,10 @@ def overall(records: list[Record]) -> str:
     if not sure:
         return ""
     return (
-        "Over the best simpler recipe, with everything charged, JEST saves in "
-        f"{more} of the {len(sure)} cells and filter ratios that have an interval and costs more "
-        f"in {less}; in the others the interval holds 1."
+        "With every cost charged, the reference's training too, JEST gets to its score for less "
+        f"than the best simpler recipe in {more} of {len(sure)} cells (qualities, filter ratios, "
+        f"its shortest and longest length), for more in {less}; {len(sure) - more - less} are not "
+        "decided."
     )
 
 
@@ -217,19 +291,55 @@ def _plain(ratio: Ratio | None) -> str:
     return text if over == "uniform" else f"{text}, {style(over).label}"
 
 
+def relevance(records: list[Record]) -> str:
+    """JEST's lead over uniform training by the share of what the benchmarks ask for that the pool
+    has kept, at the longest length of both. "" before these runs."""
+    curves = at_quality(records)
+    shares = sorted(q for q in qualities(records, "relevance-jest"))
+    leads = []
+    for share in shares:
+        mine, theirs = (
+            {c.examples: c for c in cells(curves, f"relevance-{method}{MARK}{share:g}")}
+            for method in ("jest", "uniform")
+        )
+        if both := mine.keys() & theirs.keys():
+            n = max(both)
+            lead = 100 * (mine[n].mean - theirs[n].mean)
+            seeds = min(len(mine[n].scores), len(theirs[n].scores))
+            leads.append(
+                f"{lead:+.1f} points at {share:g} ({n / 1000:,.0f}k examples, {seeds} seeds)"
+            )
+    if not leads:
+        return ""
+    return (
+        "JEST over uniform training, by the share of what the benchmarks ask for that a pool of "
+        f"the same size has kept: {', '.join(leads)}."
+    )
+
+
+def _told(name: str) -> tuple[str, str]:
+    """What a cell of the map is called, and the share of wrong captions in its pool."""
+    method, *rest = name.split(MARK)
+    if method.startswith("relevance-"):
+        return f"{called(method.partition('-')[2])}, relevance {rest[0]}", "0"
+    if method.startswith("weight"):
+        return f"{called(method.replace('weight', 'jest'))}, weight {rest[1]}", rest[0]
+    return called(method), rest[0] if rest else "–"
+
+
 def table(records: list[Record]) -> Table:
     """A row for every cell, means over its seeds; "wrong chosen": of the pairs trained on."""
     metrics = {"mean": 100, "icons": 100, "emoji": 100, "nats": 1, "noise": 1}
-    groups: dict[tuple[str, str, int], list[Record]] = {}
+    groups: dict[tuple[tuple[str, str], int], list[Record]] = {}
     for record in at_quality(records):
-        method, _, quality = record["name"].partition(MARK)
-        groups.setdefault((method, quality, record["steps"]), []).append(record)
+        groups.setdefault((_told(record["name"]), record["steps"]), []).append(record)
     rows = []
-    for (method, quality, steps), runs in sorted(groups.items()):
-        row = [style(method).label, quality or "–", f"{steps:,}", str(len(runs))]
+    for ((method, quality), steps), runs in sorted(groups.items()):
+        trained, looked = (steps * runs[0][f"{what}batch_size"] for what in ("", "super_"))
+        row = [method, quality, f"{trained:,}", f"{looked:,}", str(len(runs))]
         for metric, factor in metrics.items():
             found = [v for r in runs if (v := value(r, metric)) is not None]
             row.append(f"{factor * float(np.mean(found)):.2f}" if found else "–")
         rows.append(row)
-    head = ["method", "wrong captions", "steps", "seeds", "mean %", "icons %", "emoji %", "nats"]
-    return Table("", [*head, "wrong chosen"], rows)
+    head = ("method", "wrong captions", "examples", "pairs looked at", "seeds")
+    return Table("", [*head, "mean %", "icons %", "emoji %", "nats", "wrong chosen"], rows)

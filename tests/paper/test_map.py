@@ -16,7 +16,9 @@ from jestcli.paper.saving import MORE, REACHED, Ratio
 def run(name: str, seed: int, steps: int, score: float) -> dict[str, Any]:
     made = record(name, seed, steps * 256.0, score)
     about = {"benchmarks": {}, "retrieval_rescaled": False, "training": {}}
-    return {**made, **about, "steps": steps, "batch_size": 256}
+    looked = 1280 if "jest" in name or name.startswith("weight") else 256
+    sizes = {"steps": steps, "batch_size": 256, "super_batch_size": looked}
+    return {**made, **about, **sizes}
 
 
 def made_up() -> list[dict[str, Any]]:
@@ -60,10 +62,11 @@ def test_winners_and_words_hold_the_records_numbers() -> None:
     alone = [r for r in records if r["seed"] == records[0]["seed"]]
     assert "**Curated only by one seed**" in map_words.ended_best(alone).rows[1][1]
     clean, poor = map_words.saved(records).rows
-    assert clean[:2] == ["0 %", clean[1]] and clean[1].startswith("×2")
-    assert poor[1].startswith("×4") and "Curated only" in poor[-1]
+    assert list(clean[:2]) == ["96k", "0 %"] and clean[2].startswith("×2")
+    assert poor[2].startswith("×4") and "Curated only" in poor[-2]
     said = map_words.short_answer(records)
-    assert said[-1].startswith("Over the best simpler recipe")
+    assert said[0].endswith("**JEST** at 0 % (96k); **Curated only** at 80 % (96k).")
+    assert any(line.startswith("- With every cost charged") for line in said)
     answer = map_words.answer(records)
     assert answer[: len(said)] == said
     short = answer[len(said) + 1]
@@ -74,8 +77,46 @@ def test_winners_and_words_hold_the_records_numbers() -> None:
     assert [row[:14] for row in rows] == ["| 96k | 0 % | ", "| 96k | 80 % |"]
     assert " | ×4 [" in rows[1] and "Curated only" in rows[1]
     assert all(row.count("|") == rule.count("|") for row in rows)
-    rows = [list(row)[:5] for row in map_words.table(records).rows]
-    assert ["JEST", "0.8", "375", "3", "4.00"] in rows
+    rows = [list(row)[:6] for row in map_words.table(records).rows]
+    assert ["JEST", "0.8", "96,000", "480,000", "3", "4.00"] in rows
+    assert ["Uniform", "0.8", "96,000", "96,000", "3", "1.00"] in rows
+
+
+def test_words_follow_from_who_ends_best() -> None:
+    size = 256 / 1000
+    records = [
+        run(f"{name}@{steps}", seed, steps, score + shift)
+        for seed, shift in ((1, -0.001), (2, 0.001))
+        for steps in (375, 750)
+        for name, score in {
+            "jest@0.8": 0.2 if steps == 750 else 0.1,
+            "uniform@0.8": 0.01,
+            "finetune@0.8": 0.15,
+            "curated": 0.05,
+            "jest@0.5": 0.1,
+            "uniform@0.5": 0.01,
+            "finetune@0.5": 0.1,
+        }.items()
+    ]
+    first, shared, lead = map_words.ends_best(records)
+    assert first.endswith("**JEST** at 80 % (192k); **Fine-tuned ref.†** at 80 % (96k).")
+    assert "Fine-tuned ref.†" in shared and "50 % (96k, 192k)" in shared and "JEST" in shared
+    assert "no simpler recipe got above 15.0 % (Fine-tuned ref.†), in up to 192k." in lead
+    longer = [*records, *(run("curated@3000", seed, 3000, 0.3) for seed in (1, 2))]
+    assert (
+        f"Curated only gets to 30.0 % after {3000 * size:,.0f}k." in map_words.ends_best(longer)[2]
+    )
+
+
+def test_the_other_names_of_the_map_are_told_apart() -> None:
+    names = {"relevance-jest@0.1": 0.3, "relevance-uniform@0.1": 0.1, "relevance-jest@1": 0.3}
+    names |= {"relevance-uniform@1": 0.25, "weight-weak@0.8@0.25": 0.1}
+    records = [run(f"{name}@3000", 1, 3000, score) for name, score in names.items()]
+    told = {tuple(row[:2]) for row in map_words.table(records).rows}
+    assert ("JEST, relevance 0.1", "0") in told and ("JEST, weak ref., weight 0.25", "0.8") in told
+    words = map_words.relevance(records)
+    assert "+20.0 points at 0.1 (768k examples, 1 seeds), +5.0 points at 1" in words
+    assert map_words.relevance(made_up()) == ""
 
 
 def test_some_runs_alone_are_drawn_too(tmp_path: Path) -> None:
@@ -85,7 +126,7 @@ def test_some_runs_alone_are_drawn_too(tmp_path: Path) -> None:
         assert some
         drawn = map_figures.draw_all(HEADER, some, tmp_path)
         assert all(path.exists() for path in drawn)
-        assert "Over the best" not in (tmp_path / "cells.md").read_text()
+        assert "With every cost" not in (tmp_path / "cells.md").read_text()
 
 
 def test_figures_are_drawn_light_and_dark(tmp_path: Path) -> None:
