@@ -6,6 +6,10 @@ so its term takes away what they have in common, as pairing does; the error's va
 over all conditions, so that two to five seeds each give enough degrees of freedom. Where conditions
 share too few seeds for the terms to be told apart, the seed's is left out.
 
+Pooling assumes that conditions scatter alike, as runs' scores do by and large. Quantities that are
+no scores do not (UNLIKE): some are fixed, others scatter thirty times as much. Of them the model
+is fitted to a contrast's own conditions alone; of two conditions that is the paired t-test.
+
 A run counts once: where two conditions hold the same run (one digest) they are one condition.
 """
 
@@ -13,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +28,7 @@ from jestcli.paper.records import Record, value
 from jestcli.paper.statistics import LEVEL
 
 POWER = 0.8
+UNLIKE = ("share", "ratio", "logarithm", "iteration")  # metrics of claims.py that are no scores
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,8 @@ def label(name: str) -> str:
 @dataclass(frozen=True)
 class Effect:
     """A contrast's estimate, in the metric's units. se: its standard error, NaN without degrees of
-    freedom or with a condition of one seed, and so are interval and p then; df: of the pooled
-    variance; n: seeds of the condition with fewest."""
+    freedom or with a condition of one seed, and so are interval and p then; df: of the variance;
+    n: seeds of the condition with fewest."""
 
     contrast: Contrast
     estimate: float
@@ -112,17 +117,24 @@ class Effect:
 class Fit:
     """The linear model of one experiment and metric. columns: the design's conditions, then "" for
     each seed; alias: the name under which each condition's runs were counted; seeds: how many each
-    has; result: statsmodels'."""
+    has; scores: by condition and seed; own: whether each contrast is fitted alone; result:
+    statsmodels'."""
 
     columns: tuple[str, ...] = ()
     alias: dict[str, str] = field(default_factory=dict)
     seeds: dict[str, int] = field(default_factory=dict)
+    scores: dict[tuple[str, int], float] = field(default_factory=dict)
+    own: bool = False
     result: Any = None
 
     def effect(self, contrast: Contrast) -> Effect | None:
         """None where a condition was not run, or all are the same runs."""
         if any(name not in self.alias for name in contrast.conditions):
             return None
+        if self.own:
+            names = {self.alias[name] for name in contrast.conditions}
+            some = {at: x for at, x in self.scores.items() if at[0] in names}
+            return _ols(some, self.alias).effect(contrast)
         row = np.zeros(len(self.columns))
         for name, weight in contrast.weights:
             row[self.columns.index(self.alias[name])] += weight
@@ -138,8 +150,6 @@ class Fit:
 def fit(records: Iterable[Record], metric: str = "mean") -> Fit:
     """Fit score = condition + seed + error to all runs that have `metric` (see `records.value`);
     the condition is the name. Of one seed of a condition the record given last counts."""
-    from statsmodels.regression.linear_model import OLS
-
     found = [(r["name"], r) for r in records if value(r, metric) is not None]
     alias: dict[str, str] = {}
     owner: dict[str, str] = {}  # of a digest
@@ -148,7 +158,14 @@ def fit(records: Iterable[Record], metric: str = "mean") -> Fit:
         if first != alias[name]:  # the same run under another name
             alias = {k: first if v == alias[name] else v for k, v in alias.items()}
             owner = {k: alias[v] for k, v in owner.items()}
-    scores = {(alias[name], r["seed"]): value(r, metric) for name, r in found}
+    whole = _ols({(alias[name], r["seed"]): value(r, metric) for name, r in found}, alias)
+    return replace(whole, own=metric in UNLIKE)
+
+
+def _ols(scores: dict[tuple[str, int], Any], alias: dict[str, str]) -> Fit:
+    """Of scores by condition and seed."""
+    from statsmodels.regression.linear_model import OLS
+
     if not scores:
         return Fit()
     names, seeds = sorted({n for n, _ in scores}), sorted({s for _, s in scores})
@@ -159,7 +176,8 @@ def fit(records: Iterable[Record], metric: str = "mean") -> Fit:
         design = of_name
     result = OLS(np.array(list(scores.values()), float), design).fit()
     columns = (*names, *[""] * (design.shape[1] - len(names)))
-    return Fit(columns, alias, {n: sum(n == name for name, _ in scores) for n in names}, result)
+    counts = {n: sum(n == name for name, _ in scores) for n in names}
+    return Fit(columns, alias, counts, scores, result=result)
 
 
 def holm(p: Sequence[float]) -> list[float]:

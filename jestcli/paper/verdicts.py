@@ -4,11 +4,13 @@ A claim is written down before its runs. Its *core* contrasts and its region dec
 must come out as claimed, and its refutation criterion, which binds: where it is met the claim is
 contradicted, whatever else holds. *Sanity* contrasts are shown and decide nothing. p values are
 Holm's within a claim, over core and refutation contrasts (tests of being level among themselves,
-the cells of a region among themselves), and Benjamini and Hochberg's across claims (`judge_all`).
+the cells of a region among themselves; a contrast and the same turned round are one test), and
+Benjamini and Hochberg's across claims (`judge_all`).
 
 holds                   everything core came out as claimed; with a region, where it did
 contradicted            something core came out the other way, or level within the margin where a
-                        difference is claimed, and nothing as claimed; or the criterion is met
+                        difference is claimed, and nothing as claimed; or the criterion is met;
+                        of a region: at some of its cells, and it holds at none
 mixed                   some of the core as claimed, some the other way or level
 depends on the metric   on a core contrast the intervals of the primary and the secondary metric
                         exclude 0 with opposite signs
@@ -41,8 +43,8 @@ FOR, AGAINST, OPEN, ABSENT = "for", "against", "open", "absent"
 class Region:
     """ "A factor of at least `factor`" along `axis`, in cells of a surface (all, if none is named).
 
-    It holds in the cells where the lower end of the surface's interval exceeds it, and is
-    contradicted where all upper ends lie below; simultaneously over the cells (Holm).
+    It holds at the cells where the lower end of the surface's interval exceeds it, and is
+    contradicted at those where the upper end lies below; simultaneously over the cells (Holm).
     """
 
     surface: str
@@ -53,12 +55,11 @@ class Region:
 
 @dataclass(frozen=True)
 class Refutation:
-    """What counts as refuted. says: in words; met where one of `contrasts` is above 0, or where
-    `below` is contradicted."""
+    """What counts as refuted. says: in words; met where one of `contrasts` comes out so. A region
+    is refuted cell by cell."""
 
     says: str
     contrasts: tuple[Contrast, ...] = ()
-    below: Region | None = None
 
 
 @dataclass(frozen=True)
@@ -91,14 +92,28 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Verdict:
-    """word: of WORDS; where: the region's cells that hold; p: of the verdict, within the claim (1
-    where undecided, NaN where nothing was run); hours: core-hours that deciding would cost."""
+    """word: of WORDS; where: the region's cells that hold; under, open: those where it is
+    contradicted and those that decide nothing; p: of the verdict, within the claim (1 where
+    undecided, NaN where nothing was run); hours: core-hours that deciding would cost."""
 
     word: str
     sentences: tuple[str, ...]
     p: float
     hours: float
     where: tuple[str, ...] = ()
+    under: tuple[str, ...] = ()
+    open: tuple[str, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """The word; of a region also the cells where it holds and how many others there are."""
+        states = {HOLDS: self.where, CONTRADICTED: self.under, SOON: self.open}
+        if self.word not in states or not any(states.values()):
+            return self.word
+        named = "; ".join(self.where) or _cells(len(self.under))
+        rest = {k: v for k, v in states.items() if v and k != self.word}
+        more = (f"; {state} at {_cells(len(cells))}" for state, cells in rest.items())
+        return f"{self.word} ({named}){''.join(more)}"
 
 
 @dataclass(frozen=True)
@@ -112,6 +127,8 @@ class _Part:
     clash: float = math.nan
     price: dict[str, float] = field(default_factory=dict)
     where: tuple[str, ...] = ()
+    under: tuple[str, ...] = ()
+    open: tuple[str, ...] = ()
 
 
 def judge_all(claims: Sequence[Claim], evidence: Evidence) -> dict[str, Verdict]:
@@ -132,22 +149,26 @@ def judge(claim: Claim, evidence: Evidence) -> Verdict:
     second = fit(records, claim.second) if claim.second else None
     parts = _contrasts(claim, first, second, _costs(records, first))
     core, criteria = parts[: len(claim.core)], parts[len(claim.core) :]
-    if claim.region:
-        core.append(_region(claim.region, evidence))
-    if claim.refuted_if.below:
-        below = _region(claim.refuted_if.below, evidence)
-        turned = {AGAINST: FOR, FOR: AGAINST}
-        criteria.append(replace(below, state=turned.get(below.state, below.state)))
+    against = claim.refuted_if.contrasts
+    region = _region(claim.region, evidence) if claim.region else None
+    if region:
+        core.append(region)
     refuted = [part.p for part in criteria if part.state == FOR]
     absent = any(part.state == ABSENT for part in criteria)
     met = "met" if refuted else "not run" if absent else "not met"
+    if region and not refuted:
+        met = f"met at {_cells(len(region.under))}" if region.under else met
     sanity = [_sentence(c, first, second, claim) for c in claim.sanity]
+    said = {_hypothesis(c) for c in claim.core}
+    more = [p for p, c in zip(criteria, against, strict=True) if _hypothesis(c) not in said]
     sentences = (
-        *dict.fromkeys(part.sentence for part in (*core, *criteria)),
+        *dict.fromkeys(part.sentence for part in (*core, *more)),
         f"Refuted if {claim.refuted_if.says}: {met}.",
         *(f"Sanity, decides nothing: {sentence}" for sentence in sanity),
     )
     verdict = Verdict(MISSING, sentences, 1.0, _total(core))
+    if region:
+        verdict = replace(verdict, under=region.under, open=region.open)
     good, bad = ([part.p for part in core if part.state == s] for s in (FOR, AGAINST))
     clash = [part.clash for part in core if not math.isnan(part.clash)]
     where = tuple(cell for part in core for cell in part.where)
@@ -168,14 +189,38 @@ def judge(claim: Claim, evidence: Evidence) -> Verdict:
 
 def _undecided(verdict: Verdict, hours: float, *why: str) -> Verdict:
     """Word and price of what the runs so far do not decide."""
-    price = f"about {hours:,.1f}" if hours < 1e4 else "more than 10,000"
-    text = (*verdict.sentences, *why, f"Deciding it would cost {price} core-hours.")
+    text = (*verdict.sentences, *why)
+    if hours:  # not where what was measured cannot be told from nothing
+        price = f"about {max(hours, 0.1):,.1f}" if hours < 1e4 else "more than 10,000"
+        text = (*text, f"Deciding it would cost {price} core-hours.")
     word = UNDECIDED if hours > HOURS else SOON
-    return replace(verdict, word=word, p=1.0, hours=hours, sentences=text, where=())
+    none: tuple[str, ...] = ()
+    return replace(
+        verdict, word=word, p=1.0, hours=hours, sentences=text, where=none, under=none, open=none
+    )
+
+
+def _cells(n: int) -> str:
+    return f"{n} cell{'s' * (n != 1)}"
+
+
+def _hypothesis(contrast: Contrast) -> tuple[object, ...]:
+    """The same for a contrast and for the same turned round."""
+    weights = sorted(contrast.weights)
+    sign = math.copysign(1, weights[0][1])
+    return contrast.equal, *((name, sign * weight) for name, weight in weights)
+
+
+def _holm(contrasts: Sequence[Contrast], p: Sequence[float]) -> list[float]:
+    """Holm's p values, each hypothesis counted once."""
+    keys = [_hypothesis(contrast) for contrast in contrasts]
+    once = dict(zip(keys, p, strict=True))
+    adjusted = dict(zip(once, holm(list(once.values())), strict=True))
+    return [adjusted[key] for key in keys]
 
 
 def _contrasts(
-    claim: Claim, first: Fit, second: Fit | None, costs: dict[str, float]
+    claim: Claim, first: Fit, second: Fit | None, costs: dict[str, tuple[str, float]]
 ) -> list[_Part]:
     """A part for each core contrast, then for each of the refutation criterion."""
     asked = (*claim.core, *claim.refuted_if.contrasts)
@@ -183,7 +228,8 @@ def _contrasts(
     differ = [e.p_outside(margin if e.contrast.equal else 0) if e else math.nan for e in effects]
     level = [e.p_within(margin) if e else math.nan for e in effects]
     parts = []
-    for contrast, effect, p, p_level in zip(asked, effects, holm(differ), holm(level), strict=True):
+    adjusted = _holm(asked, differ), _holm(asked, level)
+    for contrast, effect, p, p_level in zip(asked, effects, *adjusted, strict=True):
         sentence = _sentence(contrast, first, second, claim, p)
         if effect is None:
             parts.append(_Part(ABSENT, sentence))
@@ -198,7 +244,7 @@ def _contrasts(
         scale, unit, digits = _unit(claim.metric)
         within = f"±{scale * margin:.{digits}f} {unit}"
         words = [f"further apart than {within}" if contrast.equal else "beyond chance"] * apart
-        words += [f"level within {within}"] * alike
+        words += [f"no difference beyond {within}"] * alike
         other = second.effect(contrast) if second else None
         disagree = other and max(effect.low, other.low) > 0 > min(effect.high, other.high)
         sentence = f"{sentence[:-1]}: {', '.join(words) or 'open'}."
@@ -222,6 +268,7 @@ def _sentence(
     text += f", p = {effect.p:.2g}" if p is None else f", p = {p:.2g} (Holm)"
     scale, _, digits = _unit(claim.metric)
     text += f", detectable {scale * effect.detectable:.{digits}f}"
+    text += ", by their own scatter" if first.own else ""
     if other and claim.second:
         text += f"; {_number(other, claim.second)}"
     return f"{text} ({effect.n} seeds)."
@@ -243,7 +290,7 @@ def _unit(metric: str) -> tuple[float, str, int]:
 
 
 def _region(region: Region, evidence: Evidence) -> _Part:
-    """FOR where the factor holds in some cell, AGAINST where the saving is below it in all."""
+    """FOR where the factor holds at some cell; else AGAINST where the saving is below it at one."""
     surface, axis, k = evidence.surfaces.get(region.surface, {}), region.axis, region.factor
     named = region.cells or surface
     cells = {c: s for c, s in surface.items() if s.knows(axis) and c in named}
@@ -259,30 +306,35 @@ def _region(region: Region, evidence: Evidence) -> _Part:
         f"{region.surface}, {AXES.get(axis, axis)}: {numbers}. At least ×{k:g}: "
         f"{', '.join(where) or 'nowhere'}; less: {', '.join(under) or 'nowhere'}."
     )
+    left = tuple(cell for cell in cells if cell not in (*where, *under))
     if where:
-        return _Part(FOR, text, min(above), where=where)
-    if len(under) == len(cells):
-        return _Part(AGAINST, text, max(below))
-    hours = min(s.hours(k, axis) for cell, s in cells.items() if cell not in under)
+        return _Part(FOR, text, min(above), where=where, under=under, open=left)
+    if under:
+        return _Part(AGAINST, text, min(below), under=under, open=left)
+    hours = min(s.hours(k, axis) for s in cells.values())
     return _Part(OPEN, text, price={region.surface: hours})
 
 
-def _costs(records: Iterable[Record], first: Fit) -> dict[str, float]:
-    """Core-hours of one seed of each condition, its reference's training left out."""
+def _costs(records: Iterable[Record], first: Fit) -> dict[str, tuple[str, float]]:
+    """By condition, the run that a seed of it takes and its core-hours, its reference's training
+    left out. Numbers that were measured on one run take that run once."""
     spent: dict[str, list[float]] = {}
+    source: dict[str, str] = {}
     for record in records:
         name: str = record["name"]
-        spent.setdefault(first.alias.get(name, name), []).append(core_hours(record))
-    return {n: sum(h) / len(h) for n, owner in first.alias.items() for h in [spent[owner]]}
+        name = first.alias.get(name, name)
+        spent.setdefault(name, []).append(core_hours(record))
+        source[name] = record.get("measured_on", name)
+    return {n: (source[o], sum(spent[o]) / len(spent[o])) for n, o in first.alias.items()}
 
 
-def _price(effect: Effect, claim: Claim, costs: dict[str, float]) -> dict[str, float]:
+def _price(effect: Effect, claim: Claim, costs: dict[str, tuple[str, float]]) -> dict[str, float]:
     """Core-hours of the seeds with which the margin would be the detectable difference, which
     falls with the root of their number; of one more where a condition has but one."""
     more = 1
     if not math.isnan(effect.se):
         more = max(1, math.ceil(effect.n * (effect.detectable / claim.margin) ** 2) - effect.n)
-    return {name: more * costs[name] for name in effect.contrast.conditions}
+    return {run: more * hours for run, hours in (costs[n] for n in effect.contrast.conditions)}
 
 
 def _total(parts: Iterable[_Part]) -> float:

@@ -36,7 +36,7 @@ from jestcli.paper.verdicts import (
 from jestcli.training.checkpoint import write_atomic, write_json
 
 SHORTEST, LOW, HIGH = 96_000, 0.001, 0.008
-ALIKE, OWN, SPARSE, FEW = "alike", "own", "sparse", "few"
+ALIKE, OWN, SPARSE, FEW, UNLIKE = "alike", "own", "sparse", "few", "unlike"
 SCATTERS = {
     ALIKE: "every cell scatters alike, as pooling assumes",
     "grows": "it grows with the score, from .1 points at 0 to .8 at 30 %",
@@ -45,6 +45,7 @@ SCATTERS = {
     SPARSE: "alike, but lengths four times apart",
     FEW: "alike, but uniform training at two or three lengths, four times apart",
 }
+NO_SCORES = {UNLIKE: "no scores: b is fixed, c and d scatter thirty times as much as a"}
 NEVER = Refutation("nothing")
 AB, CD, TIED = difference("a", "b"), difference("c", "d"), difference("d", "c")
 LEVEL = difference("a", "b", equal=True)
@@ -103,11 +104,14 @@ def record(name: str, seed: int, examples: float, score: float, nats: float = 0.
 
 
 def scatter(rng: np.random.Generator, kind: str, means: np.ndarray) -> np.ndarray:
-    """Standard deviation over seeds of each cell, in fractions; drawn apart for each with OWN."""
+    """Standard deviation over seeds of each cell, in fractions; drawn apart for each with OWN;
+    of four of which one is fixed and two are wild with UNLIKE."""
     if kind == "grows":
         return LOW + (HIGH - LOW) * np.clip(means / 0.3, 0, 1)
     if kind == OWN:
         return np.exp(rng.uniform(math.log(LOW), math.log(HIGH), len(means)))
+    if kind == UNLIKE:
+        return rng.uniform(LOW, HIGH) * np.array([1.0, 0.0, 30.0, 30.0])
     return np.full(len(means), rng.uniform(LOW, HIGH))
 
 
@@ -171,6 +175,8 @@ def words(rng: np.random.Generator, truth: str, kind: str, studies: int) -> dict
             evidence = _just(rng, kind)
         else:
             means, claim, wrong = TRUTHS[truth]
+            if kind == UNLIKE:
+                claim = replace(claim, metric="share", second=None)
             evidence = _four(rng, kind, np.array(means))
         given[judge(claim, evidence).word] += 1
     shares = {word: n / studies for word, n in sorted(given.items())}
@@ -181,10 +187,12 @@ def _four(rng: np.random.Generator, kind: str, means: np.ndarray) -> Evidence:
     """Four conditions that share seeds, whose own part is .3 points; nats go with the score."""
     made = []
     sd, own = scatter(rng, kind, means), rng.normal(0, 0.003, rng.integers(2, 6))
+    own *= kind != UNLIKE
     for name, mean, each in zip("abcd", means, sd, strict=True):
         for seed, part in enumerate(own):
             score, nats = mean + part + rng.normal(0, each, 2)
             made.append(record(name, seed, 1e6, score, 3 * nats))
+            made[-1]["final"]["share"] = score
     return Evidence({"": made})
 
 
@@ -211,8 +219,9 @@ def simulate(studies: int, seed: int = 0) -> dict[str, Any]:
         "seed": seed,
         "savings": {kind: coverage(stream(kind), kind, studies) for kind in SCATTERS},
         "verdicts": {
-            truth: {kind: words(stream(truth, kind), truth, kind, studies) for kind in (ALIKE, OWN)}
-            for truth in (*TRUTHS, JUST)
+            truth: {kind: words(stream(truth, kind), truth, kind, studies) for kind in kinds}
+            for truths, kinds in ((TRUTHS, (ALIKE, OWN, UNLIKE)), ((JUST,), (ALIKE, OWN)))
+            for truth in truths
         },
     }
 
@@ -226,11 +235,12 @@ def page(found: dict[str, Any]) -> str:
         shares = " | ".join(percent(100 * row[key]) for key in ("covered", "within", "closed"))
         savings += f"| {SCATTERS[kind]} | {shares} | {row['span']:.2f} | {row.get('width', '')} |\n"
     for truth in (*TRUTHS, JUST):
-        for kind in (ALIKE, OWN):
-            row = dict(found["verdicts"][truth][kind])
+        for kind, row in found["verdicts"][truth].items():
+            row = dict(row)
             false = percent(100 * row.pop("false"))
             words = ", ".join(f"{word} {100 * share:.0f} %" for word, share in row.items())
-            verdicts += f"| {truth} | {SCATTERS[kind].partition(',')[0]} | {false} | {words} |\n"
+            said = NO_SCORES.get(kind) or SCATTERS[kind].partition(",")[0]
+            verdicts += f"| {truth} | {said} | {false} | {words} |\n"
     return PAGE.format(studies=found["studies"], savings=savings, verdicts=verdicts)
 
 

@@ -49,6 +49,17 @@ def test_variance_is_pooled_over_all_conditions():
     assert crossed.se == pytest.approx(effect.se * math.sqrt(2))
 
 
+def test_quantities_that_are_no_scores_are_compared_by_their_own_scatter():
+    wild = {"a": A, "fixed": [0.3] * 4, "wild": [1.0, -9.0, 4.0, 20.0]}
+    made = [r for name, scores in wild.items() for r in runs(name, scores)]
+    for one in made:
+        one["final"]["share"] = one["final"]["mean"]
+    expected = stats.ttest_1samp(A, 0.3)
+    effect = fit(made, "share").effect(difference("a", "fixed"))
+    assert (effect.df, effect.p) == (3, pytest.approx(expected.pvalue))
+    assert fit(made).effect(difference("a", "fixed")).p > 0.9
+
+
 def test_a_detectable_difference_is_found_four_times_in_five():
     effect = fit(runs("a", A) + runs("b", B, first=10)).effect(difference("a", "b"))
     shift, beyond = effect.detectable / effect.se, stats.t.ppf(0.975, effect.df)

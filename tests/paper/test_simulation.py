@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from simulated_studies import ALIKE, SCATTERS, page, simulate
+from simulated_studies import ALIKE, JUST, SCATTERS, TRUTHS, page, simulate
+
+from jestcli.paper.verdicts import WORDS
 
 COMMITTED = Path(__file__).parents[2] / "results" / "statistics"
 
@@ -32,6 +34,8 @@ def test_the_committed_studies_keep_them_one_by_one():
     assert found["studies"] == 2000 and set(found["savings"]) == set(SCATTERS)
     for row in found["savings"].values():
         check(found | {"savings": {ALIKE: found["savings"][ALIKE] | row}}, covers=0.93, false=0.05)
+    assert set(found["verdicts"]) == {*TRUTHS, JUST}
     for kinds in found["verdicts"].values():
         assert all(row["false"] < 0.05 for row in kinds.values())
+        assert {word for row in kinds.values() for word in row} <= {"false", *WORDS}, "stale"
     assert (COMMITTED / "README.md").read_text() == page(found)

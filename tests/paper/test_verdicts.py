@@ -160,12 +160,39 @@ def test_a_factor_holds_in_a_region_that_is_named():
     assert far.word == SOON and far.hours == pytest.approx(3 * 32 * 1e-3 / 3600)
 
 
-def test_a_criterion_about_a_factor_binds_too():
-    below = Refutation("JEST saves nothing at q = 0", below=Region("saving", 1.0, cells=("q = 0",)))
-    of = claim(region=Region("saving", 3.0), refuted_if=below)
-    assert word(of, saving=surface()) == CONTRADICTED
-    below = Refutation("it saves nothing at q = .8", below=Region("saving", 1.0, cells=("q = .8",)))
-    assert word(claim(region=Region("saving", 3.0), refuted_if=below), saving=surface()) == HOLDS
+def test_a_regions_criterion_is_met_cell_by_cell():
+    never = Refutation("at a cell it is below 3")
+    found = judge(claim(region=Region("saving", 3.0), refuted_if=never), Evidence({}, both()))
+    assert found.under == ("q = .5", "q = 0") and found.open == ()
+    assert "Refuted if at a cell it is below 3: met at 2 cells." in found.sentences
+    assert found.summary == "holds (q = .8; q = .9); contradicted at 2 cells"
+    beyond = judge(claim(region=Region("saving", 9.0)), Evidence({}, both()))
+    assert (beyond.word, beyond.where, beyond.open) == (CONTRADICTED, (), ("q = .9",))
+    assert beyond.summary == "contradicted (3 cells); open at 1 cell"
+
+
+def both():
+    return {"saving": surface()}
+
+
+def test_a_contrast_and_its_reverse_are_one_test():
+    """Turned round as the criterion a contrast pays no second time for being asked."""
+    turned = Refutation("b is above a", (difference("b", "a"),))
+    wobbly = [record("a", s, 1e6, x) for s, x in enumerate((0.110, 0.114, 0.109))]
+    evidence = Evidence({"e": wobbly + runs("b", 0.1, wobble=0)})
+    once, twice = judge(claim(AB), evidence), judge(claim(AB, refuted_if=turned), evidence)
+    assert twice.p == once.p and len(twice.sentences) == len(once.sentences)
+    level = Refutation("they are level", (difference("b", "a", equal=True),))
+    assert judge(claim(AB, refuted_if=level), evidence).p > once.p
+
+
+def test_numbers_of_one_run_cost_it_once_and_unknown_costs_are_not_said():
+    noisy = [r for name in "ab" for r in runs(name, 0.1, wobble=0.01, hours=0.01)]
+    apart = judge(claim(AB), Evidence({"e": noisy}))
+    shared = judge(claim(AB), Evidence({"e": [{**r, "measured_on": "jest"} for r in noisy]}))
+    assert apart.word == shared.word == SOON and apart.hours == 2 * shared.hours > 0
+    free = judge(claim(AB), Evidence({"e": [{**r, "seconds": {"none": 0.0}} for r in noisy]}))
+    assert free.word == SOON and "would cost" not in free.sentences[-1]
 
 
 def test_a_claim_of_the_papers_ablations_in_these_terms():
