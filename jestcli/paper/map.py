@@ -85,35 +85,47 @@ def lengths(records: Sequence[Record], method: str = "jest") -> list[int]:
     return sorted(seeds)
 
 
-def winners(
-    records: list[Record], steps: Sequence[int]
-) -> dict[tuple[float, int], list[tuple[str, float, float]]]:
-    """Of each (quality, steps): (method, mean score, half-width of its 95 % interval), best first.
-    The half-width is that of a mean with the variance pooled over all cells of the map."""
-    curves, batch = at_quality(records), records[0]["batch_size"]
-    methods = sorted({r["name"].split(MARK)[0] for r in curves if r["name"].count(MARK) <= 1})
+def needs_no_strong(method: str) -> bool:
+    """Whether a method knows the weak reference at most."""
+    return method.endswith("weak") or method in ("curated", "mixed", "uniform", "cabs")
+
+
+def reach(records: Sequence[Record]) -> float:
+    """Half the width of a 95 % interval of one seed's score, with the variance pooled over all
+    cells of the map; NaN where none has two seeds."""
+    curves = at_quality(records)
     sd, df = pooled([c for name in {r["name"] for r in curves} for c in cells(curves, name)])
-    reach = float(stats.t.ppf(0.975, df)) * sd if df else math.nan
+    return float(stats.t.ppf(0.975, df)) * sd if df else math.nan
+
+
+def winners(
+    records: list[Record], steps: Sequence[int], weak: bool = False
+) -> dict[tuple[float, int], list[tuple[str, float, float]]]:
+    """Of each (quality, steps): (method, mean score, half-width of its 95 % interval, see `reach`),
+    best first. weak: of methods that know the weak reference at most, instead of the others."""
+    curves, batch, half = at_quality(records), records[0]["batch_size"], reach(records)
+    methods = {r["name"].split(MARK)[0] for r in curves if r["name"].count(MARK) <= 1}
+    methods = {m for m in methods if (needs_no_strong(m) if weak else not m.endswith("weak"))}
     found: dict[tuple[float, int], list[tuple[str, float, float]]] = {}
     for quality in qualities(records, "uniform"):
-        here = {method: cells(curves, named(method, quality)) for method in methods}
+        here = {method: cells(curves, named(method, quality)) for method in sorted(methods)}
         for length in steps:
             rows = [
-                (method, cell.mean, reach / math.sqrt(len(cell.scores)))
+                (method, cell.mean, half / math.sqrt(len(cell.scores)))
                 for method, each in here.items()
                 for cell in each
                 if cell.examples == length * batch
             ]
-            if len(rows) > 2 and any(method == "jest" for method, _, _ in rows):
+            if len(rows) > 2 and any(m == ("jest-weak" if weak else "jest") for m, _, _ in rows):
                 found[quality, length] = sorted(rows, key=lambda row: -row[1])
     return found
 
 
-def longest(records: list[Record]) -> dict[float, Record]:
-    """JEST's longest run of each quality that knows which captions are wrong."""
+def longest(records: list[Record], method: str = "jest") -> dict[float, Record]:
+    """A method's longest run of each quality that knows which captions are wrong."""
     runs = {}
     for record in sorted(records, key=lambda r: r["steps"]):
         parts = record["name"].split(MARK)
-        if parts[0] == "jest" and len(parts) == 3 and record["training"].get("wrong_sub"):
+        if parts[0] == method and len(parts) == 3 and record["training"].get("wrong_sub"):
             runs[float(parts[1])] = record
     return dict(sorted(runs.items()))

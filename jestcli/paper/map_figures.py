@@ -10,11 +10,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jestcli.paper import theme as look
-from jestcli.paper.map import at_quality, lengths, longest, named, qualities, saving, winners
-from jestcli.paper.map_words import answer, table
-from jestcli.paper.methods import BLUE, COLOURS, GREEN, ORANGE, VERMILLION, style
+from jestcli.paper.map import (
+    at_quality,
+    lengths,
+    longest,
+    named,
+    qualities,
+    reach,
+    saving,
+    winners,
+)
+from jestcli.paper.map_words import JESTS, answer, level, table
+from jestcli.paper.methods import (
+    BLUE,
+    COLOURS,
+    GREEN,
+    MARK,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    YELLOW,
+    style,
+)
 from jestcli.paper.records import Header, Record
-from jestcli.paper.saving import MORE, REACHED, Ratio, cells
+from jestcli.paper.saving import LESS, MORE, REACHED, Ratio, cells
 from jestcli.paper.table import caption
 from jestcli.paper.theme import FONT, Theme
 
@@ -24,90 +44,150 @@ if TYPE_CHECKING:
 
 PAPER = ((13.1, "paper: ×13.1 examples", 1.06, "bottom"), (9.9, "paper: ×9.9 FLOPs", 0.94, "top"))
 
-CURVES = ("jest", "jest-90", "filtered", "filtered-20", "finetune", "curated", "mixed", "uniform")
-
-# What figure 1 draws: f = .9 instead of .8, axis, over the best control; label, colour.
-LINES = (
-    (False, "examples", False, "examples, over uniform", BLUE),
-    (False, "cached", False, "compute, over uniform", ORANGE),
-    (False, "charged", False, "… with the reference's", VERMILLION),
-    (False, "charged", True, "the same, over the best control", GREEN),
-    (True, "examples", False, "examples at f = .9", BLUE),
-    (True, "charged", True, "over the best control at f = .9", GREEN),
+LEAST = 2**-5.6  # the lowest saving that is drawn
+# Drawn in colour and by name; other recipes are grey.
+CURVES = ("jest", "jest-90", "filtered", "filtered-20", "finetune", "curated", "uniform")
+OTHERS = ("mixed", "independent", "easy", "jest-curated", "cabs", "negclip", "flexi")
+# What figure 1 draws: axis, over the best simpler recipe; label, colour.
+TWO = (
+    ("examples", False, "examples, over uniform training", BLUE),
+    ("charged", True, "all costs, over the best simpler recipe", GREEN),
 )
+# Every convention: axis, over the best simpler recipe; label, colour.
+ALL = (
+    ("examples", False, "examples", BLUE),
+    ("cached_reuse", False, "FLOPs, forwards re-used", YELLOW),
+    ("cached", False, "FLOPs, reference cached", ORANGE),
+    ("uncached", False, "FLOPs, reference not cached", PURPLE),
+    ("charged", False, "FLOPs, cached, reference charged", VERMILLION),
+    ("seconds", False, "seconds", SKY),
+    ("charged", True, "the same, over the best simpler recipe", GREEN),
+)
+FAMILIES = {
+    **dict.fromkeys(JESTS, "JEST"),
+    **dict.fromkeys(("filtered", "filtered-20", "negclip"), "filter once"),
+    "finetune": "fine-tune",
+    "curated": "curated only",
+}
 
 
 def draw_all(header: Header, records: list[Record], folder: Path) -> list[Path]:
     """Every figure, and cells.md: the answer in sentences and a row for every cell."""
     steps = sorted({r["steps"] for r in records if r["name"].startswith("jest@")}) or [750]
-    note, why = caption(header, records), longest(records)
+    note = caption(header, records)
     written = look.both(lambda t: make_headline(records, note, t), folder / "figure1")
+    written += look.both(lambda t: make_conventions(records, note, t), folder / "conventions")
     written += look.both(lambda t: make_map(records, note, steps, t), folder / "map")
-    written += look.both(lambda t: make_why(why, note, t), folder / "why") if why else []
+    if longest(records):
+        written += look.both(lambda t: make_why(records, note, t), folder / "why")
     page, parts = folder / "cells.md", ["\n".join(answer(records)), table(records).markdown()]
     page.write_text("\n\n".join(["# The map, cell by cell", *parts, note]) + "\n")
     return [*written, page]
 
 
 def make_headline(records: list[Record], note: str, theme: Theme) -> Figure:
-    """Savings against pool quality at the shortest and longest length, a row for each reference;
-    below them the curves at .8 wrong captions."""
-    rows = [(m, ends) for m in ("jest", "jest-weak") if (ends := lengths(records, m))]
-    title, body = "What JEST saves, by the quality of the pool", 3.75 + 3.3 * len(rows)
-    words = "Hollow: one seed, or a bound (with an arrow: the other was not run so far)."
-    figure, top = look.frame(title, words, note, body, theme)
-    for i, (method, ends) in enumerate(rows):
-        for k, length in enumerate(dict.fromkeys((ends[0], ends[-1]))):
-            axes = look.place(figure, 0.75 + 4.25 * k, top + 0.65 + 3.3 * i, 3.6, 2.35)
-            _savings(axes, records, method, length, theme)
-            if (i, k) == (0, 0):
-                how: Any = {"ncols": 3, "columnspacing": 1.4, "handletextpad": 0.4}
-                axes.legend(loc="lower left", bbox_to_anchor=(-0.14, 1.09), **how)
-    _curves(look.place(figure, 0.75, top + body - 2.95, 5.6, 2.4), records, 0.8, theme)
+    """Does it pay, and against what: savings against pool quality at the shortest and the longest
+    length, with what ends best; below them the curves at .8 wrong captions."""
+    title = "Does JEST pay? What it saves, by the share of wrong captions in the pool"
+    words = "Hollow: one seed, or a bound (with an arrow). A bar without an end reaches beyond it."
+    ends = lengths(records)
+    figure, top = look.frame(title, words, note, 8.1, theme)
+    for k, length in enumerate(dict.fromkeys((*ends[:1], *ends[-1:]))):
+        axes = look.place(figure, 0.75 + 4.25 * k, top + 0.55, 3.7, 3.1)
+        _strip(axes, records, length, _savings(axes, records, "jest", length, TWO, theme), theme)
+        if k:
+            axes.set_ylabel("")
+        else:
+            how: Any = {"ncols": 2, "fontsize": FONT + 1, "columnspacing": 1.4}
+            axes.legend(loc="lower left", bbox_to_anchor=(-0.14, 1.07), **how)
+    _curves(look.place(figure, 0.75, top + 5.1, 5.6, 2.6), records, 0.8, theme)
     return figure
 
 
-def _savings(axes: Axes, records: list[Record], method: str, steps: int, theme: Theme) -> None:
-    """The lines of LINES at one length, with intervals; arrows where there is only a bound."""
-    shown = qualities(records, method)
+def make_conventions(records: list[Record], note: str, theme: Theme) -> Figure:
+    """The same in every convention of cost, a row for each reference."""
+    rows = [(m, ends) for m in ("jest", "jest-weak") if (ends := lengths(records, m))]
+    title = "What JEST saves over uniform training, in every convention of cost"
+    figure, top = look.frame(
+        title, "Hollow: a bound, or one seed.", note, 0.7 + 3.5 * len(rows), theme
+    )
+    for i, (method, ends) in enumerate(rows):
+        for k, length in enumerate(dict.fromkeys((ends[0], ends[-1]))):
+            axes = look.place(figure, 0.75 + 4.25 * k, top + 0.7 + 3.5 * i, 3.6, 2.5)
+            _savings(axes, records, method, length, ALL, theme)
+            if (i, k) == (0, 0):
+                how: Any = {"ncols": 4, "columnspacing": 1.2, "handletextpad": 0.4, "fontsize": 7}
+                axes.legend(loc="lower left", bbox_to_anchor=(-0.17, 1.08), **how)
+    return figure
+
+
+def _savings(
+    axes: Axes,
+    records: list[Record],
+    method: str,
+    steps: int,
+    lines: Sequence[tuple[str, bool, str, str]],
+    theme: Theme,
+) -> list[float]:
+    """Lines such as those of ALL at one length, with intervals; arrows where there is a bound.
+    Returns the qualities, which stand at 0, 1, 2 and so on."""
+    known, every = qualities(records, method), []
+    for axis, control, _, _ in lines:
+        each = {q: saving(records, method, q, steps, axis, control) for q in known}
+        every.append({q: ratio for q, ratio in each.items() if ratio is not None})
+    shown = sorted(set().union(*every))
     axes.set_yscale("log", base=2)
-    for number, (harder, axis, control, label, bare) in enumerate(LINES):
-        name = method.replace("jest", "jest-90") if harder else method
-        each = [(q, saving(records, name, q, steps, axis, control)) for q in shown]
-        there = [(q + 0.011 * (number - 2.5), ratio) for q, ratio in each if ratio is not None]
-        if not there:
-            continue
+    for number, (found, (_, _, label, bare)) in enumerate(zip(every, lines, strict=True)):
+        aside = 0.06 * (number - (len(lines) - 1) / 2)
+        there = [(shown.index(q) + aside, ratio) for q, ratio in sorted(found.items())]
         colour = theme.colour(bare)
-        how: Any = {"color": colour, "marker": "D" if harder else "o", "zorder": 3}
+        how: Any = {"color": colour, "marker": "o", "zorder": 3}
         sure = [(at, r) for at, r in there if r.status == REACHED and not math.isnan(r.low)]
-        axes.plot(*_points(sure), ls="--" if harder else "-", label=label, **how)
+        axes.plot(*_points(sure), label=label, **how)
         # Single seeds and bounds are hollow and never joined.
-        rest = [point for point in there if point not in sure]
-        axes.plot(*_points(rest), ls="", mfc=theme.background, **how)
+        axes.plot(*_points([x for x in there if x not in sure]), ls="", mfc=theme.background, **how)
         for at, ratio in there:
-            if not math.isnan(ratio.low) and ratio.status == REACHED:
-                top = ratio.high if math.isfinite(ratio.high) else ratio.ratio
-                axes.plot([at, at], [max(ratio.low, 2**-6), top], color=colour, lw=1.2, zorder=2)
-            if ratio.status != REACHED:
+            up = ratio.status == MORE or (ratio.status == REACHED and math.isinf(ratio.high))
+            if ratio.status == REACHED and not math.isnan(ratio.low):
+                top = ratio.ratio if up else ratio.high
+                axes.plot([at, at], [max(ratio.low, LEAST), top], color=colour, lw=1.2, zorder=2)
+            if up or ratio.status == LESS:
                 arrow = {"arrowstyle": "->", "color": colour, "lw": 1.2}
-                tip = ratio.ratio * (1.6 if ratio.status == MORE else 1 / 1.6)
+                tip = ratio.ratio * (1.7 if up else 1 / 1.7)
                 axes.annotate("", (at, tip), (at, ratio.ratio), arrowprops=arrow)
     axes.axhline(1, color=theme.text, lw=0.8)
     for y, words, off, va in PAPER:  # Fig. 1, digitised [P]; the paper charges no reference
         axes.axhline(y, color=theme.muted, lw=0.8, ls=":")
-        axes.text(0, y * off, words, size=FONT - 2, color=theme.muted, va=va)
-    low, high = axes.get_ylim()
-    axes.set_ylim(min(low, 0.09), max(high, 100))
-    axes.axhspan(axes.get_ylim()[0], 1, color=theme.grid, alpha=0.55, lw=0, zorder=0)
-    look.say(axes, 0.02, 0.02, "below 1: JEST costs more", color=theme.muted)
-    axes.set_yticks([2.0**k for k in range(-3, 7)], [*"⅛¼½1248", "16", "32", "64"])
-    axes.set_xlim(-0.06, 0.96)
-    axes.set_xticks(shown, [f"{100 * q:g} %" for q in shown])
+        axes.text(-0.45, y * off, words, size=FONT - 2, color=theme.muted, va=va)
+    axes.set_ylim(LEAST, 100)
+    axes.axhspan(LEAST, 1, color=theme.grid, alpha=0.55, lw=0, zorder=0)
+    axes.text(0.5, LEAST * 1.15, "below 1: JEST costs more", size=7, color=theme.muted, ha="center")
+    axes.set_yticks([2.0**k for k in range(-5, 7)], ["1/32", "1/16", *"⅛¼½1248", "16", "32", "64"])
+    axes.set_xlim(-0.5, len(shown) - 0.5)
+    axes.set_xticks(range(len(shown)), [f"{100 * q:g} %" for q in shown])
     axes.set_xlabel("wrong captions in the pool")
     size = steps * records[0]["batch_size"] / 1000
     which = "weak" if method.endswith("weak") else "strong"
     axes.set_title(f"{size:,.0f}k examples, {which} reference")
     axes.set_ylabel("times less than the other needs")
+    return shown
+
+
+def _strip(
+    axes: Axes, records: list[Record], steps: int, shown: Sequence[float], theme: Theme
+) -> None:
+    """Under the axes what ends best at an equal number of examples, in words, by pool quality."""
+    how: Any = {"va": "top", "transform": axes.get_xaxis_transform()}
+    axes.text(-0.5, -0.19, "What ends best, at an equal number of examples:", size=FONT, **how)
+    for (quality, _), rows in winners(records, [steps]).items():
+        if quality not in shown:
+            continue
+        best = level(rows)
+        kinds = list(dict.fromkeys(FAMILIES.get(m, style(m).label) for m in best))
+        words = "\nor ".join(kinds[:2])
+        bare = style(best[0]).colour if len(kinds) == 1 else "grey"
+        how |= {"ha": "center", "weight": "bold", "size": FONT + 1, "color": theme.colour(bare)}
+        axes.text(shown.index(quality), -0.26, words, **how)
 
 
 def _points(found: Sequence[tuple[float, Ratio]]) -> tuple[list[float], list[float]]:
@@ -119,17 +199,35 @@ def _curves(axes: Axes, records: list[Record], quality: float, theme: Theme) -> 
     curves, sizes = at_quality(records), set()
     ends: list[look.End] = []
     axes.set_xscale("log")
-    for method in CURVES:
+    half = 100 * reach(records)
+    for method in (*OTHERS, *CURVES):
         found, how = cells(curves, named(method, quality)), style(method)
         if not found:
             continue
-        x, y, colour = [c.examples for c in found], [100 * c.mean for c in found], how.colour
-        colour, alone = theme.colour(colour), all(len(c.scores) == 1 for c in found)
-        dash, fill = ("", theme.background) if alone else (how.dash, colour)
-        axes.plot(x, y, ls=dash, marker=how.marker, color=colour, mfc=fill)
+        x, y = [c.examples for c in found], [100 * c.mean for c in found]
+        main, alone = method in CURVES, all(len(c.scores) == 1 for c in found)
+        colour = theme.colour(how.colour) if main else theme.muted
+        line: Any = {
+            "marker": how.marker if main else "",
+            "color": colour,
+            "lw": 1.5 if main else 0.7,
+        }
+        if alone:
+            line |= {
+                "ls": "",
+                "marker": how.marker,
+                "mfc": theme.background,
+                "ms": 4.2 if main else 3,
+            }
+        else:
+            line |= {"ls": how.dash, "mfc": colour}
+        axes.plot(x, y, zorder=3 if method in JESTS else 2, **line)
         for c in found:
-            low, high = 100 * min(c.scores), 100 * max(c.scores)
-            axes.plot([c.examples] * 2, [low, high], color=colour, lw=1)
+            if len(c.scores) > 1 and main:
+                bar = half / math.sqrt(len(c.scores))
+                axes.plot(
+                    [c.examples] * 2, [100 * c.mean - bar, 100 * c.mean + bar], color=colour, lw=1
+                )
         ends.append((x[-1], y[-1], how.label, colour))
         sizes |= set(x)
     scores = [
@@ -150,25 +248,46 @@ def _curves(axes: Axes, records: list[Record], quality: float, theme: Theme) -> 
 
 
 def make_map(records: list[Record], note: str, steps: Sequence[int], theme: Theme) -> Figure:
-    """The best method of each cell and its lead; hatched where the lead is within the error."""
+    """The best method of each cell, and its lead over the best that is not a JEST, or JEST's score;
+    hatched where the lead is within the error or a score is of one seed. A panel a reference."""
+    panels = [(weak, best) for weak in (False, True) if (best := winners(records, steps, weak))]
+    height = 0.95 * len(steps)
+    title = "What ends best (hatched: within the error, or one seed)"
+    figure, top = look.frame(title, "", note, (height + 0.9) * len(panels), theme)
+    for number, (weak, best) in enumerate(panels):
+        axes = look.place(figure, 1.2, top + 0.2 + (height + 0.9) * number, 7.4, height)
+        _cells_of_map(axes, records, best, steps, theme)
+        which = "weak reference, or none" if weak else "strong reference, or none"
+        axes.set_title(f"Methods that read the {which}")
+    return figure
+
+
+def _cells_of_map(
+    axes: Axes,
+    records: list[Record],
+    best: dict[tuple[float, int], list[tuple[str, float, float]]],
+    steps: Sequence[int],
+    theme: Theme,
+) -> None:
     from matplotlib.patches import Rectangle
 
-    best, height = winners(records, steps), 0.95 * len(steps)
-    shown = sorted({quality for quality, _ in best})
-    title = "The best of all methods run (hatched: its lead is within the error, or one seed)"
-    figure, top = look.frame(title, "", note, height + 0.5, theme)
-    axes = look.place(figure, 1.2, top, 7.4, height)
-    for (quality, length), ((method, score, half), (second, below, other), *_) in best.items():
+    shown, single = sorted({quality for quality, _ in best}), 0.99 * reach(records)
+    for (quality, length), rows in best.items():
+        (method, score, half), *rest = rows
         x, y, how = shown.index(quality), list(steps).index(length), style(method)
-        hatch = None if score - below > math.hypot(half, other) else "///"
+        mine = method.startswith(JESTS)
+        against = next((r for r in rest if r[0].startswith(JESTS) != mine), rest[0])
+        sure = len(level(rows)) == 1 and max(half, against[2]) < single
         colours: Any = {
             "facecolor": theme.colour(how.colour),
             "edgecolor": theme.muted,
             "alpha": 0.28,
         }
-        axes.add_patch(Rectangle((x, y), 0.97, 0.94, hatch=hatch, lw=0.5, **colours))
+        box = Rectangle((x, y), 0.97, 0.94, hatch=None if sure else "///", lw=0.5, **colours)
+        axes.add_patch(box)
         words = f"{how.label}\n{100 * score:.1f} %\n"
-        words += f"+{100 * (score - below):.1f} over {style(second).label}"
+        lead = f"+{100 * (score - against[1]):.1f} over {style(against[0]).label}"
+        words += lead if mine else f"{style(against[0]).label} {100 * against[1]:.1f}"
         axes.text(x + 0.485, y + 0.47, words, ha="center", va="center", size=FONT - 1)
     axes.set_xlim(0, len(shown))
     axes.set_ylim(0, len(steps))
@@ -177,29 +296,123 @@ def make_map(records: list[Record], note: str, steps: Sequence[int], theme: Them
     axes.set_yticks([i + 0.5 for i in range(len(steps))], [f"{n:,}" for n in steps])
     axes.set_xlabel("wrong captions in the pool")
     axes.set_ylabel("steps of 256")
+
+
+def make_why(records: list[Record], note: str, theme: Theme) -> Figure:
+    """Of JEST's longest runs over time the share of wrong pairs among those chosen, and the mean
+    learnability of right and of wrong pairs, whose sign turns when the learner has passed its
+    reference; the weight of the learner's loss; where what is asked for is rare."""
+    figure, top = look.frame(
+        "Why: what JEST picks over time, and what that does", "", note, 6.3, theme
+    )
+    (left, right), (dial, last) = (
+        [look.place(figure, x, top + 0.1 + y, 3.4, 2.35) for x in (0.75, 5.1)] for y in (0, 3.2)
+    )
+    _over_time(left, right, records, theme)
+    _weights(dial, records, theme)
+    _relevance(last, records, theme)
     return figure
 
 
-def make_why(runs: dict[float, Record], note: str, theme: Theme) -> Figure:
-    """JEST's longest runs over time: the share of wrong pairs among those chosen, and the mean
-    learnability of right and of wrong pairs, whose sign turns when the learner has passed its
-    reference."""
-    figure, top = look.frame("Why: what JEST picks over time", "", note, 3.0, theme)
-    left, right = (look.place(figure, x, top + 0.1, 3.4, 2.35) for x in (0.75, 5.1))
+def _over_time(left: Axes, right: Axes, records: list[Record], theme: Theme) -> None:
+    runs = longest(records)
+    most = max((r["steps"] for r in runs.values()), default=0)
     for number, (quality, run) in enumerate(runs.items()):
         colour, training = theme.colour(COLOURS[number % len(COLOURS)]), run["training"]
         steps, share = training["step"], 100 * quality
+        short = "" if run["steps"] == most else f" ({run['steps']:,} steps)"
         left.plot(steps, [100 * x for x in training["wrong_sub"]], color=colour)
         left.axhline(share, color=colour, ls=":", lw=0.9)
-        left.text(steps[0], share, f"{share:g} % drawn", color=colour, va="bottom", size=7)
+        left.text(steps[0], share, f"{share:g} % drawn{short}", color=colour, va="bottom", size=7)
         for key, dash in (("right", "-"), ("wrong", "--")):
-            label, values = f"{key}, q = {quality:g}", training[f"learnability_{key}"]
+            label, values = f"{key}, {share:g} %{short}", training[f"learnability_{key}"]
             right.plot(steps, values, color=colour, ls=dash, label=label)
+    weak = longest(records, "jest-weak")
+    if weak:
+        quality, run = max(weak.items())
+        training, label = run["training"], f"right, {100 * quality:g} %, weak ref."
+        right.plot(
+            training["step"], training["learnability_right"], color=theme.text, ls="-.", label=label
+        )
     left.set_ylim(0, 100)
     left.set_title("Wrong captions among JEST's picks, %")
     right.axhline(0, color=theme.text, lw=0.8)
     right.set_title("Mean learnability of right and wrong pairs, nats")
-    right.legend(fontsize=7)
+    right.legend(fontsize=6, ncols=2, loc="center", bbox_to_anchor=(0.55, 0.38))
     for axes in (left, right):
-        axes.set_xlabel("step")
-    return figure
+        axes.set_xlabel("step (one seed each)")
+
+
+def _weights(axes: Axes, records: list[Record], theme: Theme) -> None:
+    """Scores by the weight of the learner's loss, at each reference and quality, longest runs."""
+    axes.set_title("Weight of the learner's loss (0: easy reference, 1: JEST)")
+    lines: dict[tuple[str, str], dict[float, list[float]]] = {}
+    ends = {"easy": ("weight", "0"), "jest": ("weight", "1"), "jest-weak": ("weight-weak", "1")}
+    most = max((r["steps"] for r in records if r["name"].startswith("weight")), default=0)
+    for record in records:
+        method, *rest = record["name"].split(MARK)
+        if record["steps"] != most or len(rest) < 2:
+            continue
+        key, weight = ends.get(method, (method, rest[1]))
+        if key.startswith("weight"):
+            at = lines.setdefault((key, rest[0]), {})
+            at.setdefault(float(weight), []).append(100 * record["final"]["mean"])
+    for number, ((key, quality), line) in enumerate(sorted(lines.items())):
+        if len(line) < 2:
+            continue
+        colour, which = (
+            theme.colour(COLOURS[number % len(COLOURS)]),
+            "weak" if "weak" in key else "strong",
+        )
+        x = sorted(line)
+        label = f"{which} ref., {100 * float(quality):g} % wrong"
+        alone = any(len(line[w]) < 2 for w in x)
+        how: Any = {"color": colour, "marker": "o", "ls": "" if alone else "-"}
+        axes.plot(
+            x,
+            [float(np.mean(line[w])) for w in x],
+            mfc=theme.background if alone else colour,
+            label=label,
+            **how,
+        )
+    if not axes.lines:
+        look.empty(axes)
+        return
+    axes.legend(fontsize=6.5)
+    axes.set_xlabel(f"weight ({most:,} steps; hollow: a point is of one seed)")
+    axes.set_ylabel("mean of eight, %")
+
+
+def _relevance(axes: Axes, records: list[Record], theme: Theme) -> None:
+    """Scores of uniform training and JEST by the share of what is asked for that the pool has."""
+    axes.set_title("What the benchmarks ask for, thinned in the pool")
+    curves = at_quality(records)
+    for method in ("uniform", "filtered", "jest"):
+        shares = qualities(records, f"relevance-{method}")
+        found = {
+            s: each for s in shares if (each := cells(curves, f"relevance-{method}{MARK}{s:g}"))
+        }
+        if not found:
+            continue
+        n = min(max(c.examples for c in each) for each in found.values())
+        ends = {
+            s: next((c for c in each if c.examples == n), each[-1]) for s, each in found.items()
+        }
+        alone = any(len(c.scores) == 1 for c in ends.values())
+        how, colour = style(method), theme.colour(style(method).colour)
+        line: Any = {"marker": how.marker, "color": colour, "ls": "" if alone else how.dash}
+        label = f"{how.label}, {n / 1000:,.0f}k"
+        axes.plot(
+            [*ends],
+            [100 * c.mean for c in ends.values()],
+            mfc=theme.background if alone else colour,
+            label=label,
+            **line,
+        )
+    if not axes.lines:
+        look.empty(axes)
+        return
+    axes.set_ylim(0, None)
+    axes.legend(fontsize=7)
+    axes.set_xlabel("share that is left (no wrong captions)")
+    axes.set_ylabel("mean of eight, %")

@@ -131,7 +131,7 @@ def test_some_runs_alone_are_drawn_too(tmp_path: Path) -> None:
 
 def test_figures_are_drawn_light_and_dark(tmp_path: Path) -> None:
     drawn = map_figures.draw_all(HEADER, made_up(), tmp_path)
-    stems, endings = ("figure1", "map"), (".png", ".svg", "-dark.png")
+    stems, endings = ("figure1", "conventions", "map"), (".png", ".svg", "-dark.png")
     names = [f"{stem}{ending}" for stem in stems for ending in endings]
     assert [path.name for path in drawn] == [*names, "cells.md"], "nothing is known of why"
     assert all(path.stat().st_size > 500 for path in drawn)
@@ -150,3 +150,21 @@ def test_the_withheld_benchmark_is_set_beside_the_eight() -> None:
     assert short.count("×4 [") == 2 and short.endswith("| yes |"), "halved scores, the same saving"
     other = Ratio(9.0, 8.0, 10.0, REACHED, "uniform@0.8")
     assert not confirm.overlap(other, Ratio(3.0, 2.0, 4.0, REACHED, "uniform@0.8"))
+
+
+def test_dials_and_thinned_pools_are_drawn(tmp_path: Path) -> None:
+    about = {"wrong_sub": [0.4, 0.5], "step": [40, 80]}
+    about |= {"learnability_right": [1.0, -1.0], "learnability_wrong": [-4.0, -4.0]}
+    names = {"jest@0.8": 0.2, "jest-weak@0.8": 0.1, "weight@0.8@0.5": 0.2, "easy@0.8": 0.2}
+    names |= {"weight-weak@0.8@0.5": 0.15, "relevance-jest@0.1": 0.2, "relevance-uniform@0.1": 0.1}
+    some = [
+        run(f"{name}@750", seed, 750, score) | {"training": about}
+        for seed in (1, 2)
+        for name, score in names.items()
+    ]
+    drawn = map_figures.draw_all(HEADER, [*made_up(), *some], tmp_path)
+    assert "why.png" in [path.name for path in drawn]
+    figure = map_figures.make_why(some, "", map_figures.look.LIGHT)
+    titles = [axes.get_title(loc="left") or axes.get_title() for axes in figure.axes]
+    lines = {title: len(axes.lines) for title, axes in zip(titles, figure.axes, strict=True)}
+    assert len(lines) == 4 and min(lines.values()) >= 2, lines
