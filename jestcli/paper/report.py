@@ -30,7 +30,8 @@ OPENING = (
     "Joint example selection (JEST, arXiv 2406.17711) rebuilt at small scale: icons and emoji at "
     "32 pixels on a few cores instead of billions of web photographs, so directions and ratios "
     "can be compared, levels cannot. For each claim: what the paper says, what was measured here "
-    "and a verdict, by rules fixed before the runs (docs/protocol.md). [P] seen in the paper, "
+    "and a verdict, by rules fixed before the runs (docs/protocol.md, which dates and gives "
+    "reasons for what was changed since). [P] seen in the paper, "
     "[S] second-hand, [U] remembered and unverified, [ours] not the paper's. q is the share of "
     "wrong captions in the pool."
 )

@@ -22,6 +22,7 @@ not run yet             runs are missing
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -106,14 +107,25 @@ class Verdict:
 
     @property
     def summary(self) -> str:
-        """The word; of a region also the cells where it holds and how many others there are."""
+        """The word; of a region every cell's: "holds (q = .8: 96,000 pairs); open (q = .9)", a q
+        without lengths being all of its cells."""
         states = {HOLDS: self.where, CONTRADICTED: self.under, SOON: self.open}
-        if self.word not in states or not any(states.values()):
+        every = [cell for cells in states.values() for cell in cells]
+        if self.word not in states or not every:
             return self.word
-        named = "; ".join(self.where) or _cells(len(self.under))
-        rest = {k: v for k, v in states.items() if v and k != self.word}
-        more = (f"; {state} at {_cells(len(cells))}" for state, cells in rest.items())
-        return f"{self.word} ({named}){''.join(more)}"
+        found = []
+        for state, cells in states.items():
+            lengths: dict[str, list[str]] = {}
+            for cell in cells:
+                quality, _, length = cell.partition(", ")
+                lengths.setdefault(quality, []).append(length.removesuffix(" pairs"))
+            of = Counter(cell.partition(", ")[0] for cell in every)
+            named = [
+                q if len(some) == of[q] else f"{q}: {' and '.join(some)} pairs"
+                for q, some in lengths.items()
+            ]
+            found += [f"{state} ({'; '.join(named)})"] if named else []
+        return "; ".join(found)
 
 
 @dataclass(frozen=True)

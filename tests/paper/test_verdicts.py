@@ -19,6 +19,7 @@ from jestcli.paper.verdicts import (
     Evidence,
     Refutation,
     Region,
+    Verdict,
     judge,
     judge_all,
 )
@@ -165,10 +166,14 @@ def test_a_regions_criterion_is_met_cell_by_cell():
     found = judge(claim(region=Region("saving", 3.0), refuted_if=never), Evidence({}, both()))
     assert found.under == ("q = .5", "q = 0") and found.open == ()
     assert "Refuted if at a cell it is below 3: met at 2 cells." in found.sentences
-    assert found.summary == "holds (q = .8; q = .9); contradicted at 2 cells"
+    assert found.summary == "holds (q = .8; q = .9); contradicted (q = .5; q = 0)"
     beyond = judge(claim(region=Region("saving", 9.0)), Evidence({}, both()))
     assert (beyond.word, beyond.where, beyond.open) == (CONTRADICTED, (), ("q = .9",))
-    assert beyond.summary == "contradicted (3 cells); open at 1 cell"
+    assert beyond.summary == "contradicted (q = .8; q = .5; q = 0); open (q = .9)"
+    few = Verdict(
+        HOLDS, (), 0.0, 0.0, ("q = 0, 9 pairs",), ("q = 1, 9 pairs",), ("q = 0, 8 pairs",)
+    )
+    assert few.summary == "holds (q = 0: 9 pairs); contradicted (q = 1); open (q = 0: 8 pairs)"
 
 
 def both():
