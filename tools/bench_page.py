@@ -6,6 +6,7 @@ python -m tools.bench_page [FOLDER]
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,20 @@ def reading(folder: Path) -> Table:
     )
 
 
+def waiting(folder: Path) -> str:
+    """What the map's runs on a CPU waited for their data."""
+    records = json.loads((folder.parent / "map" / "records.json").read_text())["records"]
+    parts = []
+    for method in ("uniform", "jest"):
+        shares = [
+            record["seconds"]["draw"] / sum(record["seconds"].values())
+            for record in records
+            if record["name"].startswith(f"{method}@") and not record["environment"].get("gpu")
+        ]
+        parts.append(f"{100 * statistics.median(shares):.1f} % ({method}, {len(shares)} runs)")
+    return f"Of a run's time on icons of 32 px waiting for data takes {', '.join(parts)}, medians."
+
+
 def building(folder: Path) -> str:
     """The data build in one paragraph."""
     record = read(folder, "build-cpu")
@@ -142,7 +157,7 @@ def page(folder: Path) -> str:
     for title, body in (
         ("Selection", selection(folder).markdown()),
         ("A step", steps(folder).markdown()),
-        ("The loader", reading(folder).markdown()),
+        ("The loader", f"{reading(folder).markdown()}\n\n{waiting(folder)}"),
         ("Cheaper scoring", scoring(folder).markdown()),
         ("The data build", building(folder)),
         ("Growth", f"{growth(folder).markdown()}\n\n![How time grows](growth-cpu.png)"),

@@ -259,6 +259,7 @@ def _markdown(result: dict[str, Any]) -> str:
         "One step each in turn; medians. The reference's embeddings are cached. FLOPs are those "
         "that the step executes (the reference-cached convention without re-use). open_clip's "
         "step gets its images ready as floats, as from its loader's workers; the suite's "
-        "normalises and augments bytes within the measured time. Settings: "
+        "normalises and augments bytes within the measured time. Peak: on a CPU the speed of a "
+        "large float32 matrix product, which convolutions may exceed. Settings: "
         f"`{json.dumps(result['engine'])}`.\n"
     )
