@@ -151,4 +151,5 @@ def _ticks(axes: Axes, at: dict[str, float], numbers: bool, log: bool) -> None:
         room = 0.06 * (last - first) or 0.5
         axes.set_xlim(first - room, last + room)
     long = [v.replace("-", "-\n") if len(v) > LONG and not numbers else v for v in at]
-    axes.set_xticks(list(at.values()), long)
+    crowded = sum(map(len, long)) > 16  # letters
+    axes.set_xticks(list(at.values()), long, size=6.5 if crowded else None)
