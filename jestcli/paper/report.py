@@ -16,7 +16,8 @@ from jestcli.paper.diversity import MEASURED as DIVERSITY
 from jestcli.paper.experiment import Experiment, jobs
 from jestcli.paper.figure2 import MEASURED
 from jestcli.paper.plot import RECORDS, UNKNOWN, outdated
-from jestcli.paper.records import load_records
+from jestcli.paper.records import Record, load_records
+from jestcli.paper.saving import core_hours
 from jestcli.paper.table import caption
 from jestcli.paper.theme import data_url
 from jestcli.paper.verdicts import WORDS, Claim, Verdict, judge_all
@@ -83,12 +84,22 @@ def report(experiments: list[Experiment], results: Path, out: Path) -> list[Path
         )
         sections.append(Section(*names, own, figures, runs, how, str(folder)))
     paths = [out / f"{NAME}.html", out / f"{NAME}.md"]
+    spent = _spent([record for _, records in found.values() for record in records])
     for path in paths:
-        save_text(path, _rendered(f"{path.name}.j2", sections, out))
+        save_text(path, _rendered(f"{path.name}.j2", sections, spent, out))
     return paths
 
 
-def _rendered(template: str, sections: list[Section], out: Path) -> str:
+def _spent(records: list[Record]) -> str:
+    """How many runs stand behind the report, each once, and what those on CPUs took."""
+    runs = {record["digest"]: record for record in records}
+    on_cpu = [run for run in runs.values() if not run["environment"].get("gpu")]
+    hours = sum(core_hours(run) for run in on_cpu)
+    words = f"{len(runs)} runs; {len(on_cpu)} of them on CPUs, {hours:.1f} core-hours of training"
+    return words + (f"; {len(runs) - len(on_cpu)} on a GPU" if len(on_cpu) < len(runs) else "")
+
+
+def _rendered(template: str, sections: list[Section], spent: str, out: Path) -> str:
     """The page by that template; links are relative to `out`."""
     import jinja2
 
@@ -103,6 +114,7 @@ def _rendered(template: str, sections: list[Section], out: Path) -> str:
     pages.filters["beside"] = lambda path: Path(os.path.relpath(path, out)).as_posix()
     counts = Counter(verdict.word for section in sections for _, verdict in section.verdicts)
     tally = ", ".join(f"{counts[word]} {word}" for word in MARKS if counts[word])
+    tally += f". {spent}"
     about = {"title": TITLE, "opening": OPENING, "tally": tally, "sections": sections}
     return pages.get_template(template).render(**about, marks=MARKS, classes=CLASSES)
 
