@@ -169,7 +169,7 @@ def ends_best(records: list[Record]) -> list[str]:
         first = sorted(alone.items(), key=lambda found: found[0] != "JEST")
         parts = [f"**{name}** at {where(at)}" for name, at in first]
         lines.append(
-            "At an equal number of examples there ends best, by the share of wrong captions (and "
+            "What ends best at an equal number of examples, by the share of wrong captions (and "
             f"examples): {'; '.join(parts)}."
         )
     if shared:
