@@ -27,6 +27,17 @@ JESTS = ("jest", "jest-90")
 # Methods that had trials of their own (experiments/tune.yaml); the others run at JEST's rate.
 TUNED, UNTUNED = ("uniform", "jest", "jest-90", "filtered", "filtered-20", "curated"), "†"
 COSTS = ("examples", "compute", "compute, reference charged")
+AGAINST = {
+    "uniform training": {
+        "examples": "examples",
+        "compute": "cached",
+        "compute with the reference charged": "charged",
+    },
+    "the best simpler recipe": {
+        "with every cost charged": "charged",
+        "with the reference given": "cached",
+    },
+}
 ANSWER = (
     *("examples", "wrong captions", "JEST", "uniform", "best simpler recipe"),
     *("fewer examples than uniform", "less compute (with the reference's)"),
@@ -57,7 +68,7 @@ def answer(records: list[Record]) -> list[str]:
         best, ratio = max(controls, key=scores.__getitem__), method[5:] or "80"
         where = [f"{examples / 1000:,.0f}k", f"{100 * quality:g} %"]
         reached = [f"{scores[method]:.1f} % at f = .{ratio.rstrip('0')}"]
-        reached += [f"{scores['uniform']:.1f} %", f"{scores[best]:.1f} % {style(best).label}"]
+        reached += [f"{scores['uniform']:.1f} %", f"{scores[best]:.1f} % {called(best)}"]
         saved = [fewer, f"{less} ({with_reference})", f"{_plain(charged)} ({_plain(given)})"]
         rows.append([*where, *reached, *saved])
     return [
@@ -128,7 +139,7 @@ def saved(records: list[Record]) -> Table:
 
 def short_answer(records: list[Record]) -> list[str]:
     """What the README says, as far as runs are there: sentences and two tables, as Markdown."""
-    lines = [f"- {words}" for words in (*ends_best(records), overall(records)) if words]
+    lines = [f"- {words}" for words in (*ends_best(records), *overall(records))]
     lines += [""] if lines else []
     ended, gained = ended_best(records), saved(records)
     if ended.rows:
@@ -139,12 +150,12 @@ def short_answer(records: list[Record]) -> list[str]:
             *best,
             "",
         ]
-        if any(UNTUNED in word for row in ended.rows for word in row):
-            lines += [f"{UNTUNED} With JEST's settings, not tuned by trials of its own.", ""]
     if gained.rows:
         what = "At an equal score: how many times less JEST (f = .8) needs (below 1: more)."
         lines += [what, "", *gained.markdown().split("\n"), ""]
-    return lines[:-1] if lines and not lines[-1] else lines
+    if any(UNTUNED in line for line in lines):
+        lines += [f"{UNTUNED} With JEST's settings, not tuned by trials of its own.", ""]
+    return lines[:-1]
 
 
 def ends_best(records: list[Record]) -> list[str]:
@@ -199,24 +210,25 @@ def ends_best(records: list[Record]) -> list[str]:
     return lines
 
 
-def overall(records: list[Record]) -> str:
-    """In how many cells JEST pays against something simpler. "" where none is known."""
-    run = lengths(records)
-    ends = dict.fromkeys((*run[:1], *run[-1:]))
-    each = [
-        saving(records, method, quality, steps, "charged", True)
-        for steps, quality, method in product(ends, qualities(records), JESTS)
-    ]
-    sure = [r for r in each if r is not None and not math.isnan(r.low)]
-    more, less = sum(r.low > 1 for r in sure), sum(r.high < 1 for r in sure)
-    if not sure:
-        return ""
-    return (
-        "With every cost charged, the reference's training too, JEST gets to its score for less "
-        f"than the best simpler recipe in {more} of {len(sure)} cells (qualities, filter ratios, "
-        f"its shortest and longest length), for more in {less}; {len(sure) - more - less} are not "
-        "decided."
-    )
+def overall(records: list[Record]) -> list[str]:
+    """In how many cells JEST needs less than uniform training, and than the best simpler recipe, by
+    what is counted. Nothing where no interval is known."""
+    run, lines = lengths(records), []
+    asked = [*product(dict.fromkeys((*run[:1], *run[-1:])), qualities(records), JESTS)]
+    for against, axes in AGAINST.items():
+        parts, simpler = [], against != "uniform training"
+        for words, axis in axes.items():
+            each = [saving(records, name, q, steps, axis, simpler) for steps, q, name in asked]
+            sure = [r for r in each if r is not None and not math.isnan(r.low)]
+            if sure:
+                less, more = sum(r.low > 1 for r in sure), sum(r.high < 1 for r in sure)
+                open_ = len(sure) - less - more
+                parts.append(f"{words} less in {less} of {len(sure)}, more in {more}, {open_} open")
+        if parts:
+            lines.append(f"JEST needs, for its score, against {against}: {'; '.join(parts)}.")
+    if lines:
+        lines[-1] += " Counted are cells: qualities, filter ratios, shortest and longest length."
+    return lines
 
 
 def sentence(records: list[Record]) -> str:
@@ -244,7 +256,7 @@ def sentence(records: list[Record]) -> str:
             f"{_over_seeds(ends['jest'])}"
         )
         if best:
-            text += f"; the best simpler recipe, {style(best).label}, is then at "
+            text += f"; the best simpler recipe, {called(best)}, is then at "
             text += _over_seeds(ends[best])
         parts.append(text + ".")
     if shown and run[-1] > steps:
@@ -266,7 +278,7 @@ def _longest(curves: list[Record], shown: list[float], examples: int) -> str:
         if mine is None or best is None:
             continue
         text = f"with {100 * quality:g} % wrong captions {style(mine).label} is at "
-        text += f"{_over_seeds(ends[mine])} and {style(best).label} at {_over_seeds(ends[best])}"
+        text += f"{_over_seeds(ends[mine])} and {called(best)} at {_over_seeds(ends[best])}"
         longer = [c for c in runs[best] if c.examples > examples]
         if longer:  # a recipe without scoring has them for the compute that JEST has spent
             text += f", {100 * longer[-1].mean:.1f} % after {longer[-1].examples / 1000:,.0f}k"
@@ -288,7 +300,7 @@ def _plain(ratio: Ratio | None) -> str:
     if ratio.status != REACHED:  # a bound's interval only repeats it
         text = text.partition(" [")[0]
     over = ratio.over.split(MARK)[0]
-    return text if over == "uniform" else f"{text}, {style(over).label}"
+    return text if over == "uniform" else f"{text}, {called(over)}"
 
 
 def relevance(records: list[Record]) -> str:

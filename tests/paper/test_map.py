@@ -66,7 +66,7 @@ def test_winners_and_words_hold_the_records_numbers() -> None:
     assert poor[2].startswith("×4") and "Curated only" in poor[-2]
     said = map_words.short_answer(records)
     assert said[0].endswith("**JEST** at 0 % (96k); **Curated only** at 80 % (96k).")
-    assert any(line.startswith("- With every cost charged") for line in said)
+    assert any(line.startswith("- JEST needs, for its score, against uni") for line in said)
     answer = map_words.answer(records)
     assert answer[: len(said)] == said
     short = answer[len(said) + 1]
@@ -108,6 +108,32 @@ def test_words_follow_from_who_ends_best() -> None:
     )
 
 
+def test_savings_are_counted_on_their_side_of_one() -> None:
+    """JEST reaches at its shortest length what uniform training needs twice that for, and fails at
+    its longest; the curated set alone gets there at once, or never, or is too noisy to tell."""
+
+    def counted(curated: float, scatter: float = 0.001) -> list[str]:
+        return map_words.overall(
+            [
+                run(f"{name}@{steps}", seed, steps, score * rise + shift)
+                for seed, shift in ((1, -scatter), (2, 0.0), (3, scatter))
+                for steps, rise in ((375, 1.0), (750, 2.0), (1500, 4.0))
+                for name, score in {
+                    **dict.fromkeys(("uniform@0.8", "uniform@0"), 0.02),
+                    **dict.fromkeys(("jest@0.8", "jest@0"), 0.04 if steps == 375 else 0.001),
+                    "curated": curated,
+                }.items()
+            ]
+        )
+
+    above, below, noisy = counted(0.1), counted(0.005), counted(0.01, 0.02)
+    assert "examples less in 2 of 4, more in 2, 0 open" in above[0]
+    assert "charged less in 0 of 4, more in 4, 0 open" in above[1]
+    assert "charged less in 2 of 4, more in 2, 0 open" in below[1]
+    assert "charged less in 0 of 4, more in 2, 2 open" in noisy[1]
+    assert map_words.overall([r for r in made_up() if r["seed"] == 1]) == []
+
+
 def test_the_other_names_of_the_map_are_told_apart() -> None:
     names = {"relevance-jest@0.1": 0.3, "relevance-uniform@0.1": 0.1, "relevance-jest@1": 0.3}
     names |= {"relevance-uniform@1": 0.25, "weight-weak@0.8@0.25": 0.1}
@@ -126,7 +152,7 @@ def test_some_runs_alone_are_drawn_too(tmp_path: Path) -> None:
         assert some
         drawn = map_figures.draw_all(HEADER, some, tmp_path)
         assert all(path.exists() for path in drawn)
-        assert "With every cost" not in (tmp_path / "cells.md").read_text()
+        assert "JEST needs, for its score" not in (tmp_path / "cells.md").read_text()
 
 
 def test_figures_are_drawn_light_and_dark(tmp_path: Path) -> None:
