@@ -34,11 +34,3 @@ def test_the_verdicts_recompute_from_the_records(tmp_path: Path) -> None:
     (tmp_path / "results/report.md").unlink()
     _, page = report(list_experiments(), tmp_path / "results", tmp_path / "results")
     assert page.read_text() == (ROOT / "results/report.md").read_text(), "run `jest report`"
-
-
-def test_the_map_page_counts_its_runs_rightly() -> None:
-    _, records = load_records(ROOT / "results/map/records.json")
-    on_gpu = sum(bool(record["environment"].get("gpu")) for record in records)
-    assert f"{on_gpu} runs were made on one NVIDIA H100" in (
-        ROOT / "results/map/README.md"
-    ).read_text()

@@ -30,6 +30,7 @@ class Style:
 
 STYLES: dict[str, Style] = {
     "uniform": Style("Uniform", "grey", marker="s", main=True),
+    "uniform-4e-3": Style("Uniform at rate 4e-3", "grey", LONG, "s"),
     "uniform-flops": Style("Uniform, same FLOPs", "grey", CHAIN, "s"),
     "uniform-long": Style("Uniform, long", "", marker="s", main=True),
     "flexi-uniform": Style("Uniform, two res.", "grey", LONG, "d"),
