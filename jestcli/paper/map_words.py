@@ -222,12 +222,13 @@ def overall(records: list[Record]) -> list[str]:
             sure = [r for r in each if r is not None and not math.isnan(r.low)]
             if sure:
                 less, more = sum(r.low > 1 for r in sure), sum(r.high < 1 for r in sure)
-                open_ = len(sure) - less - more
-                parts.append(f"{words} less in {less} of {len(sure)}, more in {more}, {open_} open")
+                rest = {"more": more, "undecided": len(sure) - less - more}
+                told = [f"{word} in {n}" for word, n in rest.items() if n]
+                parts.append(", ".join([f"{words}: less in {less} of {len(sure)} cells", *told]))
         if parts:
-            lines.append(f"JEST needs, for its score, against {against}: {'; '.join(parts)}.")
+            lines.append(f"For its score JEST needs, beside {against}, {'; '.join(parts)}.")
     if lines:
-        lines[-1] += " Counted are cells: qualities, filter ratios, shortest and longest length."
+        lines[-1] += " Cells: qualities, filter ratios, shortest and longest length."
     return lines
 
 

@@ -66,7 +66,7 @@ def test_winners_and_words_hold_the_records_numbers() -> None:
     assert poor[2].startswith("×4") and "Curated only" in poor[-2]
     said = map_words.short_answer(records)
     assert said[0].endswith("**JEST** at 0 % (96k); **Curated only** at 80 % (96k).")
-    assert any(line.startswith("- JEST needs, for its score, against uni") for line in said)
+    assert any(line.startswith("- For its score JEST needs, beside uni") for line in said)
     answer = map_words.answer(records)
     assert answer[: len(said)] == said
     short = answer[len(said) + 1]
@@ -127,10 +127,10 @@ def test_savings_are_counted_on_their_side_of_one() -> None:
         )
 
     above, below, noisy = counted(0.1), counted(0.005), counted(0.01, 0.02)
-    assert "examples less in 2 of 4, more in 2, 0 open" in above[0]
-    assert "charged less in 0 of 4, more in 4, 0 open" in above[1]
-    assert "charged less in 2 of 4, more in 2, 0 open" in below[1]
-    assert "charged less in 0 of 4, more in 2, 2 open" in noisy[1]
+    assert "examples: less in 2 of 4 cells, more in 2;" in above[0]
+    assert "charged: less in 0 of 4 cells, more in 4;" in above[1]
+    assert "charged: less in 2 of 4 cells, more in 2;" in below[1]
+    assert "charged: less in 0 of 4 cells, more in 2, undecided in 2;" in noisy[1]
     assert map_words.overall([r for r in made_up() if r["seed"] == 1]) == []
 
 
@@ -152,7 +152,7 @@ def test_some_runs_alone_are_drawn_too(tmp_path: Path) -> None:
         assert some
         drawn = map_figures.draw_all(HEADER, some, tmp_path)
         assert all(path.exists() for path in drawn)
-        assert "JEST needs, for its score" not in (tmp_path / "cells.md").read_text()
+        assert "For its score JEST needs" not in (tmp_path / "cells.md").read_text()
 
 
 def test_figures_are_drawn_light_and_dark(tmp_path: Path) -> None:
