@@ -161,7 +161,8 @@ def _savings(
         axes.text(-0.45, y * off, words, size=FONT - 2, color=theme.muted, va=va)
     axes.set_ylim(LEAST, 100)
     axes.axhspan(LEAST, 1, color=theme.grid, alpha=0.55, lw=0, zorder=0)
-    axes.text(0.5, LEAST * 1.15, "below 1: JEST costs more", size=7, color=theme.muted, ha="center")
+    small: Any = {"transform": axes.get_yaxis_transform(), "size": 7, "color": theme.muted}
+    axes.text(0.98, LEAST * 1.15, "below 1: JEST costs more", ha="right", **small)
     axes.set_yticks([2.0**k for k in range(-5, 7)], ["1/32", "1/16", *"⅛¼½1248", "16", "32", "64"])
     axes.set_xlim(-0.5, len(shown) - 0.5)
     axes.set_xticks(range(len(shown)), [f"{100 * q:g} %" for q in shown])
@@ -302,15 +303,18 @@ def make_why(records: list[Record], note: str, theme: Theme) -> Figure:
     """Of JEST's longest runs over time the share of wrong pairs among those chosen, and the mean
     learnability of right and of wrong pairs, whose sign turns when the learner has passed its
     reference; the weight of the learner's loss; where what is asked for is rare."""
-    figure, top = look.frame(
-        "Why: what JEST picks over time, and what that does", "", note, 6.3, theme
-    )
-    (left, right), (dial, last) = (
-        [look.place(figure, x, top + 0.1 + y, 3.4, 2.35) for x in (0.75, 5.1)] for y in (0, 3.2)
-    )
-    _over_time(left, right, records, theme)
-    _weights(dial, records, theme)
-    _relevance(last, records, theme)
+    dials = any(r["name"].startswith(("weight", "relevance")) for r in records)
+    title, body = "Why: what JEST picks over time", 6.3 if dials else 3.0
+    title += ", and what that does" if dials else ""
+    figure, top = look.frame(title, "", note, body, theme)
+    rows = [
+        [look.place(figure, x, top + 0.1 + y, 3.4, 2.35) for x in (0.75, 5.1)]
+        for y in (0, 3.2)[: 1 + dials]
+    ]
+    _over_time(rows[0][0], rows[0][1], records, theme)
+    if dials:
+        _weights(rows[1][0], records, theme)
+        _relevance(rows[1][1], records, theme)
     return figure
 
 

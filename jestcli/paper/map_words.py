@@ -14,6 +14,7 @@ from jestcli.paper.map import (
     lengths,
     named,
     qualities,
+    reach,
     saving,
     several,
     winners,
@@ -183,6 +184,8 @@ def ends_best(records: list[Record]) -> list[str]:
             "What ends best at an equal number of examples, by the share of wrong captions (and "
             f"examples): {'; '.join(parts)}."
         )
+        if math.isnan(reach(records)):
+            lines[-1] += " By one seed each: another may say otherwise."
     if shared:
         parts = [f"{name} at {where(at)}" for name, at in shared.items()]
         lines.append(f"Within the error of each other: {'; '.join(parts)}.")
@@ -191,18 +194,19 @@ def ends_best(records: list[Record]) -> list[str]:
         steps = max(n for q, n in alone["JEST"] if q == quality)
         method, score, _ = _shown(records)[quality, steps][0]
         others = [
-            (cell.mean, cell.examples, name)
+            (cell.mean, cell.examples, name, len(cell.scores))
             for name in CONTROLS
             for cell in cells(curves, named(name, quality))
         ]
         if not others:
             continue
-        top, examples, name = max(others)
-        longest = max(n for _, n, _ in others)
+        top, examples, name, seeds = max(others)
+        longest = max(other[1] for other in others)
+        recipe = called(name) + (", one seed" if seeds == 1 else "")
         at = f"With {100 * quality:g} % wrong captions {style(method).label} is at "
         at += f"{100 * score:.1f} % after {steps * size:,.0f}k examples; "
         if top < score:
-            at += f"no simpler recipe got above {100 * top:.1f} % ({called(name)}), in up to "
+            at += f"no simpler recipe got above {100 * top:.1f} % ({recipe}), in up to "
             at += f"{longest / 1000:,.0f}k."
         else:
             at += f"{called(name)} gets to {100 * top:.1f} % after {examples / 1000:,.0f}k."
