@@ -239,11 +239,12 @@ def _scores(raw: list[dict[str, Any]]) -> Table:
             cells = [NOT_RUN] * len(cells)
         rows.append((style(row["method"]).label, *cells))
     heads = (SCORES[key][1] for key in shown)
+    kinds = "; icons, emoji: over those of that kind" if "icons" in shown else ""
     return Table(
         "Final scores",
         ("Method", "Seeds", *heads),
         rows,
-        "Mean: over the benchmarks, each of equal weight; icons, emoji: over those of that kind. "
+        f"Mean: over the benchmarks, each of equal weight{kinds}. "
         "Nats above guessing: mean log-probability of the true class over the classification "
         "benchmarks, at the best temperature, plus the logarithm of the number of classes. "
         f"±: {POOLED}",
