@@ -8,7 +8,6 @@ The data are built in a temporary folder beside OUT, and thrown away.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -16,11 +15,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from jestcli.bench import save
 from jestcli.data.decoded import build_decoded
 from jestcli.data.tokens import small_tokenizer
 from jestcli.icons.build import SIZE, build, shard_urls
 from jestcli.runs.environment import environment
-from jestcli.utils.io import save_text
+from jestcli.utils.tables import Table
 
 DRAWING = ("unpack", "draw")  # the floor: nothing but a faster renderer would make it less
 
@@ -59,21 +59,16 @@ def main(out: Path, packages: Path | None = None) -> None:
         **{"counts": counts, "processor_seconds": sum(os.times()[:4])},
         **{"environment": about, "cores": cores, "load_average": os.getloadavg()[0]},
     }
-    lines = [
-        "# Building the embedded data",
-        "",
+    rows = [(name, f"{each:.1f}") for name, each in stages.seconds.items()]
+    text = (
+        "# Building the embedded data\n\n"
         f"{counts['pool']:,} icons of the pool, {counts['curated']:,} curated; {about['cpu']}, "
         f"{cores} cores, commit {about['commit']}; packages fetched "
         f"{'before' if packages else 'meanwhile'}. Drawing is the floor; what is neither drawing "
         f"nor fetching takes {rest:.0f} s. {result['processor_seconds']:.0f} processor seconds in "
-        "all.",
-        "",
-        "| stage | seconds |",
-        "|---|---:|",
-        *(f"| {name} | {each:.1f} |" for name, each in stages.seconds.items()),
-    ]
-    save_text(out.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
-    save_text(out.with_suffix(".md"), "\n".join(lines) + "\n")
+        f"all.\n\n{Table('', ('stage', 'seconds'), rows).markdown()}\n"
+    )
+    save(result, text, out)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def main() -> None:
             {
                 "q": q,
                 "examples": examples,
-                "best": rows[0][0],
+                "best": rows[0].method,
                 "saving": round(saved.ratio, 2),
                 "bound": bound,
             }

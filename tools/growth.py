@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import io
-import json
 import os
 import resource
 import sys
@@ -29,6 +28,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from jestcli.bench import save
 from jestcli.bench.selection import peak_memory, random_pairs
 from jestcli.bench.training import measure
 from jestcli.data.shard_dataset import open_shards
@@ -36,7 +36,7 @@ from jestcli.data.sources import Loading
 from jestcli.paper import theme
 from jestcli.runs.environment import environment
 from jestcli.selection import PairEmbeddings, select
-from jestcli.utils.io import save_text
+from jestcli.utils.tables import Table
 
 CPU = torch.device("cpu")
 Row = dict[str, Any]
@@ -196,25 +196,19 @@ def draw(rows: list[Row], note: str, path: Path) -> None:
 
 
 def markdown(rows: list[Row], note: str) -> str:
-    lines = ["# How time and memory grow", "", note, ""]
-    lines += [
-        "| what grows | from … to | seconds at the ends | exponent | memory |",
-        "|" + "---|" * 5,
-    ]
+    cells = []
     for row in rows:
         memory = ""
         if "bytes" in row:
-            memory = (
-                " … ".join(f"{n / 2**20:,.0f}" for n in (row["bytes"][0], row["bytes"][-1]))
-                + " MiB"
-            )
+            memory = " … ".join(f"{row['bytes'][k] / 2**20:,.0f}" for k in (0, -1)) + " MiB"
         if "bytes_a_pair" in row:
             memory = f"{row['bytes_a_pair'][-1]:.0f} bytes of index a pair"
-        span, ends = (
-            f"{row[k][0]:{f}} … {row[k][-1]:{f}}" for k, f in (("x", ","), ("seconds", ".3g"))
-        )
-        lines.append(f"| {row['what']} | {span} | {ends} | {row['exponent']:.2f} | {memory} |")
-    return "\n".join(lines) + "\n"
+        span = f"{row['x'][0]:,} … {row['x'][-1]:,}"
+        ends = f"{row['seconds'][0]:.3g} … {row['seconds'][-1]:.3g}"
+        cells.append((row["what"], span, ends, f"{row['exponent']:.2f}", memory))
+    head = ("what grows", "from … to", "seconds at the ends", "exponent", "memory")
+    table = Table("", head, cells).markdown()
+    return f"# How time and memory grow\n\n{note}\n\n{table}\n"
 
 
 def main(out: Path, small: bool = False) -> None:
@@ -239,8 +233,7 @@ def main(out: Path, small: bool = False) -> None:
         f"{about['commit']}; load {os.getloadavg()[0]:.1f}; random unit embeddings, 16 chunks; "
         f"steps of the default tower at random images; the process held at most {peak:.1f} GiB."
     )
-    save_text(out.with_suffix(".json"), json.dumps({"rows": rows, "note": note}, indent=1) + "\n")
-    save_text(out.with_suffix(".md"), markdown(rows, note))
+    save({"rows": rows, "note": note}, markdown(rows, note), out)
     draw(rows, note, out.with_suffix(".png"))
 
 

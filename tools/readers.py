@@ -10,7 +10,6 @@ decoders unpickle what a member's name asks for, so it reads nothing but what is
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
 import tarfile
@@ -29,6 +28,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize
 
+from jestcli.bench import save
 from jestcli.bench.data import draw_shards
 from jestcli.data.dataset import Transform
 from jestcli.data.loader import Source, SuperBatchLoader
@@ -36,7 +36,7 @@ from jestcli.data.shard_dataset import open_shards
 from jestcli.data.sources import Loading
 from jestcli.data.tokens import small_tokenizer
 from jestcli.runs.environment import environment
-from jestcli.utils.io import save_text
+from jestcli.utils.tables import Table
 
 SIZE, HALF, BATCH = 224, 112, 64
 
@@ -110,24 +110,21 @@ def main(out: Path, rounds: int = 8, seconds: float = 2.0) -> None:
         }
         for name, each in speeds.items()
     ]
-    lines = [
-        "# The loader beside other readers",
-        "",
+    shown = []
+    for row in rows:
+        low, high = row["quartiles"]
+        cells = (f"{row['pairs_per_core_second']:.0f}", f"{low:.0f} to {high:.0f}")
+        shown.append((row["reader"], *cells, f"{row['of_the_loader']:.2f}"))
+    head = ("reader", "pairs a core second", "quartiles", "of the loader's")
+    text = (
+        "# The loader beside other readers\n\n"
         f"JPEG, 512 x 384, quality 90, to {SIZE} px (reduced: draft decoding for {HALF} px). One "
         f"process of {about['cpu']}, commit {about['commit']}, load {os.getloadavg()[0]:.1f}; "
         f"{rounds} rounds in turn. Pillow alone decodes and resizes bytes that lie in memory; the "
-        "loader and webdataset read the same shards, the loader in random order.",
-        "",
-        "| reader | pairs a core second | quartiles | of the loader's |",
-        "|---|---:|---:|---:|",
-    ]
-    for row in rows:
-        low, high = row["quartiles"]
-        speed, ratio = row["pairs_per_core_second"], row["of_the_loader"]
-        lines.append(f"| {row['reader']} | {speed:.0f} | {low:.0f} to {high:.0f} | {ratio:.2f} |")
-    record = {"rows": rows, "environment": about, "load_average": os.getloadavg()[0]}
-    save_text(out.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
-    save_text(out.with_suffix(".md"), "\n".join(lines) + "\n")
+        "loader and webdataset read the same shards, the loader in random order.\n\n"
+        f"{Table('', head, shown).markdown()}\n"
+    )
+    save({"rows": rows, "environment": about, "load_average": os.getloadavg()[0]}, text, out)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from scipy import stats
 
@@ -98,26 +99,38 @@ def reach(records: Sequence[Record]) -> float:
     return float(stats.t.ppf(0.975, df)) * sd if df else math.nan
 
 
+class Ended(NamedTuple):
+    """Where a method ended at one cell: its mean score and the half-width of its 95 % interval (see
+    `reach`; NaN where the map knows no scatter)."""
+
+    method: str
+    score: float
+    half: float
+    seeds: int
+
+
 def winners(
     records: list[Record], steps: Sequence[int], weak: bool = False
-) -> dict[tuple[float, int], list[tuple[str, float, float]]]:
-    """Of each (quality, steps): (method, mean score, half-width of its 95 % interval, see `reach`),
-    best first. weak: of methods that know the weak reference at most, instead of the others."""
+) -> dict[tuple[float, int], list[Ended]]:
+    """Of each (quality, steps) the methods, best first. weak: those that know the weak reference at
+    most, instead of the others."""
     curves, batch, half = at_quality(records), records[0]["batch_size"], reach(records)
     methods = {r["name"].split(MARK)[0] for r in curves if r["name"].count(MARK) <= 1}
     methods = {m for m in methods if (needs_no_strong(m) if weak else not m.endswith("weak"))}
-    found: dict[tuple[float, int], list[tuple[str, float, float]]] = {}
+    found: dict[tuple[float, int], list[Ended]] = {}
     for quality in qualities(records, "uniform"):
         here = {method: cells(curves, named(method, quality)) for method in sorted(methods)}
         for length in steps:
             rows = [
-                (method, cell.mean, half / math.sqrt(len(cell.scores)))
+                Ended(method, cell.mean, half / math.sqrt(n), n)
                 for method, each in here.items()
                 for cell in each
                 if cell.examples == length * batch
+                for n in (len(cell.scores),)
             ]
-            if len(rows) > 2 and any(m == ("jest-weak" if weak else "jest") for m, _, _ in rows):
-                found[quality, length] = sorted(rows, key=lambda row: -row[1])
+            wanted = "jest-weak" if weak else "jest"
+            if len(rows) > 2 and any(row.method == wanted for row in rows):
+                found[quality, length] = sorted(rows, key=lambda row: -row.score)
     return found
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from jestcli.paper import theme as look
 from jestcli.paper.map import (
+    Ended,
     at_quality,
     lengths,
     longest,
@@ -257,7 +258,7 @@ def make_map(records: list[Record], note: str, steps: Sequence[int], theme: Them
     figure, top = look.frame(title, "", note, (height + 0.9) * len(panels), theme)
     for number, (weak, best) in enumerate(panels):
         axes = look.place(figure, 1.2, top + 0.2 + (height + 0.9) * number, 7.4, height)
-        _cells_of_map(axes, records, best, steps, theme)
+        _cells_of_map(axes, best, steps, theme)
         which = "weak reference, or none" if weak else "strong reference, or none"
         axes.set_title(f"Methods that read the {which}")
     return figure
@@ -265,20 +266,19 @@ def make_map(records: list[Record], note: str, steps: Sequence[int], theme: Them
 
 def _cells_of_map(
     axes: Axes,
-    records: list[Record],
-    best: dict[tuple[float, int], list[tuple[str, float, float]]],
+    best: dict[tuple[float, int], list[Ended]],
     steps: Sequence[int],
     theme: Theme,
 ) -> None:
     from matplotlib.patches import Rectangle
 
-    shown, single = sorted({quality for quality, _ in best}), 0.99 * reach(records)
+    shown = sorted({quality for quality, _ in best})
     for (quality, length), rows in best.items():
-        (method, score, half), *rest = rows
-        x, y, how = shown.index(quality), list(steps).index(length), style(method)
-        mine = method.startswith(JESTS)
-        against = next((r for r in rest if r[0].startswith(JESTS) != mine), rest[0])
-        sure = len(level(rows)) == 1 and max(half, against[2]) < single
+        first, *rest = rows
+        x, y, how = shown.index(quality), list(steps).index(length), style(first.method)
+        mine = first.method.startswith(JESTS)
+        against = next((r for r in rest if r.method.startswith(JESTS) != mine), rest[0])
+        sure = len(level(rows)) == 1 and min(first.seeds, against.seeds) > 1
         colours: Any = {
             "facecolor": theme.colour(how.colour),
             "edgecolor": theme.muted,
@@ -286,9 +286,9 @@ def _cells_of_map(
         }
         box = Rectangle((x, y), 0.97, 0.94, hatch=None if sure else "///", lw=0.5, **colours)
         axes.add_patch(box)
-        words = f"{how.label}\n{100 * score:.1f} %\n"
-        lead = f"+{100 * (score - against[1]):.1f} over {style(against[0]).label}"
-        words += lead if mine else f"{style(against[0]).label} {100 * against[1]:.1f}"
+        words, other = f"{how.label}\n{100 * first.score:.1f} %\n", style(against.method).label
+        lead = f"+{100 * (first.score - against.score):.1f} over {other}"
+        words += lead if mine else f"{other} {100 * against.score:.1f}"
         axes.text(x + 0.485, y + 0.47, words, ha="center", va="center", size=FONT - 1)
     axes.set_xlim(0, len(shown))
     axes.set_ylim(0, len(steps))
@@ -347,6 +347,13 @@ def _over_time(left: Axes, right: Axes, records: list[Record], theme: Theme) -> 
         axes.set_xlabel("step (one seed each)")
 
 
+def _look(colour: str, alone: bool, theme: Theme) -> dict[str, Any]:
+    """Of a line; alone: a point of it is of one seed, so it is hollow and joined to nothing."""
+    drawn = theme.colour(colour)
+    fill, dash = (theme.background, "") if alone else (drawn, "-")
+    return {"color": drawn, "marker": "o", "mfc": fill, "ls": dash}
+
+
 def _weights(axes: Axes, records: list[Record], theme: Theme) -> None:
     """Scores by the weight of the learner's loss, at each reference and quality, longest runs."""
     axes.set_title("Weight of the learner's loss (0: easy reference, 1: JEST)")
@@ -364,21 +371,10 @@ def _weights(axes: Axes, records: list[Record], theme: Theme) -> None:
     for number, ((key, quality), line) in enumerate(sorted(lines.items())):
         if len(line) < 2:
             continue
-        colour, which = (
-            theme.colour(COLOURS[number % len(COLOURS)]),
-            "weak" if "weak" in key else "strong",
-        )
-        x = sorted(line)
+        x, which = sorted(line), "weak" if "weak" in key else "strong"
+        how = _look(COLOURS[number % len(COLOURS)], any(len(line[w]) < 2 for w in x), theme)
         label = f"{which} ref., {100 * float(quality):g} % wrong"
-        alone = any(len(line[w]) < 2 for w in x)
-        how: Any = {"color": colour, "marker": "o", "ls": "" if alone else "-"}
-        axes.plot(
-            x,
-            [float(np.mean(line[w])) for w in x],
-            mfc=theme.background if alone else colour,
-            label=label,
-            **how,
-        )
+        axes.plot(x, [float(np.mean(line[w])) for w in x], label=label, **how)
     if not axes.lines:
         look.empty(axes)
         return
@@ -403,16 +399,9 @@ def _relevance(axes: Axes, records: list[Record], theme: Theme) -> None:
             s: next((c for c in each if c.examples == n), each[-1]) for s, each in found.items()
         }
         alone = any(len(c.scores) == 1 for c in ends.values())
-        how, colour = style(method), theme.colour(style(method).colour)
-        line: Any = {"marker": how.marker, "color": colour, "ls": "" if alone else how.dash}
-        label = f"{how.label}, {n / 1000:,.0f}k"
-        axes.plot(
-            [*ends],
-            [100 * c.mean for c in ends.values()],
-            mfc=theme.background if alone else colour,
-            label=label,
-            **line,
-        )
+        how = _look(style(method).colour, alone, theme) | {"marker": style(method).marker}
+        label = f"{style(method).label}, {n / 1000:,.0f}k"
+        axes.plot([*ends], [100 * c.mean for c in ends.values()], label=label, **how)
     if not axes.lines:
         look.empty(axes)
         return

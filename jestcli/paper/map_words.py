@@ -10,6 +10,7 @@ import numpy as np
 
 from jestcli.paper.map import (
     CONTROLS,
+    Ended,
     at_quality,
     lengths,
     named,
@@ -26,6 +27,7 @@ from jestcli.utils.tables import Table
 
 JESTS = ("jest", "jest-90")
 # Methods that had trials of their own (experiments/tune.yaml); the others run at JEST's rate.
+SINGLE = "¹"  # after a score of one seed
 TUNED, UNTUNED = ("uniform", "jest", "jest-90", "filtered", "filtered-20", "curated"), "†"
 COSTS = ("examples", "compute", "compute, reference charged")
 AGAINST = {
@@ -86,13 +88,14 @@ def called(method: str) -> str:
     return style(method).label + ("" if method.removesuffix("-weak") in TUNED else UNTUNED)
 
 
-def level(rows: Sequence[tuple[str, float, float]]) -> list[str]:
+def level(rows: Sequence[Ended]) -> list[str]:
     """Of a cell of `winners` the methods that are within the error of the best, it first."""
-    best, score, half = rows[0]
-    return [best, *(m for m, s, h in rows[1:] if score - s <= math.hypot(half, h))]
+    best = rows[0]
+    near = (r for r in rows[1:] if best.score - r.score <= math.hypot(best.half, r.half))
+    return [best.method, *(row.method for row in near)]
 
 
-def _shown(records: list[Record]) -> dict[tuple[float, int], list[tuple[str, float, float]]]:
+def _shown(records: list[Record]) -> dict[tuple[float, int], list[Ended]]:
     """`winners` of the qualities that several seeds ran."""
     best = winners(records, lengths(records))
     return {at: rows for at, rows in best.items() if at[0] in several(records)}
@@ -110,13 +113,9 @@ def ended_best(records: list[Record]) -> Table:
                 row.append("–")
                 continue
             here = best[quality, n]
-            (method, score, half), jest = here[0], next(x for x in here if x[0] in JESTS)
-            words = " or ".join(map(called, level(here)[:2]))
-            words += " by one seed" if math.isnan(half) else ""
-            text = f"**{words}** {100 * score:.1f}"
-            row.append(
-                text if method in JESTS else f"{text}; {called(jest[0])} {100 * jest[1]:.1f}"
-            )
+            best_, jest = here[0], next(x for x in here if x.method in JESTS)
+            text = f"**{' or '.join(map(called, level(here)[:2]))}** {_percent(best_)}"
+            row.append(text if best_ is jest else f"{text}; {called(jest.method)} {_percent(jest)}")
         rows.append(row)
     heads = [f"{n * batch / 1000:,.0f}k examples" for n in steps]
     return Table("", ["wrong captions", *heads], rows)
@@ -145,18 +144,21 @@ def short_answer(records: list[Record]) -> list[str]:
     ended, gained = ended_best(records), saved(records)
     if ended.rows:
         best = ended.markdown().split("\n")
-        lines += [
-            "At an equal number of examples: what ended best, and its score in %.",
-            "",
-            *best,
-            "",
-        ]
+        half, what = 100 * reach(records) / math.sqrt(3), "what ended best, and its score in %"
+        error = "" if math.isnan(half) else f", 95 % interval ±{half:.1f} with three seeds"
+        lines += [f"At an equal number of examples: {what}{error}.", "", *best, ""]
     if gained.rows:
         what = "At an equal score: how many times less JEST (f = .8) needs (below 1: more)."
         lines += [what, "", *gained.markdown().split("\n"), ""]
     if any(UNTUNED in line for line in lines):
         lines += [f"{UNTUNED} With JEST's settings, not tuned by trials of its own.", ""]
+    if any(SINGLE in line for line in lines):
+        lines += [f"{SINGLE} One seed, the others two or three.", ""]
     return lines[:-1]
+
+
+def _percent(ended: Ended) -> str:
+    return f"{100 * ended.score:.1f}{SINGLE * (ended.seeds == 1)}"
 
 
 def ends_best(records: list[Record]) -> list[str]:
@@ -165,7 +167,8 @@ def ends_best(records: list[Record]) -> list[str]:
     size = records[0]["batch_size"] / 1000
     alone: dict[str, list[tuple[float, int]]] = {}
     shared: dict[str, list[tuple[float, int]]] = {}
-    for (quality, steps), rows in _shown(records).items():
+    shown = _shown(records)
+    for (quality, steps), rows in shown.items():
         names = dict.fromkeys("JEST" if m in JESTS else called(m) for m in level(rows))
         group = shared if len(names) > 1 else alone
         group.setdefault(" and ".join(names), []).append((quality, steps))
@@ -173,7 +176,8 @@ def ends_best(records: list[Record]) -> list[str]:
     def where(at: list[tuple[float, int]]) -> str:
         by: dict[float, list[str]] = {}
         for quality, steps in sorted(at):
-            by.setdefault(quality, []).append(f"{steps * size:,.0f}k")
+            mark = SINGLE * (shown[quality, steps][0].seeds == 1)
+            by.setdefault(quality, []).append(f"{steps * size:,.0f}k{mark}")
         return ", ".join(f"{100 * q:g} % ({', '.join(n)})" for q, n in by.items())
 
     lines = []
@@ -184,15 +188,13 @@ def ends_best(records: list[Record]) -> list[str]:
             "What ends best at an equal number of examples, by the share of wrong captions (and "
             f"examples): {'; '.join(parts)}."
         )
-        if math.isnan(reach(records)):
-            lines[-1] += " By one seed each: another may say otherwise."
     if shared:
         parts = [f"{name} at {where(at)}" for name, at in shared.items()]
         lines.append(f"Within the error of each other: {'; '.join(parts)}.")
     curves = at_quality(records)
     for quality in sorted({q for q, _ in alone.get("JEST", [])}):
         steps = max(n for q, n in alone["JEST"] if q == quality)
-        method, score, _ = _shown(records)[quality, steps][0]
+        best = shown[quality, steps][0]
         others = [
             (cell.mean, cell.examples, name, len(cell.scores))
             for name in CONTROLS
@@ -202,14 +204,14 @@ def ends_best(records: list[Record]) -> list[str]:
             continue
         top, examples, name, seeds = max(others)
         longest = max(other[1] for other in others)
-        recipe = called(name) + (", one seed" if seeds == 1 else "")
-        at = f"With {100 * quality:g} % wrong captions {style(method).label} is at "
-        at += f"{100 * score:.1f} % after {steps * size:,.0f}k examples; "
-        if top < score:
-            at += f"no simpler recipe got above {100 * top:.1f} % ({recipe}), in up to "
+        top_ = Ended(name, top, math.nan, seeds)
+        at = f"With {100 * quality:g} % wrong captions {called(best.method)} is at "
+        at += f"{_percent(best)} % after {steps * size:,.0f}k examples; "
+        if top < best.score:
+            at += f"no simpler recipe got above {_percent(top_)} % ({called(name)}), in up to "
             at += f"{longest / 1000:,.0f}k."
         else:
-            at += f"{called(name)} gets to {100 * top:.1f} % after {examples / 1000:,.0f}k."
+            at += f"{called(name)} gets to {_percent(top_)} % after {examples / 1000:,.0f}k."
         lines.append(at)
     return lines
 

@@ -60,8 +60,9 @@ def test_winners_and_words_hold_the_records_numbers() -> None:
     ended = [list(row) for row in map_words.ended_best(records).rows]
     assert ended == [["0 %", "**JEST** 8.0"], ["80 %", "**Curated only** 5.0; JEST 4.0"]]
     alone = [r for r in records if r["seed"] == records[0]["seed"]]
-    assert map_words.ends_best(alone)[0].endswith("By one seed each: another may say otherwise.")
-    assert "**Curated only by one seed**" in map_words.ended_best(alone).rows[1][1]
+    assert "**Curated only** at 80 % (96k¹)" in map_words.ends_best(alone)[0]
+    assert map_words.short_answer(alone)[-1].startswith("¹ One seed")
+    assert map_words.ended_best(alone).rows[1][1] == "**Curated only** 4.9¹; JEST 3.9¹"
     clean, poor = map_words.saved(records).rows
     assert list(clean[:2]) == ["96k", "0 %"] and clean[2].startswith("×2")
     assert poor[2].startswith("×4") and "Curated only" in poor[-2]
