@@ -186,7 +186,7 @@ def _strip(
             continue
         best = level(rows)
         kinds = list(dict.fromkeys(FAMILIES.get(m, style(m).label) for m in best))
-        words = "\nor ".join(kinds[:2])
+        words = "\nor ".join(kinds[:2]) + ("\n(one seed)" if rows[0].seeds == 1 else "")
         bare = style(best[0]).colour if len(kinds) == 1 else "grey"
         how |= {"ha": "center", "weight": "bold", "size": FONT + 1, "color": theme.colour(bare)}
         axes.text(shown.index(quality), -0.26, words, **how)

@@ -23,6 +23,7 @@ from jestcli.paper.table import caption
 from jestcli.paper.theme import data_url
 from jestcli.paper.verdicts import WORDS, Claim, Verdict, judge_all
 from jestcli.runs.workspace import Workspace
+from jestcli.utils.errors import DataError
 from jestcli.utils.io import save_text
 from jestcli.utils.reading import read_json
 
@@ -122,12 +123,17 @@ def _rendered(template: str, sections: list[Section], spent: str, out: Path) -> 
 
 
 def _smaller(path: Path) -> bytes:
-    """A figure as WebP, half of its PNG's bytes: all of them are within the page."""
+    """A figure as WebP, half of its PNG's bytes: all of them are within the page. Raises DataError
+    where it is none."""
     from PIL import Image
 
-    with Image.open(path) as image:
-        size = (WIDTH, round(image.height * WIDTH / image.width))
-        image.convert("RGB").resize(size).save(out := io.BytesIO(), "WEBP", quality=QUALITY)
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            size = (WIDTH, round(image.height * WIDTH / image.width))
+            image.convert("RGB").resize(size).save(out := io.BytesIO(), "WEBP", quality=QUALITY)
+    except (OSError, SyntaxError, ValueError):  # Pillow's, of a damaged PNG
+        name = path.parent.name
+        raise DataError(f"{path} is damaged: draw it again with `jest plot {name}`") from None
     return out.getvalue()
 
 

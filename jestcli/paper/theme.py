@@ -115,7 +115,7 @@ def new_figure(height: float) -> Figure:
 
 def frame(title: str, subtitle: str, note: str, body: float, theme: Theme) -> tuple[Figure, float]:
     """An empty figure with its words and where its body begins, inches from the top."""
-    note = textwrap.fill(note, 172)
+    note = textwrap.fill(note, 164)
     top = 0.6 + 0.16 * subtitle.count("\n")
     height = top + body + 0.14 * (note.count("\n") + 1) + 0.1
     figure, muted = new_figure(height), theme.muted

@@ -2,6 +2,8 @@
 
 from html.parser import HTMLParser
 
+import pytest
+from PIL import Image
 from simulated_studies import record as plain
 from synthetic_records import HEADER, tiny
 
@@ -11,6 +13,7 @@ from jestcli.paper.records import save_records
 from jestcli.paper.report import report
 from jestcli.paper.verdicts import CONTRADICTED, HOLDS, MISSING, MIXED, judge, judge_all
 from jestcli.runs.methods import FOLDER
+from jestcli.utils.errors import DataError
 
 BY_KEY = {claim.key: claim for claim in CLAIMS}
 
@@ -217,7 +220,7 @@ def test_the_page_is_whole_and_fetches_nothing(tmp_path):
     save_records(results / "figure3" / "records.json", made, HEADER.data, HEADER.profile)
     (results / "figure3" / "figure3.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     for ending in (".png", "-dark.png"):
-        (results / "figure3" / f"figure3{ending}").write_bytes(b"png")
+        Image.new("RGB", (90, 60)).save(results / "figure3" / f"figure3{ending}")
     html, markdown = report(experiments, results, results)
     text = html.read_text()
     reader = Reader()
@@ -235,6 +238,9 @@ def test_the_page_is_whole_and_fetches_nothing(tmp_path):
     assert "6 of 9 records are of other settings, data or numerics" in words, "made up, so stale"
     plain_text = markdown.read_text()
     assert "figure3/records.json" in plain_text and "figure3/figure3.png" in plain_text
+    (results / "figure3" / "figure3.png").write_bytes(b"png")
+    with pytest.raises(DataError, match="draw it again with `jest plot figure3`"):
+        report(experiments, results, results)
     assert (
         "| [joint selection](#filter-ratio-joint-or-independent-selection-and-the-criterion) |"
         in plain_text
