@@ -32,12 +32,14 @@ def sum_softplus(
 ) -> Tensor:
     """For each candidate k, the sum over members i of softplus(scale * members_i . k + offset_i).
 
-    members [m, d], candidates [B, d], offset one number or [m] -> [B], float32 (float64 for
-    float64 input)."""
+    members [m, d], candidates [B, d], scale one number, offset one number or [m] -> [B], float32
+    (float64 for float64 input). Numbers may be 0-d tensors: they are not read by the host."""
     if kernels.usable(candidates):
         return kernels.sum_softplus(members, candidates, scale, offset)
     scaled = members.to(wide(members)) * scale
-    column = offset.to(scaled.dtype)[:, None] if isinstance(offset, Tensor) else None
+    column = None
+    if isinstance(offset, Tensor) and offset.dim():
+        column = offset.to(scaled.dtype)[:, None]
 
     def slab(block: Tensor) -> Tensor:
         total = None

@@ -34,28 +34,37 @@ def sum_softplus(
     members: Tensor, candidates: Tensor, scale: float | Tensor, offset: float | Tensor
 ) -> Tensor:
     """As `blocks.sum_softplus`."""
-    if not isinstance(offset, Tensor):
-        offset = torch.full((len(members),), offset, device=members.device)
-    return _launch(members, candidates, scale, offset.float(), softplus=True)
+    return _launch(members, candidates, scale, offset, softplus=True)
 
 
 def log_sum_exp(members: Tensor, candidates: Tensor, scale: float | Tensor) -> Tensor:
     """As `blocks.log_sum_exp`."""
-    return _launch(members, candidates, scale, members.new_zeros(1).float(), softplus=False)
+    return _launch(members, candidates, scale, 0.0, softplus=False)
 
 
 def _launch(
-    members: Tensor, candidates: Tensor, scale: float | Tensor, offset: Tensor, softplus: bool
+    members: Tensor,
+    candidates: Tensor,
+    scale: float | Tensor,
+    offset: float | Tensor,
+    softplus: bool,
 ) -> Tensor:
     count, dim = candidates.shape
     out = torch.empty(count, dtype=torch.float32, device=candidates.device)
     depth = BLOCK_DIM * 2 // members.element_size()
-    given = [x.contiguous() for x in (members, candidates, offset)]
-    sizes = (float(scale), len(members), count, dim)
+    numbers = [_on(x, out) for x in (scale, offset)]
+    given = [x.contiguous() for x in (members, candidates, *numbers)]
     tile = {"BM": BLOCK_MEMBERS, "BN": BLOCK_CANDIDATES, "BK": depth}
+    options = {"SOFTPLUS": softplus, "STRIDE": int(numbers[1].dim() > 0)}
     launch = _kernel[(triton.cdiv(count, BLOCK_CANDIDATES),)]
-    launch(*given, out, *sizes, SOFTPLUS=softplus, **tile, num_warps=8, num_stages=3)
+    launch(*given, out, len(members), count, dim, **options, **tile, num_warps=8, num_stages=3)
     return out
+
+
+def _on(number: float | Tensor, out: Tensor) -> Tensor:
+    """Where the kernel can read it, at every launch anew: a CUDA graph (graphs.py) goes on to read
+    what it was recorded with."""
+    return number if isinstance(number, Tensor) else torch.full((), number, device=out.device)
 
 
 if triton is not None:
@@ -64,13 +73,14 @@ if triton is not None:
     def _kernel(
         members,
         candidates,
+        scale_at,
         offset,
         out,
-        scale,
         m,
         n,
         d,
         SOFTPLUS: tl.constexpr,
+        STRIDE: tl.constexpr,  # of the offsets: 0, one for all members
         BM: tl.constexpr,
         BN: tl.constexpr,
         BK: tl.constexpr,
@@ -78,6 +88,7 @@ if triton is not None:
         column = tl.program_id(0) * BN + tl.arange(0, BN)
         column_ok = column < n
         inner = tl.arange(0, BK)
+        scale = tl.load(scale_at).to(tl.float32)
         candidate_at = candidates + column.to(tl.int64)[None, :] * d + inner[:, None]
         total = tl.zeros((BN,), tl.float32)  # the sum, or the sum of exp(z - peak)
         peak = tl.full((BN,), -float("inf"), tl.float32)
@@ -92,7 +103,7 @@ if triton is not None:
                 z = tl.dot(a, b, z, input_precision="ieee")
             z = z * scale
             if SOFTPLUS:
-                z += tl.load(offset + row, row_ok, 0.0)[:, None]
+                z += tl.load(offset + row * STRIDE, row_ok, 0.0).to(tl.float32)[:, None]
                 e = tl.exp(-tl.abs(z))
                 # log(1 + e) loses the small e that make up most of the sum: use the series there
                 series = e * (1.0 - e * (0.5 - e * (0.33333333 - e * 0.25)))

@@ -54,15 +54,28 @@ def uniform(seed: int, step: int, draw: int, index: Tensor) -> Tensor:
 
 def _uniform(seed: int, step: int, draws: Iterable[int], index: Tensor) -> Tensor:
     """`uniform` of several draws, one a row."""
+    return _hashed(keys(seed, step, draws).to(index.device), index)
+
+
+def keys(seed: int, step: int, draws: Iterable[int]) -> Tensor:
+    """What the noise of each draw is a hash of, beside the index: int64 [draws, 1], on the CPU."""
     words = []
     for draw in draws:
         word = 0
         for part in (seed, step, draw):
             word = _mixed(word + part * _GOLDEN + _GOLDEN)
         words.append(_signed(word))
-    key = torch.tensor(words, dtype=torch.int64, device=index.device)[:, None]
+    return torch.tensor(words, dtype=torch.int64)[:, None]
+
+
+def _hashed(key: Tensor, index: Tensor) -> Tensor:
     hashed = _mix(_mix(index.flatten() * _signed(_GOLDEN) + key).add_(key))
     return _shift(hashed, 12).double().add_(0.5).div_(1 << 52)
+
+
+def rows(key: Tensor, index: Tensor) -> Tensor:
+    """Standard Gumbel noise of the draws with these keys, one a row: float64 [draws, n]."""
+    return _hashed(key, index).log_().neg_().log_().neg_()
 
 
 def gumbel(seed: int, step: int) -> Noise:
@@ -71,17 +84,17 @@ def gumbel(seed: int, step: int) -> Noise:
     Adding it to log-probabilities and keeping the m largest draws m without replacement.
     Equal on CPU and GPU up to the last bit of the logarithm. Of few candidates the numbers of the
     next draws are computed along: some forty small operations cost as much for all as for one."""
-    at, rows = -1, torch.empty(0)  # the block of draws that is kept, and its noise
+    at, block = -1, torch.empty(0)  # the draws that are kept, and their noise
     of: Tensor | None = None
 
     def noise(draw: int, index: Tensor) -> Tensor:
-        nonlocal at, rows, of
+        nonlocal at, block, of
         ahead = AHEAD if index.numel() <= FEW else 1
         if draw // ahead != at or index is not of:
             at, of = draw // ahead, index
-            rows = _uniform(seed, step, range(at * ahead, (at + 1) * ahead), index)
-            rows = rows.log_().neg_().log_().neg_()
-        return rows[draw % ahead].view(index.shape)
+            draws = range(at * ahead, (at + 1) * ahead)
+            block = rows(keys(seed, step, draws).to(index.device), index)
+        return block[draw % ahead].view(index.shape)
 
     return noise
 

@@ -63,9 +63,9 @@ class SigmoidGain:
     def add(self, new: Tensor) -> None:
         """Put the pairs with global indices `new` (int64 [m]) into C."""
         image, text = _shared(self.pairs, new, self.ranks)
-        bias = float(self.pairs.bias)
-        self.gain += sum_softplus(image, self.pairs.text, self.pairs.scale, bias)
-        self.gain += sum_softplus(text, self.pairs.image, self.pairs.scale, bias)
+        scale, bias = self.pairs.scale, self.pairs.bias
+        self.gain += sum_softplus(image, self.pairs.text, scale, bias)
+        self.gain += sum_softplus(text, self.pairs.image, scale, bias)
 
 
 class SoftmaxNegativesGain:
@@ -201,10 +201,9 @@ def pair_losses(pairs: PairEmbeddings, loss: str, ranks: Ranks = SINGLE_PROCESS)
         total = -2 * diagonal_logits(
             pairs
         )  # softplus(-z) = softplus(z) - z: the sums below include z_kk
-        bias = float(pairs.bias)
         for image, text in ranks.shards(pairs):
-            total += sum_softplus(image, pairs.text, pairs.scale, bias)
-            total += sum_softplus(text, pairs.image, pairs.scale, bias)
+            total += sum_softplus(image, pairs.text, pairs.scale, pairs.bias)
+            total += sum_softplus(text, pairs.image, pairs.scale, pairs.bias)
         return total / 2
     partitions = SoftmaxNegativesGain(pairs, ranks)
     for image, text in ranks.shards(pairs):
