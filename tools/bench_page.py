@@ -32,7 +32,11 @@ NOTES = {
     "convolutional tower misses its ratio: what does not shrink with the image (resizing it, "
     "choosing, the text tower and the dense gradient of its embedding, the optimiser) is a larger "
     "part of a cheaper step, and convolutions of 2 x 2 and 1 x 1 pixels do less a second. On the "
-    "ViT, whose step is its matrix products, it is within.",
+    "ViT, whose step is its matrix products, it is within. On a GPU this small tower's steps take "
+    "the time that a CPU needs to launch them (peak used: under 1 %): JEST's costs less than its "
+    "FLOPs, because scoring and the recorded selection (selection/graphs.py) are few launches, "
+    "Flexi-JEST's twice as much, because it takes two small batches instead of one; and open_clip's "
+    "own loop, which neither normalises nor augments, is faster.",
     "Growth": "With b = B/5 selection's products grow as the square of B; nothing grows faster. "
     "Ranks: the seconds of all of them together, on fewer cores than ranks, exchanging and waiting "
     "for each other included. Measured beside other work.",
@@ -70,8 +74,11 @@ def selection(folder: Path) -> Table:
 def steps(folder: Path) -> Table:
     """Steps beside the FLOPs that they execute, and open_clip's own loop."""
     rows = []
-    for name, tower in (("train-cpu", "default tower"), ("train-vit", "ViT")):
+    named = {"train-cpu": "default tower", "train-vit": "ViT", "train-cuda": "default tower"}
+    for name, tower in named.items():
         result = read(folder, name)
+        if gpu := result["environment"].get("gpu"):
+            tower += f", one {gpu}"
         for row in result["rows"]:
             target, share = TARGETS.get(row["name"]), row["select_share"]
             rows.append(
@@ -85,7 +92,7 @@ def steps(folder: Path) -> Table:
                     f"{100 * share:.1f} %" if share else "",
                 )
             )
-    head = ("step", "examples a second and core", "time, of uniform", "FLOPs, of uniform")
+    head = ("step", "examples a second (and core)", "time, of uniform", "FLOPs, of uniform")
     return Table("", (*head, "time / FLOPs", "at most", "of it choosing"), rows)
 
 

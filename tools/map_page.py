@@ -1,20 +1,33 @@
-"""Which runs of the map have no record: `python -m tools.map_page` writes them into its page."""
+"""What the map's page counts: `python -m tools.map_page` writes it there from the records."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from jestcli.paper.experiment import find_experiment, read_experiment
-from jestcli.paper.records import load_records
+from jestcli.paper.records import Record, load_records
+from jestcli.paper.saving import core_hours
 from jestcli.utils.io import save_text
 
 PAGE = Path(__file__).parents[1] / "results/map/README.md"
-START, END = "<!-- not run: written by tools/map_page.py -->", "<!-- /not run -->"
 
 
-def not_run(folder: Path = PAGE.parent) -> str:
+def machines(records: list[Record]) -> str:
+    """How many runs each kind of machine made."""
+    cards = Counter(r["environment"]["gpu"] for r in records if r["environment"].get("gpu"))
+    cpu = [record for record in records if not record["environment"].get("gpu")]
+    shared = [f"{n} runs were made on one {card}" for card, n in sorted(cards.items())]
+    return (
+        f"{'; '.join(shared)}, each shared by sixteen at a time. The other {len(cpu)} are of CPUs, "
+        f"{sum(map(core_hours, cpu)):.1f} core-hours of training, references included and "
+        "evaluation not."
+    )
+
+
+def not_run(records: list[Record]) -> str:
     """A line for each method, of its qualities (and other settings) and lengths without a run."""
-    done = {record["name"] for record in load_records(folder / "records.json")[1]}
+    done = {record["name"] for record in records}
     missing: dict[str, dict[str, list[str]]] = {}
     every: dict[str, list[str]] = {}
     for name in read_experiment(find_experiment("map")).runs:
@@ -25,19 +38,29 @@ def not_run(folder: Path = PAGE.parent) -> str:
     lines = []
     for method, cells in missing.items():
         said = []
-        for cell, steps in cells.items():
-            whole = steps == every["@".join(filter(None, [method, cell]))]
-            said.append(f"{cell or 'alone'} ({'any length' if whole else ', '.join(steps)})")
+        for cell, left in cells.items():
+            whole = left == every["@".join(filter(None, [method, cell]))]
+            said.append(f"{cell or 'alone'} ({'any length' if whole else ', '.join(left)})")
         lines.append(f"- `{method}`: {'; '.join(said)}.")
     return "\n".join(lines)
 
 
+BLOCKS = {"machines": machines, "not run": not_run}
+
+
+def marks(name: str) -> tuple[str, str]:
+    """What stands before and behind a block of the page."""
+    return f"<!-- {name}: written by tools/map_page.py -->", f"<!-- /{name} -->"
+
+
 def main() -> None:
-    """Write the block between the marks of the page."""
-    text = PAGE.read_text()
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
-    save_text(PAGE, f"{before}{START}\n\n{not_run()}\n\n{END}{after}")
+    """Write the blocks between their marks."""
+    page, records = PAGE.read_text(), load_records(PAGE.parent / "records.json")[1]
+    for name, block in BLOCKS.items():
+        start, end = marks(name)
+        before, _, rest = page.partition(start)
+        page = f"{before}{start}\n\n{block(records)}\n\n{end}{rest.partition(end)[2]}"
+    save_text(PAGE, page)
 
 
 if __name__ == "__main__":

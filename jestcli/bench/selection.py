@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jestcli.bench import save
+from jestcli.config import ConfigError
 from jestcli.runs.environment import environment, git_commit
 from jestcli.selection import PairEmbeddings, select
 from jestcli.selection.noise import gumbel
@@ -48,7 +49,7 @@ def bench_selection(
     listing: also run the paper's matrix listing (B x B matrices: 5 GB at B = 12,288), and
         on a GPU compare with float64 sums over the same rounded embeddings.
     against: another checkout of this project, whose `select` is timed as well and must pick the
-        same pairs. Raises ValueError if there is none.
+        same pairs. Raises ConfigError if there is none.
     Seconds are medians over rounds in which all take turns (the listing runs once); the CPU's
     depend less on what else the machine does. Memory is the peak above the inputs (on CPU of the
     resident set, sampled). The GEMM bound is the same matrix products and nothing else.
@@ -203,9 +204,9 @@ def _medians(times: np.ndarray) -> dict[str, Any]:
 
 
 def earlier(checkout: Path) -> ModuleType:
-    """`jestcli.selection` of another checkout, beside this one. Raises ValueError."""
+    """`jestcli.selection` of another checkout, beside this one. Raises ConfigError."""
     if not (checkout / "jestcli" / "selection" / "__init__.py").is_file():
-        raise ValueError(f"{checkout} is not a checkout of this project")
+        raise ConfigError(f"--against {checkout} is not a checkout of this project")
     ours = {name: sys.modules.pop(name) for name in _loaded()}
     sys.path.insert(0, str(checkout))
     try:

@@ -75,10 +75,7 @@ def bench_selection(
     if not 1 <= size <= batch or dim < 1 or chunks < 1:
         raise ConfigError("--size must be 1 to --batch; --dim and --chunks at least 1")
     _refuse_busy(out, busy)
-    try:
-        selection.bench_selection(batch, size, dim, chunks, device, out, listing, against)
-    except ValueError as problem:
-        raise ConfigError(f"--against {problem}") from None
+    selection.bench_selection(batch, size, dim, chunks, device, out, listing, against)
 
 
 @app.command("train")

@@ -17,6 +17,7 @@ from jestcli.paper.methods import MARK
 from jestcli.paper.records import Record
 from jestcli.paper.saving import OverBest, Ratio, Saving, cells, over_best, pooled, savings
 
+JESTS = ("jest", "jest-90")
 CONTROLS = ("filtered", "filtered-20", "curated", "mixed", "finetune", "negclip")
 WEAK = ("filtered-weak", "curated", "mixed")  # what has no better reference than jest-weak
 
@@ -84,6 +85,16 @@ def lengths(records: Sequence[Record], method: str = "jest") -> list[int]:
         if found:
             return sorted(found)
     return sorted(seeds)
+
+
+def longer(records: Sequence[Record]) -> list[int]:
+    """Steps beyond `lengths` that JEST, at either filter ratio, was run for with several seeds."""
+    last = max(lengths(records), default=0)
+    seeds: dict[tuple[str, int], set[int]] = {}
+    for record in records:
+        if record["name"].split(MARK)[0] in JESTS and record["steps"] > last:
+            seeds.setdefault((record["name"], record["steps"]), set()).add(record["seed"])
+    return sorted({steps for (_, steps), found in seeds.items() if len(found) > 1})
 
 
 def needs_no_strong(method: str) -> bool:

@@ -10,9 +10,11 @@ import numpy as np
 
 from jestcli.paper.map import (
     CONTROLS,
+    JESTS,
     Ended,
     at_quality,
     lengths,
+    longer,
     named,
     qualities,
     reach,
@@ -25,7 +27,6 @@ from jestcli.paper.records import Record, value
 from jestcli.paper.saving import REACHED, Cell, Ratio, cells
 from jestcli.utils.tables import Table
 
-JESTS = ("jest", "jest-90")
 # Methods that had trials of their own (experiments/tune.yaml); the others run at JEST's rate.
 SINGLE = "¹"  # after a score of one seed
 TUNED, UNTUNED = ("uniform", "jest", "jest-90", "filtered", "filtered-20", "curated"), "†"
@@ -51,10 +52,8 @@ ANSWER = (
 def answer(records: list[Record]) -> list[str]:
     """What figure 1 says, as lines of Markdown: a row for each pool quality and filter ratio at the
     shortest and the longest length, and a sentence. Every number is from the records."""
-    curves, found = at_quality(records), lengths(records)
-    rows = []
-    ends = dict.fromkeys((found[0], found[-1])) if found else {}
-    for steps, quality, method in product(ends, qualities(records), JESTS):
+    curves, rows = at_quality(records), []
+    for steps, quality, method in product(_ends(records), qualities(records), JESTS):
         examples = steps * records[0]["batch_size"]
         scores = {
             name: 100 * cell.mean
@@ -83,6 +82,12 @@ def answer(records: list[Record]) -> list[str]:
     ]
 
 
+def _ends(records: list[Record]) -> list[int]:
+    """JEST's shortest length, its longest that several qualities have, and those beyond."""
+    run = lengths(records)
+    return [*dict.fromkeys((*run[:1], *run[-1:])), *longer(records)]
+
+
 def called(method: str) -> str:
     """A method's label; marked where its settings were taken over and not tuned by trials."""
     return style(method).label + ("" if method.removesuffix("-weak") in TUNED else UNTUNED)
@@ -97,7 +102,7 @@ def level(rows: Sequence[Ended]) -> list[str]:
 
 def _shown(records: list[Record]) -> dict[tuple[float, int], list[Ended]]:
     """`winners` of the qualities that several seeds ran."""
-    best = winners(records, lengths(records))
+    best = winners(records, [*lengths(records), *longer(records)])
     return {at: rows for at, rows in best.items() if at[0] in several(records)}
 
 
@@ -122,17 +127,27 @@ def ended_best(records: list[Record]) -> Table:
 
 
 def saved(records: list[Record]) -> Table:
-    """What JEST saves at the paper's filter ratio, by pool quality, at its shortest and its longest
-    length."""
-    run, rows = lengths(records), []
-    for steps, quality in product(dict.fromkeys((*run[:1], *run[-1:])), several(records)):
-        cell = (records, "jest", quality, steps)
+    """What JEST saves at its better filter ratio, by pool quality and length (`_ends`)."""
+    curves, rows = at_quality(records), []
+    for steps, quality in product(_ends(records), several(records)):
+        examples = steps * records[0]["batch_size"]
+        ended = {
+            cell.mean: name
+            for name in JESTS
+            for cell in cells(curves, named(name, quality))
+            if cell.examples == examples
+        }
+        if not ended:
+            continue
+        method = ended[max(ended)]
+        cell = (records, method, quality, steps)
         over = [saving(*cell, axis) for axis in ("examples", "cached", "charged")]
         if over[0] is not None:
             best = [saving(*cell, axis, True) for axis in ("charged", "cached")]
-            size = f"{steps * records[0]['batch_size'] / 1000:,.0f}k"
-            rows.append([size, f"{100 * quality:g} %", *map(_plain, (*over, *best))])
-    head = ("JEST's examples", "wrong captions", *(f"{what}, over uniform" for what in COSTS))
+            ratio = ".9" if method == "jest-90" else ".8"
+            where = [f"{examples / 1000:,.0f}k", f"{100 * quality:g} %", ratio]
+            rows.append([*where, *map(_plain, (*over, *best))])
+    head = ("JEST's examples", "wrong captions", "f", *(f"{what}, over uniform" for what in COSTS))
     head += tuple(f"{what}, over the best simpler recipe" for what in COSTS[:0:-1])
     return Table("", head, rows)
 
@@ -148,7 +163,8 @@ def short_answer(records: list[Record]) -> list[str]:
         error = "" if math.isnan(half) else f", 95 % interval ±{half:.1f} with three seeds"
         lines += [f"At an equal number of examples: {what}{error}.", "", *best, ""]
     if gained.rows:
-        what = "At an equal score: how many times less JEST (f = .8) needs (below 1: more)."
+        what = "At an equal score: how many times less JEST needs (below 1: more), at the filter "
+        what += "ratio f that ends higher."
         lines += [what, "", *gained.markdown().split("\n"), ""]
     if any(UNTUNED in line for line in lines):
         lines += [f"{UNTUNED} With JEST's settings, not tuned by trials of its own.", ""]
@@ -219,8 +235,7 @@ def ends_best(records: list[Record]) -> list[str]:
 def overall(records: list[Record]) -> list[str]:
     """In how many cells JEST needs less than uniform training, and than the best simpler recipe, by
     what is counted. Nothing where no interval is known."""
-    run, lines = lengths(records), []
-    asked = [*product(dict.fromkeys((*run[:1], *run[-1:])), qualities(records), JESTS)]
+    lines, asked = [], [*product(_ends(records), qualities(records), JESTS)]
     for against, axes in AGAINST.items():
         parts, simpler = [], against != "uniform training"
         for words, axis in axes.items():
@@ -234,7 +249,7 @@ def overall(records: list[Record]) -> list[str]:
         if parts:
             lines.append(f"For its score JEST needs, beside {against}, {'; '.join(parts)}.")
     if lines:
-        lines[-1] += " Cells: qualities, filter ratios, shortest and longest length."
+        lines[-1] += " Cells: qualities, filter ratios, shortest and longest lengths."
     return lines
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Largest |norm - 1| that rounding to the dtype can explain, with room to spare.
+# Largest |norm - 1| that rounding can explain, with room to spare: of float32, too, to bfloat16,
+# which mixed precision widens again.
 NORM_TOLERANCE = {
-    torch.float64: 1e-3,
-    torch.float32: 1e-3,
+    torch.float64: 1e-2,
+    torch.float32: 1e-2,
     torch.float16: 1e-2,
     torch.bfloat16: 2e-2,
 }

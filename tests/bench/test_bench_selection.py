@@ -9,6 +9,7 @@ import pytest
 
 import jestcli.selection
 from jestcli.bench.selection import bench_selection
+from jestcli.config import ConfigError
 
 
 def test_bench_writes_what_it_measured(tmp_path):
@@ -33,5 +34,5 @@ def test_against_another_checkout_takes_turns_and_compares_the_picks(tmp_path):
     assert row["before"]["same_picks"] and row["before"]["cpu_speedup"] > 0
     assert row["rounds"] >= 2
     assert sys.modules["jestcli.selection"] is jestcli.selection, "ours is back"
-    with pytest.raises(ValueError, match="is not a checkout of this project"):
+    with pytest.raises(ConfigError, match="is not a checkout of this project"):
         bench_selection(200, 40, 8, 4, "cpu", None, False, tmp_path)

@@ -58,16 +58,21 @@ def test_winners_and_words_hold_the_records_numbers() -> None:
     assert best[0.8, 375][0][0] == "curated" and best[0.0, 375][0][0] == "jest"
     assert best[0.8, 750][0][0] == "jest"
     ended = [list(row) for row in map_words.ended_best(records).rows]
-    assert ended == [["0 %", "**JEST** 8.0"], ["80 %", "**Curated only** 5.0; JEST 4.0"]]
+    assert ended[0] == ["0 %", "**JEST** 8.0", "–"]
+    assert ended[1] == ["80 %", "**Curated only** 5.0; JEST 4.0", "**JEST** 20.0"]
     alone = [r for r in records if r["seed"] == records[0]["seed"]]
     assert "**Curated only** at 80 % (96k¹)" in map_words.ends_best(alone)[0]
     assert map_words.short_answer(alone)[-1].startswith("¹ One seed")
     assert map_words.ended_best(alone).rows[1][1] == "**Curated only** 4.9¹; JEST 3.9¹"
-    clean, poor = map_words.saved(records).rows
-    assert list(clean[:2]) == ["96k", "0 %"] and clean[2].startswith("×2")
-    assert poor[2].startswith("×4") and "Curated only" in poor[-2]
+    clean, poor, longer = map_words.saved(records).rows  # at 750 steps one quality was run
+    assert maps.lengths(records) == [375] and maps.longer(records) == [750]
+    assert list(clean[:3]) == ["96k", "0 %", ".8"] and clean[3].startswith("×2")
+    assert poor[3].startswith("×4") and "Curated only" in poor[-2]
+    assert list(longer[:4]) == ["192k", "80 %", ".8", "more than ×2"]
+    twice = [run("jest-90@0.8@375", seed, 375, 0.045 + 0.001 * seed) for seed in (1, 2)]
+    assert map_words.saved([*records, *twice]).rows[1][2] == ".9"
     said = map_words.short_answer(records)
-    assert said[0].endswith("**JEST** at 0 % (96k); **Curated only** at 80 % (96k).")
+    assert said[0].endswith("**JEST** at 0 % (96k), 80 % (192k); **Curated only** at 80 % (96k).")
     assert any(line.startswith("- For its score JEST needs, beside uni") for line in said)
     answer = map_words.answer(records)
     assert answer[: len(said)] == said
@@ -76,7 +81,8 @@ def test_winners_and_words_hold_the_records_numbers() -> None:
     assert "in 96k examples, 4.0 % (3.9 to 4.1 over 3 seeds); the best simpler recipe, Cur" in short
     assert ". With 0 % wrong captions uniform training needs ×2" in short
     _, rule, *rows = answer[len(said) + 3 :]
-    assert [row[:14] for row in rows] == ["| 96k | 0 % | ", "| 96k | 80 % |"]
+    starts = ["| 96k | 0 % | ", "| 96k | 80 % |", "| 192k | 80 % "]
+    assert [row[:14] for row in rows] == starts
     assert " | ×4 [" in rows[1] and "Curated only" in rows[1]
     assert all(row.count("|") == rule.count("|") for row in rows)
     rows = [list(row)[:6] for row in map_words.table(records).rows]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from selection_oracle import make_pairs
 
-from jestcli.selection import names, select
+from jestcli.selection import PairEmbeddings, names, select
 from jestcli.selection.registry import SAMPLERS, find
 
 GOOD = make_pairs(6, 4, seed=0, dtype=torch.float32)
@@ -47,6 +47,15 @@ def with_value(value):
 def test_wrong_embeddings(learner, message):
     with pytest.raises(ValueError, match=message):
         select(learner, GOOD, size=2)
+
+
+@pytest.mark.parametrize("width", [2, 16, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_embeddings_of_mixed_precision_are_taken_as_normalised(width, dtype):
+    x = torch.nn.functional.normalize(torch.randn(500, width, generator=torch.manual_seed(0)))
+    widened = x.bfloat16().to(dtype)
+    pairs = PairEmbeddings(widened, widened, 10.0)
+    assert len(select(pairs, None, size=2, criterion="hard_learner")) == 2
 
 
 @pytest.mark.parametrize(
