@@ -35,7 +35,7 @@ NOTES = {
     "ViT, whose step is its matrix products, it is within. On a GPU this small tower's steps take "
     "the time that a CPU needs to launch them (peak used: under 1 %): JEST's costs less than its "
     "FLOPs, because scoring and the recorded selection (selection/graphs.py) are few launches, "
-    "Flexi-JEST's twice as much, because it takes two small batches instead of one; and open_clip's "
+    "Flexi-JEST's twice as much, because it takes two small batches instead of one; open_clip's "
     "own loop, which neither normalises nor augments, is faster.",
     "Growth": "With b = B/5 selection's products grow as the square of B; nothing grows faster. "
     "Ranks: the seconds of all of them together, on fewer cores than ranks, exchanging and waiting "
