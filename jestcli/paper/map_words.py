@@ -154,7 +154,8 @@ def saved(records: list[Record]) -> Table:
 
 def short_answer(records: list[Record]) -> list[str]:
     """What the README says, as far as runs are there: sentences and two tables, as Markdown."""
-    lines = [f"- {words}" for words in (*ends_best(records), *overall(records))]
+    found = (*in_short(records), *ends_best(records), *overall(records))
+    lines = [f"- {words}" for words in found]
     lines += [""] if lines else []
     ended, gained = ended_best(records), saved(records)
     if ended.rows:
@@ -232,17 +233,45 @@ def ends_best(records: list[Record]) -> list[str]:
     return lines
 
 
+def _sure(records: list[Record], axis: str, simpler: bool) -> list[Ratio]:
+    """JEST's savings over uniform training, or over the best simpler recipe, at every quality and
+    filter ratio and at `_ends`: those whose interval is known."""
+    asked = product(_ends(records), qualities(records), JESTS)
+    each = (saving(records, name, q, steps, axis, simpler) for steps, q, name in asked)
+    return [ratio for ratio in each if ratio is not None and not math.isnan(ratio.low)]
+
+
+def _sides(ratios: Sequence[Ratio]) -> tuple[int, int]:
+    """In how many the whole interval says that JEST needs less, and more."""
+    return sum(ratio.low > 1 for ratio in ratios), sum(ratio.high < 1 for ratio in ratios)
+
+
+def in_short(records: list[Record]) -> list[str]:
+    """The answer in one sentence; nothing where no interval is known."""
+    over, paid = _sure(records, "examples", False), _sure(records, "charged", True)
+    if not over or not paid:
+        return []
+    ordered = sorted(over, key=lambda ratio: ratio.ratio)
+    least = next((ratio for ratio in ordered if ratio.status == REACHED), ordered[0])
+    most = ordered[-1]
+    (fewer, _), (less, more) = _sides(over), _sides(paid)
+    return [
+        f"**In short:** for the score that JEST reaches uniform training needs {_plain(least)} to "
+        f"{_plain(most)} the examples (JEST fewer in {fewer} of {len(over)} cells). Something simpler with the "
+        f"same curated pairs, everything charged, needs less compute than JEST in {more} of "
+        f"{len(paid)} cells, more in {less}."
+    ]
+
+
 def overall(records: list[Record]) -> list[str]:
     """In how many cells JEST needs less than uniform training, and than the best simpler recipe, by
     what is counted. Nothing where no interval is known."""
-    lines, asked = [], [*product(_ends(records), qualities(records), JESTS)]
+    lines = []
     for against, axes in AGAINST.items():
-        parts, simpler = [], against != "uniform training"
+        parts = []
         for words, axis in axes.items():
-            each = [saving(records, name, q, steps, axis, simpler) for steps, q, name in asked]
-            sure = [r for r in each if r is not None and not math.isnan(r.low)]
-            if sure:
-                less, more = sum(r.low > 1 for r in sure), sum(r.high < 1 for r in sure)
+            if sure := _sure(records, axis, against != "uniform training"):
+                less, more = _sides(sure)
                 rest = {"more": more, "undecided": len(sure) - less - more}
                 told = [f"{word} in {n}" for word, n in rest.items() if n]
                 parts.append(", ".join([f"{words}: less in {less} of {len(sure)} cells", *told]))

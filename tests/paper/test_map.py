@@ -72,7 +72,11 @@ def test_winners_and_words_hold_the_records_numbers() -> None:
     twice = [run("jest-90@0.8@375", seed, 375, 0.045 + 0.001 * seed) for seed in (1, 2)]
     assert map_words.saved([*records, *twice]).rows[1][2] == ".9"
     said = map_words.short_answer(records)
-    assert said[0].endswith("**JEST** at 0 % (96k), 80 % (192k); **Curated only** at 80 % (96k).")
+    assert said[0].startswith("- **In short:** for the score that JEST reaches uniform training")
+    assert (
+        " needs ×2 [" in said[0] and " to ×4 [" in said[0] and "fewer in 3 of 3 cells)" in said[0]
+    )
+    assert said[1].endswith("**JEST** at 0 % (96k), 80 % (192k); **Curated only** at 80 % (96k).")
     assert any(line.startswith("- For its score JEST needs, beside uni") for line in said)
     answer = map_words.answer(records)
     assert answer[: len(said)] == said
