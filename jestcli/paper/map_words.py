@@ -257,9 +257,9 @@ def in_short(records: list[Record]) -> list[str]:
     (fewer, _), (less, more) = _sides(over), _sides(paid)
     return [
         f"**In short:** for the score that JEST reaches uniform training needs {_plain(least)} to "
-        f"{_plain(most)} the examples (JEST fewer in {fewer} of {len(over)} cells). Something simpler with the "
-        f"same curated pairs, everything charged, needs less compute than JEST in {more} of "
-        f"{len(paid)} cells, more in {less}."
+        f"{_plain(most)} the examples (JEST fewer in {fewer} of {len(over)} cells). Something "
+        "simpler with the same curated pairs, everything charged, needs less compute than JEST in "
+        f"{more} of {len(paid)} cells, more in {less}."
     ]
 
 
