@@ -44,17 +44,25 @@ def forecast(
     reference: Annotated[
         str | None,
         typer.Option(
-            help="In place of a small one trained here: MODEL:TAG or MODEL:FILE of open_clip, "
-            "or a finished run's directory."
+            help="In place of a small one trained here: an open_clip MODEL:TAG or MODEL:FILE, "
+            "local-dir:DIR, hf-hub:ORG/NAME, an exported folder or a finished run."
         ),
     ] = None,
     benchmarks: Annotated[
         Path | None, typer.Option(help="Score the races on these (clip-benchmark's wds layout).")
     ] = None,
     tower: Annotated[
-        str, typer.Option(help="The open_clip model that you mean to train.")
-    ] = "ViT-B-16",
-    examples: Annotated[float, typer.Option(min=1, help="For how many examples uniformly.")] = 1e8,
+        str | None,
+        typer.Option(
+            help="The open_clip model that you mean to train (default: --config's, or ViT-B-16)."
+        ),
+    ] = None,
+    examples: Annotated[
+        float | None,
+        typer.Option(
+            min=1, help="For how many examples uniformly (default: --config's, or 100 million)."
+        ),
+    ] = None,
     tflops: Annotated[
         float, typer.Option(min=0.001, help="What your GPU sustains, for GPU-hours.")
     ] = 100.0,
@@ -67,15 +75,20 @@ def forecast(
     Copies a sample of the pool, trains a small reference on a part of the curated pairs, says how
     much of the pool it cannot tell from wrong captions, runs short annealed races of eight recipes,
     and writes OUT/forecast.html, forecast.json and recipe.yaml, a --config for the one that won.
-    Stopped, the same command goes on (docs/forecast.md).
+    Stopped, the same command goes on (docs/forecast.md). A --config may be your own run's: of an
+    open_clip model it names what to forecast for, and its steps are never the races'.
 
     jest forecast --pool '/data/pool/*.tar' --curated '/data/good/*.tar'"""
     need("matplotlib")  # said before the races, not after them
-    from jestcli.config import ConfigError, merge
-    from jestcli.forecast.run import Asked, source_run
+    from jestcli.config import ConfigError, merge, parse_overrides, read_yaml
+    from jestcli.forecast.run import Asked, of_a_run, source_run
     from jestcli.forecast.run import forecast as run_forecast
+    from jestcli.runs.listing import at
 
-    settings = shared.read_settings(config, set_)
+    settings, planned, aside = of_a_run(read_yaml(config) if config else {})
+    if aside:
+        shared.say(f"the races set their own {', '.join(aside)}, not those of {config}")
+    settings = merge(settings, parse_overrides(set_))
     sets = {"train": list(pool or ()), "curated": list(curated or ())}
     for shard in more or ():
         folder = Path(shard).parent
@@ -85,7 +98,10 @@ def forecast(
         beside[0].append(shard)
     settings = merge(settings, {"data": {k: v for k, v in sets.items() if v}})
     settings = shared.with_options(settings, {"source.noise_share": noise_share})
-    scored_on = str(benchmarks) if benchmarks else None
+    reference = reference or settings.pop("reference_model", None)
+    scored_on = str(benchmarks) if benchmarks else at(settings, "data.benchmarks")
+    tower = tower or planned.get("tower") or "ViT-B-16"
+    examples = examples or planned.get("examples") or 1e8
     asked = Asked(settings, out, minutes, reference, scored_on, tower, examples, tflops, workers)
     shared.announce(source_run(settings))
     for path in run_forecast(asked, shared.make_workspace(cache=cache), shared.make_console()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -34,6 +35,8 @@ from jestcli.utils import catalogue
 from jestcli.utils.io import save_bytes, save_text
 
 METHOD = {name: recipe["method"] for name, recipe in RECIPES.items()}
+SIZES = ("image_size", "context_length", "vocab_size")  # of data: a tower's
+KEPT = ("filter_ratio", "learner_weight")  # of selection: what a larger tower can take over
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def hours(asked: Asked, races: Races, found: Answer) -> list[str]:
     if best not in found.saving:
         return []
     saving, steps = found.saving[best]["examples"], max(1, round(asked.examples / races.batch))
-    runs = {"uniform": steps, best: round(max(200, steps / saving.ratio))}
+    runs = {"uniform": steps, best: max(1, round(steps / saving.ratio))}
     jobs = [
         Job(name, 0, default_run(METHOD[name], recipe(asked, races, name, n), 0))
         for name, n in runs.items()
@@ -141,37 +144,45 @@ def answer_lines(asked: Asked, races: Races, found: Answer) -> list[str]:
 
 
 def command(asked: Asked, found: Answer) -> str:
-    """What trains the best recipe; a filter scores the whole pool before."""
-    method, config = METHOD[found.now.best], f"--config {asked.out / 'recipe.yaml'}"
-    before = f"jest cache-reference {config} && " if method == "filtered" else ""
-    return f"{before}jest train --method {method} {config}"
+    """What trains the best recipe, whose file names its method; a filter scores the whole pool
+    before."""
+    config = f"--config {shlex.quote(str(asked.out / 'recipe.yaml'))}"
+    before = f"jest cache-reference {config} && " if METHOD[found.now.best] == "filtered" else ""
+    return f"{before}jest train {config}"
 
 
 def recipe(asked: Asked, races: Races, name: str, steps: int) -> dict[str, Any]:
-    """Settings of a run by this recipe with an open_clip tower, over the user's own data."""
+    """Settings of a run by this recipe with an open_clip tower, over the user's own data, read as
+    the forecast read them."""
     config = catalogue.read(asked.tower)
     text = config.get("text_cfg", {})
     run = races.run(name, races.steps)
     own, side = asked.overrides.get("data", {}), config.get("vision_cfg", {}).get("image_size", 224)
     data = {
-        **{k: v for k, v in own.items() if k in ("train", "curated", "weights", "level")},
+        **{k: v for k, v in own.items() if k not in (*SIZES, "decoded", "benchmarks")},
         "image_size": int(side[0] if isinstance(side, list) else side),
         "context_length": text.get("context_length", 77),
         "vocab_size": text.get("vocab_size", 49_408),
         **({"benchmarks": asked.benchmarks} if asked.benchmarks else {}),
     }
     model = {"name": asked.tower, "patch_sizes": [catalogue.patch_size(config)]}
-    optim = {"steps": steps, "batch_size": run.optim.batch_size, "lr": 5e-4, "schedule": "wsd"}
-    settings: dict[str, Any] = {"data": data, "model": model, "optim": optim}
+    settings: dict[str, Any] = {"data": data, "model": model, "optim": _rates(steps, races.batch)}
     settings["source"] = run.source.model_dump(mode="json", exclude_defaults=True)
     settings["source"] |= asked.overrides.get("source") or {}
+    selection = asked.overrides.get("selection", {})
+    settings["selection"] = {k: v for k, v in selection.items() if k in KEPT}
     if name in UNREFERENCED:
         return settings
-    if asked.reference and ":" in asked.reference:
-        return settings | {"reference_model": asked.reference}
-    return settings | {
-        "reference": {"model": model, "optim": optim | {"steps": max(200, steps // 4)}}
-    }
+    if word := races.settings.get("reference_model"):
+        return settings | {"reference_model": word}
+    few = _rates(max(1, steps // 4), races.batch)
+    return settings | {"reference": {"model": model, "optim": few}}
+
+
+def _rates(steps: int, batch: int) -> dict[str, Any]:
+    """`optim` of a run to start from."""
+    warmup = min(100, steps // 2)
+    return {"steps": steps, "batch_size": batch, "lr": 5e-4, "schedule": "wsd", "warmup": warmup}
 
 
 def _row(row: Standing, found: Answer, races: Races) -> tuple[str, ...]:
@@ -195,9 +206,8 @@ def write(
     """forecast.json, recipe.yaml and forecast.html; returns the paths. lines: `answer_lines`."""
     import jinja2
 
-    out, steps = asked.out, max(200, round(asked.examples / races.batch))
+    out, steps = asked.out, max(1, round(asked.examples / races.batch))
     config = recipe(asked, races, found.now.best, steps)
-    default_run(METHOD[found.now.best], config, 0)  # what is written can be run
     worst = np.array(seen.worst)
     captions, path = pool.captions_of(worst), out / "likely-wrong.png"
     sheet = contact_sheet([pool.images[row] for row in worst], captions, path, 8)
@@ -233,7 +243,7 @@ def write(
     )
     paths = [out / "forecast.json", out / "recipe.yaml", out / "forecast.html"]
     save_text(paths[0], json.dumps({**plain, "records": records}, indent=1) + "\n")
-    text = f"# {command(asked, found)}\n"
+    text, config = f"# {command(asked, found)}\n", {"method": METHOD[found.now.best], **config}
     save_text(paths[1], text + yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False))
     save_bytes(paths[2], html.encode())
     return paths

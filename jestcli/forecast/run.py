@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections import Counter
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,14 +27,15 @@ from jestcli.data.tar import read_index
 from jestcli.forecast import page
 from jestcli.forecast import races as racing
 from jestcli.forecast.answer import answer
-from jestcli.forecast.page import Asked
+from jestcli.forecast.page import SIZES, Asked
 from jestcli.forecast.races import Races
 from jestcli.forecast.sample import Sample, hold_out, take
 from jestcli.forecast.seen import look
 from jestcli.runs.data import bars
 from jestcli.runs.given import find_reference
 from jestcli.runs.inputs import RunData, data_of, pool_rows
-from jestcli.runs.methods import read_profile
+from jestcli.runs.listing import at
+from jestcli.runs.methods import TELLING, default_run, read_profile
 from jestcli.runs.trained import THREADS
 from jestcli.runs.workspace import Workspace, read_run
 from jestcli.training.devices import set_threads
@@ -47,6 +50,34 @@ POOL, CURATED, HELD = 60_000, 40_000, 2_000  # pairs at most
 READING = 0.2  # share of the time for reading the pool
 FEWEST = {"pool": 100, "curated": 40}
 SECOND_LOOK = 224  # pixels of the copy where the reference is an open_clip model
+# Of a run's file: what the races set themselves, and what is its open_clip tower's.
+RACES_OWN = (
+    *("method", "seed", "reference", "init", "init_sha256", "evaluation", "optim.steps"),
+    *(*TELLING, "source.keep", "source.curated_share"),
+)
+TOWERS_OWN = (
+    *("model", "optim", "engine", *(f"data.{size}" for size in SIZES), "selection.approximation"),
+    *("selection.keep_tokens", "selection.n_chunks", "selection.reference_resolution"),
+)
+
+
+def of_a_run(file: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """What a forecast takes of a run's settings (`--config`): those that its races keep; the tower
+    and the number of examples to answer for, of a run of an open_clip tower, which no race trains;
+    and the names of what it sets aside."""
+    kept, tower, asked = deepcopy(file), at(file, "model.name"), {}
+    if tower:
+        asked = {"tower": tower}
+        size = at(file, "optim.steps"), at(file, "optim.batch_size")
+        if all(isinstance(n, int) for n in size):
+            asked["examples"] = math.prod(size)
+    aside = []
+    for key in (*RACES_OWN, *(TOWERS_OWN if tower else ())):
+        path, _, last = key.rpartition(".")
+        part = kept.get(path) if path else kept
+        if isinstance(part, dict) and last in part:
+            aside += [key] if part.pop(last) not in (None, False) else []
+    return kept, asked, aside
 
 
 def source_run(overrides: dict[str, Any]) -> Run:
@@ -93,7 +124,7 @@ def forecast(asked: Asked, workspace: Workspace, console: Console) -> list[Path]
         "train": [str(samples["pool"].folder)],
         "curated": [str(samples["curated"].folder)],
         "decoded": True,
-        **{k: sizes[k] for k in ("image_size", "vocab_size", "context_length")},
+        **{k: sizes[k] for k in SIZES},
     }
     settings = racing.base_settings(data, asked.overrides)
     settings |= {"reference_model": word} if word else {}
@@ -106,6 +137,9 @@ def forecast(asked: Asked, workspace: Workspace, console: Console) -> list[Path]
     settings["data"]["benchmarks"] = asked.benchmarks or _benchmarks(source, made, out, workspace)
 
     races = _lengths(Races(settings, racing.FEWEST, given=given), asked, end)
+    steps = max(1, round(asked.examples / races.batch))
+    for name in races.names:  # whichever wins can be run as it will be written
+        default_run(page.METHOD[name], page.recipe(asked, races, name, steps), 0)
     first = races.jobs(("curated",))  # its longest is the reference
     first += [job for job in races.jobs(("uniform",)) if job.run.optim.steps <= races.lengths[1]]
     racing.train_all(first, place, asked.workers, console)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 import torch
 import yaml
 from own_shards import make_shards, sample, write_tar
+from PIL import Image
 from tiny import TINY, tiny_run
 
 from jestcli import cli
@@ -26,7 +29,7 @@ from jestcli.forecast import run as forecast_run
 from jestcli.forecast.races import RECIPES, Races
 from jestcli.forecast.sample import take
 from jestcli.forecast.seen import look, opened
-from jestcli.runs.methods import default_run
+from jestcli.runs.methods import default_run, printed
 from jestcli.runs.reference import open_reference
 from jestcli.runs.workspace import Workspace
 from jestcli.train import train
@@ -55,6 +58,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+SMALL = {
+    "embed_dim": 12,
+    "vision_cfg": {"image_size": 24, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8},
+    "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
+
 def jest(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["jest", *words])
     with pytest.raises(SystemExit) as stopped:
@@ -73,9 +83,14 @@ def test_from_shards_to_an_answer_and_on_where_it_was_stopped(
         str(place / "good"),
         "--config",
         "tiny.yaml",
+        "--set",
+        "optim.steps=4",
         "--workers",
         "2",
+        *("--set", "data.caption_lines=true"),
+        *("--tower", f"local-dir:{place}", "--examples", "10"),
     )
+    (place / "open_clip_config.json").write_text(json.dumps({"model_cfg": SMALL}))
     for name in (
         "mixed",
         "easy",
@@ -100,11 +115,11 @@ def test_from_shards_to_an_answer_and_on_where_it_was_stopped(
 
     assert jest(monkeypatch, *words) == 0
     out, errors = capsys.readouterr()
-    assert errors == "", errors
+    assert errors == "jest: the races set their own optim.steps, not those of tiny.yaml\n"
     assert "pool: 119 pairs of 120 copied; could not be used: 1 broken image" in out
     assert "1 no caption" in out
     assert "from wrong captions" in out and "Best at the longer race" in out
-    assert "GPU-hours" in out and "jest train --method" in out
+    assert "GPU-hours" in out and "jest train --config forecast/recipe.yaml" in out
     assert all(path.stat().st_mtime_ns == then for path, then in before.items())
 
     folder = place / "forecast"
@@ -119,9 +134,23 @@ def test_from_shards_to_an_answer_and_on_where_it_was_stopped(
     assert "http" not in page.replace("http-equiv", "") and "<script" not in page
     assert "favours training on the curated set" in page.replace("\n", " ")
     config = yaml.safe_load((folder / "recipe.yaml").read_text())
-    method = RECIPES[names[0]]["method"]
-    run = default_run(method, config, 0)
-    assert run.model.name == "ViT-B-16" and run.data.train == (str(place / "pool" / "*.tar"),)
+    assert config["data"]["train"] == [str(place / "pool" / "*.tar")]
+    assert config["data"]["caption_lines"] is True, "the samples are read as they were here"
+    assert config["selection"] == {"filter_ratio": 0.5}
+    assert config["method"] == RECIPES[names[0]]["method"]
+
+    # What it says trains the recipe, whose model open_clip then loads.
+    told = re.search(r"Train it: (.+)", out)
+    assert told is not None
+    short = ("optim.steps=2", "optim.warmup=1")
+    short += tuple(f"reference.{x}" for x in short if config["method"] in ("jest", "filtered"))
+    for command in told[1].split(" && "):
+        given = [word for pair in short for word in ("--set", pair)]
+        assert jest(monkeypatch, *shlex.split(command)[1:], *given) == 0, capsys.readouterr().err
+    assert jest(monkeypatch, "export", config["method"], "--out", "model", "--format", "hf") == 0
+    model, transform = open_clip.create_model_from_pretrained(f"local-dir:{place / 'model'}")
+    image = transform(Image.new("RGB", (80, 64))).unsqueeze(0)
+    assert model.encode_image(image).shape == (1, SMALL["embed_dim"])
 
 
 @pytest.mark.parametrize(
@@ -155,6 +184,45 @@ def test_what_cannot_be_is_one_line(
     assert said in error and all(line.startswith("skipped ") for line in skipped)
     # A corrected command is no other question.
     assert (place / "forecast" / "asked.json").exists() == (said == "too little time")
+
+
+@pytest.mark.parametrize("method", ["jest", "jest-curated", "filtered", "finetune"])
+def test_a_file_of_jest_config_races_what_its_settings_alone_do(place: Path, method: str) -> None:
+    """Its method, reference, source and steps are one run's: every race has its own."""
+    data = {"train": [str(place / "pool")], "curated": [str(place / "good")], "image_size": 32}
+    settings = merge(SETTINGS, {"data": data, "optim": {"steps": 9_999}})
+    run = default_run(method, settings | {"reference": {"optim": {"steps": 777}}}, 3)
+    kept, planned, aside = forecast_run.of_a_run(printed(method, run))
+    assert planned == {} and {"method", "seed", "optim.steps"} <= set(aside)
+    assert forecast_run.source_run(kept) == forecast_run.source_run({"data": settings["data"]})
+    plain, here = {**SETTINGS, "optim": {**SETTINGS["optim"]}}, {**data, "decoded": True}
+    del plain["optim"]["steps"]
+    by_file, by_hand = (Races(racing.base_settings(here, x), 40) for x in (kept, plain))
+    assert by_file.jobs(RECIPES) == by_hand.jobs(RECIPES)
+
+
+def test_a_file_of_an_open_clip_run_says_what_to_forecast_for(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[forecast_run.Asked] = []
+    monkeypatch.setattr(forecast_run, "forecast", lambda what, *_: asked.append(what) or [])
+    data = {"train": [str(place / "pool")], "curated": [str(place / "good")], "keys": "first"}
+    settings = {
+        "data": {**data, "image_size": 224, "context_length": 77, "benchmarks": "bench"},
+        "model": {"name": "ViT-B-32", "patch_sizes": [32]},
+        "optim": {"steps": 1_000, "batch_size": 4_096},
+        "selection": {"sampler": "joint", "filter_ratio": 0.9, "n_chunks": 8},
+        "reference_model": "ViT-B-32:openai",
+    }
+    (place / "mine.yaml").write_text(yaml.safe_dump(settings))
+    assert jest(monkeypatch, "forecast", "--config", "mine.yaml") == 0
+    (found,) = asked
+    kept = {"data": {**data, "benchmarks": "bench"}, "selection": {"filter_ratio": 0.9}}
+    assert (found.overrides, found.tower, found.examples) == (kept, "ViT-B-32", 4_096_000)
+    assert (found.reference, found.benchmarks) == ("ViT-B-32:openai", "bench")
+    words = ("--tower", "ViT-B-16", "--examples", "1e6", "--reference", "x", "--benchmarks", "b")
+    assert jest(monkeypatch, "forecast", "--config", "mine.yaml", *words) == 0
+    assert (asked[1].tower, asked[1].examples, asked[1].reference) == ("ViT-B-16", 1e6, "x")
 
 
 def test_a_folder_of_another_forecast_is_left_alone(
@@ -217,24 +285,7 @@ def test_lengths_follow_from_the_time_there_is(monkeypatch: pytest.MonkeyPatch) 
 
 def test_an_open_clip_model_may_be_the_reference(place: Path) -> None:
     """It reads larger pictures than the races do, and its table is the one that they read."""
-    small = {
-        "embed_dim": 12,
-        "vision_cfg": {
-            "image_size": 24,
-            "layers": 1,
-            "width": 16,
-            "head_width": 8,
-            "patch_size": 8,
-        },
-        "text_cfg": {
-            "context_length": 12,
-            "vocab_size": 49408,
-            "width": 16,
-            "heads": 2,
-            "layers": 1,
-        },
-    }
-    (place / "jest-forecast-small.json").write_text(json.dumps(small))
+    (place / "jest-forecast-small.json").write_text(json.dumps(SMALL))
     open_clip.add_model_config(place)
     model = open_clip.create_model("jest-forecast-small")
     torch.save(model.state_dict(), place / "small.pt")
