@@ -49,7 +49,10 @@ class Listed:
 
     @property
     def name(self) -> str:
-        """Readable: what the run is called, and four digits of its directory's name."""
+        """Readable: what the run is called, and four digits of its directory's name. A reference
+        that was trained for a run is no second run of that name."""
+        if self.label.endswith(": reference"):
+            return f"reference-{self.folder.name[:4]}"
         word = re.sub(r"[^\w.@+-]+", "-", self.label.partition(" (seed")[0]).strip("-")
         return f"{word or 'run'}-{self.folder.name[:4]}"
 

@@ -101,6 +101,12 @@ def test_a_run_is_found_by_the_beginning_of_either_name(runs: Path) -> None:
         listing.find("jest-aa12", runs)
 
 
+def test_a_reference_trained_for_a_run_does_not_take_its_name(runs: Path) -> None:
+    make(runs, "ac44" + 8 * "0", "jest (seed 0): reference", RIGHT)
+    assert listing.find("jest", runs) == runs / ("aa11" + 8 * "0")
+    assert listing.read(listing.find("reference", runs)).name == "reference-ac44"
+
+
 def test_two_runs_side_by_side(runs: Path, command: Command) -> None:
     code, out, _ = command("runs", "jest", "ab22")
     assert code == 0 and "A  jest-aa11: uniform" in out
