@@ -287,6 +287,8 @@ def _why(error: Exception) -> str:
         return "no such file"
     if isinstance(error, PermissionError):
         return "access is denied"
+    if isinstance(error, ShardError):
+        return str(error)
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 

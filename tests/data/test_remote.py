@@ -176,6 +176,10 @@ def test_a_missing_package_or_folder_says_so(
     monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
     with pytest.raises(ShardError, match=r"Install s3fs to access S3: pip install 'jest-suite\[cl"):
         local("s3://bucket/00.tar", loading)
+    with pytest.raises(
+        DataError, match=r"^cannot list s3://bucket: Install s3fs to access S3: pip"
+    ):
+        list_shards("s3://bucket")
 
 
 def test_a_files_name_is_no_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
