@@ -75,6 +75,7 @@ def main(commands: typer.Typer = app) -> None:
     quiet_libraries()
     words = [word for word in sys.argv[1:] if word != DEBUG]
     debug = len(words) < len(sys.argv) - 1
+    words = _spread(words)
     rank = "TORCHELASTIC_RUN_ID" in os.environ  # torchrun's SIGTERM ends it at once
     try:
         with nullcontext() if rank else handling(signal.default_int_handler):
@@ -88,6 +89,20 @@ def main(commands: typer.Typer = app) -> None:
     if code == 130:  # how typer passes Ctrl-C on
         _fail("interrupted; the same command goes on from there", 130)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _spread(words: list[str]) -> list[str]:
+    """With `--set` before each word that a shell made of `--set data.train={00..99}.tar`."""
+    out, key = [], ""
+    for before, word in zip(["", *words], words, strict=False):
+        if before == "--set":
+            key = word[: word.find("=") + 1]
+        elif key and word.startswith(key):
+            out.append("--set")
+        else:
+            key = ""
+        out.append(word)
+    return out
 
 
 def _unwrap(group: Any) -> None:

@@ -361,3 +361,21 @@ def test_ctrl_c_is_one_line_and_exit_130(
     assert (code, errors) == (130, "jest: stopped at step 1 of 4; all is saved\n")
     monkeypatch.setattr(Trainer, "one_step", real)
     assert command(*words)[0] == 0
+
+
+PLAN = ["plan", "--method", "jest", "--no-time"]
+
+
+@pytest.mark.parametrize("words", [PLAN, ["eval"], ["export", "--out", "x"]])
+def test_an_unquoted_pattern_after_set_is_all_of_its_shards(
+    words: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shell leaves one --set before them, and a RUN may stand where the others come."""
+    monkeypatch.setenv("JEST_RUNS", str(tmp_path))
+    files = [tmp_path / f"{i:02d}.tar" for i in range(3)]
+    for file in files:
+        file.touch()
+    shards = [f"data.train={file}" for file in files]
+    code, _, errors = command(*words, "--set", *shards, "--set", f"data.curated={files[0]}")
+    assert code == (0 if words[0] == "plan" else 1), errors
+    assert words[0] == "plan" or f"no run of these settings in {tmp_path}" in errors
