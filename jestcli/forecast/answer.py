@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
-from jestcli.forecast.races import RECIPES, SIMPLE
+from jestcli.forecast.races import RECIPES, SIMPLE, USUAL, Dials
 from jestcli.paper.methods import style
 from jestcli.paper.records import Record
 from jestcli.paper.saving import Ratio, cells, over_best, pooled, savings
@@ -113,10 +113,12 @@ def answer(records: Sequence[Record], metric: str = "mean", own: bool = True) ->
     return Answer(now, later, saving, selecting, over, pays, reference)
 
 
-def label(name: str, keep: float | None = None) -> str:
+def label(name: str, dials: Dials | None = None) -> str:
     """A recipe in words."""
-    if name == "filtered" and keep is not None:
-        return f"filtered once (best {100 * keep:.0f} %)"
+    if name == "filtered" and dials is not None:
+        return f"filtered once (best {100 * dials.keep:.0f} %)"
+    if name == "jest" and dials is not None and dials.ratio != USUAL.ratio:
+        return f"JEST (f = {dials.ratio:g})"
     words = {
         "uniform": "uniform training",
         "curated": "the curated set alone",
@@ -130,32 +132,35 @@ def label(name: str, keep: float | None = None) -> str:
     return words[name] if name in RECIPES else style(name).label
 
 
-def listed(names: Sequence[str], keep: float | None = None) -> str:
-    words = [label(name, keep) for name in names]
+def listed(names: Sequence[str], dials: Dials | None = None) -> str:
+    words = [label(name, dials) for name in names]
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
-def sentences(found: Answer, keep: float | None = None) -> list[str]:
+def sentences(found: Answer, dials: Dials | None = None) -> list[str]:
     """The answer in plain words, a line each: who leads, what it saves, what would change it."""
     now, later = found.now, found.later
     k = now.examples / 1000
     best, second = now.rows[0], now.rows[1]
     lines = [
-        f"Best at the longer race ({k:,.0f}k examples): {label(best.name, keep)}, "
-        f"{100 * best.score:.1f} %; second: {label(second.name, keep)}, {100 * second.score:.1f} %."
+        f"Best at the longer race ({k:,.0f}k examples): {label(best.name, dials)}, "
+        f"{100 * best.score:.1f} %; second: {label(second.name, dials)}, "
+        f"{100 * second.score:.1f} %."
     ]
     if now.level:
-        lines.append(f"Its lead over {listed(now.level, keep)} is within the error of these races.")
+        lines.append(
+            f"Its lead over {listed(now.level, dials)} is within the error of these races."
+        )
     shown = dict.fromkeys((best.name, found.selecting))
     lines += [
-        f"For the score of {label(name, keep)} uniform training needs {saved['examples']} the "
+        f"For the score of {label(name, dials)} uniform training needs {saved['examples']} the "
         f"examples and {saved['cached']} the compute ({saved['charged']} with the reference's "
         "training on top)."
         for name in shown
         if (saved := found.saving.get(name))
     ]
     if found.over_simple is not None:
-        over, selecting = found.over_simple, label(found.selecting, keep)
+        over, selecting = found.over_simple, label(found.selecting, dials)
         verdict = {
             YES: "selecting during training pays here, at this length",
             NO: "selecting during training does not pay here, at this length",
@@ -163,23 +168,23 @@ def sentences(found: Answer, keep: float | None = None) -> list[str]:
         }[found.pays]
         lines.append(
             "With the reference's training charged, the best recipe that selects nothing during "
-            f"training ({label(over.over, keep)}) needs {over} the compute of {selecting} for the "
+            f"training ({label(over.over, dials)}) needs {over} the compute of {selecting} for the "
             f"same score: {verdict}."
         )
-    level = f", level with {listed(later.level, keep)}" if later.level else ""
+    level = f", level with {listed(later.level, dials)}" if later.level else ""
     lines.append(
         f"Beyond {k:,.0f}k examples nothing was raced. If every curve kept its slope, "
-        f"{label(later.best, keep)} would lead at {later.examples / 1000:,.0f}k{level}."
+        f"{label(later.best, dials)} would lead at {later.examples / 1000:,.0f}k{level}."
     )
-    return lines + _minds(found, keep)
+    return lines + _minds(found, dials)
 
 
-def _minds(found: Answer, keep: float | None) -> list[str]:
+def _minds(found: Answer, dials: Dials | None) -> list[str]:
     now, later, lines = found.now, found.later, []
     if later.best != now.best:
         lines.append(
-            f"A longer run would change its mind: {label(later.best, keep)} gains faster than "
-            f"{label(now.best, keep)}."
+            f"A longer run would change its mind: {label(later.best, dials)} gains faster than "
+            f"{label(now.best, dials)}."
         )
     score = next((r.score for r in now.rows if r.name == found.selecting), None)
     if score is not None and found.reference is not None:
@@ -189,5 +194,5 @@ def _minds(found: Answer, keep: float | None) -> list[str]:
         if score < found.reference:
             has = f"has not reached its reference {both}: a longer run may gain more than these "
             has += "races show."
-        lines.append(f"{label(found.selecting, keep)} {has}")
+        lines.append(f"{label(found.selecting, dials)} {has}")
     return lines

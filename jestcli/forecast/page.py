@@ -19,7 +19,7 @@ from jestcli.config import Run
 from jestcli.data.contact_sheet import contact_sheet
 from jestcli.data.decoded import DecodedDataset
 from jestcli.forecast.answer import AXES, Answer, Standing, label, sentences
-from jestcli.forecast.races import RECIPES, UNREFERENCED, Races
+from jestcli.forecast.races import RECIPES, SIMPLE, UNREFERENCED, Races
 from jestcli.forecast.sample import Sample
 from jestcli.forecast.seen import Seen
 from jestcli.forecast.share import BOUND, ESTIMATE, QUANTILE, Share
@@ -127,7 +127,7 @@ def hours(asked: Asked, races: Races, found: Answer) -> list[str]:
     }.get(saving.status, "")
     return [
         f"For {asked.tower} at {asked.examples:,.0f} examples and {asked.tflops:g} TFLOP/s: "
-        f"uniform training {cost[0]:,.0f} GPU-hours, {label(best, races.keep)} {cost[1]:,.0f} for "
+        f"uniform training {cost[0]:,.0f} GPU-hours, {label(best, races.dials)} {cost[1]:,.0f} for "
         "the same score, the reference's training included, if the saving of the races "
         f"held{bound}."
     ]
@@ -136,7 +136,7 @@ def hours(asked: Asked, races: Races, found: Answer) -> list[str]:
 def answer_lines(asked: Asked, races: Races, found: Answer) -> list[str]:
     """What stands on the screen in the end."""
     return [
-        *sentences(found, races.keep),
+        *sentences(found, races.dials),
         *hours(asked, races, found),
         f"Train it: {command(asked, found)}",
         f"All of it: {asked.out / 'forecast.html'}",
@@ -171,6 +171,8 @@ def recipe(asked: Asked, races: Races, name: str, steps: int) -> dict[str, Any]:
     settings["source"] |= asked.overrides.get("source") or {}
     selection = asked.overrides.get("selection", {})
     settings["selection"] = {k: v for k, v in selection.items() if k in KEPT}
+    if name not in SIMPLE:
+        settings["selection"]["filter_ratio"] = run.selection.filter_ratio
     if name in UNREFERENCED:
         return settings
     if word := races.settings.get("reference_model"):
@@ -189,7 +191,7 @@ def _row(row: Standing, found: Answer, races: Races) -> tuple[str, ...]:
     saved = found.saving.get(row.name)
     error = "–" if math.isnan(row.se) else f"{100 * row.se:.1f}"
     ratios = [str(saved[axis]) if saved else "–" for axis in AXES]
-    return label(row.name, races.keep), f"{100 * row.score:.1f}", error, *ratios
+    return label(row.name, races.dials), f"{100 * row.score:.1f}", error, *ratios
 
 
 def write(
@@ -216,7 +218,7 @@ def write(
         "samples": {k: {**asdict(v), "folder": str(v.folder)} for k, v in samples.items()},
         "seen": {"share": asdict(seen.share)}
         | {key: getattr(seen, key) for key in ("near", "same_pictures", "same_captions")},
-        "races": {"steps": races.lengths, "keep": races.keep},
+        "races": {"steps": races.lengths, **races.dials._asdict()},
         "answer": asdict(found),
         "sentences": lines,
     }
@@ -286,7 +288,9 @@ def draw_races(records: list[Record], races: Races, theme: Theme) -> Figure:
             face = theme.background if len(scores) == 1 else colour
             axes.plot(cell.examples, mean, how.marker, ms=5, color=colour, mfc=face)
             axes.plot([cell.examples] * 2, [min(scores), max(scores)], color=colour, lw=1)
-        words = f"Filtered, best {100 * races.keep:.0f} %" if name == "filtered" else how.label
+        words = (
+            f"Filtered, best {100 * races.dials.keep:.0f} %" if name == "filtered" else how.label
+        )
         ends.append((x[-1], y[-1], words, colour))
     ticks = sorted({r["steps"] * r["batch_size"] for r in records})
     axes.set_xticks(ticks, [f"{n / 1000:,.3g}k" for n in ticks])

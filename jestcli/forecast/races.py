@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from jestcli.config import ConfigError, Run, make_run, merge
 from jestcli.models.flops import step_cost
@@ -38,6 +38,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "jest": {"method": "jest"},
     "jest-curated": {"method": "jest-curated"},
 }
+FILTERED_AT_RATIO = ("easy", "jest")  # at the filter ratio that the pool asks for
 # Nothing is chosen during training.
 SIMPLE = ("uniform", "curated", "mixed", "filtered", "finetune")
 UNREFERENCED = ("uniform", "curated", "mixed")
@@ -58,14 +59,30 @@ def keep_of(share: float) -> float:
     return round(min(0.2, max(0.05, (1 - share) / 4)), 2)
 
 
+def ratio_of(share: float) -> float:
+    """JEST's filter ratio: .9 where two thirds or more of the pool look wrong. On the map f = .9
+    ends some points higher with 80 and 90 % wrong captions, level with 50 (results/map)."""
+    return 0.9 if share >= 2 / 3 else 0.8
+
+
+class Dials(NamedTuple):
+    """What the pool decides: the share that the filter keeps, and JEST's filter ratio."""
+
+    keep: float = 0.2
+    ratio: float = 0.8
+
+
+USUAL = Dials()
+
+
 @dataclass(frozen=True)
 class Races:
     """settings: of every run (with reference_model where that is an open_clip model); steps: of the
-    shorter race; keep: the filter's; given: settings of a finished run that is the reference."""
+    shorter race; given: settings of a finished run that is the reference."""
 
     settings: dict[str, Any]
     steps: int
-    keep: float = 0.2
+    dials: Dials = USUAL
     given: dict[str, Any] | None = None
 
     @property
@@ -94,7 +111,10 @@ class Races:
         """Of one recipe."""
         recipe, settings = RECIPES[name], self.settings
         if name == "filtered":
-            recipe = merge(recipe, {"source": {"keep": self.keep}})
+            recipe = merge(recipe, {"source": {"keep": self.dials.keep}})
+        # A ratio of the user's own holds for all.
+        if name in FILTERED_AT_RATIO and "filter_ratio" not in settings.get("selection", {}):
+            recipe = merge(recipe, {"selection": {"filter_ratio": self.dials.ratio}})
         if name in UNREFERENCED:
             settings = {k: v for k, v in settings.items() if k != "reference_model"}
         elif (reference := self.reference) is not None:

@@ -145,7 +145,8 @@ def forecast(asked: Asked, workspace: Workspace, console: Console) -> list[Path]
     racing.train_all(first, place, asked.workers, console)
 
     seen = look(races.run("jest", races.steps), made["held"], str(samples["held"].folder), place)
-    races = replace(races, keep=racing.keep_of(seen.share.looks_wrong.value))
+    wrong = seen.share.looks_wrong.value
+    races = replace(races, dials=racing.Dials(racing.keep_of(wrong), racing.ratio_of(wrong)))
     for line in page.seen_lines(seen, samples):
         console.print(line, highlight=False)
     jobs = races.jobs(races.names)

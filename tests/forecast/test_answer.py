@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from jestcli.forecast.answer import NO, OPEN, YES, answer, ranking, sentences
-from jestcli.forecast.races import LENGTHS, LONGER, RECIPES, keep_of
+from jestcli.forecast.races import LENGTHS, LONGER, RECIPES, keep_of, ratio_of
 
 COST = {"jest": 8.0, "jest-curated": 7.0}  # of a pair trained on, in forwards; others 3
 
@@ -124,3 +124,4 @@ def test_between_lengths_a_score_is_read_off_the_curve() -> None:
 
 def test_the_filter_keeps_less_of_a_worse_pool() -> None:
     assert [keep_of(x) for x in (0.0, 0.2, 0.5, 0.8, 1.0)] == [0.2, 0.2, 0.12, 0.05, 0.05]
+    assert [ratio_of(x) for x in (0.0, 0.5, 0.8, 0.9)] == [0.8, 0.8, 0.9, 0.9]
