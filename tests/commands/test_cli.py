@@ -23,6 +23,7 @@ from jestcli.runs.workspace import Workspace, is_done
 from jestcli.train import Trainer
 from jestcli.utils.extras import EXTRAS
 
+ROOT = Path(__file__).parents[2]
 Command = Callable[..., tuple[int, str, str]]
 HEAVY = ("torch", "numpy", "open_clip", "yaml", "scipy", "PIL", "matplotlib", "wandb")
 
@@ -166,13 +167,24 @@ def test_a_missing_extra_is_said_before_anything_is_trained(
 
 def test_every_extra_is_declared_and_all_has_each() -> None:
     """A message that names an extra which does not exist would send people nowhere."""
-    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    text = (ROOT / "pyproject.toml").read_text()
     core, _, optional = text.partition("[project.optional-dependencies]")
     (every,) = re.findall(r'^all = \["jest-suite\[(.*)\]"\]$', optional, re.MULTILINE)
     assert set(every.split(",")) == set(EXTRAS.values())
     for extra in EXTRAS.values():
-        (package,) = re.findall(rf'^{extra} = \["([\w-]+)', optional, re.MULTILINE)
+        (package,) = re.findall(rf'^{extra} = \[\s*"([\w-]+)', optional, re.MULTILINE)
         assert package not in core, "what is optional is not required"
+
+
+def test_an_install_for_the_selection_alone_says_what_the_command_needs(tmp_path: Path) -> None:
+    """Without an extra there are torch and numpy: no traceback for who types the command."""
+    core = re.search(r"^dependencies = (.+)$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert core is not None
+    assert [re.split(r"\W", name)[0] for name in yaml.safe_load(core[1])] == ["torch", "numpy"]
+    code = "import sys, jestcli.__main__ as m; sys.modules['typer'] = None; m.main()"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    said = "jest: this needs typer: pip install 'jest-suite[train]'\n"
+    assert (ran.returncode, ran.stdout, ran.stderr) == (1, "", said)
 
 
 def test_config_prints_what_config_reads(tmp_path: Path) -> None:
