@@ -21,6 +21,7 @@ def evaluate(
     profile: opt.Profile = "cpu",
     config: opt.Config = None,
     set_: opt.Set = [],  # noqa: B006
+    seed: opt.Seed = None,
 ) -> None:
     """Evaluate trained models on all benchmark images: all finished runs, those that are named, or
     the one that `jest train` makes of --config and the like."""
@@ -30,7 +31,7 @@ def evaluate(
 
     workspace, console = shared.make_workspace(), shared.make_console()
     found = [find(word, workspace.runs) for word in runs or ()]
-    if own_run := shared.run_of_settings(config, set_, method, profile, workspace):
+    if own_run := shared.run_of_settings(config, set_, method, profile, workspace, seed):
         found.append(own_run)
     found = found or list_runs(workspace)
     if not found:
@@ -47,6 +48,7 @@ def inspect(
     profile: opt.Profile = "cpu",
     config: opt.Config = None,
     set_: opt.Set = [],  # noqa: B006
+    seed: opt.Seed = None,
     super_batches: Annotated[int, typer.Option(min=1, help="Super-batches to choose from.")] = 8,
     everything: Annotated[
         bool, typer.Option("--all", help="Export scores of the whole pool, not of those drawn.")
@@ -72,7 +74,7 @@ def inspect(
 
     where = pick_device(device)
     workspace = shared.make_workspace(data_workers, max_faults, cache, cache_gb)
-    own_run = shared.run_of_settings(config, set_, method, profile, workspace)
+    own_run = shared.run_of_settings(config, set_, method, profile, workspace, seed)
     folder = find(run, workspace.runs) if run else own_run or newest_selecting(workspace)
     shared.announce(read_run(folder)[1])
     with bars(shared.make_console()) as show:
@@ -151,6 +153,7 @@ def export(
     profile: opt.Profile = "cpu",
     config: opt.Config = None,
     set_: opt.Set = [],  # noqa: B006
+    seed: opt.Seed = None,
     patch: Annotated[
         int | None, typer.Option(help="Patch size in pixels (default: the run's finest).")
     ] = None,
@@ -170,7 +173,7 @@ def export(
 
     workspace = shared.make_workspace()
     folder = find(run, workspace.runs) if run else None
-    folder = folder or shared.run_of_settings(config, set_, method, profile, workspace)
+    folder = folder or shared.run_of_settings(config, set_, method, profile, workspace, seed)
     if folder is None:
         raise ConfigError("name a RUN (`jest runs` lists them), or --config")
     if push is not None and out.exists() and any(out.iterdir()):

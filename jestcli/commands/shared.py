@@ -119,15 +119,20 @@ def announce(*runs: Run) -> None:
 
 
 def run_of_settings(
-    config: Path | None, pairs: list[str], method: str | None, profile: str, workspace: Workspace
+    config: Path | None,
+    pairs: list[str],
+    method: str | None,
+    profile: str,
+    workspace: Workspace,
+    seed: int | None = None,
 ) -> Path | None:
     """The directory of the run that `jest train` makes of these; None where none is given. Raises
     StageError where it is not there."""
     from jestcli.runs.workspace import StageError
 
-    if config is None and method is None and not pairs:
+    if (config, method, seed) == (None, None, None) and not pairs:
         return None
-    asked = read_asked(config, pairs, method)
+    asked = read_asked(config, pairs, method, seed)
     folder = workspace.folder(asked.run(profile))
     if not folder.exists():
         raise StageError(
@@ -176,6 +181,7 @@ def train_jobs(
 
     Under torchrun it is one of the ranks that train together."""
     from jestcli.runs.evaluate import scores_table
+    from jestcli.runs.listing import read
     from jestcli.runs.workspace import read_done
     from jestcli.train import train
     from jestcli.training.devices import pick_device
@@ -203,4 +209,5 @@ def train_jobs(
             continue
         folder = workspace.folder(job.run)
         console.print(scores_table(job.label, read_done(folder)["scores"], job.run.data.own))
+        console.print(f"called {read(folder).name} by `jest runs`, `jest export` and the like")
         console.print(f"run directory: {folder}")

@@ -273,11 +273,15 @@ def test_train_makes_what_is_missing_once(
     )
     assert set((home / "runs").iterdir()) == wanted and all(map(is_done, wanted))
     assert "mean of all" in out and f"run directory: {workspace.folder(run)}" in out
+    assert f"called {method}-{workspace.folder(run).name[:4]} by `jest runs`" in out
     steps = f"{TINY['optim']['steps']}/{TINY['optim']['steps']} {method} (seed 0)"
     assert steps in out and ("(seed 0): reference" in out) == (run.reference is not None)
     before = {p: p.stat().st_mtime_ns for p in (home / "runs").rglob("*")}
     code, out, _ = command(*words)
     assert code == 0 and steps not in out and "mean of all" in out, "nothing is run again"
+    assert command("eval", *words[1:], "--seed", "0")[0] == 0
+    code, _, errors = command("eval", *words[1:], "--seed", "1")
+    assert code == 1 and "no run of these settings" in errors
     assert before == {p: p.stat().st_mtime_ns for p in (home / "runs").rglob("*")}
 
 
