@@ -272,17 +272,20 @@ def _shards(run: Run, workspace: Workspace) -> Seen:
         for split in splits(each)
         for entry in (each.data.train if split == "pool" else each.data.curated)
     ]
-    said, state = [], GOOD
+    sets: dict[tuple[str, str], list[str]] = {}  # files that a shell wrote out are one set
     for split, entry in dict.fromkeys(read):
+        sets.setdefault((split, "" if Path(entry).is_file() else entry), []).append(entry)
+    said, state = [], GOOD
+    for (split, _), entries in sets.items():
         try:
-            shards = list_shards(entry)
+            shards = [shard for entry in entries for shard in list_shards(entry)]
             if shards[0].startswith("pipe:"):
                 said.append(f"{split}: {len(shards):,} shell commands, not tried")
                 continue
             text, lost = _look_at(shards, loading)
         except DataError as error:
             raise DataError(f"{split}: {error}") from None
-        more = not_taken(entry)
+        more = not_taken(entries[0])
         state = WARNING if lost or more else state
         said.append(f"{split}: {len(shards):,} shards, {text}{more}{lost}")
     return state, "; ".join(said)

@@ -114,6 +114,8 @@ def test_a_healthy_run_on_own_shards(root: Path) -> None:
     )
     assert states["benchmarks"].text == "pairs_i2t, pairs_t2i"
     assert "embedded data" not in states
+    one_by_one = own_states(root, data={"train": sorted(map(str, (root / "pool").glob("*.tar")))})
+    assert one_by_one["own shards"] == states["own shards"], "as a shell writes a pattern out"
 
 
 BROKEN_SHARDS: dict[str, tuple[Callable[[Path], Any], str]] = {
