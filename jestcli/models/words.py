@@ -42,7 +42,8 @@ def check_word(word: str, option: str = "--reference") -> tuple[str, str]:
 
         tags = open_clip.list_pretrained_tags_by_model(name)
     if weights not in tags:
-        raise ConfigError(f"{option} {word}: no file and no tag {weights!r}{_near(weights, tags)}")
+        lacks = f"no file and no tag {weights!r}" if weights else f"say {name}:TAG or {name}:FILE"
+        raise ConfigError(f"{option} {word}: {lacks}{_near(weights, tags)}")
     return name, weights
 
 

@@ -21,7 +21,7 @@ def find_reference(word: str, runs: Path) -> str | Path:
     folder = Path(word).expanduser()
     if folder.is_dir() and not (folder / "config.json").exists():
         word = _exported(folder)
-    elif ":" not in word or folder.is_dir():
+    elif _is_run(word):
         folder = listing.find(word, runs)
         if not listing.read(folder).done:
             raise ConfigError(f"--reference {word}: {folder} is not finished")
@@ -48,6 +48,11 @@ def reference_settings(word: str, runs: Path, data: Path | None = None) -> dict[
             "another folder than $JEST_RUNS: `jest export` it and name what that writes"
         )
     return {"reference": run.model_dump(mode="json")}
+
+
+def _is_run(word: str) -> bool:
+    """Whether a word can only name a run: a model without its weights is one that lacks them."""
+    return Path(word).expanduser().is_dir() or (":" not in word and word not in catalogue.known())
 
 
 def _exported(folder: Path) -> str:
@@ -77,7 +82,7 @@ def start_settings(word: str, settings: dict[str, Any], runs: Path) -> dict[str,
         if (path / catalogue.FOLDER_CONFIG).is_file():
             return _from_file(Path(catalogue.weights_of(f"{catalogue.LOCAL}{path}")), settings)
         return _from_file(Path(_exported(path).partition(":")[2]), settings)
-    if ":" not in word or path.is_dir():
+    if _is_run(word):
         return _from_file(listing.find(word, runs) / listing.MODEL, settings)
     try:
         name, weights = check_word(word, "--init")

@@ -82,6 +82,7 @@ def test_an_exported_reference_computes_what_the_run_does(
     ("local-dir:/nowhere", "--reference local-dir:/nowhere: .* holds no open_clip model"),
     ("hf-hub:a/b", "--reference hf-hub:a/b: hf-hub:a/b: no such repository"),
     ("ViT-B-61:openai", r"no model 'ViT-B-61' \(did you mean ViT-B-16"),
+    ("ViT-B-32", r"--reference ViT-B-32: say ViT-B-32:TAG or ViT-B-32:FILE"),
     (".", "neither a run nor an exported model"),
 ])  # fmt: skip
 def test_a_wrong_word_is_one_line(
