@@ -32,6 +32,7 @@ and use it on your own data.
 
 jest reproduce: the headline figure on the embedded data, start to end
 jest train --method jest: one model; makes its data and reference if missing
+jest forecast: in minutes, would it pay on your own shards, and which recipe
 
 Without other settings everything runs on the embedded data: icons and emoji
 from registry packages, not photographs. Runs lie in ./runs (or $JEST_RUNS),
