@@ -36,6 +36,7 @@ from jestcli.utils.io import save_bytes, save_text
 
 METHOD = {name: recipe["method"] for name, recipe in RECIPES.items()}
 SIZES = ("image_size", "context_length", "vocab_size")  # of data: a tower's
+NEAR = 0.15  # of a share of wrong captions: names of cells so near would meet
 KEPT = ("filter_ratio", "learner_weight")  # of selection: what a larger tower can take over
 
 
@@ -271,35 +272,52 @@ def draw_scores(seen: Seen, theme: Theme) -> Figure:
 
 
 def draw_races(records: list[Record], races: Races, theme: Theme) -> Figure:
-    """Annealed ends, hollow where there is one seed; lines as the answer reads between lengths."""
+    """Annealed ends, hollow where there is one seed; lines as the answer reads between lengths.
+    Uniform training, JEST and the best four others have a name where their line ends."""
     figure = look.new_figure(4.0)
-    axes = look.place(figure, 0.7, 0.45, 6.3, 2.9)
+    axes = look.place(figure, 0.7, 0.45, 7.6, 2.9)
     axes.set_xscale("log", base=2)
-    ends: list[look.End] = []
-    for name in RECIPES:
-        curve, how = cells(records, name), style(name)
-        if not curve:
-            continue
+    curves = {name: curve for name in RECIPES if (curve := cells(records, name))}
+    best = sorted(curves, key=lambda name: -curves[name][:2][-1].mean)  # at the longer race
+    named = {"uniform", "jest", *[x for x in best if x not in ("uniform", "jest")][:4]}
+    ends: dict[float, list[tuple[float, str, str]]] = {}
+    for name, curve in curves.items():
+        how, mine = style(name), name in named
         x, y = [c.examples for c in curve], [100 * c.mean for c in curve]
-        colour = theme.colour(how.colour)
-        axes.plot(x, y, ls=how.dash, color=colour, lw=0.9, alpha=0.6)
+        colour = theme.colour(how.colour) if mine else theme.colour("grey")
+        axes.plot(x, y, ls=how.dash, color=colour, lw=0.9, alpha=0.6 if mine else 0.3)
         for cell, mean in zip(curve, y, strict=True):
             scores = [100 * s for s in cell.scores]
             face = theme.background if len(scores) == 1 else colour
             axes.plot(cell.examples, mean, how.marker, ms=5, color=colour, mfc=face)
             axes.plot([cell.examples] * 2, [min(scores), max(scores)], color=colour, lw=1)
-        words = (
-            f"Filtered, best {100 * races.dials.keep:.0f} %" if name == "filtered" else how.label
-        )
-        ends.append((x[-1], y[-1], words, colour))
+        filtered = f"Filtered, best {100 * races.dials.keep:.0f} %"
+        words = filtered if name == "filtered" else how.label
+        if mine:
+            ends.setdefault(x[-1], []).append((y[-1], words, colour))
     ticks = sorted({r["steps"] * r["batch_size"] for r in records})
     axes.set_xticks(ticks, [f"{n / 1000:,.3g}k" for n in ticks])
     axes.minorticks_off()
-    look.label_ends(axes, ends)
+    axes.set_xlim(right=ticks[-1] * 1.6)
+    for x_end, group in ends.items():
+        _name_ends(axes, x_end, group, theme)
     axes.set_xlabel("examples trained on (annealed end of a run of that length; hollow: one seed)")
     axes.set_ylabel("mean score, %")
-    axes.set_title("The races")
+    axes.set_title("The races (grey: recipes further behind, in the table)")
     return figure
+
+
+def _name_ends(axes: look.Axes, x: float, ends: list[tuple[float, str, str]], theme: Theme) -> None:
+    """Names of lines that end at `x`, beside it and apart from one another. ends: (y, words,
+    colour)."""
+    low, high = axes.get_ylim()
+    shares = [(y - low) / (high - low) for y, _, _ in ends]
+    beside: Any = {"textcoords": axes.get_xaxis_transform(), "va": "center", "size": FONT - 1}
+    for (y, words, colour), at in zip(ends, look.spread(shares, 0.055, 0, 1), strict=True):
+        box = {"facecolor": theme.background, "edgecolor": "none", "pad": 0.6, "alpha": 0.75}
+        hair = {"arrowstyle": "-", "color": colour, "lw": 0.4, "shrinkA": 0, "shrinkB": 4}
+        place = (x * 1.09, at)
+        axes.annotate(words, (x, y), place, color=colour, bbox=box, arrowprops=hair, **beside)
 
 
 def draw_map(share: Share, examples: float, theme: Theme) -> Figure:
@@ -307,12 +325,14 @@ def draw_map(share: Share, examples: float, theme: Theme) -> Figure:
     known = json.loads(files("jestcli.forecast").joinpath("map.json").read_text())["cells"]
     figure, at = look.new_figure(4.2), share.looks_wrong
     axes = look.place(figure, 0.9, 0.45, 7.8, 3.1)
-    under: Any = {"textcoords": "offset points", "ha": "center", "size": FONT - 2.5}
+    under: Any = {"textcoords": "offset points", "size": FONT - 2.5}
     for cell in known:
         how, x, y = style(cell["best"]), cell["q"], cell["examples"]
         axes.plot(x, y, how.marker, color=theme.colour(how.colour), ms=6)
         words = f"{how.label}\n(JEST {cell['bound']}×{cell['saving']:.2g})"
-        axes.annotate(words, (x, y), (0, 6), **under)
+        row = [c["q"] for c in known if c["examples"] == y and abs(c["q"] - x) < NEAR]
+        side = "center" if len(row) == 1 else "right" if x == min(row) else "left"
+        axes.annotate(words, (x, y), ({"right": 8, "left": -8}.get(side, 0), 6), ha=side, **under)
     error = [[at.value - at.low], [at.high - at.value]]
     star: Any = {"fmt": "*", "ms": 13, "color": theme.text, "capsize": 3}
     axes.errorbar([at.value], [examples], xerr=error, **star)
@@ -329,7 +349,7 @@ def draw_map(share: Share, examples: float, theme: Theme) -> Figure:
     axes.set_xlabel("share of wrong captions (star: what the reference cannot tell, of your pool)")
     axes.set_ylabel("examples")
     axes.set_title(
-        "Where you are on the map: each cell's best recipe, and what JEST saves over uniform"
+        "Where you are on the map (icons): each cell's best recipe, what JEST saves over uniform"
     )
     return figure
 

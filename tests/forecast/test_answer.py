@@ -6,9 +6,13 @@ import math
 from typing import Any
 
 import pytest
+from matplotlib.text import Text
 
 from jestcli.forecast.answer import NO, OPEN, YES, answer, ranking, sentences
-from jestcli.forecast.races import LENGTHS, LONGER, RECIPES, keep_of, ratio_of
+from jestcli.forecast.page import draw_map, draw_races
+from jestcli.forecast.races import LENGTHS, LONGER, RECIPES, Races, keep_of, ratio_of
+from jestcli.forecast.share import BOUND, Interval, Share
+from jestcli.paper import theme as look
 
 COST = {"jest": 8.0, "jest-curated": 7.0}  # of a pair trained on, in forwards; others 3
 
@@ -125,3 +129,17 @@ def test_between_lengths_a_score_is_read_off_the_curve() -> None:
 def test_the_filter_keeps_less_of_a_worse_pool() -> None:
     assert [keep_of(x) for x in (0.0, 0.2, 0.5, 0.8, 1.0)] == [0.2, 0.2, 0.12, 0.05, 0.05]
     assert [ratio_of(x) for x in (0.0, 0.5, 0.8, 0.9)] == [0.8, 0.8, 0.9, 0.9]
+
+
+def test_names_in_the_pictures_do_not_meet_and_at_most_six_lines_have_one() -> None:
+    sure = Interval(0.9, 0.8, 1.0)
+    share = Share(sure, sure, 0.1, 0.8, sure, 0.9, BOUND, 9, 9)
+    both = Races({"optim": {"batch_size": 100}}, 100)
+    with look.themed(look.LIGHT):
+        raced = draw_races(races({"jest": 0.3}), both, look.LIGHT)
+        for figure in (raced, draw_map(share, 61_440, look.LIGHT)):
+            figure.draw_without_rendering()
+            words = [each for each in figure.axes[0].texts if each.get_text()]
+            boxes = [Text.get_window_extent(each) for each in words]
+            assert len(boxes) == 6 if figure is raced else len(boxes) > 10
+            assert not [a for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
