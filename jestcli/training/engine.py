@@ -98,17 +98,9 @@ def average_whole(trainee: nn.Module, world: DistEnv) -> None:
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     """Scale all gradients so that their joint L2 norm is at most `limit`; the norm before, 0-d."""
-    parameters = list(parameters)
-    # clip_grad_norm_ refuses a mix of plain and sharded tensors: norms are taken by kind, joined.
-    kinds = [[p for p in parameters if isinstance(p, DTensor) is sharded] for sharded in (0, 1)]
-    if not kinds[1]:
-        return torch.nn.utils.clip_grad_norm_(parameters, limit)
-    grads = [[p.grad for p in kind if p.grad is not None] for kind in kinds]
-    norms = [whole(torch.nn.utils.get_total_norm(each)) for each in grads]
-    norm = torch.stack([n.to(norms[1]) for n in norms]).norm()
-    for kind in kinds:
-        torch.nn.utils.clip_grads_with_norm_(kind, limit, norm)
-    return norm
+    # Plain gradients beside shards are scale and bias, single numbers, which torch takes for
+    # replicated ones.
+    return whole(torch.nn.utils.clip_grad_norm_(parameters, limit))
 
 
 def running_statistics(trainee: nn.Module) -> list[Tensor]:
