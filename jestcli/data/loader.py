@@ -122,8 +122,9 @@ class SuperBatch:
 
     def full(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Candidates `index`, int64 [b], to train on: uint8 [b, 3, S, S] and int64 [b, L]."""
-        images = self.images[index] if self.reload is None else self.reload(index.numpy())
-        return images, self.tokens[index]
+        there = index.to(self.tokens.device)  # once, not at either look-up
+        images = self.images[there] if self.reload is None else self.reload(index.numpy())
+        return images, self.tokens[there]
 
 
 def slice_of(n: int, rank: int, world: int) -> slice:

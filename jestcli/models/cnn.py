@@ -41,7 +41,7 @@ class BatchNorm(nn.Module):
             self.register_buffer(f"var_{side}", torch.ones(channels))
 
     def forward(self, x: Tensor, side: int) -> Tensor:
-        mean, var = self.get_buffer(f"mean_{side}"), self.get_buffer(f"var_{side}")
+        mean, var = getattr(self, f"mean_{side}"), getattr(self, f"var_{side}")
         if not self.training or self.group is None:
             if self.training and not len(x):
                 return x
@@ -118,11 +118,11 @@ class ConvTower(nn.Module):
 
 
 def _halved(x: Tensor) -> Tensor:
-    """Max-pool 2x2 of [n, c, h, w]. Without gradient by torch.maximum, which is three times faster
-    where channels lie last; its backward pass is much slower."""
+    """Max-pool 2x2 of [n, c, h, w]. On a CPU without gradient by torch.maximum, three times faster
+    where channels lie last; its backward pass is much slower, and a GPU waits for two launches."""
     even = x.shape[2] % 2 == 0 == x.shape[3] % 2
     last = x.is_contiguous(memory_format=torch.channels_last)
-    if torch.is_grad_enabled() or not even or not last:
+    if torch.is_grad_enabled() or x.is_cuda or not even or not last:
         return F.max_pool2d(x, 2)
     n, c, h, w = x.shape
     cells = x.permute(0, 2, 3, 1).view(n, h // 2, 2, w // 2, 2, c)

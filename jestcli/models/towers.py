@@ -72,8 +72,8 @@ class Clip(nn.Module):
         parts = [(images[:n_low], self.low), (images[n_low:], self.full)]
         # Norms that sum over ranks must be asked on all of them, even where one has no such image.
         shared = self.low != self.full and any(norm.group is not None for norm in self.norms)
-        image = torch.cat([self.encode_image(x, view) for x, view in parts if len(x) or shared])
-        return image, self.encode_text(tokens), self.scale, self.bias
+        seen = [self.encode_image(x, view) for x, view in parts if len(x) or shared]
+        return joined(seen), self.encode_text(tokens), self.scale, self.bias
 
     @contextmanager
     def scoring(self) -> Iterator[None]:
@@ -104,6 +104,11 @@ class Clip(nn.Module):
         if self.clip.logit_bias is None:
             return torch.zeros((), device=self.clip.logit_scale.device)
         return self.clip.logit_bias
+
+
+def joined(rows: list[Tensor]) -> Tensor:
+    """One after the other; a single one as it is, without a copy."""
+    return torch.cat(rows) if len(rows) > 1 else rows[0]
 
 
 def _mode_matters(module: nn.Module) -> bool:

@@ -107,7 +107,7 @@ def running_statistics(trainee: nn.Module) -> list[Tensor]:
     """The buffers that a training step moves, without gradient: those of batch norms."""
     # A model without batch norms has no `norms`: nothing to restore.
     model = getattr(trainee, "module", trainee)  # DDP's
-    return [buffer for norm in getattr(model, "norms", ()) for buffer in norm.buffers()]
+    return [x for norm in getattr(model, "norms", ()) for x in norm.buffers(recurse=False)]
 
 
 def whole(tensor: Tensor) -> Tensor:
