@@ -72,6 +72,16 @@ def test_padding_does_not_count_in_a_bag_of_tokens() -> None:
     assert torch.allclose(bag(short), bag.projection(F.layer_norm(mean, (8,))), atol=1e-6)
 
 
+@pytest.mark.parametrize(("length", "width"), [(1, 64), (5, 128), (16, 256), (17, 64), (16, 24)])
+def test_scoring_reads_the_bag_that_training_does_to_the_last_bit(length: int, width: int) -> None:
+    torch.manual_seed(0)
+    bag, tokens = BagOfTokens(50, width, 8), torch.randint(0, 50, (40, length))
+    tokens[0] = 0  # an empty caption
+    with torch.no_grad():
+        scored = bag(tokens)
+    assert torch.equal(scored, bag(tokens))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -154,6 +154,9 @@ def test_embeddings_do_not_depend_on_the_micro_batch() -> None:
     parts = encode_pairs(model, drawn.images, drawn.tokens, None, micro_batch=3)
     torch.testing.assert_close(parts.image, whole.image, rtol=0, atol=1e-6)
     torch.testing.assert_close(parts.text, whole.text, rtol=0, atol=1e-6)
+    coarse = Resolution(16, 32)  # four cells instead of sixteen: four times as many at a time
+    low = [encode_pairs(model, drawn.images, drawn.tokens, coarse, n).image for n in (1, 64)]
+    torch.testing.assert_close(*low, rtol=0, atol=1e-6)
     assert not whole.image.requires_grad and float(whole.scale) == pytest.approx(10)
     assert float(whole.bias) == -10
     expected = model.encode_image(drawn.images.float() / 127.5 - 1)
