@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-TRAIN = ("typer", "rich", "pydantic", "yaml", "open_clip", "torchvision", "clip_benchmark", "scipy")
-TRAIN += ("webdataset", "braceexpand", "safetensors", "PIL", "jinja2", "fsspec", "filelock")
+TRAIN = (
+    *("typer", "rich", "pydantic", "yaml", "open_clip", "torchvision", "clip_benchmark", "scipy"),
+    *("webdataset", "braceexpand", "safetensors", "PIL", "jinja2", "fsspec", "filelock"),
+)
 EXTRAS = {
     **dict.fromkeys(TRAIN, "train"),
     "matplotlib": "plots",

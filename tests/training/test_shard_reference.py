@@ -339,7 +339,7 @@ def test_an_open_clip_reference_sees_its_own_preprocessing(
     [
         ("ViT-B-61:openai", "no model 'ViT-B-61' (did you mean ViT-B-16"),
         ("ViT-B-16:opnai", "no file and no tag 'opnai' (did you mean openai?)"),
-        ("ViT-B-16", "no file and no tag ''"),
+        ("ViT-B-16", "say ViT-B-16:TAG or ViT-B-16:FILE"),
     ],
 )
 def test_a_wrong_word_is_one_line(word: str, message: str) -> None:
