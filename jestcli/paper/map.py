@@ -18,7 +18,7 @@ from jestcli.paper.records import Record
 from jestcli.paper.saving import OverBest, Ratio, Saving, cells, over_best, pooled, savings
 
 JESTS = ("jest", "jest-90")
-CONTROLS = ("filtered", "filtered-20", "curated", "mixed", "finetune", "negclip")
+CONTROLS = ("filtered", "filtered-20", "curated", "mixed", "finetune", "finetune-1e-3", "negclip")
 WEAK = ("filtered-weak", "curated", "mixed")  # what has no better reference than jest-weak
 
 

@@ -47,7 +47,10 @@ PAPER = ((13.1, "paper: ×13.1 examples", 1.06, "bottom"), (9.9, "paper: ×9.9 F
 
 LEAST = 2**-5.6  # the lowest saving that is drawn
 # Drawn in colour and by name; other recipes are grey.
-CURVES = ("jest", "jest-90", "filtered", "filtered-20", "finetune", "curated", "uniform")
+CURVES = (
+    *("jest", "jest-90", "filtered", "filtered-20"),
+    *("finetune", "finetune-1e-3", "curated", "uniform"),
+)
 OTHERS = ("mixed", "independent", "easy", "jest-curated", "cabs", "negclip", "flexi")
 # What figure 1 draws: axis, over the best simpler recipe; label, colour.
 TWO = (
@@ -67,7 +70,7 @@ ALL = (
 FAMILIES = {
     **dict.fromkeys(JESTS, "JEST"),
     **dict.fromkeys(("filtered", "filtered-20", "negclip"), "filter once"),
-    "finetune": "fine-tune",
+    **dict.fromkeys(("finetune", "finetune-1e-3"), "fine-tune"),
     "curated": "curated only",
 }
 
@@ -186,9 +189,13 @@ def _strip(
             continue
         best = level(rows)
         kinds = list(dict.fromkeys(FAMILIES.get(m, style(m).label) for m in best))
-        words = "\nor ".join(kinds[:2]) + ("\n(one seed)" if rows[0].seeds == 1 else "")
+        words = "\nor ".join(kinds[:2]).lower().replace("jest", "JEST") + (
+            "\n(one seed)" if rows[0].seeds == 1 else ""
+        )
         bare = style(best[0]).colour if len(kinds) == 1 else "grey"
-        how |= {"ha": "center", "weight": "bold", "size": FONT + 1, "color": theme.colour(bare)}
+        # Two names need the room that a larger one has alone.
+        size = FONT + 1 if len(kinds) == 1 else FONT - 0.5
+        how |= {"ha": "center", "weight": "bold", "size": size, "color": theme.colour(bare)}
         axes.text(shown.index(quality), -0.26, words, **how)
 
 

@@ -29,7 +29,10 @@ from jestcli.utils.tables import Table
 
 # Methods that had trials of their own (experiments/tune.yaml); the others run at JEST's rate.
 SINGLE = "¹"  # after a score of one seed
-TUNED, UNTUNED = ("uniform", "jest", "jest-90", "filtered", "filtered-20", "curated"), "†"
+TUNED, UNTUNED = (
+    ("uniform", "jest", "jest-90", "filtered", "filtered-20", "curated", "finetune-1e-3", "mixed"),
+    "†",
+)
 COSTS = ("examples", "compute", "compute, reference charged")
 AGAINST = {
     "uniform training": {
