@@ -45,7 +45,7 @@ STYLES: dict[str, Style] = {
     "curated++": Style("Curated++ only", GREEN, LONG, "^"),
     "mixed": Style("Curated + pool", PURPLE, marker="v"),
     "finetune": Style("Fine-tuned ref.", PURPLE, LONG, "v"),
-    "finetune-1e-3": Style("Fine-tuned, rate 1e-3", PURPLE, DOTS, "v"),
+    "finetune-1e-3": Style("Fine-tuned, rate 1e-3", PURPLE, SHORT, "v"),
     "filtered": Style("Filtered, best 5 %", ORANGE, SHORT, "D"),
     "cosine": Style("Filtered, cosine", ORANGE, SHORT, "D"),
     "filtered-20": Style("Filtered, best 20 %", ORANGE, CHAIN, "d"),
