@@ -71,7 +71,7 @@ FAMILIES = {
     **dict.fromkeys(JESTS, "JEST"),
     **dict.fromkeys(("filtered", "filtered-20", "negclip"), "filter once"),
     **dict.fromkeys(("finetune", "finetune-1e-3"), "fine-tune"),
-    "curated": "curated only",
+    "curated": "curated",  # alone; short, for two names stand under one another
 }
 
 
