@@ -33,7 +33,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "curated": {"method": "curated"},
     "mixed": {"method": "mixed"},
     "filtered": {"method": "filtered"},
-    "finetune": {"method": "finetune"},
+    # A higher rate lets a poor pool undo the reference (docs/protocol.md, trials).
+    "finetune": {"method": "finetune", "optim": {"lr": 0.001}},
     "easy": {"method": "easy-reference"},
     "jest": {"method": "jest"},
     "jest-curated": {"method": "jest-curated"},
