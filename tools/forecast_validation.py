@@ -328,8 +328,9 @@ def _recipe_lines() -> list[str]:
         "",
         "The answer's rule given the map's own runs of 375 and 750 steps with seed 10 (375 with "
         "seed 11, too) of uniform training, the curated set alone, the two filters, fine-tuning "
-        "(at 4e-3, which the forecast did then) and JEST (f = .9 with 80 and 90 % wrong captions: a rule added when these cells were "
-        "known); the truth is the mean of the seeds that did not race, on test images. Longer "
+        "(at 4e-3, which the forecast did then) and JEST (f = .9 with 80 and 90 % wrong "
+        "captions: a rule added when these cells were known); the truth is the mean of the seeds "
+        "that did not race, on test images. Longer "
         "cells are beyond its races. This tests the rule, not the sampling of a pool.",
         "",
         "| cell | held out | recommended (level with) | winner | its lead over the recommended, "

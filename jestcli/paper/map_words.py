@@ -79,6 +79,8 @@ def answer(records: list[Record]) -> list[str]:
     return [
         *short_answer(records),
         "",
+        *at_equal_scores(records),
+        "",
         " ".join(filter(None, (sentence(records), relevance(records)))),
         "",
         *Table("", ANSWER, rows).markdown().split("\n"),
@@ -156,25 +158,31 @@ def saved(records: list[Record]) -> Table:
 
 
 def short_answer(records: list[Record]) -> list[str]:
-    """What the README says, as far as runs are there: sentences and two tables, as Markdown."""
-    found = (*in_short(records), *ends_best(records), *overall(records))
-    lines = [f"- {words}" for words in found]
+    """What the README says, as far as runs are there: sentences and a table, as Markdown."""
+    lines = [f"- {words}" for words in (*in_short(records), *ends_best(records))]
     lines += [""] if lines else []
-    ended, gained = ended_best(records), saved(records)
+    ended = ended_best(records)
     if ended.rows:
         best = ended.markdown().split("\n")
         half, what = 100 * reach(records) / math.sqrt(3), "what ended best, and its score in %"
         error = "" if math.isnan(half) else f", 95 % interval ±{half:.1f} with three seeds"
         lines += [f"At an equal number of examples: {what}{error}.", "", *best, ""]
-    if gained.rows:
-        what = "At an equal score: how many times less JEST needs (below 1: more), at the filter "
-        what += "ratio f that ends higher."
-        lines += [what, "", *gained.markdown().split("\n"), ""]
     if any(UNTUNED in line for line in lines):
-        lines += [f"{UNTUNED} With JEST's settings, not tuned by trials of its own.", ""]
+        lines += [f"{UNTUNED} With JEST's settings, not those that trials of its own prefer.", ""]
     if any(SINGLE in line for line in lines):
         lines += [f"{SINGLE} One seed, the others two or three.", ""]
     return lines[:-1]
+
+
+def at_equal_scores(records: list[Record]) -> list[str]:
+    """What JEST saves, counted and as a table."""
+    lines = [f"- {words}" for words in overall(records)]
+    gained = saved(records)
+    if gained.rows:
+        what = "At an equal score: how many times less JEST needs (below 1: more), at the filter "
+        what += "ratio f that ends higher."
+        lines += ["", what, "", *gained.markdown().split("\n")]
+    return lines
 
 
 def _percent(ended: Ended) -> str:
