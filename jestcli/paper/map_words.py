@@ -244,12 +244,15 @@ def ends_best(records: list[Record]) -> list[str]:
     return lines
 
 
-def _sure(records: list[Record], axis: str, simpler: bool) -> list[Ratio]:
-    """JEST's savings over uniform training, or over the best simpler recipe, at every quality and
-    filter ratio and at `_ends`: those whose interval is known."""
-    asked = product(_ends(records), qualities(records), JESTS)
-    each = (saving(records, name, q, steps, axis, simpler) for steps, q, name in asked)
-    return [ratio for ratio in each if ratio is not None and not math.isnan(ratio.low)]
+def _sure(records: list[Record], axis: str, simpler: bool) -> dict[tuple[int, float], list[Ratio]]:
+    """JEST's savings over uniform training, or over the best simpler recipe, by (length, quality)
+    at `_ends`, at both filter ratios: those whose interval is known."""
+    found: dict[tuple[int, float], list[Ratio]] = {}
+    for steps, quality, name in product(_ends(records), qualities(records), JESTS):
+        ratio = saving(records, name, quality, steps, axis, simpler)
+        if ratio is not None and not math.isnan(ratio.low):
+            found.setdefault((steps, quality), []).append(ratio)
+    return found
 
 
 def _sides(ratios: Sequence[Ratio]) -> tuple[int, int]:
@@ -259,9 +262,17 @@ def _sides(ratios: Sequence[Ratio]) -> tuple[int, int]:
 
 def in_short(records: list[Record]) -> list[str]:
     """The answer in one sentence; nothing where no interval is known."""
-    over, paid = _sure(records, "examples", False), _sure(records, "charged", True)
+    paid_at = _sure(records, "charged", True)
+    over = [r for each in _sure(records, "examples", False).values() for r in each]
+    paid = [r for each in paid_at.values() for r in each]
     if not over or not paid:
         return []
+    pays: dict[float, list[str]] = {}
+    for (steps, quality), each in paid_at.items():
+        if _sides(each)[0]:
+            examples = steps * records[0]["batch_size"]
+            pays.setdefault(quality, []).append(f"{examples / 1000:,.0f}k examples")
+    where = "; ".join(f"{100 * q:g} % wrong captions, {', '.join(at)}" for q, at in pays.items())
     ordered = sorted(over, key=lambda ratio: ratio.ratio)
     least = next((ratio for ratio in ordered if ratio.status == REACHED), ordered[0])
     most = ordered[-1]
@@ -270,7 +281,7 @@ def in_short(records: list[Record]) -> list[str]:
         f"**In short:** for the score that JEST reaches uniform training needs {_plain(least)} to "
         f"{_plain(most)} the examples (JEST fewer in {fewer} of {len(over)} cells). Something "
         "simpler with the same curated pairs, everything charged, needs less compute than JEST in "
-        f"{more} of {len(paid)} cells, more in {less}."
+        f"{more} of {len(paid)} cells, more in {less}{f' ({where})' if where else ''}."
     ]
 
 
@@ -281,7 +292,8 @@ def overall(records: list[Record]) -> list[str]:
     for against, axes in AGAINST.items():
         parts = []
         for words, axis in axes.items():
-            if sure := _sure(records, axis, against != "uniform training"):
+            found = _sure(records, axis, against != "uniform training")
+            if sure := [ratio for each in found.values() for ratio in each]:
                 less, more = _sides(sure)
                 rest = {"more": more, "undecided": len(sure) - less - more}
                 told = [f"{word} in {n}" for word, n in rest.items() if n]

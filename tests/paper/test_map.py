@@ -76,6 +76,8 @@ def test_winners_and_words_hold_the_records_numbers() -> None:
     assert (
         " needs ×2 [" in said[0] and " to ×4 [" in said[0] and "fewer in 3 of 3 cells)" in said[0]
     )
+    where = "(0 % wrong captions, 96k examples; 80 % wrong captions, 192k examples)"
+    assert said[0].endswith(f"more in 2 {where}.")
     assert said[1].endswith("**JEST** at 0 % (96k), 80 % (192k); **Curated only** at 80 % (96k).")
     equal = map_words.at_equal_scores(records)
     assert equal[0].startswith("- For its score JEST needs, beside uniform")
