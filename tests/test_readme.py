@@ -6,19 +6,9 @@ import shutil
 from pathlib import Path
 
 from jestcli.paper.experiment import list_experiments
-from jestcli.paper.map_words import short_answer
-from jestcli.paper.records import load_records
 from jestcli.paper.report import report
 
 ROOT = Path(__file__).parents[1]
-
-
-def test_the_answer_in_the_readme_recomputes_from_the_records() -> None:
-    _, records = load_records(ROOT / "results/map/records.json")
-    text = (ROOT / "README.md").read_text()
-    block = text.partition("<!-- answer")[2].partition("<!-- /answer")[0]
-    said = block.partition("-->")[2].strip().splitlines()
-    assert said == short_answer(records), "run `jest plot map`, then copy its words from cells.md"
 
 
 def test_the_readme_shows_both_commands_and_its_pictures_exist() -> None:

@@ -1,4 +1,5 @@
-"""What the map's page counts: `python -m tools.map_page` writes it there from the records."""
+"""What the map's page and the README say of the map: `python -m tools.map_page` writes it there from
+the records."""
 
 from __future__ import annotations
 
@@ -6,11 +7,13 @@ from collections import Counter
 from pathlib import Path
 
 from jestcli.paper.experiment import find_experiment, read_experiment
+from jestcli.paper.map_words import short_answer
 from jestcli.paper.records import Record, load_records
 from jestcli.paper.saving import core_hours
 from jestcli.utils.io import save_text
 
-PAGE = Path(__file__).parents[1] / "results/map/README.md"
+ROOT = Path(__file__).parents[1]
+PAGE, README = ROOT / "results/map/README.md", ROOT / "README.md"
 
 
 def machines(records: list[Record]) -> str:
@@ -45,22 +48,27 @@ def not_run(records: list[Record]) -> str:
     return "\n".join(lines)
 
 
-BLOCKS = {"machines": machines, "not run": not_run}
+def answer(records: list[Record]) -> str:
+    """What the map says, in short."""
+    return "\n".join(short_answer(records))
+
+
+BLOCKS = {(PAGE, "machines"): machines, (PAGE, "not run"): not_run, (README, "answer"): answer}
 
 
 def marks(name: str) -> tuple[str, str]:
-    """What stands before and behind a block of the page."""
+    """What stands before and behind a block of a page."""
     return f"<!-- {name}: written by tools/map_page.py -->", f"<!-- /{name} -->"
 
 
 def main() -> None:
     """Write the blocks between their marks."""
-    page, records = PAGE.read_text(), load_records(PAGE.parent / "records.json")[1]
-    for name, block in BLOCKS.items():
+    records = load_records(PAGE.parent / "records.json")[1]
+    for (path, name), block in BLOCKS.items():
         start, end = marks(name)
-        before, _, rest = page.partition(start)
-        page = f"{before}{start}\n\n{block(records)}\n\n{end}{rest.partition(end)[2]}"
-    save_text(PAGE, page)
+        before, _, rest = path.read_text().partition(start)
+        after = rest.partition(end)[2]
+        save_text(path, f"{before}{start}\n\n{block(records)}\n\n{end}{after}")
 
 
 if __name__ == "__main__":

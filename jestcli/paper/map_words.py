@@ -27,12 +27,10 @@ from jestcli.paper.records import Record, value
 from jestcli.paper.saving import REACHED, Cell, Ratio, cells
 from jestcli.utils.tables import Table
 
-# Methods that had trials of their own (experiments/tune.yaml); the others run at JEST's rate.
 SINGLE = "¹"  # after a score of one seed
-TUNED, UNTUNED = (
-    ("uniform", "jest", "jest-90", "filtered", "filtered-20", "curated", "finetune-1e-3", "mixed"),
-    "†",
-)
+# Methods whose settings trials of their own chose (docs/protocol.md); the others have JEST's.
+TUNED = ("uniform", "jest", "jest-90", "filtered", "filtered-20", "curated", "finetune-1e-3")
+UNTUNED = "†"
 COSTS = ("examples", "compute", "compute, reference charged")
 AGAINST = {
     "uniform training": {
@@ -159,7 +157,7 @@ def saved(records: list[Record]) -> Table:
 
 def short_answer(records: list[Record]) -> list[str]:
     """What the README says, as far as runs are there: sentences and a table, as Markdown."""
-    lines = [f"- {words}" for words in (*in_short(records), *ends_best(records))]
+    lines = [f"- {words}" for words in (*in_short(records), *ahead(records))]
     lines += [""] if lines else []
     ended = ended_best(records)
     if ended.rows:
@@ -168,7 +166,7 @@ def short_answer(records: list[Record]) -> list[str]:
         error = "" if math.isnan(half) else f", 95 % interval ±{half:.1f} with three seeds"
         lines += [f"At an equal number of examples: {what}{error}.", "", *best, ""]
     if any(UNTUNED in line for line in lines):
-        lines += [f"{UNTUNED} With JEST's settings, not those that trials of its own prefer.", ""]
+        lines += [f"{UNTUNED} With JEST's settings, not chosen by trials of its own.", ""]
     if any(SINGLE in line for line in lines):
         lines += [f"{SINGLE} One seed, the others two or three.", ""]
     return lines[:-1]
@@ -189,99 +187,65 @@ def _percent(ended: Ended) -> str:
     return f"{100 * ended.score:.1f}{SINGLE * (ended.seeds == 1)}"
 
 
-def ends_best(records: list[Record]) -> list[str]:
-    """Which recipe ends best where, at an equal number of examples; and what becomes of JEST's lead
-    where recipes that select nothing go on."""
-    size = records[0]["batch_size"] / 1000
-    alone: dict[str, list[tuple[float, int]]] = {}
-    shared: dict[str, list[tuple[float, int]]] = {}
-    shown = _shown(records)
-    for (quality, steps), rows in shown.items():
-        names = dict.fromkeys("JEST" if m in JESTS else called(m) for m in level(rows))
-        group = shared if len(names) > 1 else alone
-        group.setdefault(" and ".join(names), []).append((quality, steps))
-
-    def where(at: list[tuple[float, int]]) -> str:
-        by: dict[float, list[str]] = {}
-        for quality, steps in sorted(at):
-            mark = SINGLE * (shown[quality, steps][0].seeds == 1)
-            by.setdefault(quality, []).append(f"{steps * size:,.0f}k{mark}")
-        return ", ".join(f"{100 * q:g} % ({', '.join(n)})" for q, n in by.items())
-
+def ahead(records: list[Record]) -> list[str]:
+    """Of each quality at which JEST ends above everything else, at the longest such length: does a
+    recipe that selects nothing get there when it goes on?"""
+    size, curves, shown = records[0]["batch_size"] / 1000, at_quality(records), _shown(records)
+    first = {q: n for (q, n), rows in sorted(shown.items()) if {*level(rows)} <= {*JESTS}}
     lines = []
-    if alone:
-        first = sorted(alone.items(), key=lambda found: found[0] != "JEST")
-        parts = [f"**{name}** at {where(at)}" for name, at in first]
-        lines.append(
-            "What ends best at an equal number of examples, by the share of wrong captions (and "
-            f"examples): {'; '.join(parts)}."
-        )
-    if shared:
-        parts = [f"{name} at {where(at)}" for name, at in shared.items()]
-        lines.append(f"Within the error of each other: {'; '.join(parts)}.")
-    curves = at_quality(records)
-    for quality in sorted({q for q, _ in alone.get("JEST", [])}):
-        steps = max(n for q, n in alone["JEST"] if q == quality)
+    for quality, steps in first.items():
         best = shown[quality, steps][0]
         others = [
-            (cell.mean, cell.examples, name, len(cell.scores))
+            (Ended(name, cell.mean, math.nan, len(cell.scores)), cell.examples / 1000)
             for name in CONTROLS
             for cell in cells(curves, named(name, quality))
         ]
         if not others:
             continue
-        top, examples, name, seeds = max(others)
-        longest = max(other[1] for other in others)
-        top_ = Ended(name, top, math.nan, seeds)
-        at = f"With {100 * quality:g} % wrong captions {called(best.method)} is at "
-        at += f"{_percent(best)} % after {steps * size:,.0f}k examples; "
-        if top < best.score:
-            at += f"no simpler recipe got above {_percent(top_)} % ({called(name)}), in up to "
-            at += f"{longest / 1000:,.0f}k."
+        top, after = max(others, key=lambda other: other[0].score)
+        text = f"With {100 * quality:g} % wrong captions {called(best.method)} is at "
+        text += f"{_percent(best)} % after {steps * size:,.0f}k examples; "
+        if top.score < best.score:
+            text += f"no simpler recipe got above {_percent(top)} % ({called(top.method)}), in up "
+            text += f"to {max(n for _, n in others):,.0f}k."
         else:
-            at += f"{called(name)} gets to {_percent(top_)} % after {examples / 1000:,.0f}k."
-        lines.append(at)
+            text += f"{called(top.method)} gets to {_percent(top)} % after {after:,.0f}k."
+        lines.append(text)
     return lines
 
 
-def _sure(records: list[Record], axis: str, simpler: bool) -> dict[tuple[int, float], list[Ratio]]:
-    """JEST's savings over uniform training, or over the best simpler recipe, by (length, quality)
-    at `_ends`, at both filter ratios: those whose interval is known."""
-    found: dict[tuple[int, float], list[Ratio]] = {}
+def _sure(records: list[Record], axis: str, simpler: bool) -> list[tuple[str, Ratio]]:
+    """JEST's savings over uniform training, or over the best simpler recipe, at `_ends` and both
+    filter ratios, each with its cell in words: those whose interval is known."""
+    found = []
     for steps, quality, name in product(_ends(records), qualities(records), JESTS):
         ratio = saving(records, name, quality, steps, axis, simpler)
         if ratio is not None and not math.isnan(ratio.low):
-            found.setdefault((steps, quality), []).append(ratio)
+            examples = steps * records[0]["batch_size"] / 1000
+            found.append((f"{100 * quality:g} % wrong captions, {examples:,.0f}k examples", ratio))
     return found
 
 
-def _sides(ratios: Sequence[Ratio]) -> tuple[int, int]:
+def _sides(found: Sequence[tuple[str, Ratio]]) -> tuple[int, int]:
     """In how many the whole interval says that JEST needs less, and more."""
-    return sum(ratio.low > 1 for ratio in ratios), sum(ratio.high < 1 for ratio in ratios)
+    return sum(r.low > 1 for _, r in found), sum(r.high < 1 for _, r in found)
 
 
 def in_short(records: list[Record]) -> list[str]:
     """The answer in one sentence; nothing where no interval is known."""
-    paid_at = _sure(records, "charged", True)
-    over = [r for each in _sure(records, "examples", False).values() for r in each]
-    paid = [r for each in paid_at.values() for r in each]
+    over, paid = _sure(records, "examples", False), _sure(records, "charged", True)
     if not over or not paid:
         return []
-    pays: dict[float, list[str]] = {}
-    for (steps, quality), each in paid_at.items():
-        if _sides(each)[0]:
-            examples = steps * records[0]["batch_size"]
-            pays.setdefault(quality, []).append(f"{examples / 1000:,.0f}k examples")
-    where = "; ".join(f"{100 * q:g} % wrong captions, {', '.join(at)}" for q, at in pays.items())
-    ordered = sorted(over, key=lambda ratio: ratio.ratio)
+    ordered = sorted((r for _, r in over), key=lambda ratio: ratio.ratio)
     least = next((ratio for ratio in ordered if ratio.status == REACHED), ordered[0])
-    most = ordered[-1]
+    pays = "; ".join(dict.fromkeys(cell for cell, ratio in paid if ratio.low > 1))
     (fewer, _), (less, more) = _sides(over), _sides(paid)
     return [
         f"**In short:** for the score that JEST reaches uniform training needs {_plain(least)} to "
-        f"{_plain(most)} the examples (JEST fewer in {fewer} of {len(over)} cells). Something "
-        "simpler with the same curated pairs, everything charged, needs less compute than JEST in "
-        f"{more} of {len(paid)} cells, more in {less}{f' ({where})' if where else ''}."
+        f"{_plain(ordered[-1])} the examples (JEST fewer in {fewer} of {len(over)} cells "
+        "of pool, length and filter ratio). "
+        "Something simpler with the same curated pairs, everything charged, needs less compute "
+        f"than JEST in {more} of {len(paid)} cells, more in {less}{pays and f' ({pays})'}."
     ]
 
 
@@ -292,8 +256,7 @@ def overall(records: list[Record]) -> list[str]:
     for against, axes in AGAINST.items():
         parts = []
         for words, axis in axes.items():
-            found = _sure(records, axis, against != "uniform training")
-            if sure := [ratio for each in found.values() for ratio in each]:
+            if sure := _sure(records, axis, against != "uniform training"):
                 less, more = _sides(sure)
                 rest = {"more": more, "undecided": len(sure) - less - more}
                 told = [f"{word} in {n}" for word, n in rest.items() if n]

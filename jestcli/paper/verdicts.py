@@ -37,6 +37,7 @@ SOON = "open"
 WORDS = (HOLDS, MIXED, METRIC, CONTRADICTED, UNDECIDED, SOON, MISSING)
 ALPHA = 1 - LEVEL
 HOURS = 10.0
+LEAST = 1e-9  # of a p value that is told; less depends on the processor's rounding
 FOR, AGAINST, OPEN, ABSENT = "for", "against", "open", "absent"
 
 
@@ -277,7 +278,7 @@ def _sentence(
     text = f"{contrast.says}: {_number(effect, claim.metric)}"
     if math.isnan(effect.se):
         return f"{text}, one seed."
-    text += f", p = {effect.p:.2g}" if p is None else f", p = {p:.2g} (Holm)"
+    text += f", {_chance(effect.p)}" if p is None else f", {_chance(p)} (Holm)"
     scale, _, digits = _unit(claim.metric)
     text += f", detectable {scale * effect.detectable:.{digits}f}"
     text += ", by their own scatter" if first.own else ""
@@ -286,12 +287,16 @@ def _sentence(
     return f"{text} ({effect.n} seeds)."
 
 
+def _chance(p: float) -> str:
+    return f"p = {p:.2g}" if p >= LEAST else f"p < {LEAST:.0e}"
+
+
 def _number(effect: Effect, metric: str) -> str:
     scale, unit, digits = _unit(metric)
-    text = f"{scale * effect.estimate:+.{digits}f} {unit}"
-    if math.isnan(effect.se):
-        return text
-    return f"{text} [{scale * effect.low:+.{digits}f}, {scale * effect.high:+.{digits}f}]"
+    # Records hold five digits; the sixteenth, another on another processor, must not decide a tie.
+    told = (round(scale * x, 9) for x in (effect.estimate, effect.low, effect.high))
+    estimate, low, high = (f"{x:+.{digits}f}" for x in told)
+    return f"{estimate} {unit}" + ("" if math.isnan(effect.se) else f" [{low}, {high}]")
 
 
 def _unit(metric: str) -> tuple[float, str, int]:
