@@ -77,8 +77,9 @@ def steps(folder: Path) -> Table:
     named = {"train-cpu": "default tower", "train-vit": "ViT", "train-cuda": "default tower"}
     for name, tower in named.items():
         result = read(folder, name)
-        if gpu := result["environment"].get("gpu"):
-            tower += f", one {gpu}"
+        about = result["environment"]
+        if gpu := about.get("gpu"):
+            tower += f", one {gpu} (torch {about['packages']['torch']}, {about['commit'][:12]})"
         for row in result["rows"]:
             target, share = TARGETS.get(row["name"]), row["select_share"]
             rows.append(

@@ -1,5 +1,4 @@
-"""What the map's page and the README say of the map: `python -m tools.map_page` writes it there from
-the records."""
+"""What README and the map's page say of the map's records; `python -m tools.map_page` writes it."""
 
 from __future__ import annotations
 

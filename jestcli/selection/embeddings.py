@@ -121,12 +121,17 @@ def _check_form(side: Tensor, name: str) -> None:
         raise ValueError(f"{name} must be float16, bfloat16, float32 or float64, got {side.dtype}")
 
 
-def _check_norms(side: Tensor, name: str) -> None:
+def norms_and_good(side: Tensor) -> tuple[Tensor, Tensor]:
+    """The L2 norms of rows, [B], and which of them are 1, bool [B]."""
     norms = torch.linalg.vector_norm(side, dim=1, dtype=wide(side))
-    wrong = ~((norms - 1).abs() <= NORM_TOLERANCE[side.dtype])  # a NaN compares false: wrong
-    if not wrong.any():
+    return norms, (norms - 1).abs() <= NORM_TOLERANCE[side.dtype]  # a NaN compares false
+
+
+def _check_norms(side: Tensor, name: str) -> None:
+    norms, good = norms_and_good(side)
+    if good.all():
         return
-    row = int(wrong.nonzero()[0, 0])
+    row = int((~good).nonzero()[0, 0])
     if not norms.isfinite().all():
         row = int((~norms.isfinite()).nonzero()[0, 0])
         raise ValueError(f"{name} must be finite: row {row} holds a NaN or an infinity")

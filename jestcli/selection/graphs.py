@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from jestcli.selection import noise
-from jestcli.selection.embeddings import NORM_TOLERANCE, PairEmbeddings, wide
+from jestcli.selection.embeddings import PairEmbeddings, norms_and_good
 from jestcli.selection.scores import full_precision
 from jestcli.selection.task import Task
 
@@ -88,7 +88,7 @@ class Inputs:
         device, draws = task.index.device, range(len(task.chunk_sizes()))
 
         def own(pairs: PairEmbeddings) -> PairEmbeddings:
-            image, text = (torch.empty_like(x).copy_(x) for x in (pairs.image, pairs.text))
+            image, text = pairs.image.clone(), pairs.text.clone()
             numbers: list[Any] = [pairs.scale, pairs.bias]
             scale, bias = (torch.tensor(float(x), dtype=torch.float64) for x in numbers)
             return PairEmbeddings(image, text, scale.to(device), bias.to(device))
@@ -116,10 +116,7 @@ class Inputs:
 
     @staticmethod
     def _are_good(pairs: PairEmbeddings) -> Tensor:
-        found = []
-        for side in (pairs.image, pairs.text):
-            norms = torch.linalg.vector_norm(side, dim=1, dtype=wide(side))
-            found.append(((norms - 1).abs() <= NORM_TOLERANCE[side.dtype]).all())
+        found = [norms_and_good(side)[1].all() for side in (pairs.image, pairs.text)]
         scale, bias = (torch.as_tensor(x) for x in (pairs.scale, pairs.bias))
         found += [(scale > 0) & (scale < HUGE), bias.abs() < HUGE]
         return torch.stack(found).all()
