@@ -137,12 +137,16 @@ def compact(record: Record) -> Record:
 def save_records(
     path: Path, records: list[Record], data: str, profile: str, small: bool = False
 ) -> None:
-    """Write records and their header to `path`, atomically, in a fixed order, one a line. small:
-    each as `compact` leaves it, where there are hundreds."""
+    """Write records and their header to `path`, atomically, in a fixed order, one a line; what the
+    first says of the benchmarks stands in the header, for those that say the same. small: each as
+    `compact` leaves it, where there are hundreds."""
     records = list(map(compact, records)) if small else records
     ordered = sorted(records, key=lambda r: (r["name"], r["seed"], r["digest"]))
-    about = {"data": data, "profile": profile, "format": FORMAT}
-    lines = ",\n".join(json.dumps(r, sort_keys=True, separators=(",", ":")) for r in ordered)
+    about: Record = {"data": data, "profile": profile, "format": FORMAT}
+    if ordered:
+        about |= {"benchmarks": ordered[0]["benchmarks"]}
+    told = [dict(x for x in r.items() if x not in about.items()) for r in ordered]
+    lines = ",\n".join(json.dumps(r, sort_keys=True, separators=(",", ":")) for r in told)
     head = json.dumps(about, ensure_ascii=False)
     save_text(path, f'{head[:-1]}, "records": [\n{lines}\n]}}\n')
 
@@ -154,6 +158,7 @@ def load_records(path: Path) -> tuple[Header, list[Record]]:
         raise DataError(f"{path} has record format {content.get('format')}, not {FORMAT}")
     with reading(path):
         for record in content["records"]:
+            record.setdefault("benchmarks", content.get("benchmarks"))
             for key, kind in FIELDS.items():
                 if not isinstance(record[key], kind):
                     raise ValueError(f"{key} of {record.get('name')} is no {kind.__name__}")

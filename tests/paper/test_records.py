@@ -75,6 +75,14 @@ def test_a_file_holds_what_was_saved_in_a_fixed_order(tmp_path):
     ]
     assert {r["digest"]: r for r in loaded} == {r["digest"]: r for r in records}
     assert path.stat().st_size < 15_000 * len(records)
+    # What the benchmarks are stands there once; a record of others, and files of before, have it.
+    about = json.loads(path.read_text())
+    assert about["benchmarks"] and not any("benchmarks" in r for r in about["records"])
+    other = records[0] | {"benchmarks": {}}
+    save_records(path, [other, *records[1:]], *HEADER)
+    assert {r["digest"]: r for r in load_records(path)[1]}[other["digest"]] == other
+    path.write_text(json.dumps({**HEADER._asdict(), "format": 1, "records": records}))
+    assert load_records(path)[1] == records
 
 
 def test_unfinished_runs_and_wrong_files_are_named_in_one_line(tmp_path):
