@@ -77,7 +77,7 @@ def _width() -> int | None:
 
 
 def _compare(found: list[Listed]) -> None:
-    from jestcli.runs import listing
+    from jestcli.runs import compare, listing
 
     letters = [chr(ord("A") + i) for i in range(len(found))]
     for letter, each in zip(letters, found, strict=True):
@@ -87,22 +87,22 @@ def _compare(found: list[Listed]) -> None:
             f"{letter}  {row['name']}: {', '.join((*words[1:3], f'seed {words[3]}'))}, "
             f"{words[5]}, {words[4]} steps ({each.folder})"
         )
-    if settings := listing.differing(found):
+    if settings := compare.differing(found):
         say(f"\n{as_table([['setting', *letters], *settings], (), _width())}")
-    if scores := listing.score_rows(found):
+    if scores := compare.score_rows(found):
         head = ["score, %", *letters, *(["B - A"] if len(scores[0]) > len(letters) + 1 else [])]
         say(f"\n{as_table([head, *scores], range(1, len(head)), _width())}")
-    if drawn := listing.curves(found, _width() or 80):
+    if drawn := compare.curves(found, _width() or 80):
         say(f"\n{drawn}")
 
 
 def _prune(yes: bool) -> None:
-    from jestcli.runs import listing
+    from jestcli.runs import leftovers, listing
 
-    found, total = listing.leftovers(listing.default_runs()), 0
+    found, total = leftovers.leftovers(listing.default_runs()), 0
     for left in found:
         size = left.bytes
-        gone = not yes or listing.remove(left)
+        gone = not yes or leftovers.remove(left)
         total += size if gone else 0
         say(f"{left.folder}: {left.why}, {listing.in_bytes(size)}{'' if gone else ' (in use)'}")
     verb = "freed" if yes else "could be freed: the same with --yes"
