@@ -417,9 +417,11 @@ def _one_forecast(row: dict[str, Any], name: str) -> list[str]:
     share = row["seen"]["share"]
     value, low, high = (f"{share['looks_wrong'][k]:.3f}" for k in ("value", "low", "high"))
     cut = ("Train it", "All of it")
+    names = {each["name"] for each in row["answer"]["now"]["rows"]}
+    without = "" if "finetune" in names else ", before fine-tuning was one of the races"
     return [
         f"**{name}**, {row['pairs']:,} pairs sampled, {row['runs']} runs, races of {short:,} and "
-        f"{long:,} steps:",
+        f"{long:,} steps, --minutes {row['minutes']:g}{without}:",
         "",
         f"- Cannot be told from wrong captions: {value} [{low}, {high}], {share['kind']}; AUC "
         f"{share['auc_curated']:.3f} on held-out curated pairs, {share['auc']:.3f} on the pool.",

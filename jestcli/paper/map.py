@@ -97,6 +97,23 @@ def longer(records: Sequence[Record]) -> list[int]:
     return sorted({steps for (_, steps), found in seeds.items() if len(found) > 1})
 
 
+def every_length(records: Sequence[Record]) -> list[int]:
+    """`lengths` and those beyond."""
+    return [*lengths(records), *longer(records)]
+
+
+def better(records: Sequence[Record], quality: float, steps: int) -> str:
+    """The JEST, at one filter ratio or the other, that ends higher at a cell."""
+    curves, examples = at_quality(records), steps * records[0]["batch_size"]
+    ended = {
+        name: cell.mean
+        for name in JESTS
+        for cell in cells(curves, named(name, quality))
+        if cell.examples == examples
+    }
+    return max(ended, key=ended.__getitem__, default=JESTS[0])
+
+
 def needs_no_strong(method: str) -> bool:
     """Whether a method knows the weak reference at most."""
     return method.endswith("weak") or method in ("curated", "mixed", "uniform", "cabs")

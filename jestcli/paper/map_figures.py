@@ -13,7 +13,9 @@ from jestcli.paper import theme as look
 from jestcli.paper.map import (
     Ended,
     at_quality,
+    better,
     lengths,
+    longer,
     longest,
     named,
     qualities,
@@ -21,7 +23,7 @@ from jestcli.paper.map import (
     saving,
     winners,
 )
-from jestcli.paper.map_words import JESTS, answer, level, table
+from jestcli.paper.map_words import JESTS, answer, kinds, table
 from jestcli.paper.methods import (
     BLUE,
     COLOURS,
@@ -43,7 +45,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Fig. 1, digitised [P]; the paper charges no reference.
 PAPER = ((13.1, "paper: ×13.1 examples", 1.06, "bottom"), (9.9, "paper: ×9.9 FLOPs", 0.94, "top"))
+BEST = "What ends best at an equal number of examples (¹: one seed)"
+BETTER = "jest at the better filter ratio"
 
 LEAST = 2**-5.6  # the lowest saving that is drawn
 # Drawn in colour and by name; other recipes are grey.
@@ -67,12 +72,6 @@ ALL = (
     ("seconds", False, "seconds", SKY),
     ("charged", True, "the same, over the best simpler recipe", GREEN),
 )
-FAMILIES = {
-    **dict.fromkeys(JESTS, "JEST"),
-    **dict.fromkeys(("filtered", "filtered-20", "negclip"), "filter once"),
-    **dict.fromkeys(("finetune", "finetune-1e-3"), "fine-tune"),
-    "curated": "curated",  # alone; short, for two names stand under one another
-}
 
 
 def draw_all(header: Header, records: list[Record], folder: Path) -> list[Path]:
@@ -90,22 +89,46 @@ def draw_all(header: Header, records: list[Record], folder: Path) -> list[Path]:
 
 
 def make_headline(records: list[Record], note: str, theme: Theme) -> Figure:
-    """Does it pay, and against what: savings against pool quality at the shortest and the longest
-    length, with what ends best; below them the curves at .8 wrong captions."""
+    """Does it pay, and against what: savings against pool quality at the shortest length, the
+    longest, and those beyond, with what ends best; below them the curves at .8 wrong captions."""
     title = "Does JEST pay? What it saves, by the share of wrong captions in the pool"
-    words = "Hollow: one seed, or a bound (with an arrow). A bar without an end reaches beyond it."
+    words = "JEST at its better filter ratio (.8 or .9), strong reference. Hollow: one seed, or a "
+    words += "bound. Arrow: the interval is open."
     ends = lengths(records)
+    shown = [*dict.fromkeys((*ends[:1], *ends[-1:], *longer(records)))]
     figure, top = look.frame(title, words, note, 8.1, theme)
-    for k, length in enumerate(dict.fromkeys((*ends[:1], *ends[-1:]))):
-        axes = look.place(figure, 0.75 + 4.25 * k, top + 0.55, 3.7, 3.1)
-        _strip(axes, records, length, _savings(axes, records, "jest", length, TWO, theme), theme)
-        if k:
+    known = [len(_known(records, length)) + 1 for length in shown]  # as wide as there are pools
+    left, unit = 0.75, (8.1 - 0.35 * (len(shown) - 1)) / max(1, sum(known))
+    for length, pools in zip(shown, known, strict=True):
+        axes = look.place(figure, left, top + 0.55, unit * pools, 3.1)
+        drawn = _savings(axes, records, BETTER, length, TWO, theme)
+        _strip(axes, records, length, drawn, theme)
+        axes.set_title(axes.get_title("left").partition(", ")[0])
+        if left > 0.75:
             axes.set_ylabel("")
+            axes.tick_params(labelleft=False)
         else:
+            where = axes.get_xaxis_transform()
+            axes.text(-0.5, -0.19, f"{BEST}:", size=FONT, va="top", transform=where)
             how: Any = {"ncols": 2, "fontsize": FONT + 1, "columnspacing": 1.4}
-            axes.legend(loc="lower left", bbox_to_anchor=(-0.14, 1.07), **how)
+            axes.legend(loc="lower left", bbox_to_anchor=(-0.16, 1.07), **how)
+        left += unit * pools + 0.35
     _curves(look.place(figure, 0.75, top + 5.1, 5.6, 2.6), records, 0.8, theme)
     return figure
+
+
+def _known(records: list[Record], steps: int) -> list[float]:
+    """The qualities at which JEST's saving over uniform training is known."""
+    found = qualities(records)
+    return [q for q in found if _saving(records, BETTER, q, steps, "examples", False) is not None]
+
+
+def _saving(
+    records: list[Record], method: str, quality: float, steps: int, axis: str, control: bool
+) -> Ratio | None:
+    """`saving`, of BETTER too."""
+    mine = better(records, quality, steps) if method == BETTER else method
+    return saving(records, mine, quality, steps, axis, control)
 
 
 def make_conventions(records: list[Record], note: str, theme: Theme) -> Figure:
@@ -113,7 +136,7 @@ def make_conventions(records: list[Record], note: str, theme: Theme) -> Figure:
     rows = [(m, ends) for m in ("jest", "jest-weak") if (ends := lengths(records, m))]
     title = "What JEST saves over uniform training, in every convention of cost"
     figure, top = look.frame(
-        title, "Hollow: a bound, or one seed.", note, 0.7 + 3.5 * len(rows), theme
+        title, "JEST at f = .8. Hollow: a bound, or one seed.", note, 0.7 + 3.5 * len(rows), theme
     )
     for i, (method, ends) in enumerate(rows):
         for k, length in enumerate(dict.fromkeys((ends[0], ends[-1]))):
@@ -135,9 +158,9 @@ def _savings(
 ) -> list[float]:
     """Lines such as those of ALL at one length, with intervals; arrows where there is a bound.
     Returns the qualities, which stand at 0, 1, 2 and so on."""
-    known, every = qualities(records, method), []
+    known, every = qualities(records, "jest" if method == BETTER else method), []
     for axis, control, _, _ in lines:
-        each = {q: saving(records, method, q, steps, axis, control) for q in known}
+        each = {q: _saving(records, method, q, steps, axis, control) for q in known}
         every.append({q: ratio for q, ratio in each.items() if ratio is not None})
     shown = sorted(set().union(*every))
     axes.set_yscale("log", base=2)
@@ -160,7 +183,7 @@ def _savings(
                 tip = ratio.ratio * (1.7 if up else 1 / 1.7)
                 axes.annotate("", (at, tip), (at, ratio.ratio), arrowprops=arrow)
     axes.axhline(1, color=theme.text, lw=0.8)
-    for y, words, off, va in PAPER:  # Fig. 1, digitised [P]; the paper charges no reference
+    for y, words, off, va in PAPER[: 1 if lines is TWO else 2]:  # TWO has no FLOPs over uniform
         axes.axhline(y, color=theme.muted, lw=0.8, ls=":")
         axes.text(-0.45, y * off, words, size=FONT - 2, color=theme.muted, va=va)
     axes.set_ylim(LEAST, 100)
@@ -174,7 +197,7 @@ def _savings(
     size = steps * records[0]["batch_size"] / 1000
     which = "weak" if method.endswith("weak") else "strong"
     axes.set_title(f"{size:,.0f}k examples, {which} reference")
-    axes.set_ylabel("times less than the other needs")
+    axes.set_ylabel("JEST needs so many times less")
     return shown
 
 
@@ -183,18 +206,16 @@ def _strip(
 ) -> None:
     """Under the axes what ends best at an equal number of examples, in words, by pool quality."""
     how: Any = {"va": "top", "transform": axes.get_xaxis_transform()}
-    axes.text(-0.5, -0.19, "What ends best, at an equal number of examples:", size=FONT, **how)
     for (quality, _), rows in winners(records, [steps]).items():
         if quality not in shown:
             continue
-        best = level(rows)
-        kinds = list(dict.fromkeys(FAMILIES.get(m, style(m).label) for m in best))
-        words = "\nor ".join(kinds[:2]).lower().replace("jest", "JEST") + (
-            "\n(one seed)" if rows[0].seeds == 1 else ""
-        )
-        bare = style(best[0]).colour if len(kinds) == 1 else "grey"
+        names = kinds(rows)
+        words = "\nor ".join(names[:2]).replace(" alone", "").replace(
+            "pendent", "p."
+        ) + "\nor …" * (len(names) > 2)
+        bare = style(rows[0].method).colour if len(names) == 1 else "grey"
         # Two names need the room that a larger one has alone.
-        size = FONT + 1 if len(kinds) == 1 else FONT - 0.5
+        size = FONT if len(names) == 1 else FONT - 1.5
         how |= {"ha": "center", "weight": "bold", "size": size, "color": theme.colour(bare)}
         axes.text(shown.index(quality), -0.26, words, **how)
 
@@ -261,7 +282,7 @@ def make_map(records: list[Record], note: str, steps: Sequence[int], theme: Them
     hatched where the lead is within the error or a score is of one seed. A panel a reference."""
     panels = [(weak, best) for weak in (False, True) if (best := winners(records, steps, weak))]
     height = 0.95 * len(steps)
-    title = "What ends best (hatched: within the error, or one seed)"
+    title = "What ends best (hatched: another kind of recipe is level, or one seed)"
     figure, top = look.frame(title, "", note, (height + 0.9) * len(panels), theme)
     for number, (weak, best) in enumerate(panels):
         axes = look.place(figure, 1.2, top + 0.2 + (height + 0.9) * number, 7.4, height)
@@ -283,9 +304,11 @@ def _cells_of_map(
     for (quality, length), rows in best.items():
         first, *rest = rows
         x, y, how = shown.index(quality), list(steps).index(length), style(first.method)
-        mine = first.method.startswith(JESTS)
-        against = next((r for r in rest if r.method.startswith(JESTS) != mine), rest[0])
-        sure = len(level(rows)) == 1 and min(first.seeds, against.seeds) > 1
+        mine = first.method.removesuffix("-weak") in JESTS
+        against = next(
+            (r for r in rest if (r.method.removesuffix("-weak") in JESTS) != mine), rest[0]
+        )
+        sure = len(kinds(rows)) == 1 and min(first.seeds, against.seeds) > 1
         colours: Any = {
             "facecolor": theme.colour(how.colour),
             "edgecolor": theme.muted,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,8 +14,9 @@ from jestcli.paper.map import (
     JESTS,
     Ended,
     at_quality,
+    better,
+    every_length,
     lengths,
-    longer,
     named,
     qualities,
     reach,
@@ -24,14 +26,24 @@ from jestcli.paper.map import (
 )
 from jestcli.paper.methods import MARK, style
 from jestcli.paper.records import Record, value
-from jestcli.paper.saving import REACHED, Cell, Ratio, cells
+from jestcli.paper.saving import LESS, MORE, REACHED, Cell, Ratio, cells
 from jestcli.utils.tables import Table
 
 SINGLE = "¹"  # after a score of one seed
 # Methods whose settings trials of their own chose (docs/protocol.md); the others have JEST's.
 TUNED = ("uniform", "jest", "jest-90", "filtered", "filtered-20", "curated", "finetune-1e-3")
 UNTUNED = "†"
-COSTS = ("examples", "compute", "compute, reference charged")
+FAMILIES = {
+    **dict.fromkeys(JESTS, "JEST"),
+    **dict.fromkeys(("filtered", "filtered-20", "negclip"), "filter once"),
+    **dict.fromkeys(("finetune", "finetune-1e-3"), "fine-tune"),
+    **{"curated": "curated alone", "independent": "independent"},
+}
+# Fig. 1, digitised [P]; the paper charges no reference.
+PAPER = (
+    ("the paper's ×13 fewer examples", "examples", 13.0),
+    ("its ×10 less compute, the reference charged,", "charged", 10.0),
+)
 AGAINST = {
     "uniform training": {
         "examples": "examples",
@@ -44,18 +56,23 @@ AGAINST = {
     },
 }
 ANSWER = (
-    *("examples", "wrong captions", "JEST", "uniform", "best simpler recipe"),
+    *("examples", "wrong captions", "f", "JEST", "uniform", "best simpler recipe"),
     *("fewer examples than uniform", "less compute (with the reference's)"),
-    "over the simpler recipe that saves most, all charged (reference and scores given)",
+    "less compute than the simpler recipe that is cheapest there (reference and scores given)",
+)
+ABOUT = (
+    "Above 1 JEST needs less. “More than”: the other never got there; “less than”: its shortest "
+    "run was better already; an interval's 0 and ∞ say the same of its ends. f: JEST's better "
+    f"filter ratio of .8 and .9. {UNTUNED}: with JEST's settings, not chosen by trials of its own."
 )
 
 
 def answer(records: list[Record]) -> list[str]:
-    """What figure 1 says, as lines of Markdown: a row for each pool quality and filter ratio at the
-    shortest and the longest length, and a sentence. Every number is from the records."""
+    """What cells.md says, as lines of Markdown: the short answer, what is saved, counted, and a row
+    for each pool quality and length. Every number is from the records."""
     curves, rows = at_quality(records), []
-    for steps, quality, method in product(_ends(records), qualities(records), JESTS):
-        examples = steps * records[0]["batch_size"]
+    for steps, quality in product(every_length(records), qualities(records)):
+        examples, method = steps * records[0]["batch_size"], better(records, quality, steps)
         scores = {
             name: 100 * cell.mean
             for name in (method, "uniform", *CONTROLS)
@@ -68,27 +85,21 @@ def answer(records: list[Record]) -> list[str]:
         controls = [name for name in scores if name in CONTROLS]
         if method not in scores or "uniform" not in scores or charged is None or not controls:
             continue
-        best, ratio = max(controls, key=scores.__getitem__), method[5:] or "80"
-        where = [f"{examples / 1000:,.0f}k", f"{100 * quality:g} %"]
-        reached = [f"{scores[method]:.1f} % at f = .{ratio.rstrip('0')}"]
-        reached += [f"{scores['uniform']:.1f} %", f"{scores[best]:.1f} % {called(best)}"]
+        best, ratio = max(controls, key=scores.__getitem__), ".9" if method == "jest-90" else ".8"
+        where = [f"{examples / 1000:,.0f}k", f"{100 * quality:g} %", ratio]
+        reached = [f"{scores[name]:.1f} %" for name in (method, "uniform", best)]
+        reached[-1] += f" {called(best)}"
         saved = [fewer, f"{less} ({with_reference})", f"{_plain(charged)} ({_plain(given)})"]
         rows.append([*where, *reached, *saved])
+    more = (*overall(records), *filter(None, [relevance(records)]))
     return [
         *short_answer(records),
         "",
-        *at_equal_scores(records),
+        *(f"- {words}" for words in more),
         "",
-        " ".join(filter(None, (sentence(records), relevance(records)))),
-        "",
+        *(("For the score that JEST reached:", "", ABOUT, "") if rows else ()),
         *Table("", ANSWER, rows).markdown().split("\n"),
     ]
-
-
-def _ends(records: list[Record]) -> list[int]:
-    """JEST's shortest length, its longest that several qualities have, and those beyond."""
-    run = lengths(records)
-    return [*dict.fromkeys((*run[:1], *run[-1:])), *longer(records)]
 
 
 def called(method: str) -> str:
@@ -96,22 +107,32 @@ def called(method: str) -> str:
     return style(method).label + ("" if method.removesuffix("-weak") in TUNED else UNTUNED)
 
 
-def level(rows: Sequence[Ended]) -> list[str]:
-    """Of a cell of `winners` the methods that are within the error of the best, it first."""
+def level(rows: Sequence[Ended]) -> list[Ended]:
+    """Of a cell of `winners` those that are within the error of the best, it first."""
     best = rows[0]
     near = (r for r in rows[1:] if best.score - r.score <= math.hypot(best.half, r.half))
-    return [best.method, *(row.method for row in near)]
+    return [best, *near]
+
+
+def kinds(rows: Sequence[Ended]) -> list[str]:
+    """The kinds of recipe that end best at a cell, the best first; ¹ behind one that is there by
+    runs of one seed alone."""
+    seeds: dict[str, int] = {}
+    for row in level(rows):
+        kind = FAMILIES.get(row.method, style(row.method).label)
+        seeds[kind] = max(row.seeds, seeds.get(kind, 0))
+    return [kind + SINGLE * (n == 1) for kind, n in seeds.items()]
 
 
 def _shown(records: list[Record]) -> dict[tuple[float, int], list[Ended]]:
     """`winners` of the qualities that several seeds ran."""
-    best = winners(records, [*lengths(records), *longer(records)])
+    best = winners(records, every_length(records))
     return {at: rows for at, rows in best.items() if at[0] in several(records)}
 
 
 def ended_best(records: list[Record]) -> Table:
-    """The recipe that ended best, by pool quality and length, beside JEST at its better filter
-    ratio where that is another; two recipes where the lead is within the error."""
+    """The kinds of recipe that ended best, by pool quality and length, with the best one's score;
+    beside JEST at its better filter ratio where that is another."""
     batch, best = records[0]["batch_size"], _shown(records)
     steps, rows = sorted({n for _, n in best}), []
     for quality in sorted({q for q, _ in best}):
@@ -121,66 +142,34 @@ def ended_best(records: list[Record]) -> Table:
                 row.append("–")
                 continue
             here = best[quality, n]
-            best_, jest = here[0], next(x for x in here if x.method in JESTS)
-            text = f"**{' or '.join(map(called, level(here)[:2]))}** {_percent(best_)}"
-            row.append(text if best_ is jest else f"{text}; {called(jest.method)} {_percent(jest)}")
+            *before, last = kinds(here)
+            words = f"{', '.join(before)} or {last}" if before else last
+            text = f"**{words}** {100 * here[0].score:.1f}"
+            jest = next(row for row in here if row.method in JESTS)
+            row.append(text if jest is here[0] else f"{text}; JEST {_percent(jest)}")
         rows.append(row)
     heads = [f"{n * batch / 1000:,.0f}k examples" for n in steps]
     return Table("", ["wrong captions", *heads], rows)
 
 
-def saved(records: list[Record]) -> Table:
-    """What JEST saves at its better filter ratio, by pool quality and length (`_ends`)."""
-    curves, rows = at_quality(records), []
-    for steps, quality in product(_ends(records), several(records)):
-        examples = steps * records[0]["batch_size"]
-        ended = {
-            cell.mean: name
-            for name in JESTS
-            for cell in cells(curves, named(name, quality))
-            if cell.examples == examples
-        }
-        if not ended:
-            continue
-        method = ended[max(ended)]
-        cell = (records, method, quality, steps)
-        over = [saving(*cell, axis) for axis in ("examples", "cached", "charged")]
-        if over[0] is not None:
-            best = [saving(*cell, axis, True) for axis in ("charged", "cached")]
-            ratio = ".9" if method == "jest-90" else ".8"
-            where = [f"{examples / 1000:,.0f}k", f"{100 * quality:g} %", ratio]
-            rows.append([*where, *map(_plain, (*over, *best))])
-    head = ("JEST's examples", "wrong captions", "f", *(f"{what}, over uniform" for what in COSTS))
-    head += tuple(f"{what}, over the best simpler recipe" for what in COSTS[:0:-1])
-    return Table("", head, rows)
-
-
 def short_answer(records: list[Record]) -> list[str]:
     """What the README says, as far as runs are there: sentences and a table, as Markdown."""
-    lines = [f"- {words}" for words in (*in_short(records), *ahead(records))]
+    found = (*over_uniform(records), *over_simpler(records), *ahead(records))
+    lines = [f"- {words}" for words in found]
     lines += [""] if lines else []
     ended = ended_best(records)
     if ended.rows:
-        best = ended.markdown().split("\n")
-        half, what = 100 * reach(records) / math.sqrt(3), "what ended best, and its score in %"
-        error = "" if math.isnan(half) else f", 95 % interval ±{half:.1f} with three seeds"
-        lines += [f"At an equal number of examples: {what}{error}.", "", *best, ""]
-    if any(UNTUNED in line for line in lines):
-        lines += [f"{UNTUNED} With JEST's settings, not chosen by trials of its own.", ""]
+        half = 100 * reach(records) / math.sqrt(3)
+        error = "" if math.isnan(half) else f" (95 % interval ±{half:.1f} with three seeds)"
+        lines += [
+            "What ended best at an equal number of examples, and its score in %; “A or B”: within "
+            f"the error of each other{error}, the first one's score.",
+            *("", *ended.markdown().split("\n"), ""),
+        ]
     if any(SINGLE in line for line in lines):
-        lines += [f"{SINGLE} One seed, the others two or three.", ""]
+        most = max(row.seeds for rows in _shown(records).values() for row in rows)
+        lines += [f"{SINGLE} One seed; the others up to {most}.", ""]
     return lines[:-1]
-
-
-def at_equal_scores(records: list[Record]) -> list[str]:
-    """What JEST saves, counted and as a table."""
-    lines = [f"- {words}" for words in overall(records)]
-    gained = saved(records)
-    if gained.rows:
-        what = "At an equal score: how many times less JEST needs (below 1: more), at the filter "
-        what += "ratio f that ends higher."
-        lines += ["", what, "", *gained.markdown().split("\n")]
-    return lines
 
 
 def _percent(ended: Ended) -> str:
@@ -191,7 +180,7 @@ def ahead(records: list[Record]) -> list[str]:
     """Of each quality at which JEST ends above everything else, at the longest such length: does a
     recipe that selects nothing get there when it goes on?"""
     size, curves, shown = records[0]["batch_size"] / 1000, at_quality(records), _shown(records)
-    first = {q: n for (q, n), rows in sorted(shown.items()) if {*level(rows)} <= {*JESTS}}
+    first = {q: n for (q, n), rows in sorted(shown.items()) if kinds(rows) == ["JEST"]}
     lines = []
     for quality, steps in first.items():
         best = shown[quality, steps][0]
@@ -214,38 +203,66 @@ def ahead(records: list[Record]) -> list[str]:
     return lines
 
 
-def _sure(records: list[Record], axis: str, simpler: bool) -> list[tuple[str, Ratio]]:
-    """JEST's savings over uniform training, or over the best simpler recipe, at `_ends` and both
-    filter ratios, each with its cell in words: those whose interval is known."""
+class _Saved(NamedTuple):
+    """What JEST saves at a cell, at its better filter ratio, where its interval is known."""
+
+    quality: float
+    examples: int
+    ratio: Ratio
+
+
+def _savings(records: list[Record], axis: str, simpler: bool) -> list[_Saved]:
+    """Over uniform training, or over the best simpler recipe, at every cell."""
     found = []
-    for steps, quality, name in product(_ends(records), qualities(records), JESTS):
-        ratio = saving(records, name, quality, steps, axis, simpler)
+    for steps, quality in product(every_length(records), several(records)):
+        ratio = saving(records, better(records, quality, steps), quality, steps, axis, simpler)
         if ratio is not None and not math.isnan(ratio.low):
-            examples = steps * records[0]["batch_size"] / 1000
-            found.append((f"{100 * quality:g} % wrong captions, {examples:,.0f}k examples", ratio))
+            found.append(_Saved(quality, steps * records[0]["batch_size"], ratio))
     return found
 
 
-def _sides(found: Sequence[tuple[str, Ratio]]) -> tuple[int, int]:
-    """In how many the whole interval says that JEST needs less, and more."""
-    return sum(r.low > 1 for _, r in found), sum(r.high < 1 for _, r in found)
+def _places(found: Sequence[_Saved]) -> str:
+    """ "80 % (96k, 192k)"."""
+    by: dict[float, list[str]] = {}
+    for each in found:
+        by.setdefault(each.quality, []).append(f"{each.examples / 1000:,.0f}k")
+    return ", ".join(f"{100 * q:g} % ({', '.join(n)})" for q, n in sorted(by.items()))
 
 
-def in_short(records: list[Record]) -> list[str]:
-    """The answer in one sentence; nothing where no interval is known."""
-    over, paid = _sure(records, "examples", False), _sure(records, "charged", True)
-    if not over or not paid:
+def _sides(found: Sequence[_Saved], factor: float = 1.0) -> tuple[list[_Saved], list[_Saved]]:
+    """Those whose whole interval lies above, and below, a factor."""
+    above = [each for each in found if each.ratio.low > factor]
+    return above, [each for each in found if each.ratio.high < factor]
+
+
+def over_uniform(records: list[Record]) -> list[str]:
+    """What JEST saves over uniform training, beside the paper's factors."""
+    found = _savings(records, "examples", False)
+    if not found:
         return []
-    ordered = sorted((r for _, r in over), key=lambda ratio: ratio.ratio)
+    ordered = sorted((each.ratio for each in found), key=lambda ratio: ratio.ratio)
     least = next((ratio for ratio in ordered if ratio.status == REACHED), ordered[0])
-    pays = "; ".join(dict.fromkeys(cell for cell, ratio in paid if ratio.low > 1))
-    (fewer, _), (less, more) = _sides(over), _sides(paid)
+    text = (
+        f"**Over uniform training:** for the score that JEST reaches it needs {_plain(least)} to "
+        f"{_plain(ordered[-1])} the examples. Of {len(found)} cells (wrong captions, examples)"
+    )
+    for words, axis, factor in PAPER:
+        above, below = _sides(_savings(records, axis, False), factor)
+        text += f" {words} is reached at {_places(above) or 'no cell'}, excluded in {len(below)};"
+    return [text[:-1] + "."]
+
+
+def over_simpler(records: list[Record]) -> list[str]:
+    """Where JEST needs less compute than everything simpler, every cost charged."""
+    found = _savings(records, "charged", True)
+    if not found:
+        return []
+    less, more = _sides(found)
+    undecided = len(found) - len(less) - len(more)
     return [
-        f"**In short:** for the score that JEST reaches uniform training needs {_plain(least)} to "
-        f"{_plain(ordered[-1])} the examples (JEST fewer in {fewer} of {len(over)} cells "
-        "of pool, length and filter ratio). "
-        "Something simpler with the same curated pairs, everything charged, needs less compute "
-        f"than JEST in {more} of {len(paid)} cells, more in {less}{pays and f' ({pays})'}."
+        "**Over something simpler** with the same curated pairs, everything charged, JEST saves "
+        f"compute at {_places(less) or 'no cell'}; it costs more in {len(more)} of {len(found)} "
+        f"cells{f', undecided in {undecided}' if undecided else ''}."
     ]
 
 
@@ -256,15 +273,13 @@ def overall(records: list[Record]) -> list[str]:
     for against, axes in AGAINST.items():
         parts = []
         for words, axis in axes.items():
-            if sure := _sure(records, axis, against != "uniform training"):
-                less, more = _sides(sure)
+            if sure := _savings(records, axis, against != "uniform training"):
+                less, more = map(len, _sides(sure))
                 rest = {"more": more, "undecided": len(sure) - less - more}
                 told = [f"{word} in {n}" for word, n in rest.items() if n]
                 parts.append(", ".join([f"{words}: less in {less} of {len(sure)} cells", *told]))
         if parts:
             lines.append(f"For its score JEST needs, beside {against}, {'; '.join(parts)}.")
-    if lines:
-        lines[-1] += " Cells: qualities, filter ratios, shortest and longest lengths."
     return lines
 
 
@@ -334,8 +349,8 @@ def _plain(ratio: Ratio | None) -> str:
     if ratio is None:
         return "–"
     text = str(ratio).replace(" (one seed: no interval)", "")
-    if ratio.status != REACHED:  # a bound's interval only repeats it
-        text = text.partition(" [")[0]
+    if ratio.ratio == {MORE: ratio.low, LESS: ratio.high}.get(ratio.status):
+        text = text.partition(" [")[0]  # the interval only repeats the bound
     over = ratio.over.split(MARK)[0]
     return text if over == "uniform" else f"{text}, {called(over)}"
 

@@ -7,11 +7,12 @@ Holm's within a claim, over core and refutation contrasts (tests of being level 
 the cells of a region among themselves; a contrast and the same turned round are one test), and
 Benjamini and Hochberg's across claims (`judge_all`).
 
-holds                   everything core came out as claimed; with a region, where it did
+holds                   everything core came out as claimed; of a region: at some of its cells
 contradicted            something core came out the other way, or level within the margin where a
                         difference is claimed, and nothing as claimed; or the criterion is met;
                         of a region: at some of its cells, and it holds at none
-mixed                   some of the core as claimed, some the other way or level
+mixed                   some of the core as claimed, some the other way or level; of a region: it
+                        holds at some of its cells and is contradicted at others
 depends on the metric   on a core contrast the intervals of the primary and the secondary metric
                         exclude 0 with opposite signs
 not decidable here      undecided, and deciding it would cost more than HOURS core-hours
@@ -112,7 +113,7 @@ class Verdict:
         without lengths being all of its cells."""
         states = {HOLDS: self.where, CONTRADICTED: self.under, SOON: self.open}
         every = [cell for cells in states.values() for cell in cells]
-        if self.word not in states or not every:
+        if self.word not in (*states, MIXED) or not every:
             return self.word
         found = []
         for state, cells in states.items():
@@ -150,7 +151,8 @@ def judge_all(claims: Sequence[Claim], evidence: Evidence) -> dict[str, Verdict]
     across = benjamini_hochberg([verdict.p for verdict in found])
     for i, (verdict, q) in enumerate(zip(found, across, strict=True)):
         if verdict.word not in (UNDECIDED, SOON, MISSING) and q >= ALPHA:
-            lost = f"“{verdict.word}” does not survive the number of claims (q = {q:.2g})."
+            lost = f"“{verdict.word}” does not survive the number of claims: "
+            lost += f"p = {q:.2g} (Benjamini–Hochberg)."
             found[i] = _undecided(verdict, verdict.hours, lost)
     return {claim.key: verdict for claim, verdict in zip(claims, found, strict=True)}
 
@@ -183,6 +185,8 @@ def judge(claim: Claim, evidence: Evidence) -> Verdict:
     if region:
         verdict = replace(verdict, under=region.under, open=region.open)
     good, bad = ([part.p for part in core if part.state == s] for s in (FOR, AGAINST))
+    if region and region.where and region.under:
+        bad.append(region.p)
     clash = [part.clash for part in core if not math.isnan(part.clash)]
     where = tuple(cell for part in core for cell in part.where)
     if refuted:

@@ -59,37 +59,30 @@ def test_winners_and_words_hold_the_records_numbers() -> None:
     assert best[0.8, 750][0][0] == "jest"
     ended = [list(row) for row in map_words.ended_best(records).rows]
     assert ended[0] == ["0 %", "**JEST** 8.0", "–"]
-    assert ended[1] == ["80 %", "**Curated only** 5.0; JEST 4.0", "**JEST** 20.0"]
+    assert ended[1] == ["80 %", "**curated alone** 5.0; JEST 4.0", "**JEST** 20.0"]
     alone = [r for r in records if r["seed"] == records[0]["seed"]]
-    assert map_words.short_answer(alone)[-1].startswith("¹ One seed")
-    assert map_words.ended_best(alone).rows[1][1] == "**Curated only** 4.9¹; JEST 3.9¹"
-    clean, poor, longer = map_words.saved(records).rows  # at 750 steps one quality was run
+    assert map_words.short_answer(alone)[-1] == "¹ One seed; the others up to 1."
+    assert map_words.ended_best(alone).rows[1][1] == "**curated alone¹** 4.9; JEST 3.9¹"
     assert maps.lengths(records) == [375] and maps.longer(records) == [750]
-    assert list(clean[:3]) == ["96k", "0 %", ".8"] and clean[3].startswith("×2")
-    assert poor[3].startswith("×4") and "Curated only" in poor[-2]
-    assert list(longer[:4]) == ["192k", "80 %", ".8", "more than ×2"]
-    twice = [run("jest-90@0.8@375", seed, 375, 0.045 + 0.001 * seed) for seed in (1, 2)]
-    assert map_words.saved([*records, *twice]).rows[1][2] == ".9"
-    said = map_words.short_answer(records)
-    assert said[0].startswith("- **In short:** for the score that JEST reaches uniform training")
-    for words in (" needs ×2 [", " to ×4 [", "fewer in 3 of 3 cells"):
-        assert words in said[0]
-    where = "(0 % wrong captions, 96k examples; 80 % wrong captions, 192k examples)"
-    assert said[0].endswith(f"more in 2 {where}.")
-    assert said[1].startswith("- With 0 % wrong captions JEST is at 8.0 % after 96k examples; no ")
-    equal = map_words.at_equal_scores(records)
-    assert equal[0].startswith("- For its score JEST needs, beside uniform")
+    uniform, simpler, lead, *_ = said = map_words.short_answer(records)
+    assert uniform.startswith(
+        "- **Over uniform training:** for the score that JEST reaches it needs"
+    )
+    for words in (" needs ×2 [", " to ×4 [", "Of 3 cells", "at no cell, excluded in 1; its ×10"):
+        assert words in uniform
+    assert "JEST saves compute at 0 % (96k), 80 % (192k); it costs more in 1 of 3 cells." in simpler
+    assert lead.startswith("- With 0 % wrong captions JEST is at 8.0 % after 96k examples; no ")
     answer = map_words.answer(records)
-    said = [*said, "", *equal]
     assert answer[: len(said)] == said
-    short = answer[len(said) + 1]
+    assert answer[len(said) + 1].startswith("- For its score JEST needs, beside uniform")
+    short = map_words.sentence(records)
     assert short.startswith("With 80 % wrong captions uniform training needs ×4")
     assert "in 96k examples, 4.0 % (3.9 to 4.1 over 3 seeds); the best simpler recipe, Cur" in short
     assert ". With 0 % wrong captions uniform training needs ×2" in short
-    _, rule, *rows = answer[len(said) + 3 :]
-    starts = ["| 96k | 0 % | ", "| 96k | 80 % |", "| 192k | 80 % "]
-    assert [row[:14] for row in rows] == starts
-    assert " | ×4 [" in rows[1] and "Curated only" in rows[1]
+    _, rule, *rows = answer[-5:]
+    starts = ["| 96k | 0 % | .8", "| 96k | 80 % | .8", "| 192k | 80 % | ."]
+    assert [row[:17].strip() for row in rows] == starts
+    assert " | ×4 [" in rows[1] and "Curated only" in rows[1] and "| more than ×2 |" in rows[2]
     assert all(row.count("|") == rule.count("|") for row in rows)
     rows = [list(row)[:6] for row in map_words.table(records).rows]
     assert ["JEST", "0.8", "96,000", "480,000", "3", "4.00"] in rows
@@ -139,10 +132,10 @@ def test_savings_are_counted_on_their_side_of_one() -> None:
         )
 
     above, below, noisy = counted(0.1), counted(0.005), counted(0.01, 0.02)
-    assert "examples: less in 2 of 4 cells, more in 2;" in above[0]
-    assert "charged: less in 0 of 4 cells, more in 4;" in above[1]
-    assert "charged: less in 2 of 4 cells, more in 2;" in below[1]
-    assert "charged: less in 0 of 4 cells, more in 2, undecided in 2;" in noisy[1]
+    assert "examples: less in 2 of 6 cells, more in 4;" in above[0]
+    assert "charged: less in 0 of 6 cells, more in 6;" in above[1]
+    assert "charged: less in 2 of 6 cells, more in 4;" in below[1]
+    assert "charged: less in 0 of 6 cells, more in 2, undecided in 4;" in noisy[1]
     assert map_words.overall([r for r in made_up() if r["seed"] == 1]) == []
 
 

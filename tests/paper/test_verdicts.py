@@ -145,7 +145,10 @@ def surface():
 
 def test_a_factor_holds_in_a_region_that_is_named():
     found = judge(claim(region=Region("saving", 3.0)), Evidence({}, {"saving": surface()}))
-    assert found.word == HOLDS and found.where == ("q = .8", "q = .9")
+    assert found.word == MIXED and found.where == ("q = .8", "q = .9")
+    assert found.summary.startswith("holds (q = .8; q = .9); contradicted (q = .5; q = 0)")
+    high = {q: s for q, s in surface().items() if q in ("q = .8", "q = .9")}
+    assert word(claim(region=Region("saving", 3.0)), saving=high) == HOLDS
     assert "At least ×3: q = .8, q = .9; less: q = .5, q = 0." in found.sentences[0]
     assert "pairs trained on" in found.sentences[0] and "q = 0: less than ×1" in found.sentences[0]
     low = {q: s for q, s in surface().items() if q in ("q = .5", "q = 0")}
