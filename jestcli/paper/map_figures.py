@@ -52,11 +52,8 @@ BETTER = "jest at the better filter ratio"
 
 LEAST = 2**-5.6  # the lowest saving that is drawn
 # Drawn in colour and by name; other recipes are grey.
-CURVES = (
-    *("jest", "jest-90", "filtered", "filtered-20"),
-    *("finetune", "finetune-1e-3", "curated", "uniform"),
-)
-OTHERS = ("mixed", "independent", "easy", "jest-curated", "cabs", "negclip", "flexi")
+CURVES = ("jest", "jest-90", "filtered", "filtered-20", "finetune-1e-3", "curated", "uniform")
+OTHERS = ("finetune", "mixed", "independent", "easy", "jest-curated", "cabs", "negclip", "flexi")
 # What figure 1 draws: axis, over the best simpler recipe; label, colour.
 TWO = (
     ("examples", False, "examples, over uniform training", BLUE),
