@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from jestcli.paper import theme as look
 from jestcli.paper.methods import BLUE, COLOURS, VERMILLION
 from jestcli.paper.theme import Axes, Figure, Theme
 from jestcli.utils.tables import Table
+
+if TYPE_CHECKING:
+    from jestcli.paper.inspection import Replay
 
 TOP = 8  # names shown at either end
 LEAST = 20  # candidates of a source, for its rate to mean something
@@ -25,19 +28,8 @@ LENGTHS = ("1", "2", "3", "4", "5", "6+")
 Labels = Callable[[np.ndarray], Sequence[str]]  # rows int64 [n] -> each one's label
 
 
-class Chosen(Protocol):
-    """rows int64 [B] of the pool; index int64 [b] of those chosen; score float [B]."""
-
-    @property
-    def rows(self) -> np.ndarray: ...
-    @property
-    def index(self) -> np.ndarray: ...
-    @property
-    def score(self) -> np.ndarray: ...
-
-
 def describe(
-    pairs: Dataset, replays: Sequence[Chosen], in_training: list[tuple[int, np.ndarray]]
+    pairs: Dataset, replays: Sequence[Replay], in_training: list[tuple[int, np.ndarray]]
 ) -> dict[str, Any]:
     """What is reported about a run's choices, as plain data. rates: group -> name -> [offered,
     chosen, chosen / offered relative to the mean], by what the pairs are grouped in and by words in
@@ -61,7 +53,7 @@ def describe(
     }
 
 
-def sides(replays: Sequence[Chosen]) -> dict[str, np.ndarray]:
+def sides(replays: Sequence[Replay]) -> dict[str, np.ndarray]:
     """Rows of what was chosen, and of as many random candidates."""
     return {
         "chosen": np.concatenate([r.rows[r.index] for r in replays]),

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,43 +40,12 @@ Reference = Callable[[SuperBatch], PairEmbeddings]
 Progress = Callable[[int, int], None]
 
 
-class LiveReference(Protocol):
-    """A model that embeds candidates when they are asked for."""
-
-    @property
-    def model(self) -> Any: ...
-
-    @property
-    def key(self) -> str:
-        """16 hex digits of the weights and of everything else that an embedding depends on."""
-
-    @property
-    def scale(self) -> tuple[Tensor, Tensor]:
-        """The temperature scale and the bias."""
-
-    @property
-    def transform(self) -> Transform:
-        """How it wants to see pairs that it embeds ahead."""
-
-    @property
-    def second(self) -> Any:
-        """Itself where it needs a view of its own of every image; None otherwise."""
-
-    def key_over(self, identity: str) -> str:
-        """The same with a decoded data set, whose pixels and tokens are given."""
-
-    def embed(self, samples: Samples) -> PairEmbeddings:
-        """Pairs as `transform` reads them."""
-
-    def __call__(self, batch: SuperBatch, index: Tensor | None = None) -> PairEmbeddings:
-        """Candidates `index`, int64 [n]; None: all."""
-
-
 @dataclass(frozen=True)
 class RunReference:
     """A run's model: it sees the learner's pixels and tokens, and computes where its weights are.
 
-    view: how its image tower sees them; None is full resolution. micro_batch: pairs at a time."""
+    view: how its image tower sees them; None is full resolution. micro_batch: pairs at a time.
+    second: itself where a reference needs a view of its own of every image; None here."""
 
     model: Clip
     tokenizer: Any
@@ -87,31 +56,37 @@ class RunReference:
 
     @cached_property
     def key(self) -> str:
+        """16 hex digits of the weights and of everything else that an embedding depends on."""
         name = getattr(self.tokenizer, "identity", type(self.tokenizer).__name__)
         return _key(self.model, repr([VERSION, PRECISION, name, self.image_size, self.view]))
 
     def key_over(self, identity: str) -> str:
+        """The same with a decoded data set, whose pixels and tokens are given."""
         return _key(self.model, identity + ("" if self.view is None else repr(self.view)))
 
     @property
     def scale(self) -> tuple[Tensor, Tensor]:
+        """The temperature scale and the bias."""
         return self.model.scale.detach(), self.model.bias.detach()
 
     @property
     def transform(self) -> Transform:
+        """How it wants to see pairs that it embeds ahead."""
         return Transform(self.image_size, self.tokenizer)
 
     def embed(self, samples: Samples) -> PairEmbeddings:
+        """Pairs as `transform` reads them."""
         return encode_pairs(self.model, samples.images, samples.tokens, self.view, self.micro_batch)
 
     def __call__(self, batch: SuperBatch, index: Tensor | None = None) -> PairEmbeddings:
+        """Candidates `index`, int64 [n]; None: all."""
         index = torch.arange(len(batch)) if index is None else index
         return encode_pairs(self.model, *batch.full(index), self.view, self.micro_batch)
 
 
 @dataclass(frozen=True)
 class OpenClipReference:
-    """An open_clip model with its own tokenizer and preprocessing.
+    """An open_clip model with its own tokenizer and preprocessing; read as a RunReference is.
 
     It does not see the learner's pixels: candidates carry a second view, made by `image`."""
 
@@ -184,6 +159,9 @@ class OpenClipReference:
         tokens = self.tokenizer(["a"]).to(device)
         image = count_flops(self.model.encode_image, pixels)
         return ForwardFlops(image, image, count_flops(self.model.encode_text, tokens))
+
+
+LiveReference = RunReference | OpenClipReference
 
 
 def _key(model: torch.nn.Module, about: str) -> str:
