@@ -169,7 +169,7 @@ class Trainer:
         self.optimiser = make_optimiser(self.learner, run.optim)
 
         # --- reference: what candidates are scored with; None where the sampler reads none --------
-        self.reference = self.inputs.reference
+        self.reference = self.inputs.reference.call
 
         # --- resume: from this run's own checkpoint, else from a trunk that lengths share ---------
         self.trunk = workspace.trunk(run)
@@ -413,9 +413,9 @@ class Trainer:
 
     def cost_after(self, steps: int) -> Cost:
         """FLOPs so far in every convention."""
-        inputs = self.inputs
-        reference = (inputs.reference_flops, inputs.reference_training_flops)
-        return run_cost(self.run, steps, self.flops, *reference, inputs.candidates)
+        inputs, reference = self.inputs, self.inputs.reference
+        spent = reference.flops, reference.training_flops, inputs.candidates
+        return run_cost(self.run, steps, self.flops, *spent)
 
     def joules(self) -> dict[str, dict[str, float]]:
         """Of this machine over every sitting, evaluations included; nothing if nothing counts."""

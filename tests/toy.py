@@ -15,6 +15,7 @@ from jestcli.data.loader import SuperBatch
 from jestcli.models.flops import Cost
 from jestcli.models.towers import Clip
 from jestcli.runs.inputs import RunInputs
+from jestcli.runs.reference import OpenedReference
 from jestcli.runs.workspace import Workspace
 from jestcli.train import Trainer
 from jestcli.training.distributed import SINGLE_PROCESS, DistEnv
@@ -61,7 +62,8 @@ class ToyTrainer(Trainer):
         draw = self.toys["draw"]
         loader = draw if hasattr(draw, "close") else Loader(draw)
         data = SimpleNamespace(tokenizer=None)
-        return RunInputs(self.run, data, loader, self.toys["reference"], None, 0.0, [], {}, 0)
+        reference = OpenedReference(self.toys["reference"])
+        return RunInputs(self.run, data, loader, reference, [], {}, 0)
 
     def new_learner(self) -> Clip:
         return self.toys["learner"]

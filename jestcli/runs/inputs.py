@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -29,7 +28,6 @@ from jestcli.evaluation.benchmarks import Benchmark, find_benchmarks, list_bench
 from jestcli.evaluation.matching import matching_auc
 from jestcli.icons.build import build_key, shard_urls
 from jestcli.icons.spec import WORLD
-from jestcli.models.flops import ForwardFlops
 from jestcli.models.towers import Clip, low_view
 from jestcli.models.words import weights_file
 from jestcli.runs.filters import FILTERS
@@ -38,7 +36,6 @@ from jestcli.runs.workspace import Report, Workspace
 from jestcli.selection import PairEmbeddings
 from jestcli.training.distributed import SINGLE_PROCESS, DistEnv
 from jestcli.training.metrics import chosen_in_training
-from jestcli.training.reference import Reference
 from jestcli.utils import catalogue
 from jestcli.utils.errors import DataError
 from jestcli.utils.hashing import first_by_hash
@@ -52,35 +49,54 @@ KEPT = "kept.npy"
 
 
 @dataclass(frozen=True)
-class RunData(ABC):
-    """The data that a run names, opened when they are asked for.
+class RunData:
+    """The data that a run names, opened when they are asked for: a user's shards.
 
-    embeds_first: the pool is small enough to be embedded by the reference before training.
-    tables: under it lie the reference's embeddings of what is decoded.
+    folder: the run directory, which keeps the counts.
     """
 
+    data: Data
+    model: Model
     loading: Loading
+    folder: Path
 
     @property
-    @abstractmethod
-    def embeds_first(self) -> bool: ...
+    def embeds_first(self) -> bool:
+        """Whether the pool is small enough to be embedded by the reference before training."""
+        return self.data.decoded
 
     @property
-    @abstractmethod
-    def tables(self) -> Path: ...
+    def tables(self) -> Path:
+        """Under it lie the reference's embeddings of what is decoded."""
+        return self.loading.cache
 
-    @property
-    @abstractmethod
-    def tokenizer(self) -> Any: ...
+    @cached_property
+    def tokenizer(self) -> Any:
+        return tokenizer_of(self.model, self.data)
 
-    @abstractmethod
     def dataset(
         self, split: str, workers: int | None = None, progress: Progress = silent
     ) -> Dataset:
         """ "pool" or "curated", decoded or counted unless it is already. Raises DataError."""
+        data, pool = self.data, split == "pool"
+        entries = data.train if pool else data.curated
+        if data.decoded:
+            folder = self.loading.cache / "decoded"
+            shards, size = all_shards(entries), data.image_size
+            return build_decoded(
+                shards, folder, size, self.tokenizer, workers=workers, progress=progress
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        weights, record = data.weights if pool else (), self.folder / RECORD
+        return open_shards(
+            split, entries, self.loading, weights, data.window, record=record, progress=progress
+        )
 
-    @abstractmethod
-    def benchmarks(self) -> list[Benchmark]: ...
+    def benchmarks(self) -> list[Benchmark]:
+        """Those of data.benchmarks; none without."""
+        if self.data.benchmarks is None:
+            return []
+        return find_benchmarks(Path(self.data.benchmarks), self.data.image_size, self.data.shots)
 
     @cached_property
     def pool(self) -> Dataset:
@@ -114,30 +130,25 @@ class RunData(ABC):
 
 @dataclass(frozen=True)
 class IconsData(RunData):
-    """The embedded data of one image size and vocabulary, decoded under `root`."""
+    """The embedded data, which lie decoded under `folder`."""
 
-    root: Path
-    image_size: int
-    vocab_size: int
-    context_length: int
     embeds_first = True
-
-    @cached_property
-    def tokenizer(self) -> SmallTokenizer:
-        return small_tokenizer(self.vocab_size, self.context_length)
 
     @property
     def tables(self) -> Path:
-        return self.root
+        return self.folder
+
+    @cached_property
+    def tokenizer(self) -> SmallTokenizer:
+        return small_tokenizer(self.data.vocab_size, self.data.context_length)
 
     def dataset(
         self, split: str, workers: int | None = None, progress: Progress = silent
     ) -> DecodedDataset:
-        urls, folder = shard_urls(self.root, split), self.root / "store" / split
         return build_decoded(
-            urls,
-            folder,
-            self.image_size,
+            shard_urls(self.folder, split),
+            self.folder / "store" / split,
+            self.data.image_size,
             self.tokenizer,
             decoder=None,
             workers=workers,
@@ -145,7 +156,7 @@ class IconsData(RunData):
         )
 
     def benchmarks(self) -> list[Benchmark]:
-        return list_benchmarks(self.root)
+        return list_benchmarks(self.folder)
 
     @cached_property
     def pool(self) -> DecodedDataset:
@@ -189,58 +200,13 @@ class IconsData(RunData):
         return unverified_rows(self.pool)
 
 
-@dataclass(frozen=True)
-class ShardsData(RunData):
-    """A user's shards. folder: the run directory, which keeps the counts."""
-
-    data: Data
-    model: Model
-    folder: Path
-
-    @property
-    def embeds_first(self) -> bool:
-        return self.data.decoded
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        return tokenizer_of(self.model, self.data)
-
-    @property
-    def tables(self) -> Path:
-        return self.loading.cache
-
-    def dataset(
-        self, split: str, workers: int | None = None, progress: Progress = silent
-    ) -> Dataset:
-        data, pool = self.data, split == "pool"
-        entries = data.train if pool else data.curated
-        if data.decoded:
-            folder = self.loading.cache / "decoded"
-            shards, size = all_shards(entries), data.image_size
-            return build_decoded(
-                shards, folder, size, self.tokenizer, workers=workers, progress=progress
-            )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        weights, record = data.weights if pool else (), self.folder / RECORD
-        return open_shards(
-            split, entries, self.loading, weights, data.window, record=record, progress=progress
-        )
-
-    def benchmarks(self) -> list[Benchmark]:
-        """Those of data.benchmarks; none without."""
-        if self.data.benchmarks is None:
-            return []
-        return find_benchmarks(Path(self.data.benchmarks), self.data.image_size, self.data.shots)
-
-
 def data_of(run: Run, workspace: Workspace, folder: Path | None = None) -> RunData:
     """What `run` reads. folder: of the run, where it is not the workspace's own."""
-    data, loading = run.data, workspace.loading
-    if data.own:
-        loading = replace(loading, layout=data.layout)
-        return ShardsData(loading, data, run.model, folder or workspace.folder(run))
-    root = workspace.data_root(run)
-    return IconsData(loading, root, data.image_size, data.vocab_size, data.context_length)
+    loading = workspace.loading
+    if not run.data.own:
+        return IconsData(run.data, run.model, loading, workspace.data_root(run))
+    loading = replace(loading, layout=run.data.layout)
+    return RunData(run.data, run.model, loading, folder or workspace.folder(run))
 
 
 def data_key(run: Run) -> str:
@@ -389,8 +355,8 @@ class RunInputs:
     """What a run reads, opened: `close` ends the loader's worker processes.
 
     loader: step -> this rank's slice of the step's super-batch.
-    reference: a super-batch -> its reference embeddings; None where the sampler reads none.
-    reference_flops: of the reference on one pair; reference_training_flops: what training it took.
+    reference: what scores candidates, and what it costs; without a call where the sampler reads
+    none.
     candidates: pairs that the reference scores once for all (an offline filter: the whole pool).
     rows_drawn_from: how many different pairs each split offers.
     """
@@ -398,9 +364,7 @@ class RunInputs:
     run: Run
     data: RunData
     loader: SuperBatchLoader
-    reference: Reference | None
-    reference_flops: ForwardFlops | None
-    reference_training_flops: float
+    reference: OpenedReference
     benchmarks: list[Benchmark]
     rows_drawn_from: dict[str, int]
     candidates: int
@@ -480,14 +444,6 @@ def open_inputs(
     log = BadSampleLog(folder, world.rank, data.loading.max_faults)
     transform, place = transform_of(run, data, reference), (world.rank, world.size)
     loader = SuperBatchLoader(drawn, transform, data.loading, log, *place, run.selects)
-    return RunInputs(
-        run=run,
-        data=data,
-        loader=loader,
-        reference=reference.call if run.selection.scores else None,
-        reference_flops=reference.flops,
-        reference_training_flops=reference.training_flops,
-        benchmarks=benchmarks,
-        rows_drawn_from=counts,
-        candidates=candidates,
-    )
+    if not run.selection.scores:  # a filter is done with it: its memory is free again
+        reference = replace(reference, call=None, live=None, table=None)
+    return RunInputs(run, data, loader, reference, benchmarks, counts, candidates)

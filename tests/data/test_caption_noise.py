@@ -123,13 +123,13 @@ def test_learner_and_reference_see_the_same_moved_captions(workspace: Workspace)
     moved = dataset.wrong(np.arange(84))
     assert read_done(folder)["noise_trained_on"] == pytest.approx(moved[chosen].mean())
     inputs = open_inputs(run, workspace, folder)
-    assert inputs.reference is not None and run.reference is not None
+    assert inputs.reference.call is not None and run.reference is not None
     drawn = inputs.loader(0)
     live = encode_pairs(
         trained.load_run(run.reference, workspace), drawn.images, drawn.tokens, None
     )
-    assert np.allclose(inputs.reference(drawn).text.numpy(), live.text.numpy(), atol=1e-6)
-    assert np.allclose(inputs.reference(drawn).image.numpy(), live.image.numpy(), atol=1e-6)
+    assert np.allclose(inputs.reference.call(drawn).text.numpy(), live.text.numpy(), atol=1e-6)
+    assert np.allclose(inputs.reference.call(drawn).image.numpy(), live.image.numpy(), atol=1e-6)
     assert moved[drawn.row].any() and np.array_equal(moved[drawn.row], drawn.wrong)
     rows = np.flatnonzero(moved)
     assert dataset.captions_of(rows) == inputs.data.pool.captions_of(dataset.caption_rows(rows))

@@ -63,15 +63,15 @@ def test_left_in_the_pool_curated_pairs_are_drawn_scored_and_counted(workspace: 
     n_pool, n_curated = len(inputs.data.pool), len(inputs.data.curated)
     done = read_done(folder)
     assert done["rows_drawn_from"] == {"pool": n_pool - n_pool // 8 + n_curated}, "but the verified"
-    assert inputs.reference is not None and run.reference is not None
+    assert inputs.reference.call is not None and run.reference is not None
     drawn = [inputs.loader(step) for step in range(8)]
     rows = np.concatenate([d.row for d in drawn])
     assert (rows >= n_pool).any() and (rows < n_pool).any() and rows.max() < n_pool + n_curated
     model = trained.load_run(run.reference, workspace)
     for one in drawn[:3]:
         live = encode_pairs(model, one.images, one.tokens, None)
-        torch.testing.assert_close(inputs.reference(one).image, live.image, rtol=0, atol=1e-5)
-        torch.testing.assert_close(inputs.reference(one).text, live.text, rtol=0, atol=1e-5)
+        torch.testing.assert_close(inputs.reference.call(one).image, live.image, rtol=0, atol=1e-5)
+        torch.testing.assert_close(inputs.reference.call(one).text, live.text, rtol=0, atol=1e-5)
     chosen = np.concatenate([rows for _, rows in chosen_in_training(folder)])
     assert done["curated_trained_on"] == pytest.approx((chosen >= n_pool).mean())
     written = inspect(folder, workspace, workspace.runs.parent / "out", super_batches=2)

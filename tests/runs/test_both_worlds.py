@@ -69,7 +69,7 @@ def test_noise_and_a_smaller_pool_on_shards(shards: Path, place: Workspace) -> N
     assert len(record["wrong"]) == 2 and 0.2 < record["wrong"][0] < 0.8
     assert 0 < done["noise_trained_on"] < 1
     inputs = open_inputs(run, place, folder)
-    live = [inputs.reference(inputs.loader(step)) for step in range(2)]  # type: ignore[misc]
+    live = [inputs.reference.call(inputs.loader(step)) for step in range(2)]  # type: ignore[misc]
     data = data_of(run, place)
     reference = open_reference(run, place, data)
     assert reference.live is not None
@@ -78,7 +78,7 @@ def test_noise_and_a_smaller_pool_on_shards(shards: Path, place: Workspace) -> N
     drawn = again.loader(0)
     assert drawn.wrong is not None and drawn.wrong.any()
     for step, want in enumerate(live):  # a caption's embedding is found where its own pair lies
-        found = again.reference(again.loader(step))  # type: ignore[misc]
+        found = again.reference.call(again.loader(step))  # type: ignore[misc]
         np.testing.assert_allclose(found.text.numpy(), want.text.numpy(), atol=1e-6)
         np.testing.assert_allclose(found.image.numpy(), want.image.numpy(), atol=1e-6)
     filtered = own_run(shards, "filtered", source=source | {"keep": 0.5})
