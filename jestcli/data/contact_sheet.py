@@ -14,6 +14,7 @@ from jestcli.data.loader import SuperBatch
 
 CELL = 112  # pixels, width of a cell
 PICTURE = 72  # side of the shown image
+SHOWN = 30  # pairs chosen, and pairs left
 LINES, LINE = 3, 12  # of caption
 TITLE = 28
 
@@ -56,15 +57,15 @@ def contact_sheet(
     return path
 
 
-def of_choice(super_batch: SuperBatch, index: torch.Tensor, path: Path, count: int = 30) -> Path:
+def of_choice(super_batch: SuperBatch, index: torch.Tensor, path: Path) -> Path:
     """A contact sheet of the first pairs chosen, and as many that were left, under their keys.
 
     index: int64 [b], global; with several ranks those that this one, rank 0, holds are drawn.
     """
     chosen = index[index < len(super_batch)]
     left = torch.ones(len(super_batch), dtype=torch.bool).index_fill_(0, chosen, False)
-    rows = [*chosen[:count].tolist(), *torch.nonzero(left).flatten()[:count].tolist()]
+    rows = [*chosen[:SHOWN].tolist(), *torch.nonzero(left).flatten()[:SHOWN].tolist()]
     pixels = super_batch.images.permute(0, 2, 3, 1)
     names = [super_batch.name(i) for i in rows]
-    title = f"chosen ({min(count, len(chosen))}), then left"
+    title = f"chosen ({min(SHOWN, len(chosen))}), then left"
     return contact_sheet([pixels[i].cpu().numpy() for i in rows], names, path, title=title)

@@ -161,24 +161,22 @@ class DecodedDataset(Dataset):
         out.__dict__.update(self.__dict__ | {"resident": out.resident})  # what was read stays read
         return out
 
-    def choose(self, level: str | None = None, n: int | None = None, seed: int = 0) -> np.ndarray:
-        """Rows of a level (None: all), or `n` of them by a seeded hash of their keys.
+    def choose(self, level: str, n: int | None = None) -> np.ndarray:
+        """Rows of a level, or `n` of them by a hash of their keys.
 
         Returns int64 [k], ascending: smaller sizes are subsets of larger ones. Raises DataError
         for an unknown level or when there are fewer than `n`.
         """
-        rows = np.arange(len(self))
-        if level is not None:
-            if level not in self.level_names["levels"]:
-                known = ", ".join(self.level_names["levels"]) or "none"
-                raise DataError(f"no level {level!r} in {self.folder}: there are {known}")
-            bit = np.uint32(1 << self.level_names["levels"].index(level))
-            rows = np.nonzero((self.levels & bit) != 0)[0]
+        levels = self.level_names["levels"]
+        if level not in levels:
+            known = ", ".join(levels) or "none"
+            raise DataError(f"no level {level!r} in {self.folder}: there are {known}")
+        rows = np.nonzero((self.levels & np.uint32(1 << levels.index(level))) != 0)[0]
         if n is None:
             return rows.astype(np.int64)
         if n > len(rows):
             raise DataError(f"{n} samples asked for, but level {level!r} has {len(rows)}")
-        return rows[first_by_hash(self.hashes[rows], n, f"chosen {seed}")]
+        return rows[first_by_hash(self.hashes[rows], n, "chosen 0")]
 
 
 def build_decoded(
@@ -187,21 +185,20 @@ def build_decoded(
     image_size: int,
     tokenizer: Tokenizer,
     *,
-    tokenizer_id: str | None = None,
     decoder: int | None = DECODER,
     workers: int | None = None,
     progress: Progress = silent,
 ) -> DecodedDataset:
     """The decoded set of these shards under `folder`, built unless it is there already.
 
-    The store's folder is `folder / <hash of shards, size, tokenizer, decoder>`. tokenizer_id names
-    the vocabulary and length (default: the tokenizer's `identity`). decoder: its version; None for
-    data without odd images, which every version decodes alike. Images of another size are resized
-    (shorter side, bicubic) and centre-cropped. Raises DataError when nothing can be read.
+    The store's folder is `folder / <hash of shards, size, the tokenizer's identity, decoder>`.
+    decoder: its version; None for data without odd images, which every version decodes alike.
+    Images of another size are resized (shorter side, bicubic) and centre-cropped. Raises DataError
+    when nothing can be read.
     """
-    name = tokenizer_id or getattr(tokenizer, "identity", None)
+    name = getattr(tokenizer, "identity", None)
     if name is None:
-        raise DataError("the tokenizer has no name: pass tokenizer_id, it is part of the hash")
+        raise DataError("the tokenizer has no identity, which is part of the hash")
     shards = expand_urls(urls)
     versions = [] if decoder is None else [decoder]
     text = json.dumps([FORMAT, fingerprints(shards, folder), image_size, name, *versions])

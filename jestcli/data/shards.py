@@ -71,12 +71,10 @@ class Pair:
     meta: dict[str, Any]  # the JSON object, {} where there is none; "cls": int of a .cls member
 
 
-def read_shards(
-    urls: str | Path | Sequence[str], report: Report | None = None, layout: Layout = BY_LINE
-) -> Iterator[Pair]:
+def read_shards(urls: str | Path | Sequence[str], report: Report | None = None) -> Iterator[Pair]:
     """Yield decoded image-caption pairs, in the shards' order; broken ones are skipped, counted.
 
-    A sample needs an image and a caption (see `Layout`), or a class number in .cls. Of a damaged
+    A sample needs an image and a caption (see `BY_LINE`), or a class number in .cls. Of a damaged
     shard all is read that can be. Raises DataError when no shard can be read.
     """
     report = report if report is not None else Report()
@@ -88,12 +86,13 @@ def read_shards(
         try:
             # Indexed anew, not from a kept index: what is read once needs no memory of it.
             with opened(url, Loading()) as file:
-                index = scan(file, layout, TEXTS)
+                index = scan(file, BY_LINE, TEXTS)
                 for reason, count in index.faults.items():
                     report.skip(reason, url, count)
                 for number, key in enumerate(index.keys):
                     try:
-                        pair = decode(read_members(file.fileno(), index, number, url), None, layout)
+                        sample = read_members(file.fileno(), index, number, url)
+                        pair = decode(sample, None, BY_LINE)
                     except BadSample as reason:
                         report.skip(str(reason), f"{url}:{key}")
                         continue

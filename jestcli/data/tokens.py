@@ -65,13 +65,10 @@ class SmallTokenizer:
             ids += self.known[word]
         return ids
 
-    def __call__(
-        self, texts: str | Sequence[str], context_length: int | None = None
-    ) -> torch.Tensor:
+    def __call__(self, texts: str | Sequence[str]) -> torch.Tensor:
         """n texts -> int64 [n, context_length]; the end token is the highest id of its row."""
         listed = [texts] if isinstance(texts, str) else texts
-        length = context_length or self.context_length
-        start, end = self.sot_token_id, self.eot_token_id
+        start, end, length = self.sot_token_id, self.eot_token_id, self.context_length
         tokens = np.zeros((len(listed), length), np.int64)
         for row, text in zip(tokens, listed, strict=True):
             ids = [start, *self.encode(text)[: length - 2], end]

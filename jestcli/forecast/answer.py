@@ -46,9 +46,9 @@ class Ranking:
         return self.rows[0].name
 
 
-def ranking(records: Sequence[Record], examples: float, metric: str = "mean") -> Ranking:
+def ranking(records: Sequence[Record], examples: float) -> Ranking:
     """All recipes that were raced at two lengths or more, at `examples` trained on."""
-    curves = {name: cells(records, name, metric) for name in {r["name"] for r in records}}
+    curves = {name: cells(records, name) for name in {r["name"] for r in records}}
     curves = {name: curve for name, curve in curves.items() if len(curve) > 1}
     sd, df = pooled([cell for curve in curves.values() for cell in curve])
     rows = []
@@ -88,28 +88,28 @@ class Answer:
 AXES = ("examples", "cached", "charged")
 
 
-def answer(records: Sequence[Record], metric: str = "mean", own: bool = True) -> Answer:
+def answer(records: Sequence[Record], own: bool = True) -> Answer:
     """From the races' records (names as in RECIPES). own: the reference is the longest run on the
     curated set. Raises KeyError without uniform training."""
     b, names = records[0]["batch_size"], {r["name"] for r in records}
     longest = b * min(max(r["steps"] for r in records if r["name"] == name) for name in names)
-    now = ranking(records, longest, metric)
+    now = ranking(records, longest)
     saving = {
         name: {axis: each.ratio(axis, LEVEL) for axis in AXES}
         for name in names - {"uniform"}
-        for each in savings(records, name, "uniform", metric)
+        for each in savings(records, name, "uniform")
         if each.cell.examples == longest
     }
     selecting = next((r.name for r in now.rows if r.name not in SIMPLE), "")
-    against = over_best(records, selecting, [s for s in SIMPLE if s in names], metric)
+    against = over_best(records, selecting, [s for s in SIMPLE if s in names])
     over = against[-1].ratio("charged", LEVEL) if against else None
     pays = OPEN
     if over is not None and not math.isnan(over.low):
         pays = YES if over.low > 1 else NO if over.high < 1 else OPEN
-    curated = cells(records, "curated", metric)
+    curated = cells(records, "curated")
     known = own and curated and curated[-1].examples > longest
     reference = curated[-1].mean if known else None
-    later = ranking(records, FURTHER * longest, metric)
+    later = ranking(records, FURTHER * longest)
     return Answer(now, later, saving, selecting, over, pays, reference)
 
 

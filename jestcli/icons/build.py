@@ -99,13 +99,12 @@ def build(
     world: World = WORLD,
     fetcher: Fetcher | None = None,
     progress: Progress = silent,
-    keep_cache: bool = False,
 ) -> dict[str, Any]:
     """Build the data in `root` unless it is there; returns the manifest.
 
     size: image side in pixels, a multiple of 16. workers: processes, default one a usable core.
-    keep_cache: keep the drawn icons for the next build. Raises DataError: no network, no npm, a
-    wrong hash, a full disk, a leak. What was done is kept, and the next call goes on from there."""
+    Raises DataError: no network, no npm, a wrong hash, a full disk, a leak. What was done is kept,
+    and the next call goes on from there."""
     if size <= 0 or size % 16:
         raise DataError(f"image size {size} is not a multiple of 16")
     if is_built(root, world, size):
@@ -148,9 +147,8 @@ def build(
         manifest = _manifest(key, here, plan, kept) | {"raster_digests": digests}
         manifest["counts"]["dropped_near_duplicates"] = lost
         _move_in_place(root, here.folder, manifest)
-        if not keep_cache:
-            shutil.rmtree(drawn.cache, ignore_errors=True)
-            shutil.rmtree(cache / "collections", ignore_errors=True)
+        shutil.rmtree(drawn.cache, ignore_errors=True)
+        shutil.rmtree(cache / "collections", ignore_errors=True)
         return manifest
 
 

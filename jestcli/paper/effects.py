@@ -45,14 +45,14 @@ class Contrast:
         return tuple(name for name, _ in self.weights)
 
 
-def difference(a: str, b: str, says: str = "", equal: bool = False) -> Contrast:
+def difference(a: str, b: str, equal: bool = False) -> Contrast:
     """a - b."""
-    return Contrast(says or f"{label(a)} minus {label(b)}", ((a, 1.0), (b, -1.0)), equal)
+    return Contrast(f"{label(a)} minus {label(b)}", ((a, 1.0), (b, -1.0)), equal)
 
 
-def interaction(a: str, b: str, c: str, d: str, says: str = "") -> Contrast:
+def interaction(a: str, b: str, c: str, d: str) -> Contrast:
     """(a - b) - (c - d): by how much more a is above b than c is above d."""
-    words = says or f"({label(a)} minus {label(b)}) minus ({label(c)} minus {label(d)})"
+    words = f"({label(a)} minus {label(b)}) minus ({label(c)} minus {label(d)})"
     return Contrast(words, ((a, 1.0), (b, -1.0), (c, -1.0), (d, 1.0)))
 
 

@@ -189,14 +189,14 @@ def _spread(
     return out
 
 
-def profile_jobs(word: str, overrides: Settings, seed: int = 0) -> list[Job]:
-    """The reference, uniform, JEST and Flexi-JEST runs at a profile's scale."""
+def profile_jobs(word: str, overrides: Settings) -> list[Job]:
+    """The reference, uniform, JEST and Flexi-JEST runs at a profile's scale, with seed 0."""
     methods = ("uniform", "jest", "flexi")
     for method in methods:
         check_method(method, {"--set": overrides})
-    runs = [Job(method, seed, default_run(method, overrides, seed, word)) for method in methods]
+    runs = [Job(method, 0, default_run(method, overrides, 0, word)) for method in methods]
     reference = runs[-1].run.reference
-    return [Job("reference", seed, reference), *runs] if reference is not None else runs
+    return [Job("reference", 0, reference), *runs] if reference is not None else runs
 
 
 def asked_jobs(method: str, overrides: Settings, seed: int, profile: str) -> list[Job]:

@@ -56,31 +56,22 @@ def bars(console: Console) -> Iterator[Callable[[str, int, int], None]]:
         yield report
 
 
-def build(
-    root: Path | None = None,
-    size: int = 32,
-    workers: int | None = None,
-    console: Console | None = None,
-    keep_cache: bool = False,
-) -> Path:
-    """Build the embedded data with a progress bar, unless it is there; returns its root.
+def build(root: Path, size: int, workers: int | None, console: Console) -> None:
+    """Build the embedded data with a progress bar, unless it is there.
 
     Raises DataError with one line that says what to do.
     """
     from jestcli.icons.build import build as build_data
-    from jestcli.icons.build import default_root, is_built, read_manifest
+    from jestcli.icons.build import is_built, read_manifest
 
-    console = console or Terminal(stderr=True)
-    root = root or default_root(size)
     if not is_built(root, size=size):
         with bars(console) as report:
-            build_data(root, size=size, workers=workers, progress=report, keep_cache=keep_cache)
+            build_data(root, size=size, workers=workers, progress=report)
     counts = read_manifest(root)["counts"]
     console.print(
         f"data in {root}: {counts['pool']:,} pool images ({counts['pool_pairs']:,} pairs), "
         f"{counts['curated']:,} curated, {len(counts['benchmarks'])} benchmark folders"
     )
-    return root
 
 
 def prepare(run: Run, workers: int | None, workspace: Workspace, console: Console) -> None:
@@ -129,7 +120,7 @@ def check_sizes(run: Run, root: Path) -> None:
             raise ConfigError(f"source.pool_size={source.pool_size}: the pool has {left:,} pairs")
 
 
-def list_sources(root: Path, console: Console | None = None) -> None:
+def list_sources(root: Path) -> None:
     """Print what `root` holds: splits, levels and benchmarks with n, chance, families, licences.
 
     Raises DataError when nothing is built there.
@@ -138,7 +129,7 @@ def list_sources(root: Path, console: Console | None = None) -> None:
 
     from jestcli.icons.build import read_manifest
 
-    console = console or Terminal()
+    console = Terminal()
     manifest = read_manifest(root)
     counts = manifest["counts"]
     training = Table(title=f"Training data in {root} ({manifest['size']} px)", title_justify="left")

@@ -154,11 +154,11 @@ def check_reaches_reference(pairs: list[str]) -> None:
             raise ConfigError(f"--set {pair} is the learner's: say --set reference.{pair}")
 
 
-def method_of(settings: Settings, default: str = "jest") -> str:
-    """The method that settings mean which name none: `default`, unless they say otherwise."""
+def method_of(settings: Settings) -> str:
+    """The method that settings mean which name none: jest, unless they say otherwise."""
     given = telling(settings)
-    whole = TELLING | telling(METHODS[default]) | given
-    named = _meant_by(whole) if given else default
+    whole = TELLING | telling(METHODS["jest"]) | given
+    named = _meant_by(whole) if given else "jest"
     plain = _meant_by(TELLING | {"selection.sampler": whole["selection.sampler"]})
     return named or plain or str(whole["selection.sampler"])
 

@@ -263,7 +263,7 @@ def test_store_refuses_what_it_cannot_open(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no image-caption pair"):
         build_decoded(url, tmp_path / "store", 32, small_tokenizer(), workers=1)
     assert not [p for p in (tmp_path / "store").iterdir()]
-    with pytest.raises(DataError, match="tokenizer_id"):
+    with pytest.raises(DataError, match="no identity"):
         build_decoded(url, tmp_path / "store", 32, lambda texts: np.zeros((len(texts), 4)))
     good = shard(tmp_path / "b.tar", {"1.png": png(1), "1.txt": "x"})
     store = build_decoded(good, tmp_path / "store", 32, small_tokenizer(), workers=1)
