@@ -52,7 +52,7 @@ from jestcli.training.optimiser import learning_rate, make_optimiser
 from jestcli.training.signals import Interrupted, TrainingError, stop_signals
 from jestcli.training.step import NonFiniteError, SubBatch, offered, select_sub_batch, train_step
 from jestcli.training.tracking import Track, ignore, tracker
-from jestcli.utils.progress import SILENT, Progress, duration
+from jestcli.utils.progress import Progress, duration, silent
 
 LOG_EVERY = 20
 CHECKPOINT_EVERY = 100
@@ -62,7 +62,7 @@ def train(
     run: Run,
     workspace: Workspace,
     label: str = "",
-    progress: Progress = SILENT,
+    progress: Progress = silent,
     wandb: str = "off",
     world: DistEnv = SINGLE_PROCESS,
     keep_last: int = 1,
@@ -141,7 +141,7 @@ class Trainer:
         workspace: Workspace,
         folder: Path,
         label: str = "",
-        progress: Progress = SILENT,
+        progress: Progress = silent,
         track: Track = ignore,
         world: DistEnv = SINGLE_PROCESS,
         keep_last: int = 1,
@@ -256,7 +256,7 @@ class Trainer:
             score = f"score {100 * self.score:.1f} %" if self.score is not None else ""
             left = f"{duration(self.speed.left(done))} left"
             parts = (self.label, score, left, line, self.inputs.loader.bottleneck)
-            self.progress.show(done, run.optim.steps, " · ".join(p for p in parts if p))
+            self.progress(done, run.optim.steps, " · ".join(p for p in parts if p))
         return super_batch, choice
 
     def skip(self, problem: NonFiniteError, super_batch: SuperBatch) -> None:
@@ -400,7 +400,7 @@ class Trainer:
 
     def open_inputs(self) -> RunInputs:
         """What the run reads (runs/inputs.py)."""
-        told = (self.label, self.progress.show)
+        told = (self.label, self.progress)
         return open_inputs(self.run, self.workspace, self.folder, self.world, *told)
 
     def new_learner(self) -> Any:

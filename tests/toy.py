@@ -29,13 +29,6 @@ def nothing(*_: Any) -> None:
     """A report that nobody reads."""
 
 
-class Told:
-    """A progress that calls a function."""
-
-    def __init__(self, report: Report):
-        self.show = report
-
-
 class Loader:
     """A function from a step to its super-batch as a loader that never waits."""
 
@@ -116,7 +109,7 @@ def train(
     }
     place = Place()
     place.__dict__["where"] = trunk
-    ToyTrainer(toys, run, place, folder, "", Told(report), track, world, keep_last).fit()
+    ToyTrainer(toys, run, place, folder, "", report, track, world, keep_last).fit()
 
 
 def train_run(
@@ -129,4 +122,4 @@ def train_run(
     keep_last: int = 1,
 ) -> Path:
     """jestcli.train.train, told to a function."""
-    return jestcli.train.train(run, workspace, label, Told(report), wandb, world, keep_last)
+    return jestcli.train.train(run, workspace, label, report, wandb, world, keep_last)

@@ -33,7 +33,7 @@ class Stages:
         self.seconds: dict[str, float] = {}
         self.at = time.perf_counter()
 
-    def __call__(self, stage: str, done: int = 0, total: int = 0) -> None:
+    def __call__(self, done: int, total: int, stage: str) -> None:
         now = time.perf_counter()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.at
         self.at = now
@@ -48,10 +48,10 @@ def main(out: Path, packages: Path | None = None) -> None:
             shutil.copytree(packages, root / ".cache" / "packages")
         stages = Stages()
         counts = build(root, progress=stages)["counts"]
-        stages("move in place")
+        stages(1, 1, "move in place")
         for split in ("pool", "curated"):
             build_decoded(shard_urls(root, split), root / "store", SIZE, tokenizer, progress=stages)
-            stages("decode")
+            stages(1, 1, "decode")
     about, cores = environment(), os.cpu_count()
     rest = sum(each for name, each in stages.seconds.items() if name not in (*DRAWING, "fetch"))
     result = {

@@ -78,12 +78,8 @@ def inspect(
     folder = find(run, workspace.runs) if run else own_run or newest_selecting(workspace)
     shared.announce(read_run(folder)[1])
     with bars(shared.make_console()) as show:
-
-        def progress(done: int, total: int, line: str) -> None:
-            show(line, done, total)
-
         asked = (folder, workspace, out, super_batches, everything, where)
-        written = inspection.inspect(*asked, progress)
+        written = inspection.inspect(*asked, show)
     for path in written:
         say(path)
 

@@ -204,7 +204,7 @@ def train_jobs(
             world.wait()
             label = job.name if ranks else job.label
             with nullcontext(Lines(console)) if ranks else Bar(console) as shown:
-                train(job.run, training, label, shown, wandb, world, keep_last)
+                train(job.run, training, label, shown.show, wandb, world, keep_last)
         if not world.main:
             continue
         folder = workspace.folder(job.run)

@@ -19,7 +19,8 @@ from jestcli.data.images import fit
 from jestcli.data.shards import Report, read_shards
 from jestcli.utils.errors import DataError
 from jestcli.utils.io import save_text
-from jestcli.utils.parallel import Progress, unordered
+from jestcli.utils.parallel import unordered
+from jestcli.utils.progress import Progress
 from jestcli.utils.reading import parse_json
 
 FORMAT = 1
@@ -124,11 +125,11 @@ def decode_into(
     parts = [_Part(url, number, parts_folder, size) for number, url in enumerate(shards)]
     read: dict[int, _Read] = {}
     tokens: dict[int, np.ndarray] = {}
-    progress("decode", 0, len(parts))
+    progress(0, len(parts), "decode")
     for part, result in unordered(_decode_part, parts, workers):
         read[part.number] = result
         tokens[part.number] = _tokenize([c for row in result.captions for c in row], tokenizer)
-        progress("decode", len(read), len(parts))
+        progress(len(read), len(parts), "decode")
     ordered = [read[number] for number in range(len(parts))]
     report = Report()
     for result in ordered:

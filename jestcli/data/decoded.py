@@ -37,7 +37,7 @@ from jestcli.data.sources import expand_urls
 from jestcli.utils.errors import DataError, explain_os_error
 from jestcli.utils.hashing import first_by_hash, hashes_of
 from jestcli.utils.io import remembered
-from jestcli.utils.parallel import Progress, silent
+from jestcli.utils.progress import Progress, silent
 from jestcli.utils.reading import UNREADABLE, parse_json, reading
 
 UNKNOWN = "unknown"

@@ -33,7 +33,8 @@ from jestcli.data.tar import ShardIndex, TarFiles, forget_old_index, read_index
 from jestcli.utils.errors import DataError
 from jestcli.utils.hashing import hashes_of
 from jestcli.utils.io import save_text
-from jestcli.utils.parallel import Progress, silent, usable_cores
+from jestcli.utils.parallel import usable_cores
+from jestcli.utils.progress import Progress, silent
 from jestcli.utils.reading import read_json, reading
 
 logger = logging.getLogger(__name__)
@@ -303,7 +304,7 @@ def _count(name: str, shards: list[str], loading: Loading, progress: Progress) -
                     BadSampleRecord(name, -1, 0, shard, f"{n:,}", reason)
                     for reason, n in found.faults.items()
                 )
-            progress(f"indexing the {name}", done, len(counts))
+            progress(done, len(counts), f"indexing the {name}")
     if len(broken) == len(counts) or len(broken) > loading.max_faults * len(counts):
         shard, reason = next(iter(broken.items()))
         raise DataError(

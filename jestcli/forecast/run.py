@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from copy import deepcopy
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -224,8 +223,8 @@ def _sample(
     found = {}
     with bars(console) as report:
         for name, (dataset, mine, most, part) in parts.items():
-            seconds, show = 60 * asked.minutes * part, partial(report, f"reading the {name}")
-            found[name] = take(dataset, mine, folder / name, size, most, seconds, show)
+            seconds = 60 * asked.minutes * part
+            found[name] = take(dataset, mine, folder / name, size, most, seconds, report)
     if source.data.own:
         found["pool"] = replace(found["pool"], no_samples=_left_out(source, workspace))
     for name, each in found.items():

@@ -11,7 +11,6 @@ import io
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from PIL import Image
 from jestcli.data.dataset import Dataset, Transform
 from jestcli.utils.errors import DataError
 from jestcli.utils.io import save_bytes, save_text
+from jestcli.utils.progress import Progress, silent
 from jestcli.utils.randomness import generator
 from jestcli.utils.reading import parse_json, reading
 
@@ -28,7 +28,6 @@ PART = 1_000  # pairs read between two looks at the clock
 LEAST = 2_000  # pairs that are read whatever the clock says
 EXACT = 64  # pixels up to which pictures are kept without loss
 ABOUT = "sample.json"
-Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def take(
     size: int,
     most: int,
     seconds: float,
-    report: Report,
+    report: Progress = silent,
 ) -> Sample:
     """Copy up to `most` of these rows, chosen at random; after `seconds` no more than LEAST. size:
     pixels, square. Raises DataError where none can be read."""
@@ -81,7 +80,7 @@ def take(
             read, reasons = parse_json(about.read_bytes())
         pairs, asked = pairs + read, asked + len(order[first : first + PART])
         bad.update(reasons)
-        report(asked, len(order))
+        report(asked, len(order), f"reading the {folder.name}")
     if not pairs:
         why = ", ".join(f"{count:,} {reason}" for reason, count in bad.most_common(3))
         raise DataError(f"none of {asked:,} pairs could be read: {why}")

@@ -77,7 +77,7 @@ def look(run: Run, held: DecodedDataset, held_folder: str, workspace: Workspace)
         return open_shards("sample", entries, workspace.loading)
 
     files = pool.table_files(live, data.tables)
-    fill(live, readable(run.data.train, pool), files, lambda *_: None)
+    fill(live, readable(run.data.train, pool), files)
     image, text, _ = (x.numpy() for x in EmbeddingTable(files, live).lookup(np.arange(len(pool))))
     own = readable((held_folder,), held)
     held_image, held_text = _embed(live, own, np.arange(len(held)))

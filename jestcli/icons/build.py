@@ -35,7 +35,8 @@ from jestcli.icons.splits import Plan, Sample, make_plan
 from jestcli.icons.write import Row, ShardTask
 from jestcli.utils.errors import DataError, explain_os_error
 from jestcli.utils.lock import Held, hold
-from jestcli.utils.parallel import Progress, silent, unordered
+from jestcli.utils.parallel import unordered
+from jestcli.utils.progress import Progress, silent
 from jestcli.utils.reading import read_json, reading
 
 FORMAT = 4  # counts changes of this package that change what it writes
@@ -113,9 +114,9 @@ def build(
         cache, key = root / ".cache", build_key(world, size)
         tarballs: dict[str, Path] = {}
         for name, package in world.packages.items():
-            progress("fetch", len(tarballs), len(world.packages))
+            progress(len(tarballs), len(world.packages), "fetch")
             tarballs[name] = fetch(package, cache / "packages", fetcher)
-        progress("fetch", len(tarballs), len(tarballs))
+        progress(len(tarballs), len(tarballs), "fetch")
 
         drawn = draw_world(world, tarballs["icons"], cache, size, workers, progress)
         emoji, phosphor = read_emoji(tarballs["emoji"]), read_phosphor(tarballs["phosphor"])
@@ -123,9 +124,9 @@ def build(
         plan = make_plan(world, drawn, emoji, {"lucide": lucide, "tabler": tabler})
         made = marks.make_benchmarks(world, drawn, emoji, phosphor)
         training = [sample.icon for sample in (*plan.pool, *plan.curated)]
-        progress("compare", 0, 1)
+        progress(0, 1, "compare")
         kept, lost = marks.without_leaks(made, drawn, training, world.near_duplicate)
-        progress("compare", 1, 1)
+        progress(1, 1, "compare")
 
         here = _Staged(world, drawn, root / f".staging-{key}")
         for old in root.glob(".staging-*"):
@@ -137,10 +138,10 @@ def build(
         ]
         bench_tasks = [task for mark in kept for task in _benchmark_tasks(mark, here)]
         total, done = sum(len(task.rows) for task in tasks + bench_tasks), 0
-        progress("write", 0, total)
+        progress(0, total, "write")
         for _, written in unordered(shards.write_shard, tasks + bench_tasks, workers):
             done += written
-            progress("write", done, total)
+            progress(done, total, "write")
         listed = [x for mark in kept for x in marks.entries(mark, lost[mark.name])]
         shards.write_json(here.folder / "benchmarks" / "benchmarks.json", listed)
         digests = _check(tasks, bench_tasks, world, workers, progress)
@@ -231,7 +232,7 @@ def _check(
     read: dict[Path, Rasters] = {}
     for path, rasters in unordered(shards.read_back, list(rows), workers):
         read[path] = rasters
-        progress("check", len(read), len(rows))
+        progress(len(read), len(rows), "check")
     for path, count in rows.items():
         if len(read[path]) != count:
             raise DataError(f"{path} holds {len(read[path])} of {count} samples")

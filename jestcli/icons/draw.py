@@ -24,7 +24,8 @@ from jestcli.icons.leakage import raster_digest, signatures
 from jestcli.icons.spec import World
 from jestcli.utils.errors import DataError, explain_os_error
 from jestcli.utils.io import save_array, save_text
-from jestcli.utils.parallel import Progress, unordered
+from jestcli.utils.parallel import unordered
+from jestcli.utils.progress import Progress
 from jestcli.utils.reading import parse_json
 
 UNIT = 4_000
@@ -238,7 +239,7 @@ def draw_world(
             wanted = members(tarball, lambda member: collection_of(member) in missing)
             for found, (member, content) in enumerate(wanted, 1):
                 save_text(sources / f"{collection_of(member)}.json", content.decode("utf-8"))
-                progress("unpack", found, len(missing))
+                progress(found, len(missing), "unpack")
     except OSError as error:
         raise explain_os_error(error, "unpacking the icon package") from error
 
@@ -255,11 +256,11 @@ def draw_world(
     total = sum(unit.stop - unit.start for unit in units)
     waiting = [unit for unit in units if not unit.done]
     done = total - sum(unit.stop - unit.start for unit in waiting)
-    progress("draw", done, total)
+    progress(done, total, "draw")
     waiting.sort(key=lambda unit: unit.start - unit.stop)  # big ones first
     for unit, _ in unordered(draw_unit, waiting, workers):
         done += unit.stop - unit.start
-        progress("draw", done, total)
+        progress(done, total, "draw")
 
     icons: list[Drawn] = []
     failed: dict[str, str] = {}

@@ -30,11 +30,12 @@ from jestcli.paper import choices
 from jestcli.paper import theme as look
 from jestcli.runs.opened import CPU, Opened, open_run
 from jestcli.runs.trained import new_learner
-from jestcli.runs.workspace import Report, Workspace
+from jestcli.runs.workspace import Workspace
 from jestcli.selection import PairEmbeddings, select
 from jestcli.selection.scores import diagonal_logits
 from jestcli.training.checkpoint import write_atomic, write_json
 from jestcli.training.metrics import chosen_in_training
+from jestcli.utils.progress import Progress, silent
 
 SHEET = 40  # pictures a contact sheet
 PICTURE = 72  # pixels at which a shard's image is shown
@@ -150,7 +151,7 @@ def inspect(
     super_batches: int = 8,
     everything: bool = False,
     device: torch.device = CPU,
-    report: Report = lambda *_: None,
+    report: Progress = silent,
 ) -> list[Path]:
     """Write contact sheets, a figure, a report and the export under `out`; returns the paths.
     super_batches: how many to draw and choose from. everything: score every pair of the run's
@@ -206,7 +207,9 @@ def _sheets(opened: Opened, replays: list[Replay], path: Path) -> list[Path]:
     return written
 
 
-def _export(opened: Opened, replays: list[Replay], path: Path, report: Report | None) -> list[Path]:
+def _export(
+    opened: Opened, replays: list[Replay], path: Path, report: Progress | None
+) -> list[Path]:
     """scores.csv (key, source, learnability, times drawn and chosen) and uids.npy, DataComp's
     format: the chosen pairs (with `report`, where everything is scored: the best (1 - f) of the
     source) as sorted pairs of uint64, the two halves of a 128-bit uid: a key of 32 hexadecimal
@@ -245,7 +248,7 @@ def picture(pairs: Dataset, row: int) -> np.ndarray:
     return np.asarray(image) if small else fit(image, PICTURE)
 
 
-def score_all(opened: Opened, report: Report = lambda *_: None) -> tuple[np.ndarray, np.ndarray]:
+def score_all(opened: Opened, report: Progress = silent) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the run's source that can be read, int64 [n], and their diagonal learnability."""
     size = min(BLOCK, opened.size)
     steps, rows, score = math.ceil(opened.size / size), [], []

@@ -30,7 +30,7 @@ def main() -> int:
     from jestcli.training.distributed import DistEnv
     from jestcli.utils.progress import JsonLines
 
-    run, progress = Run.model_validate(task["run"]), JsonLines()
+    run, progress = Run.model_validate(task["run"]), JsonLines().show
     loading = TypeAdapter(Loading).validate_python(task.get("loading", {}))
     data = Path(task["data"]) if task["data"] else None
     workspace, what = Workspace(data, Path(task["runs"]), loading), task["label"]
@@ -39,7 +39,7 @@ def main() -> int:
         if task["kind"] == "cache":
             view = Resolution(**task["view"]) if task.get("view") else None
             split = task.get("split", "pool")
-            reference.cache(run, workspace, what, progress.show, view, split, device)
+            reference.cache(run, workspace, what, progress, view, split, device)
         else:
             world = DistEnv(device=device)
             train(run, workspace, what, progress, task.get("wandb", "off"), world)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,7 @@ from jestcli.data.pools import verified_size
 from jestcli.evaluation.folders import class_names, is_retrieval
 from jestcli.utils.console import Terminal
 from jestcli.utils.errors import DataError
-from jestcli.utils.progress import Row, Rows
+from jestcli.utils.progress import Progress, Row, Rows
 from jestcli.utils.reading import parse_json, reading
 
 if TYPE_CHECKING:
@@ -35,15 +35,15 @@ SAY_EVERY = 30.0  # seconds between two lines of a log
 
 
 @contextmanager
-def bars(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """A function (stage, done, total) that shows a bar for each stage, with the time left.
+def bars(console: Console) -> Iterator[Progress]:
+    """What shows a bar for each stage that it is told of, with the time left.
 
     Where the console is no terminal, a line when a stage begins and every SAY_EVERY seconds.
     """
     said: dict[str, float] = {}
     with Rows(console) as shown:
 
-        def report(stage: str, done: int, total: int) -> None:
+        def report(done: int, total: int, stage: str) -> None:
             name, now = DOING.get(stage, stage), shown.clock()
             row = shown.rows.get(stage) or shown.add(stage, Row(name, total, now, done))
             row.total = total
@@ -87,8 +87,8 @@ def prepare(run: Run, workers: int | None, workspace: Workspace, console: Consol
     with bars(console) as report:
         for split in ("pool", "curated") if data.embeds_first else splits(run):
 
-            def named(stage: str, done: int, total: int, split: str = split) -> None:
-                report(f"{DOING.get(stage, stage)} ({split})", done, total)
+            def named(done: int, total: int, stage: str, split: str = split) -> None:
+                report(done, total, f"{DOING.get(stage, stage)} ({split})")
 
             dataset = data.dataset(split, workers, named)
             if run.data.own:

@@ -32,7 +32,7 @@ from jestcli.models.towers import Clip, low_view
 from jestcli.models.words import weights_file
 from jestcli.runs.filters import FILTERS
 from jestcli.runs.reference import CPU, OpenedReference, open_reference
-from jestcli.runs.workspace import Report, Workspace
+from jestcli.runs.workspace import Workspace
 from jestcli.selection import PairEmbeddings
 from jestcli.training.distributed import SINGLE_PROCESS, DistEnv
 from jestcli.training.metrics import chosen_in_training
@@ -40,7 +40,7 @@ from jestcli.utils import catalogue
 from jestcli.utils.errors import DataError
 from jestcli.utils.hashing import first_by_hash
 from jestcli.utils.io import save_array
-from jestcli.utils.parallel import Progress, silent
+from jestcli.utils.progress import Progress, silent
 
 KEPT = "kept.npy"
 
@@ -418,7 +418,7 @@ def open_inputs(
     folder: Path,
     world: DistEnv = SINGLE_PROCESS,
     label: str = "",
-    report: Report = lambda *_: None,
+    report: Progress = silent,
 ) -> RunInputs:
     """Open what `run` reads; every rank calls it with its own `world`.
 

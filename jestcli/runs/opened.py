@@ -16,12 +16,13 @@ from jestcli.runs.evaluate import list_runs
 from jestcli.runs.inputs import RunData, data_of, sources, transform_of
 from jestcli.runs.reference import open_reference
 from jestcli.runs.trained import load_folder
-from jestcli.runs.workspace import Report, StageError, Workspace, read_run
+from jestcli.runs.workspace import StageError, Workspace, read_run
 from jestcli.selection import PairEmbeddings
 from jestcli.training.devices import set_threads
 from jestcli.training.distributed import DistEnv
 from jestcli.training.reference import Reference
 from jestcli.training.step import encode_pairs
+from jestcli.utils.progress import Progress, silent
 
 ANEW = 1_000  # added to the seed: an order of the pool that was not trained in
 CPU = torch.device("cpu")
@@ -74,7 +75,7 @@ def newest_selecting(workspace: Workspace) -> Path:
 
 
 def open_run(
-    folder: Path, workspace: Workspace, device: torch.device = CPU, report: Report | None = None
+    folder: Path, workspace: Workspace, device: torch.device = CPU, report: Progress = silent
 ) -> Opened:
     """Open a run to look at, on the embedded data or on own shards.
 
@@ -97,9 +98,7 @@ def open_run(
     chosen = {"sampler": "joint", "criterion": "learnability"}
     scoring = run.model_copy(update={"selection": run.selection.model_copy(update=chosen)})
     data = data_of(run, here, folder)
-    reference = open_reference(
-        scoring, here, data, DistEnv(device=device), "inspecting", report or (lambda *_: None)
-    )
+    reference = open_reference(scoring, here, data, DistEnv(device=device), "inspecting", report)
     assert reference.call is not None
     (source,) = sources(scoring, data, reference, folder)
     # Each pair once an epoch, whatever the weights of several sources.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ from jestcli.models.flops import ForwardFlops
 from jestcli.models.towers import low_view
 from jestcli.runs.data import bars
 from jestcli.runs.trained import THREADS, learner_flops, load_run
-from jestcli.runs.workspace import Report, Workspace, only_writer, read_done
+from jestcli.runs.workspace import Workspace, only_writer, read_done
 from jestcli.training.devices import set_threads
 from jestcli.training.distributed import SINGLE_PROCESS, DistEnv
 from jestcli.training.reference import (
@@ -28,6 +27,7 @@ from jestcli.training.reference import (
     fill,
     open_clip_reference,
 )
+from jestcli.utils.progress import Progress, silent
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -90,7 +90,7 @@ def open_reference(
     data: RunData,
     world: DistEnv = SINGLE_PROCESS,
     label: str = "",
-    report: Report = lambda *_: None,
+    report: Progress = silent,
 ) -> OpenedReference:
     """The run's reference over its pool. Each rank embeds its own candidates, on its own device.
 
@@ -119,12 +119,7 @@ def open_reference(
     pool = data.pool_of(run)
     if data.embeds_first:
         with world.main_process_first():
-            embed_all(
-                live,
-                pool,
-                data,
-                lambda done, total: report(done, total, f"{label} · reference embeddings"),
-            )
+            embed_all(live, pool, data, report, f"{label} · reference embeddings")
     table = EmbeddingTable(pool.table_files(live, data.tables), live)
     if pool.in_memory and world.device.type == "cuda":
         table = table.on_device(world.device)
@@ -132,7 +127,7 @@ def open_reference(
 
 
 def embed_all(
-    live: LiveReference, dataset: Dataset, data: RunData, progress: Callable[[int, int], None]
+    live: LiveReference, dataset: Dataset, data: RunData, report: Progress = silent, what: str = ""
 ) -> int:
     """Make what is missing of the tables of `dataset`; returns how many files that was. Raises
     StageError where another process makes one."""
@@ -140,14 +135,14 @@ def embed_all(
     with ExitStack() as stack:
         for folder in sorted({file.folder for file in files if not file.current()}):
             stack.enter_context(only_writer(folder))
-        return fill(live, dataset, files, progress)
+        return fill(live, dataset, files, report, what)
 
 
 def cache(
     run: Run,
     workspace: Workspace,
     label: str,
-    report: Report,
+    report: Progress,
     view: Resolution | None = None,
     split: str = "pool",
     device: torch.device = CPU,
@@ -160,12 +155,7 @@ def cache(
         set_threads(THREADS)
         micro_batch = MICRO_BATCH
     live = run_reference(run, workspace, data.tokenizer, view, device, micro_batch)
-    embed_all(
-        live,
-        data.pool if split == "pool" else data.curated,
-        data,
-        lambda done, total: report(done, total, label),
-    )
+    embed_all(live, data.pool if split == "pool" else data.curated, data, report, label)
 
 
 def cached(
@@ -194,9 +184,7 @@ def cache_reference(
         live = open_clip_reference(run.reference_model or "", device, micro_batch)
     pool = data.pool_of(run)
     with bars(console) as report:
-        made = embed_all(
-            live, pool, data, lambda done, total: report("embedding the pool", done, total)
-        )
+        made = embed_all(live, pool, data, report, "embedding the pool")
     files = pool.table_files(live, data.tables)
     what = f"{made:,} of {len(files):,} tables made now, {len(pool):,} pairs in all"
     return [f"reference embeddings {live.key}: {what}"]

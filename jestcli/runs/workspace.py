@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +24,6 @@ from jestcli.utils.reading import read_json, reading
 
 if TYPE_CHECKING:
     from jestcli.runs.inputs import RunData
-
-Report = Callable[[int, int, str], None]
-"""(done, total, what is being done) -> shown to the user."""
 
 
 class StageError(Exception):

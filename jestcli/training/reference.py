@@ -30,6 +30,7 @@ from jestcli.models.towers import Clip
 from jestcli.models.words import check_word
 from jestcli.selection import PairEmbeddings
 from jestcli.training.step import encode_pairs
+from jestcli.utils.progress import Progress, silent
 from jestcli.utils.reading import parse_json
 
 PRECISION = "float32"
@@ -37,7 +38,6 @@ VERSION = 1  # of how images and captions are prepared
 BLOCK = 1024  # pairs that are embedded between two looks at the progress
 MICRO_BATCH = 64
 Reference = Callable[[SuperBatch], PairEmbeddings]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -293,12 +293,16 @@ class EmbeddingTable:
 
 
 def fill(
-    reference: LiveReference, dataset: Dataset, files: Sequence[TableFile], progress: Progress
+    reference: LiveReference,
+    dataset: Dataset,
+    files: Sequence[TableFile],
+    report: Progress = silent,
+    what: str = "",
 ) -> int:
     """Make every file that is missing or stale; returns how many those were.
 
     A killed one goes on: of shards after the last whole one, of a decoded data set after the last
-    blocks that were flushed. progress: (rows done, rows)."""
+    blocks that were flushed. report: rows done, rows, `what`."""
     made, start, total = 0, 0, len(dataset)
 
     def blocks(done: int) -> Iterator[tuple[int, Block | None]]:
@@ -312,13 +316,13 @@ def fill(
                 block = (samples.row - start, pairs.image.cpu().numpy(), pairs.text.cpu().numpy())
             yield last, block
             if last < file.n:
-                progress(start + last, total)
+                report(start + last, total, what)
 
     for file in files:
         # Whole and of these very bytes, or made again: a stale table is another reference.
         if not file.current():
             file.write(blocks)
             made += 1
-            progress(start + file.n, total)
+            report(start + file.n, total, what)
         start += file.n
     return made

@@ -1,4 +1,4 @@
-"""Work over processes: results as they come, errors as they are, and a count for a progress bar."""
+"""Work over processes: results as they come, and errors as they are."""
 
 from __future__ import annotations
 
@@ -15,15 +15,9 @@ from typing import TypeVar
 from jestcli.utils.errors import DataError
 
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
-Progress = Callable[[str, int, int], None]
-"""(what is being done, done so far, total)."""
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """A progress callback that shows nothing."""
 
 
 def usable_cores() -> int:

@@ -7,27 +7,18 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-class Progress(Protocol):
-    """Told of every step; decides by itself what to show."""
-
-    def show(self, done: int, total: int, line: str) -> None:
-        """done of total steps; one line about now."""
+Progress = Callable[[int, int, str], None]
+"""(done, total, what is being done) -> shown; told of every step, it decides by itself when."""
 
 
-class Silent:
+def silent(done: int, total: int, what: str) -> None:
     """Shows nothing."""
-
-    def show(self, done: int, total: int, line: str) -> None:
-        pass
-
-
-SILENT = Silent()
 
 
 class Lines:

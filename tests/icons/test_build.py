@@ -135,7 +135,7 @@ class Killed(BaseException):
 def test_killed_and_resumed_build_is_the_same(
     stage: str, root: Path, miniature: Miniature, tmp_path: Path
 ) -> None:
-    def kill(doing: str, done: int, total: int) -> None:
+    def kill(done: int, total: int, doing: str) -> None:
         if doing == stage and 0 < done < total:
             raise Killed
 

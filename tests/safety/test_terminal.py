@@ -126,7 +126,7 @@ def test_a_log_says_what_is_done_how_far_and_when_it_ends(monkeypatch: pytest.Mo
     with bars(Terminal(file=out, width=80)) as report:
         for second in range(0, 100, 10):
             now[0] = float(second)
-            report("decode", second, 100)
+            report(second, 100, "decode")
     assert out.getvalue().splitlines() == [
         "decoding once (100)",
         "decoding once: 30/100 · 70 s left",

@@ -80,9 +80,9 @@ def test_weights_and_data_key_a_table(tmp_path: Path) -> None:
 
 
 def test_a_complete_table_is_not_made_again(tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[int, int, str]] = []
     first = made(tmp_path, live(), lambda *at: seen.append(at))
-    assert seen == [(40, 40)]
+    assert seen == [(40, 40, "")]
     assert equal(first, made(tmp_path, live(), lambda *at: seen.append(at))) and len(seen) == 1
 
 
@@ -97,7 +97,7 @@ def test_a_killed_one_goes_on_and_is_the_same(
     monkeypatch.setattr(references, "BLOCK", 1)
     whole = made(tmp_path / "whole", live())
 
-    def die(done: int, total: int) -> None:
+    def die(done: int, *_: Any) -> None:
         if done == died_at:
             raise Killed
 
@@ -105,7 +105,7 @@ def test_a_killed_one_goes_on_and_is_the_same(
         made(tmp_path / "killed", live(), die)
     assert not list(tmp_path.glob("killed/*/*/cache.json")), "half a table is none"
     seen: list[int] = []
-    resumed = made(tmp_path / "killed", live(), lambda done, _: seen.append(done))
+    resumed = made(tmp_path / "killed", live(), lambda done, *_: seen.append(done))
     assert seen == list(range(goes_on_at, 41)) and equal(whole, resumed)
 
 

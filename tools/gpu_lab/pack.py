@@ -27,7 +27,8 @@ from jestcli.icons.build import build_key, is_built, read_manifest
 from jestcli.icons.spec import WORLD, World
 from jestcli.utils.errors import DataError, explain_os_error
 from jestcli.utils.io import save_bytes, save_text
-from jestcli.utils.parallel import Progress, silent, unordered
+from jestcli.utils.parallel import unordered
+from jestcli.utils.progress import Progress, silent
 
 FORMAT = 3
 PIXELS = "images.npy"
@@ -54,7 +55,7 @@ def pack(
     small: dict[int, bytes] = {}
     for (number, _), content in unordered(_squeeze, list(enumerate(blocks)), workers):
         small[number] = content
-        progress("squeeze", len(small), len(blocks))
+        progress(len(small), len(blocks), "squeeze")
     parts: list[dict[str, bytes]] = [{"rest.xz": lzma.compress(_rest(root), preset=6)}]
     for number in range(len(blocks)):
         if sum(map(len, parts[-1].values())) + len(small[number]) > megabytes * 1e6:
@@ -150,7 +151,7 @@ def prepare(
     stores: dict[str, np.ndarray] = {}
     for number, (_, block) in enumerate(unordered(_unpacked, members, workers), 1):
         _place(root, block, stores)
-        progress("unpack", number, len(members))
+        progress(number, len(members), "unpack")
     files = _members(rest)
     shards = json.loads(files.pop("shards.json"))
     for name, content in files.items():
