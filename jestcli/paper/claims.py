@@ -10,11 +10,11 @@ that the paper does not ask.
 from __future__ import annotations
 
 import math
-import re
 from itertools import product
 from typing import Any
 
-from jestcli.paper.effects import Contrast, difference, interaction
+from jestcli.paper.contrasts import Contrast
+from jestcli.paper.contrasts import parse_contrasts as _contrasts
 from jestcli.paper.map import CONTROLS, at_quality, named, qualities
 from jestcli.paper.records import Record
 from jestcli.paper.saving import OverBest, Saving, over_best
@@ -50,20 +50,6 @@ def _claim(
     refutation = Refutation(refuted, contrasts)
     both, second = (_contrasts(core), _contrasts(sanity)), "nats" if metric == "mean" else None
     return Claim(key, experiment, says, refutation, *both, region, metric, second)
-
-
-def _contrasts(text: str) -> tuple[Contrast, ...]:
-    """Of "a > b; a ~ b; a - b > c - d": a is above b, level with it, by more above b than c is
-    above d."""
-    found = []
-    for each in filter(None, text.split("; ")):
-        left, sign, right = re.split(r" ([>~]) ", each)
-        names = *left.split(" - "), *right.split(" - ")
-        if len(names) == 2:
-            found.append(difference(names[0], names[1], equal=sign == "~"))
-        else:
-            found.append(interaction(*names))
-    return tuple(found)
 
 
 UNTIMED: Record = {"seconds": {"none": 0.0}, "environment": {}}  # where a run has no record

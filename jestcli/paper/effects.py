@@ -23,43 +23,12 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-from jestcli.paper.methods import line_of, style, value_of
+from jestcli.paper.contrasts import Contrast
 from jestcli.paper.records import Record, value
 from jestcli.paper.statistics import LEVEL
 
 POWER = 0.8
-UNLIKE = ("share", "ratio", "logarithm", "iteration")  # metrics of claims.py that are no scores
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """A weighted sum of conditions. weights: (condition, weight), adding up to 0; what is claimed
-    is that it is above 0 or, with `equal`, that it is 0 within a margin."""
-
-    says: str
-    weights: tuple[tuple[str, float], ...]
-    equal: bool = False
-
-    @property
-    def conditions(self) -> tuple[str, ...]:
-        return tuple(name for name, _ in self.weights)
-
-
-def difference(a: str, b: str, equal: bool = False) -> Contrast:
-    """a - b."""
-    return Contrast(f"{label(a)} minus {label(b)}", ((a, 1.0), (b, -1.0)), equal)
-
-
-def interaction(a: str, b: str, c: str, d: str) -> Contrast:
-    """(a - b) - (c - d): by how much more a is above b than c is above d."""
-    words = f"({label(a)} minus {label(b)}) minus ({label(c)} minus {label(d)})"
-    return Contrast(words, ((a, 1.0), (b, -1.0), (c, -1.0), (d, 1.0)))
-
-
-def label(name: str) -> str:
-    """A run's name in words: "joint@0.9" is "joint at 0.9"."""
-    words = style(line_of(name)).label
-    return f"{words} at {value_of(name)}" if value_of(name) else words
+UNLIKE = ("share", "ratio", "logarithm", "iteration")  # metrics of claims that are no scores
 
 
 @dataclass(frozen=True)

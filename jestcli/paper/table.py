@@ -14,7 +14,8 @@ import numpy as np
 from rich.console import Console
 
 from jestcli.paper import statistics as stats
-from jestcli.paper.effects import Fit, difference, fit
+from jestcli.paper.contrasts import difference
+from jestcli.paper.effects import Fit, fit
 from jestcli.paper.methods import MARK, in_order, is_reference, style, value_of
 from jestcli.paper.records import CONVENTIONS, Header, Record
 from jestcli.utils.io import save_text

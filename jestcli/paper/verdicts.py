@@ -27,7 +27,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from jestcli.paper.effects import Contrast, Effect, Fit, benjamini_hochberg, fit, holm, label
+from jestcli.paper.contrasts import Contrast, label
+from jestcli.paper.effects import Effect, Fit, benjamini_hochberg, fit, holm
 from jestcli.paper.records import Record
 from jestcli.paper.saving import AXES, OverBest, Saving, core_hours
 from jestcli.paper.statistics import LEVEL

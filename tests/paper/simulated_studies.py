@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from jestcli.paper.effects import difference, interaction
+from jestcli.paper.contrasts import difference, interaction
 from jestcli.paper.records import CONVENTIONS, Record
 from jestcli.paper.saving import OverBest, Saving, savings
 from jestcli.paper.verdicts import (

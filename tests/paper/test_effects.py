@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 from simulated_studies import record
 
-from jestcli.paper.effects import benjamini_hochberg, difference, fit, holm, interaction
+from jestcli.paper.contrasts import difference, interaction
+from jestcli.paper.effects import benjamini_hochberg, fit, holm
 
 A, B = [0.31, 0.42, 0.35, 0.40], [0.28, 0.37, 0.33, 0.36]
 

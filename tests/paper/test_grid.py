@@ -4,7 +4,8 @@ import pytest
 from synthetic_records import HEADER, tiny
 
 from jestcli.paper import theme
-from jestcli.paper.effects import difference, fit
+from jestcli.paper.contrasts import difference
+from jestcli.paper.effects import fit
 from jestcli.paper.experiment import Panel
 from jestcli.paper.grid import make_grid, places
 from jestcli.paper.table import build, to_markdown

@@ -4,7 +4,8 @@ import pytest
 from scipy import stats
 from synthetic_records import tiny
 
-from jestcli.paper.effects import difference, fit
+from jestcli.paper.contrasts import difference
+from jestcli.paper.effects import fit
 from jestcli.paper.statistics import finals, has_joules, pooled_interval, t_interval, totals
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 from simulated_studies import record
 
-from jestcli.paper.effects import difference, interaction
+from jestcli.paper.contrasts import difference, interaction
 from jestcli.paper.saving import savings
 from jestcli.paper.verdicts import (
     CONTRADICTED,
