@@ -687,6 +687,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     first = error.errors()[0]
     # pydantic names the branch of a union, too, such as dict[str,any]: no word of the user's
     where = ".".join(str(part) for part in first["loc"] if "[" not in str(part))
+    where = " ".join(where.split())[:200]  # keys are a stranger's
     if first["type"] == "extra_forbidden":
         return f"unknown setting {where}{_nearest(first['loc'], model)}"
     message = first["msg"].removeprefix("Value error, ")
@@ -697,7 +698,9 @@ def _nearest(loc: tuple[Any, ...], model: type[BaseModel]) -> str:
     owner: Any = model
     for part in loc[:-1]:
         field = owner.model_fields.get(part)
-        options = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        if field is None:  # a key of a mapping, a place in a list
+            continue
+        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
         owner = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
         if owner is None:
             return ""
