@@ -1,7 +1,8 @@
 """An experiment file: named runs over seeds, expanded into checked `Run`s.
 
     title: what is shown
-    claim: what the paper claims;  refuted_if: what would refute it
+    claim: what the paper claims, in words
+    claims: {key: {says: ..., refuted_if: ..., core: a > b; ...}}   # what is judged (see `claims`)
     profile: a name in experiments/profiles: settings of the runs, not of the references
     scale: a name in experiments/profiles: settings of runs and references, under `base`
     base: settings of every run
@@ -27,9 +28,10 @@ from itertools import product
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from jestcli.config import METHODS, ConfigError, Run, explain, merge, read_yaml
+from jestcli.paper.claims import MOST, Key, Statement, check_names
 from jestcli.runs.methods import (
     FOLDER,
     PROFILES,
@@ -90,12 +92,14 @@ class Quick(Tier):
 
 
 class Experiment(_Strict):
-    """An experiment's file, its `vary` and `grid` written out."""
+    """An experiment's file, its `vary` and `grid` written out. refuted_if: that of its claims; a
+    file without claims may say it in words alone."""
 
     name: str
     title: str
     claim: str
-    refuted_if: str
+    claims: dict[Key, Statement] = Field({}, max_length=MOST)
+    refuted_if: str = ""
     profile: str | None = None
     scale: str | None = None
     base: Settings = {}
@@ -106,6 +110,12 @@ class Experiment(_Strict):
     tiers: list[Tier] = []
     compact: bool = False
     figure: Figure = Figure()
+
+    @model_validator(mode="after")
+    def _says_once(self) -> Experiment:
+        if self.claims and self.refuted_if:
+            raise ValueError("refuted_if: follows from that of each of its claims")
+        return self
 
 
 @dataclass(frozen=True)
@@ -140,12 +150,23 @@ def read_experiment(path: Path) -> Experiment:
         {k: v for k, v in read_profile(word).items() if k != "reference"} if word else {}
         for word in (read.profile, read.scale)
     )
-    changed = {
-        "base": merge(scale, read.base),
-        "references": _spread(read.references, {}, path),
-        "runs": _spread(read.runs, profile, path),
-    }
-    return read.model_copy(update=changed)
+    references, runs = _spread(read.references, {}, path), _spread(read.runs, profile, path)
+    # What is written in another experiment's words may train that one's references.
+    also = HEADLINE_REFERENCES.values() if any(isinstance(r, str) for r in runs.values()) else ()
+    try:
+        check_names(read.claims, read.figure.kind, [*runs, *map(_called, references), *also])
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    changed = {"base": merge(scale, read.base), "references": references, "runs": runs}
+    return read.model_copy(update={**changed, "refuted_if": _criterion(read)})
+
+
+def _criterion(read: Experiment) -> str:
+    """What refutes each claim, in one text."""
+    said = [f"{key}: {claim.refuted_if}" for key, claim in read.claims.items()]
+    if len(said) == 1:
+        said = [claim.refuted_if for claim in read.claims.values()]
+    return "; ".join(said) + "." if said else read.refuted_if
 
 
 def list_experiments() -> list[Experiment]:
@@ -267,8 +288,12 @@ def _expanded(experiment: Experiment, name: str, seed: int, overrides: Settings)
     job = Job(name, seed, run)
     if not isinstance(reference, str) or run.reference is None:
         return [job]
-    called = HEADLINE_REFERENCES.get(reference, f"reference {reference}")
-    return [Job(called, seed, run.reference), job]
+    return [Job(_called(reference), seed, run.reference), job]
+
+
+def _called(reference: str) -> str:
+    """What a reference's own training is called among the runs."""
+    return HEADLINE_REFERENCES.get(reference, f"reference {reference}")
 
 
 def _elsewhere(word: str) -> tuple[Experiment, str]:

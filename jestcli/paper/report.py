@@ -12,8 +12,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jestcli.paper.claims import CLAIMS, gather
 from jestcli.paper.diversity import MEASURED as DIVERSITY
+from jestcli.paper.evidence import claims_of, gather
 from jestcli.paper.experiment import Experiment, jobs
 from jestcli.paper.figure2 import MEASURED
 from jestcli.paper.plot import RECORDS, UNKNOWN, outdated
@@ -62,8 +62,8 @@ class Section(NamedTuple):
 
 
 def report(experiments: list[Experiment], results: Path, out: Path) -> list[Path]:
-    """Write report.html and report.md from the records under `results`, experiments without a
-    claim left out; returns both paths."""
+    """Write report.html and report.md from the records under `results` and what the experiments
+    claim, those without a claim left out; returns both paths."""
     found: dict[str, Any] = {}
     measured: dict[str, list[dict[str, Any]]] = {}
     for experiment in experiments:
@@ -73,12 +73,13 @@ def report(experiments: list[Experiment], results: Path, out: Path) -> list[Path
         for name in (MEASURED, DIVERSITY):
             if (folder / name).exists():
                 measured[experiment.name] = list(read_json(folder / name).values())
-    claims = [claim for claim in CLAIMS if claim.experiment in found]
-    evidence = gather({name: records for name, (_, records) in found.items()}, measured)
-    verdicts, sections = judge_all(claims, evidence), []
+    claims = claims_of(experiments)
+    known = {name: records for name, (_, records) in found.items()}
+    verdicts, sections = judge_all(claims, gather(experiments, known, measured)), []
     for experiment in experiments:
         (header, records), folder = found[experiment.name], results / experiment.name
-        own = [(c, verdicts[c.key]) for c in claims if c.experiment == experiment.name]
+        both = zip(claims, verdicts, strict=True)
+        own = [(claim, verdict) for claim, verdict in both if claim.experiment == experiment.name]
         if not own:
             continue
         figures = sorted(path.with_suffix("") for path in folder.glob("*.svg"))

@@ -88,10 +88,11 @@ class Claim:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Records by experiment; surfaces: savings by cell in words ("q = .8, 768,000 pairs")."""
+    """Records by experiment; surfaces: by experiment and the surface's name, savings by cell in
+    words ("q = .8, 768,000 pairs")."""
 
     records: dict[str, list[Record]]
-    surfaces: dict[str, dict[str, Saving | OverBest]] = field(default_factory=dict)
+    surfaces: dict[str, dict[str, dict[str, Saving | OverBest]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,8 @@ class _Part:
     open: tuple[str, ...] = ()
 
 
-def judge_all(claims: Sequence[Claim], evidence: Evidence) -> dict[str, Verdict]:
-    """Every claim's verdict by key; one that does not survive Benjamini-Hochberg is undecided."""
+def judge_all(claims: Sequence[Claim], evidence: Evidence) -> list[Verdict]:
+    """Verdicts in the claims' order; one that does not survive Benjamini-Hochberg is undecided."""
     found = [judge(claim, evidence) for claim in claims]
     across = benjamini_hochberg([verdict.p for verdict in found])
     for i, (verdict, q) in enumerate(zip(found, across, strict=True)):
@@ -155,7 +156,7 @@ def judge_all(claims: Sequence[Claim], evidence: Evidence) -> dict[str, Verdict]
             lost = f"“{verdict.word}” does not survive the number of claims: "
             lost += f"p = {q:.2g} (Benjamini–Hochberg)."
             found[i] = _undecided(verdict, verdict.hours, lost)
-    return {claim.key: verdict for claim, verdict in zip(claims, found, strict=True)}
+    return found
 
 
 def judge(claim: Claim, evidence: Evidence) -> Verdict:
@@ -166,7 +167,8 @@ def judge(claim: Claim, evidence: Evidence) -> Verdict:
     parts = _contrasts(claim, first, second, _costs(records, first))
     core, criteria = parts[: len(claim.core)], parts[len(claim.core) :]
     against = claim.refuted_if.contrasts
-    region = _region(claim.region, evidence) if claim.region else None
+    surfaces = evidence.surfaces.get(claim.experiment, {})
+    region = _region(claim.region, surfaces) if claim.region else None
     if region:
         core.append(region)
     refuted = [part.p for part in criteria if part.state == FOR]
@@ -311,9 +313,9 @@ def _unit(metric: str) -> tuple[float, str, int]:
     return 100.0, f"points{share}", 2
 
 
-def _region(region: Region, evidence: Evidence) -> _Part:
+def _region(region: Region, surfaces: dict[str, dict[str, Saving | OverBest]]) -> _Part:
     """FOR where the factor holds at some cell; else AGAINST where the saving is below it at one."""
-    surface, axis, k = evidence.surfaces.get(region.surface, {}), region.axis, region.factor
+    surface, axis, k = surfaces.get(region.surface, {}), region.axis, region.factor
     named = region.cells or surface
     cells = {c: s for c, s in surface.items() if s.knows(axis) and c in named}
     if not cells or set(region.cells) - set(cells):

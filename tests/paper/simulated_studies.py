@@ -205,7 +205,7 @@ def _just(rng: np.random.Generator, kind: str) -> Evidence:
         saving = savings(records, "jest")[at]
         cost = {axis: value * truth[at] for axis, value in saving.cell.cost.items()}
         cells[name] = replace(saving, cell=replace(saving.cell, cost=cost))
-    return Evidence({}, {"saving": cells})
+    return Evidence({}, {"": {"saving": cells}})
 
 
 def simulate(studies: int, seed: int = 0) -> dict[str, Any]:

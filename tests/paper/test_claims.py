@@ -1,20 +1,31 @@
 """The claims name what exists, and the page is one whole file."""
 
+import json
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import get_args
 
 import pytest
 from PIL import Image
 from simulated_studies import record as plain
 from synthetic_records import HEADER, tiny
 
-from jestcli.paper.claims import BEST, CLAIMS, FLEXI, JEST, gather
+from jestcli.paper.claims import BEST, FLEXI, JEST, MEASURED, Region
+from jestcli.paper.contrasts import difference, interaction, parse_contrasts
+from jestcli.paper.diversity import MEASURED as DIVERSITY
+from jestcli.paper.evidence import SURFACES, claims_of, gather
 from jestcli.paper.experiment import jobs, list_experiments, read_experiment
-from jestcli.paper.records import save_records
+from jestcli.paper.figure2 import MEASURED as FIGURE2
+from jestcli.paper.records import load_records, save_records
 from jestcli.paper.report import report
+from jestcli.paper.saving import AXES
 from jestcli.paper.verdicts import CONTRADICTED, HOLDS, MISSING, MIXED, judge, judge_all
 from jestcli.runs.methods import FOLDER
 from jestcli.utils.errors import DataError
 
+ROOT = Path(__file__).parents[2]
+EXPERIMENTS = list_experiments()
+CLAIMS = claims_of(EXPERIMENTS)
 BY_KEY = {claim.key: claim for claim in CLAIMS}
 
 
@@ -32,12 +43,12 @@ def many(name, score, nats=0.3, **final):
 def word(key, *records, measured=None):
     claim = BY_KEY[key]
     found = {claim.experiment: [r for each in records for r in each]}
-    return judge(claim, gather(found, measured)).word
+    return judge(claim, gather(EXPERIMENTS, found, measured)).word
 
 
 def test_claims_name_experiments_and_runs_that_exist():
-    pseudo = {"cost of ", "paper and a point: ", "chosen ", "random ", "f = ", "Gibbs"}
-    known = {e.name: {j.name for j in jobs(e, {}, None, [0])} for e in list_experiments()}
+    known = {e.name: {j.name for j in jobs(e, {}, None, [0])} for e in EXPERIMENTS}
+    measured = {metric for of in MEASURED.values() for metric, names in of.items() if names}
     for claim in CLAIMS:
         assert claim.experiment in known
         assert claim.core or claim.region, "something decides"
@@ -45,22 +56,78 @@ def test_claims_name_experiments_and_runs_that_exist():
         assert "[" in claim.says, "says where it comes from"
         asked = (*claim.core, *claim.sanity, *claim.refuted_if.contrasts)
         names = {name for contrast in asked for name in contrast.conditions}
-        runs = {name for name in names if not name.startswith(tuple(pseudo))}
-        if claim.metric != "share":  # figure 2's are measured, not run
-            assert runs <= known[claim.experiment], claim.key
-    assert len(BY_KEY) == len(CLAIMS)
+        assert claim.metric in measured or names <= known[claim.experiment], claim.key
+    assert len(BY_KEY) == len(CLAIMS) == 39
+
+
+def test_what_is_measured_is_what_a_claim_may_name():
+    """Of the recorded results."""
+    found = {}
+    for experiment in EXPERIMENTS:
+        folder = ROOT / "results" / experiment.name
+        if experiment.figure.kind in MEASURED:
+            files = [f for f in (folder / FIGURE2, folder / DIVERSITY) if f.exists()]
+            measured = [one for f in files for one in json.loads(f.read_text()).values()]
+            _, records = load_records(folder / "records.json")
+            name = experiment.name
+            for record in gather([experiment], {name: records}, {name: measured}).records[name]:
+                if "measured_on" in record:
+                    (metric,) = record["final"]
+                    found.setdefault(experiment.figure.kind, {}).setdefault(metric, set()).add(
+                        record["name"]
+                    )
+    assert found.keys() == MEASURED.keys()
+    for kind, of in MEASURED.items():
+        assert found[kind].keys() == of.keys()
+        assert all(found[kind][metric] == set(names) for metric, names in of.items() if names)
+    assert set(get_args(Region.model_fields["surface"].annotation)) == set(SURFACES)
+    assert set(get_args(Region.model_fields["axis"].annotation)) == set(AXES)
+
+
+def test_contrasts_are_read_from_words():
+    text = "a > b; a@0.5 ~ b;\n  a - b > c - d"
+    level = difference("a@0.5", "b", equal=True)
+    assert parse_contrasts(text) == (difference("a", "b"), level, interaction("a", "b", "c", "d"))
+    assert parse_contrasts("") == ()
+    (mean,) = parse_contrasts("a, b > cost: c (the cost, not)")
+    assert mean.weights == (("a", 0.5), ("b", 0.5), ("cost: c", -1.0))
+    assert mean.says == "the cost, not"
+    assert parse_contrasts("a, b@1 > c")[0].says == "the mean of a, b at 1 minus c"
+    assert mean.turned().turned().weights == mean.weights
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("a", "a > ", "> b", "a < b", "a > b > c", "a - b > c", "a - b - c > d - e - f"),
+        *("a >b", "a > b (", "a > b ()", "a > b (x) y", "a > a", "a" * 3000, " - > - "),
+    ],
+)
+def test_what_is_no_contrast_is_said_in_one_line(text):
+    with pytest.raises(ValueError, match=r"is no contrast: expected a > b|with itself") as caught:
+        parse_contrasts(text)
+    assert len(str(caught.value)) < 200
 
 
 def test_an_experiments_criterion_is_that_of_its_claims():
-    for experiment in list_experiments():
-        own = [claim for claim in CLAIMS if claim.experiment == experiment.name]
-        each = [f"{c.key}: {c.refuted_if.says}" if own[1:] else c.refuted_if.says for c in own]
-        assert experiment.refuted_if == ("; ".join(each) or "does not apply") + ".", experiment.name
+    for experiment in EXPERIMENTS:
+        each = [claim.refuted_if for claim in experiment.claims.values()]
+        if len(each) > 1:
+            each = [f"{key}: {x}" for key, x in zip(experiment.claims, each, strict=True)]
+        assert experiment.refuted_if == "; ".join(each) + "." * bool(each)
+
+
+def test_what_refutes_is_each_difference_turned_round_unless_it_is_said():
+    core, against = BY_KEY["poor pools"].core, BY_KEY["poor pools"].refuted_if.contrasts
+    assert [c.turned().weights for c in core] == [c.weights for c in against]
+    (kept,) = BY_KEY["training of the reference"].refuted_if.contrasts  # the other is of level ones
+    assert kept.conditions == ("by-length@3000", "by-length@375")
+    assert len(BY_KEY["bootstrapping"].refuted_if.contrasts) == 1
 
 
 def test_nothing_run_yet_reads_so():
-    found = judge_all(CLAIMS, gather({}))
-    assert {verdict.word for verdict in found.values()} == {MISSING}
+    found = judge_all(CLAIMS, gather(EXPERIMENTS, {}))
+    assert {verdict.word for verdict in found} == {MISSING} and len(found) == len(CLAIMS)
 
 
 def test_the_cost_of_an_iteration_is_held_against_the_papers():
@@ -90,13 +157,14 @@ def surface_of(jest_at):
 
 
 def test_the_headline_is_a_region_of_the_map():
-    evidence = gather({"map": surface_of(0.05 + 0.02 * 4.5)})
-    (cell,) = evidence.surfaces[JEST]
-    assert cell == "q = 0.8, 96,000 pairs" and not evidence.surfaces[FLEXI]
-    assert not evidence.surfaces[BEST], "no control was run"
+    evidence = gather(EXPERIMENTS, {"map": surface_of(0.05 + 0.02 * 4.5)})
+    surfaces = evidence.surfaces["map"]
+    (cell,) = surfaces[JEST]
+    assert cell == "q = 0.8, 96,000 pairs" and not surfaces[FLEXI]
+    assert not surfaces[BEST], "no control was run"
     found = judge(BY_KEY["fewer examples"], evidence)
     assert (found.word, found.where) == (HOLDS, (cell,)), found
-    little = gather({"map": surface_of(0.05 + 0.02 * 1.5)})
+    little = gather(EXPERIMENTS, {"map": surface_of(0.05 + 0.02 * 1.5)})
     assert judge(BY_KEY["fewer examples"], little).word == CONTRADICTED
     assert judge(BY_KEY["less compute"], little).word == MISSING
 
@@ -245,3 +313,24 @@ def test_the_page_is_whole_and_fetches_nothing(tmp_path):
         "| [joint selection](#filter-ratio-joint-or-independent-selection-and-the-criterion) |"
         in plain_text
     )
+
+
+def test_an_experiment_of_ones_own_states_claims_and_gets_verdicts(tmp_path):
+    """The example of docs/experiments.md, with records that are made up."""
+    page = (ROOT / "docs/experiments.md").read_text().partition("## Writing one\n")[2]
+    lines = page.partition("`vary`")[0].splitlines()
+    (tmp_path / "ratio.yaml").write_text("\n".join(line[4:] for line in lines))
+    own = read_experiment(tmp_path / "ratio.yaml")
+    assert own.refuted_if == "f = .5 ends above f = .9."
+
+    def found(high):
+        made = many("joint@0.9", high) + many("joint@0.5", 0.3) + many("uniform", 0.2)
+        save_records(tmp_path / "ratio" / "records.json", made, HEADER.data, HEADER.profile)
+        _, markdown = report([own], tmp_path, tmp_path / "mine")
+        return markdown.read_text()
+
+    text = found(0.4)
+    assert "Claims: 1 holds. 9 runs" in text and "beats choosing one of two [ours]." in text
+    assert "<b>harder selection</b>: ✓ holds" in text
+    assert "Sanity, decides nothing: joint at 0.9 minus Uniform: +20" in text
+    assert "<b>harder selection</b>: ✗ contradicted" in found(0.25)

@@ -126,7 +126,9 @@ def test_overrides_reach_every_run_but_not_what_makes_a_reference() -> None:
 GRID = """
 title: t
 claim: c
-refuted_if: r
+claims:
+  one: {says: s, refuted_if: r, core: joint@0.9 > joint@0.5; joint@0.9 ~ uniform}
+  two: {says: s, refuted_if: q, core: reference ~ headline, against: reference size@100 > headline}
 scale: cpu
 profile: cpu-ablation
 references:
@@ -196,6 +198,93 @@ def test_a_wrong_grid_is_one_line(tmp_path: Path, change: str, to: str, message:
     with pytest.raises(ConfigError) as caught:
         jobs(grid(tmp_path, change, to), {})
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change,to,message",
+    [
+        (
+            "joint@0.9 > joint@0.5",
+            "joint@0.9 > joint@0.6",
+            "one.core: no run 'joint@0.6' (did you mean",
+        ),
+        ("size@100 > h", "size@10 > h", "two.against: no run 'reference size@10' (did you mean r"),
+        (
+            "joint@0.9 > joint@0.5",
+            "joint@0.9 < joint@0.5",
+            "one.core: 'joint@0.9 < joint@0.5' is no",
+        ),
+        (
+            "core: joint@0.9",
+            "cor: joint@0.9",
+            "unknown setting claims.one.cor (did you mean core?)",
+        ),
+        ("says: s, refuted_if: r,", "refuted_if: r,", "claims.one.says: Field required"),
+        (
+            "core: joint@0.9",
+            "says: 5, core: joint@0.9",
+            "claims.one.says: Input should be a valid s",
+        ),
+        ("joint@0.9 ~ uniform", "a > " * 999, "claims.one.core: String should have at most 2000"),
+        (", against: reference size@100 > headline", "", "claims.two: against is missing"),
+        ("core: reference ~ headline, ag", "ag", "claims.two: neither core nor region"),
+        (
+            "refuted_if: q",
+            "refuted_if: q, metric: men",
+            "claims.two.metric: Input should be 'mean'",
+        ),
+        (
+            "refuted_if: q",
+            "refuted_if: q, metric: share",
+            "two.metric: 'share' is measured where the",
+        ),
+        ("refuted_if: q", "refuted_if: q, region: {factor: 3}", "claims.two.region.surface: Field"),
+        ("refuted_if: q", "refuted_if: q, region: {factor: .nan}", "claims.two.region.surface: Fi"),
+        (
+            "refuted_if: q",
+            "refuted_if: q, region: {surface: saving of JEST over the best control, factor: 2}",
+            "claims.two.region: the figure is of kind curves, not map",
+        ),
+        (
+            "refuted_if: q",
+            "refuted_if: q, region: {surface: saving of JEST over the best control, factor: -2}",
+            "claims.two.region.factor: Input should be greater than 0",
+        ),
+        (
+            "refuted_if: q",
+            "refuted_if: q, region: {surface: saving of JEST over the best control, factor: .inf}",
+            "claims.two.region.factor: Input should be less than",
+        ),
+        (
+            "refuted_if: q",
+            "refuted_if: q, region: {surface: saving of JEST over the best control, factor: '2'}",
+            "claims.two.region.factor: Input should be a valid number",
+        ),
+        ("  one:", '  "o\\n|":', "claims.o |: String should match pattern"),
+        ("  one:", f"  {'o' * 99}:", "String should have at most 80 characters"),
+        (
+            "claims:",
+            "refuted_if: r\nclaims:",
+            "refuted_if: follows from that of each of its claims",
+        ),
+        ("claims:", "claims: []\nmore:", "claims: Input should be a valid dictionary"),
+    ],
+)
+def test_a_wrong_claim_is_one_line_at_reading(
+    tmp_path: Path, change: str, to: str, message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        grid(tmp_path, change, to)
+    line = str(caught.value)
+    assert message in line and "\n" not in line and len(line) < 600
+
+
+def test_claims_are_no_setting_of_a_run(tmp_path: Path) -> None:
+    whole, bare = grid(tmp_path), grid(tmp_path, GRID[GRID.index("claims:") : GRID.index("scale:")])
+    assert list(whole.claims) == ["one", "two"] and not bare.claims
+    assert (whole.refuted_if, bare.refuted_if) == ("one: r; two: q.", "")
+    assert jobs(whole, {}) == jobs(bare, {})
+    assert experiment(refuted_if="in words alone").refuted_if == "in words alone"
 
 
 def test_panels_name_runs_that_exist() -> None:

@@ -44,7 +44,7 @@ def claim(*core, **more):
 
 
 def word(of, *records, **surfaces):
-    return judge(of, Evidence({"e": [r for each in records for r in each]}, surfaces)).word
+    return judge(of, Evidence({"e": [r for each in records for r in each]}, {"e": surfaces})).word
 
 
 A, B, C = runs("a", 0.15, 0.5), runs("b", 0.10, 0.3), runs("c", 0.10, 0.3)
@@ -118,14 +118,14 @@ def test_a_claim_must_survive_the_number_of_claims():
     one = claim(AB, key="one")
     p = judge(one, Evidence({"e": wobbly})).p
     assert 0.01 < p < 0.05
-    alone = judge_all([one], Evidence({"e": wobbly}))
-    assert alone["one"].word == HOLDS
+    (alone,) = judge_all([one], Evidence({"e": wobbly}))
+    assert alone.word == HOLDS
     others = [claim(AB, key=str(i), experiment="f") for i in range(9)]
     tie = runs("a", 0.1, wobble=0.03) + runs("b", 0.1, wobble=0.03)
-    found = judge_all([one, *others], Evidence({"e": wobbly, "f": tie}))["one"]
+    found, *_ = judge_all([one, *others], Evidence({"e": wobbly, "f": tie}))
     assert found.word == SOON and "does not survive the number of claims" in found.sentences[-2]
     missing = [claim(AB, key=str(i), experiment="g") for i in range(9)]
-    assert judge_all([one, *missing], Evidence({"e": wobbly}))["one"].word == HOLDS
+    assert judge_all([one, *missing], Evidence({"e": wobbly}))[0].word == HOLDS
 
 
 def curve(name, means):
@@ -144,7 +144,7 @@ def surface():
 
 
 def test_a_factor_holds_in_a_region_that_is_named():
-    found = judge(claim(region=Region("saving", 3.0)), Evidence({}, {"saving": surface()}))
+    found = judge(claim(region=Region("saving", 3.0)), Evidence({}, {"e": {"saving": surface()}}))
     assert found.word == MIXED and found.where == ("q = .8", "q = .9")
     assert found.summary.startswith("holds (q = .8; q = .9); contradicted (q = .5; q = 0)")
     high = {q: s for q, s in surface().items() if q in ("q = .8", "q = .9")}
@@ -156,10 +156,11 @@ def test_a_factor_holds_in_a_region_that_is_named():
     assert word(claim(region=Region("saving", 3.0, cells=("q = 1",))), saving=low) == MISSING
     assert word(claim(region=Region("else", 3.0)), saving=low) == MISSING
     just = Region("saving", low["q = .5"].ratio().ratio, cells=("q = .5",))
-    found = judge(claim(region=just), Evidence({}, {"saving": low}))
+    found = judge(claim(region=just), Evidence({}, {"e": {"saving": low}}))
     assert found.word == UNDECIDED and "more than 10,000 core-hours" in found.sentences[-1]
     far = judge(
-        claim(region=Region("saving", 32.0, cells=("q = .9",))), Evidence({}, {"saving": surface()})
+        claim(region=Region("saving", 32.0, cells=("q = .9",))),
+        Evidence({}, {"e": {"saving": surface()}}),
     )
     assert far.word == SOON and far.hours == pytest.approx(3 * 32 * 1e-3 / 3600)
 
@@ -180,7 +181,7 @@ def test_a_regions_criterion_is_met_cell_by_cell():
 
 
 def both():
-    return {"saving": surface()}
+    return {"e": {"saving": surface()}}
 
 
 def test_a_contrast_and_its_reverse_are_one_test():

@@ -210,7 +210,9 @@ def experiment_text() -> str:
         {
             "title": "t",
             "claim": "c",
-            "refuted_if": "r",
+            "claims": {
+                "one": {"says": "s", "refuted_if": "r", "core": "jest > uniform; jest ~ uniform"},
+            },
             "base": TINY,
             "references": {"strong": {"optim": {"steps": 2}, "data": {"level": "strong"}}},
             "runs": {"uniform": {}, "jest": {"method": "jest", "reference": "strong"}},
