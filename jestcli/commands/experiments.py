@@ -163,6 +163,13 @@ def plot(
 
 @app.command("report")
 def report(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="EXPERIMENT",
+            help="Names, or YAML files of your own (default: all in experiments/).",
+        ),
+    ] = None,
     results: Annotated[Path, typer.Option(help="Where the experiments' records lie.")] = Path(
         "results"
     ),
@@ -170,11 +177,16 @@ def report(
         Path | None, typer.Option(help="Folder for report.html and report.md (default: RESULTS).")
     ] = None,
 ) -> None:
-    """Every claim of the paper beside what was measured: one HTML page, and Markdown."""
-    from jestcli.paper.experiment import list_experiments
+    """Every claim of the paper, or of experiments of your own, beside what was measured: one HTML
+    page, and Markdown."""
+    from jestcli.config import ConfigError
+    from jestcli.paper.experiment import find_experiment, list_experiments, read_experiment
     from jestcli.paper.report import report as write_report
 
-    for path in write_report(list_experiments(), results, out or results):
+    named = [read_experiment(find_experiment(word)) for word in dict.fromkeys(words or [])]
+    for silent in (e.name for e in named if not e.claims):
+        raise ConfigError(f"{silent} states no claims (docs/experiments.md says how)")
+    for path in write_report(named or list_experiments(), results, out or results):
         say(path)
 
 

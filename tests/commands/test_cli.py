@@ -100,6 +100,8 @@ def test_paragraphs_of_help_fill_the_width(tmp_path: Path) -> None:
         (["inspect", "--super-batches", "0"], "Input should be greater than or equal to 1"),
         (["run"], "Missing argument"),
         (["reproduce", "nothing.yaml"], "cannot read nothing.yaml"),
+        (["report", "mpa"], "no experiment 'mpa' (did you mean map?)"),
+        (["report", "tune"], "tune states no claims"),
         (["config", "--method", "flexy"], "no method 'flexy' (did you mean flexi?)"),
         (["data", "build", "--size", "30"], "--size 30: must be a multiple of 16"),
     ],
