@@ -129,13 +129,15 @@ def open_reference(
 def embed_all(
     live: LiveReference, dataset: Dataset, data: RunData, report: Progress = silent, what: str = ""
 ) -> int:
-    """Make what is missing of the tables of `dataset`; returns how many files that was. Raises
-    StageError where another process makes one."""
+    """Make what is missing of the tables of `dataset`; returns how many files that was. What
+    another process makes meanwhile is waited for."""
     files = dataset.table_files(live, data.tables)
     with ExitStack() as stack:
+        # In one order, so that no two processes wait for each other.
         for folder in sorted({file.folder for file in files if not file.current()}):
-            stack.enter_context(only_writer(folder))
-        return fill(live, dataset, files, report, what)
+            report(0, len(dataset), what)
+            stack.enter_context(only_writer(folder, wait=True))
+        return fill(live, dataset, files, report, what)  # which asks again what is missing
 
 
 def cache(

@@ -76,11 +76,11 @@ class Workspace:
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Hold a run directory; raises StageError if another process holds it."""
+def only_writer(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Hold a run directory, or a table's. If another process does: wait, or raise StageError."""
     with ExitStack() as stack:
         try:
-            stack.enter_context(hold(folder))
+            stack.enter_context(hold(folder, wait))
         except Held:
             raise StageError(f"another process is writing {folder}") from None
         sweep(folder)

@@ -17,12 +17,13 @@ class Held(Exception):
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[None]:
-    """Hold `folder` (made if missing) while inside. Raises Held at once if another process does."""
+def hold(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Hold `folder` (made if missing) while inside. If another process does: wait for it, which a
+    signal ends, or raise Held at once."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise Held(str(folder)) from None
         _held.append(file)

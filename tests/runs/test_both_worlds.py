@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,15 @@ from toy import train_run
 
 from jestcli.bench.scoring import bench_scoring
 from jestcli.config import METHODS, Run, make_run, merge
+from jestcli.data.dataset import Samples
 from jestcli.data.sources import Loading
 from jestcli.paper import diversity, figure2, plot
 from jestcli.paper.experiment import Job, find_experiment, read_experiment
 from jestcli.runs.inputs import data_of, open_inputs
 from jestcli.runs.reference import embed_all, open_reference
 from jestcli.runs.workspace import Workspace, read_done
+from jestcli.selection import PairEmbeddings
+from jestcli.training.reference import RunReference
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +89,37 @@ def test_noise_and_a_smaller_pool_on_shards(shards: Path, place: Workspace) -> N
     filtered = own_run(shards, "filtered", source=source | {"keep": 0.5})
     rows = read_done(train_run(filtered, place, "filtered", quiet))["rows_drawn_from"]
     assert rows == {"pool": 20}, "half of the smaller pool, scored under the captions it shows"
+
+
+def test_learners_side_by_side_wait_for_the_one_that_embeds(
+    shards: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small pool is embedded when a run finds that it is not; the next then reads the table."""
+    run = own_run(shards, data={"decoded": True})
+    assert run.reference is not None
+    train_run(run.reference, place, "reference", quiet)
+    embed, embedding, go = RunReference.embed, threading.Event(), threading.Event()
+    seen: list[int] = []
+
+    def slowly(self: RunReference, samples: Samples) -> PairEmbeddings:
+        seen.append(len(samples.row))
+        embedding.set()
+        assert go.wait(60)
+        return embed(self, samples)
+
+    def complete() -> bool:
+        table = open_reference(run, place, data_of(run, place)).table
+        return table is not None and table.complete
+
+    monkeypatch.setattr(RunReference, "embed", slowly)
+    with ThreadPoolExecutor(2) as learners:
+        first = learners.submit(complete)
+        assert embedding.wait(60)
+        second = learners.submit(complete)
+        wait([second], 0.5)
+        go.set()
+        assert first.result(60) and second.result(60)
+    assert seen == [64], "each pair once"
 
 
 def test_curated_pairs_beside_chosen_ones_on_shards(shards: Path, place: Workspace) -> None:

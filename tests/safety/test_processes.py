@@ -68,6 +68,28 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
     assert child.exitcode == 0
 
 
+def _hold_too(folder: Path, tell: Any) -> None:
+    tell.send("there")
+    with hold(folder, wait=True):
+        tell.send("held")
+
+
+def test_who_waits_for_a_folder_gets_it_or_ends_by_a_signal(tmp_path: Path) -> None:
+    hear, tell = forked.CONTEXT.Pipe(duplex=False)
+    with hold(tmp_path):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            process = forked.start(_hold_too, tmp_path, tell)
+            assert hear.recv() == "there" and not hear.poll(0.2)
+            os.kill(process.pid or 0, number)
+            process.join(60)
+            assert process.exitcode not in (0, None)
+        process = forked.start(_hold_too, tmp_path, tell)
+        assert hear.recv() == "there" and not hear.poll(0.2)
+    assert hear.poll(60) and hear.recv() == "held"
+    process.join(60)
+    assert process.exitcode == 0
+
+
 def _read_with_workers(shards: Path, tell: Any) -> None:
     loader = shard_loader(open_shards("pool", (str(shards),), Loading(2), window=2))
     loader(0)
