@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jestcli.config import Run
-from jestcli.models.flexi import Resolution
 from jestcli.models.flops import run_cost, step_cost
 from jestcli.paper import forked
 from jestcli.paper.experiment import Experiment, Job, jobs
 from jestcli.paper.plan import counted
 from jestcli.paper.records import TYPICAL
-from jestcli.runs.reference import cached, reads_pool_cache, reference_view, scores_by_reference
+from jestcli.runs.reference import reads_pool_cache, scores_by_reference
 from jestcli.runs.workspace import StageError, Workspace, is_done
 from jestcli.training.checkpoint import CHECKPOINT, step_of
 from jestcli.training.trunk import shared_steps, steps_there
@@ -37,9 +36,9 @@ from jestcli.utils.tables import Table
 INTERRUPTED = (130, -signal.SIGINT, -signal.SIGTERM)  # exit codes of a worker that was stopped
 FAILURES = 3  # after which it is not a run that is wrong
 JOBS = 64  # on a cluster at once, unless told
-# For the estimate of time only:
-SIZES = {"pool": 350_000, "curated": 10_500}
-BESIDE = 10.0  # seconds of a core a run takes beside its steps: opening data, evaluations
+# For the estimate of time: seconds of a core a run takes beside its steps (opening data,
+# evaluations; not the embeddings of the pool that the first run of a reference makes).
+BESIDE = 10.0
 
 
 class Process(Protocol):
@@ -56,16 +55,13 @@ Launch = Callable[[str, tuple[Path, Path]], Process]
 
 @dataclass
 class Stage:
-    """A node of the graph. kind: "train" or "cache" (a reference's embeddings of the pool)."""
+    """A node of the graph: a run to train, of a reference or of a learner. key: its directory."""
 
     key: str
-    kind: str
     run: Run
     label: str
     work: float  # in FLOPs of training, for the time left: of the steps that remain
     needs: list[str] = field(default_factory=list)
-    view: Resolution | None = None  # cache: how the reference sees the pool; None: in full
-    split: str = "pool"  # cache: or "curated"
     before: float = 0.0  # share of its steps that were trained before, here or in a shared trunk
     done: float = 0.0  # share of the rest
     tier: int = 0  # stages of a lower one start first
@@ -75,15 +71,13 @@ class Stage:
 
     @property
     def folder(self) -> Path:
-        """The run directory."""
-        return Path(self.key).parent if self.kind == "cache" else Path(self.key)
+        return Path(self.key)
 
     @property
     def logs(self) -> tuple[Path, Path]:
         """Where its worker's progress and errors go. Appended to: another process may be writing
         the folder, and the worker holds its lock."""
-        name = f"{Path(self.key).name}.jsonl" if self.kind == "cache" else "progress.jsonl"
-        return self.folder / name, self.folder / "errors.log"
+        return self.folder / "progress.jsonl", self.folder / "errors.log"
 
 
 # --- the graph -----------------------------------------------------------------------------------
@@ -92,7 +86,6 @@ class Stage:
 def plan(jobs: list[Job], workspace: Workspace) -> list[Stage]:
     """The unfinished stages of these jobs, each once."""
     stages: dict[str, Stage] = {}
-    caches: dict[str, bool] = {}
 
     def lift(stage: Stage) -> None:
         """What a stage waits for is worth as much as the stage."""
@@ -103,7 +96,7 @@ def plan(jobs: list[Job], workspace: Workspace) -> list[Stage]:
 
     for job in jobs:
         there = set(stages)
-        _add_training(stages, caches, job.run, job.label, workspace)
+        _add_training(stages, job.run, job.label, workspace)
         for key in stages.keys() - there:
             stages[key].tier = job.tier
     found = list(stages.values())
@@ -117,7 +110,7 @@ def _share_trunks(stages: list[Stage], workspace: Workspace) -> None:
     """Let lengths of one trunk run one after the other, the shortest first, so that each goes on
     from the one before; and count only the steps that remain of every training."""
     lengths: dict[Path, list[Stage]] = {}
-    for stage in (s for s in stages if s.kind == "train"):
+    for stage in stages:
         trunk, start = workspace.trunk(stage.run), step_of(stage.folder / CHECKPOINT)
         if trunk is not None and not start:
             start = max(steps_there(trunk, shared_steps(stage.run)), default=0)
@@ -148,36 +141,20 @@ def urgency(stages: list[Stage]) -> dict[str, float]:
 
 
 def _add_training(
-    stages: dict[str, Stage], caches: dict[str, bool], run: Run, label: str, workspace: Workspace
+    stages: dict[str, Stage], run: Run, label: str, workspace: Workspace
 ) -> list[str]:
-    """Add what is missing for a trained `run`; returns the key to wait for, if any. caches: of
-    those references that are trained, whether the pool's embeddings are there."""
+    """Add what is missing for a trained `run`; returns the key to wait for, if any."""
     folder, needs = str(workspace.folder(run)), []
     if is_done(Path(folder)):
         return []
     if folder in stages:
         return [folder]
-    reads = reads_pool_cache(run)
     if run.reference is not None:
-        before = _add_training(stages, caches, run.reference, f"{label}: reference", workspace)
-        view, name = reference_view(run), f"{workspace.folder(run.reference)}/cache"
-        name += f"-{view.patch}-{view.side}-{view.keep:g}" if view else ""
-        needs += before
-        splits = ("pool", "curated") if run.source.curated_in_pool else ("pool",)
-        for split in splits if reads and not run.data.own else ():
-            key = name + (f"-{split}" if split != "pool" else "")
-            if not before and key not in caches:
-                caches[key] = cached(run.reference, workspace, view, split)
-            if caches.get(key):
-                continue
-            flops, what = SIZES[split] * counted(run.reference).flops.full, "reference embeddings"
-            stage = Stage(key, "cache", run.reference, what, flops, before, view, split)
-            stages.setdefault(key, stage)
-            needs.append(key)
-    live = run.reference if scores_by_reference(run) and not reads else None
+        needs = _add_training(stages, run.reference, f"{label}: reference", workspace)
+    live = run.reference if scores_by_reference(run) and not reads_pool_cache(run) else None
     scorer = counted(live).flops if live else None
     work = run_cost(run, run.optim.steps, counted(run).flops, scorer, 0.0, 0).uncached
-    stages[folder] = Stage(folder, "train", run, label, work, needs)
+    stages[folder] = Stage(folder, run, label, work, needs)
     return [folder]
 
 
@@ -240,8 +217,7 @@ def run_stages(
                         continue
                     stage.done = 1.0
                     pending.discard(stage.key)
-                    if stage.kind == "train":
-                        ended(stage.folder)
+                    ended(stage.folder)
                 spent = sum(s.work * s.done for s in stages)
                 overall.move(spent, view.clock())
                 overall.left = "" if spent > 0.005 * total else "–"
@@ -271,14 +247,11 @@ def _start(stage: Stage, workspace: Workspace, wandb: str, launch: Launch) -> No
     stage.folder.mkdir(parents=True, exist_ok=True)
     stage.old = {path: path.stat().st_size for path in stage.logs if path.exists()}
     task = {
-        "kind": stage.kind,
         "run": stage.run.model_dump(mode="json"),
         "label": stage.label,
         "data": str(workspace.data) if workspace.data else None,
         "runs": str(workspace.runs),
         "wandb": wandb,
-        "view": asdict(stage.view) if stage.view else None,
-        "split": stage.split,
         "loading": {**asdict(workspace.loading), "cache": str(workspace.loading.cache)},
     }
     stage.process = launch(json.dumps(task), stage.logs)
@@ -301,9 +274,11 @@ def _written(stage: Stage, log: Path, most: int = 20_000) -> list[str]:
 def _heard(stage: Stage, line: str, row: Row, now: float) -> None:
     if line.startswith('{"done"'):  # libraries may print, too
         message = json.loads(line)
-        share = message["done"] / message["total"]
+        share, stage.line = message["done"] / message["total"], message["line"]
+        if message["total"] != stage.run.optim.steps:  # not its steps: it embeds the pool first
+            row.left = f"reference embeddings {100 * share:.0f} %"
+            return
         stage.done = max(0.0, share - stage.before) / max(1e-9, 1 - stage.before)
-        stage.line = message["line"]
         if row.percent:  # its first word: now its steps are known, and which it began at
             row.total, row.first, row.percent = message["total"], message["done"], False
         row.move(message["done"], now)
@@ -341,23 +316,17 @@ def overview(experiments: list[Experiment], workspace: Workspace) -> Table:
     """All experiments, in order of worth: runs, what is done, what is missing. Work that two share
     is counted in the first of them only; time is estimated (`seconds_per_flop`)."""
     seconds, rows, seen = seconds_per_flop(workspace), [], set()
-    broken: list[str] = []
     for experiment in experiments:
         work = jobs(experiment, {})
         folders = {workspace.folder(job.run) for job in work}
         done = sum(is_done(folder) for folder in folders)
         counts = [str(n) for n in (len(folders), done, len(folders) - done)]
-        try:
-            left = [stage for stage in plan(work, workspace) if stage.key not in seen]
-        except StageError as error:  # a reference whose weights are gone: the others still list
-            broken.append(f"{experiment.name}: {error}")
-            rows.append([experiment.name, experiment.title, *counts, "?"])
-            continue
+        left = [stage for stage in plan(work, workspace) if stage.key not in seen]
         seen |= {stage.key for stage in left}
         hours = sum(stage.work * seconds + BESIDE for stage in left) / 3600
         rows.append([experiment.name, experiment.title, *counts, f"{hours:.1f}"])
     columns = ("experiment", "what", "runs", "done", "missing", "core-hours left")
-    return Table("Experiments, in order of worth", columns, rows, "; ".join(broken))
+    return Table("Experiments, in order of worth", columns, rows)
 
 
 def seconds_per_flop(workspace: Workspace) -> float:

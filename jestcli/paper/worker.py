@@ -22,8 +22,6 @@ def main() -> int:
 
     from jestcli.config import Run
     from jestcli.data.sources import Loading
-    from jestcli.models.flexi import Resolution
-    from jestcli.runs import reference
     from jestcli.runs.workspace import Workspace
     from jestcli.train import train
     from jestcli.training.devices import pick_device
@@ -35,14 +33,8 @@ def main() -> int:
     data = Path(task["data"]) if task["data"] else None
     workspace, what = Workspace(data, Path(task["runs"]), loading), task["label"]
     try:
-        device = pick_device("auto")
-        if task["kind"] == "cache":
-            view = Resolution(**task["view"]) if task.get("view") else None
-            split = task.get("split", "pool")
-            reference.cache(run, workspace, what, progress, view, split, device)
-        else:
-            world = DistEnv(device=device)
-            train(run, workspace, what, progress, task.get("wandb", "off"), world)
+        world = DistEnv(device=pick_device("auto"))
+        train(run, workspace, what, progress, task.get("wandb", "off"), world)
     except Exception as error:
         said = explain(error)
         if said is None:

@@ -95,17 +95,20 @@ def open_reference(
     """The run's reference over its pool. Each rank embeds its own candidates, on its own device.
 
     What `jest cache-reference` has made is read, the rest computed when needed; a small pool is
-    embedded now. Raises ConfigError for a model that cannot be used, DataError for a table that
-    does not fit.
+    embedded now, by one process for all that ask. Raises ConfigError for a model that cannot be
+    used, DataError for a table that does not fit.
     """
     live: LiveReference
     if run.reference_model is not None:
         other = open_clip_reference(run.reference_model, world.device, run.engine.scoring_batch)
         live, flops, spent = other, other.flops(), 0.0
     elif run.reference is not None:
-        view = reference_view(run)
+        view, micro_batch = reference_view(run), run.engine.scoring_batch
+        if world.device.type == "cpu" and reads_pool_cache(run) and not run.data.own:
+            # Runs share the table: on a CPU its bits are the same whichever of them makes it.
+            micro_batch = MICRO_BATCH
         mine = run_reference(
-            run.reference, workspace, data.tokenizer, view, world.device, run.engine.scoring_batch
+            run.reference, workspace, data.tokenizer, view, world.device, micro_batch
         )
         flops = learner_flops(run.reference, mine.model)
         spent = read_done(workspace.folder(run.reference))["flops"]["charged"]
@@ -138,36 +141,6 @@ def embed_all(
             report(0, len(dataset), what)
             stack.enter_context(only_writer(folder, wait=True))
         return fill(live, dataset, files, report, what)  # which asks again what is missing
-
-
-def cache(
-    run: Run,
-    workspace: Workspace,
-    label: str,
-    report: Progress,
-    view: Resolution | None = None,
-    split: str = "pool",
-    device: torch.device = CPU,
-) -> None:
-    """Compute the embeddings of the pool, or of the "curated" set, by the finished reference `run`,
-    on this device, unless they are there."""
-    data = workspace.inputs(run)
-    micro_batch = run.engine.scoring_batch
-    if device.type == "cpu":
-        set_threads(THREADS)
-        micro_batch = MICRO_BATCH
-    live = run_reference(run, workspace, data.tokenizer, view, device, micro_batch)
-    embed_all(live, data.pool if split == "pool" else data.curated, data, report, label)
-
-
-def cached(
-    run: Run, workspace: Workspace, view: Resolution | None = None, split: str = "pool"
-) -> bool:
-    """Whether what `cache` computes is complete."""
-    data = workspace.inputs(run)
-    live = run_reference(run, workspace, data.tokenizer, view)
-    dataset = data.pool if split == "pool" else data.curated
-    return all(file.current() for file in dataset.table_files(live, data.tables))
 
 
 def cache_reference(

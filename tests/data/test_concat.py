@@ -12,10 +12,8 @@ from jestcli.config import ConfigError, make_run, merge
 from jestcli.data.caption_noise import CaptionNoise
 from jestcli.data.concat import ConcatDataset
 from jestcli.data.dataset import Transform
-from jestcli.paper.experiment import Job
 from jestcli.paper.inspection import inspect
-from jestcli.paper.scheduler import plan
-from jestcli.runs import reference, trained
+from jestcli.runs import trained
 from jestcli.runs.inputs import open_inputs
 from jestcli.runs.workspace import Workspace, read_done
 from jestcli.training.metrics import chosen_in_training
@@ -88,29 +86,6 @@ def test_uniform_training_counts_what_lies_there_and_other_pools_nothing(
     for run, expected in ((plain, None), (left, pytest.approx(share))):
         folder = train_run(run, workspace, "uniform", lambda *_: None)
         assert read_done(folder)["curated_trained_on"] == expected
-
-
-def test_the_scheduler_embeds_both_stores_before_the_learners_start(workspace: Workspace) -> None:
-    run = tiny_run("jest", source=LEFT_IN, seed=7, reference={"seed": 7})
-    assert run.reference is not None
-    work = [Job("left", 7, run), Job("removed", 7, tiny_run("jest", seed=7, reference={"seed": 7}))]
-    stages = plan(work, workspace)
-    assert [(s.kind, s.split) for s in stages] == [
-        ("train", "pool"),
-        ("cache", "pool"),
-        ("cache", "curated"),
-        ("train", "pool"),
-        ("train", "pool"),
-    ]
-    needs = {s.label: set(s.needs) for s in stages if s.kind == "train"}
-    caches = {s.split: s.key for s in stages if s.kind == "cache"}
-    assert needs["left (seed 7)"] >= set(caches.values())
-    assert caches["curated"] not in needs["removed (seed 7)"]
-    train_run(run.reference, workspace, "reference", lambda *_: None)
-    reference.cache(run.reference, workspace, "cache", lambda *_: None)
-    assert [s.split for s in plan(work, workspace) if s.kind == "cache"] == ["curated"]
-    reference.cache(run.reference, workspace, "cache", lambda *_: None, None, "curated")
-    assert not [s for s in plan(work, workspace) if s.kind == "cache"]
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,12 @@
 
 The one file of the guard that names anything inside the package: a restructuring may edit it, what
 lies in the JSON files beside it may not change. It replaces nothing that computes: every step is
-logged (a 4-step run would log the first alone), and the scheduler's worker runs in the command's
-own process, which spares an interpreter's start.
+logged (a 4-step run would log the first alone).
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
 import os
 import signal
@@ -279,13 +276,11 @@ def _process(
     """Every line of words as a `jest` command; ends with the first exit code that is not 0."""
     import jestcli.train as loop
     from jestcli import cli
-    from jestcli.paper import scheduler
 
     torch.set_num_threads(1)
     os.environ.update(env)
     os.chdir(cwd)  # the shards' paths are relative, so that their runs have one digest anywhere
     loop.LOG_EVERY = 1
-    scheduler._here = _Inline
     _kill_before_replacing(kill)
     with said.open("w") as sys.stdout:
         sys.stderr = sys.stdout
@@ -314,25 +309,3 @@ def _kill_before_replacing(number: int) -> None:
         replace(source, target)
 
     os.replace = spy
-
-
-class _Inline:
-    """A worker's process for the scheduler, run here and now."""
-
-    def __init__(self, task: str, logs: tuple[Path, Path]):
-        from jestcli.paper.worker import main
-
-        before, sys.stdin = sys.stdin, io.StringIO(task)
-        with logs[1].open("a") as sys.stderr, contextlib.redirect_stdout(io.StringIO()):
-            try:
-                self.code = main()
-            finally:
-                sys.stdin, sys.stderr = before, sys.__stderr__
-
-    def poll(self) -> int:
-        return self.code
-
-    wait = poll
-
-    def terminate(self) -> None:
-        pass

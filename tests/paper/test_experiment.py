@@ -31,7 +31,6 @@ from jestcli.paper.scheduler import (
     run_stages,
     seconds_per_flop,
 )
-from jestcli.runs import reference
 from jestcli.runs.methods import FOLDER
 from jestcli.runs.workspace import StageError, Workspace
 
@@ -308,23 +307,6 @@ def test_the_overview_counts_shared_work_once(tmp_path: Path, workspace: Workspa
     assert cells[1][5] == "0.0", "all of it is shared with the first"
 
 
-def test_a_reference_whose_weights_are_gone_is_named_beside_the_others(
-    workspace: Workspace,
-) -> None:
-    first, other = (
-        experiment(name="a"),
-        experiment(name="b", runs={"uniform": {"method": "uniform"}}),
-    )
-    for job in jobs(first, {}):
-        if job.run.reference is not None:  # finished, and then its weights were deleted
-            folder = workspace.folder(job.run.reference)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "done.json").write_text("{}")
-    table = overview([first, other], workspace)
-    assert [row[-1] == "?" for row in table.rows] == [True, False]
-    assert table.note.startswith("a: no trained model in ")
-
-
 def test_the_pace_is_measured_on_finished_uniform_runs(tmp_path: Path) -> None:
     workspace = Workspace(None, tmp_path)
     assert seconds_per_flop(workspace) == reproduce.TYPICAL
@@ -341,14 +323,14 @@ def test_the_pace_is_measured_on_finished_uniform_runs(tmp_path: Path) -> None:
 # --- the plan ------------------------------------------------------------------------------------
 
 
-def keys(stages: list[Stage]) -> list[tuple[str, str]]:
-    return [(stage.kind, stage.label) for stage in stages]
+def labels(stages: list[Stage]) -> list[str]:
+    return [stage.label for stage in stages]
 
 
 def test_the_plan_holds_each_shared_stage_once_in_order(workspace: Workspace) -> None:
     names = ["uniform", "jest", "flexi", "finetune"]
     stages = plan(jobs(experiment(), {}, names, [0, 1]), workspace)
-    per_seed = ["uniform", "reference", "cache", "jest", "flexi", "finetune"]
+    per_seed = ["uniform", "reference", "jest", "flexi", "finetune"]
     assert len(stages) == 2 * len(per_seed) == len({stage.key for stage in stages})
     by_key = {stage.key: stage for stage in stages}
     for stage in stages:
@@ -360,30 +342,18 @@ def test_the_plan_holds_each_shared_stage_once_in_order(workspace: Workspace) ->
             job.name: str(workspace.folder(job.run))
             for job in jobs(experiment(), {}, names, [seed])
         }
-        cache = f"{wanted['reference']}/cache"
         assert by_key[wanted["uniform"]].needs == by_key[wanted["reference"]].needs == []
-        assert by_key[cache].needs == [wanted["reference"]] and by_key[cache].kind == "cache"
-        for name in ("jest", "flexi"):
-            assert by_key[wanted[name]].needs == [wanted["reference"], cache]
-        assert by_key[wanted["finetune"]].needs == [wanted["reference"]], "it reads no embedding"
+        for name in ("jest", "flexi", "finetune"):
+            assert by_key[wanted[name]].needs == [wanted["reference"]]
 
 
 def test_nothing_is_planned_for_what_is_done(workspace: Workspace) -> None:
     run = tiny_run("jest")
     job = Job("jest", 0, run)
     assert run.reference is not None
-    assert keys(plan([job], workspace)) == [
-        ("train", "jest (seed 0): reference"),
-        ("cache", "reference embeddings"),
-        ("train", "jest (seed 0)"),
-    ]
+    assert labels(plan([job], workspace)) == ["jest (seed 0): reference", "jest (seed 0)"]
     train_run(run.reference, workspace, "reference", lambda *_: None)
-    after = plan([job], workspace)
-    # Weights, not the run directory, key the embeddings: another test may have made them.
-    assert keys(after)[-1] == ("train", "jest (seed 0)")
-    assert ("train", "jest (seed 0): reference") not in keys(after)
-    reference.cache(run.reference, workspace, "cache", lambda *_: None)
-    assert keys(plan([job], workspace)) == [("train", "jest (seed 0)")]
+    assert labels(plan([job], workspace)) == ["jest (seed 0)"]
     train_run(run, workspace, "jest", lambda *_: None)
     assert plan([job, job], workspace) == []
 
@@ -402,16 +372,13 @@ def test_the_list_says_what_runs_cost_and_state(workspace: Workspace) -> None:
 
 
 def test_a_stage_that_fails_says_why(tmp_path: Path) -> None:
-    stage = Stage(str(tmp_path / "abc" / "cache"), "cache", tiny_run(), "reference embeddings", 1.0)
+    stage = Stage(str(tmp_path / "abc"), tiny_run(), "jest", 1.0)
     stage.folder.mkdir()
     log = stage.folder / "errors.log"
-    assert stage.folder == tmp_path / "abc"
     log.write_text("")
-    assert reproduce._failure(stage, -9) == f"reference embeddings failed (exit -9): see {log}"
+    assert reproduce._failure(stage, -9) == f"jest failed (exit -9): see {log}"
     log.write_text("Traceback (most recent call last):\n  ...\nValueError: no such thing\n")
-    assert reproduce._failure(stage, 1) == (
-        f"reference embeddings failed: ValueError: no such thing (see {log})"
-    )
+    assert reproduce._failure(stage, 1) == f"jest failed: ValueError: no such thing (see {log})"
     assert "the same command goes on from there" in reproduce._failure(stage, 130)
 
 
@@ -446,10 +413,7 @@ def test_what_fails_ends_itself_and_what_needs_it(
     """One wrong run of six hundred must not end the night; a full disk must."""
     keys = {name: f"{workspace.runs}/{name}" for name in "abcdef"}
     needs = {"e": [keys["b"]], "f": [keys["e"]]}
-    stages = [
-        Stage(key, "train", tiny_run(), name, 1.0, needs.get(name, []))
-        for name, key in keys.items()
-    ]
+    stages = [Stage(key, tiny_run(), name, 1.0, needs.get(name, [])) for name, key in keys.items()]
     seen: dict[str, Worker] = {}
 
     def launch(_: str, logs: tuple[Path, Path]) -> Worker:

@@ -45,13 +45,11 @@ def test_lengths_of_one_trunk_wait_for_one_another(workspace: Workspace) -> None
     jobs = [
         Job(f"{method}@{n}", 0, wsd(n, method)) for method in ("uniform", "jest") for n in lengths
     ]
-    stages = {(s.label, s.kind): s for s in plan(jobs, workspace)}
-    keys = {label: s.key for (label, kind), s in stages.items() if kind == "train"}
-    cache = next(s.key for s in stages.values() if s.kind == "cache")
-    found = {n: stages[f"jest@{n} (seed 0)", "train"] for n in lengths}
-    assert found[8].needs[-1] == cache
-    assert found[16].needs[-1] == keys["jest@8 (seed 0)"]
-    assert found[32].needs[-1] == keys["jest@16 (seed 0)"]
+    stages = {s.label: s for s in plan(jobs, workspace)}
+    found = {n: stages[f"jest@{n} (seed 0)"] for n in lengths}
+    assert found[8].needs == [str(workspace.folder(r)) for r in [found[8].run.reference] if r]
+    assert found[16].needs[-1] == stages["jest@8 (seed 0)"].key
+    assert found[32].needs[-1] == stages["jest@16 (seed 0)"].key
     assert (found[8].before, found[16].before, found[32].before) == (0, 6 / 16, 12 / 32)
     one = found[8].work / 8
     assert found[32].work == pytest.approx(20 * one), "counted from where the shorter one left"
@@ -59,6 +57,9 @@ def test_lengths_of_one_trunk_wait_for_one_another(workspace: Workspace) -> None
     assert urgent[found[32].key] == found[32].work
     assert urgent[found[8].key] == pytest.approx((8 + 10 + 20) * one)
     row = Row("jest@32", 1.0, 0.0, percent=True)
+    embedding = {"done": 30, "total": 84, "line": "jest@32 · reference embeddings"}
+    _heard(found[32], json.dumps(embedding), row, 0.5)
+    assert found[32].done == 0 and row.words(0.5) == "0 % · reference embeddings 36 %"
     _heard(found[32], json.dumps({"done": 12, "total": 32, "line": "x"}), row, 1.0)
     assert found[32].done == 0 and (row.first, row.total) == (12, 32)
     _heard(found[32], json.dumps({"done": 22, "total": 32, "line": "x"}), row, 2.0)

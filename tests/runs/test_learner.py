@@ -25,7 +25,7 @@ from jestcli.runs import trained
 from jestcli.runs.evaluate import evaluate_folder, list_runs
 from jestcli.runs.inputs import data_of, pool_rows
 from jestcli.runs.inputs import sources as run_sources
-from jestcli.runs.reference import OpenedReference, cache, cached, reads_pool_cache
+from jestcli.runs.reference import OpenedReference, open_reference, reads_pool_cache
 from jestcli.runs.workspace import (
     StageError,
     Workspace,
@@ -36,6 +36,7 @@ from jestcli.runs.workspace import (
 )
 from jestcli.training.checkpoint import CHECKPOINT, CheckpointError, read
 from jestcli.training.metrics import evaluation_steps
+from jestcli.training.reference import MICRO_BATCH, RunReference
 from jestcli.training.signals import Interrupted
 
 pytestmark = pytest.mark.numeric
@@ -94,7 +95,6 @@ def test_a_finished_stage_is_not_run_again(finished: Workspace) -> None:
     before = {p: p.stat().st_mtime_ns for p in finished.runs.rglob("*")}
     assert train_run(tiny_run("jest"), finished, "jest", refuse) == folder
     assert before == {p: p.stat().st_mtime_ns for p in finished.runs.rglob("*")}
-    assert cached(tiny_reference(), finished)
 
 
 def test_evaluating_again_gives_the_recorded_scores(finished: Workspace) -> None:
@@ -239,7 +239,6 @@ def test_a_signal_saves_and_the_worker_exits_130(data_root: Path, tmp_path: Path
     workspace = Workspace(data_root, tmp_path / "runs")
     said, errors = tmp_path / "out", tmp_path / "errors"
     task = {
-        "kind": "train",
         "run": run.model_dump(mode="json"),
         "label": "uniform",
         "data": str(data_root),
@@ -260,22 +259,21 @@ def test_a_signal_saves_and_the_worker_exits_130(data_root: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "broken,words",
-    [
-        ({"data": "nowhere"}, "no benchmarks in nowhere"),
-        ({"kind": "cache"}, "no trained model in"),
-    ],
+    "data,words", [("nowhere", "no benchmarks in nowhere"), ("", "no trained model in")]
 )
 def test_a_worker_that_cannot_run_says_why_in_one_line(
-    broken: dict[str, str], words: str, data_root: Path, tmp_path: Path
+    data: str, words: str, data_root: Path, tmp_path: Path
 ) -> None:
+    run = tiny_run("jest" if not data else "uniform")
+    if run.reference is not None:  # finished, and then its weights were deleted
+        gone = Workspace(data_root, tmp_path).folder(run.reference)
+        gone.mkdir()
+        (gone / "done.json").write_text("{}")
     task = {
-        "kind": "train",
-        "run": tiny_run().model_dump(mode="json"),
+        "run": run.model_dump(mode="json"),
         "label": "x",
-        "data": str(data_root),
+        "data": data or str(data_root),
         "runs": str(tmp_path),
-        **broken,
     }
     logs = tmp_path / "out", tmp_path / "errors"
     assert start_worker(json.dumps(task), logs, QUIET).wait() == 1
@@ -389,5 +387,8 @@ def test_a_live_reference_trains_what_a_cached_one_trains(finished: Workspace) -
     assert read_done(folders[0])["flops"] == read_done(folders[1])["flops"]
 
 
-def test_the_cache_of_a_reference_is_built_once(finished: Workspace) -> None:
-    cache(tiny_reference(), finished, "again", refuse)
+def test_a_reference_embeds_the_pool_once_whichever_run_comes_first(finished: Workspace) -> None:
+    run = tiny_run("jest", engine={"scoring_batch": 5})
+    found = open_reference(run, finished, data_of(run, finished), report=refuse)
+    assert found.table is not None and found.table.complete
+    assert isinstance(found.live, RunReference) and found.live.micro_batch == MICRO_BATCH

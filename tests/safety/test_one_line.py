@@ -183,7 +183,7 @@ def test_a_worker_says_what_the_machine_refuses_in_one_line(
         raise OSError(number, os.strerror(number), f"{tmp_path}/selected/step-00000005.png")
 
     monkeypatch.setattr("jestcli.train.train", refused)
-    task = {"run": {}, "data": None, "runs": str(tmp_path), "kind": "train", "label": "a"}
+    task = {"run": {}, "data": None, "runs": str(tmp_path), "label": "a"}
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(task)))
     assert worker.main() == 1
     said = f"{os.strerror(number)}: {tmp_path}/selected/step-00000005.png\n"

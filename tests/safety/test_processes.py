@@ -126,7 +126,7 @@ def test_a_trainer_ends_with_a_scheduler_that_is_killed(data_root: Path, tmp_pat
     """It is killed before it can tell its workers; they save and stop."""
     said, errors = tmp_path / "out", tmp_path / "errors"
     run = tiny_run(optim={"steps": 100_000}, evaluation={"points": 1})
-    task = {"kind": "train", "run": run.model_dump(mode="json"), "label": "uniform"}
+    task = {"run": run.model_dump(mode="json"), "label": "uniform"}
     task |= {"data": str(data_root), "runs": str(tmp_path / "runs")}
     start = (
         "import os, sys, time\n"
