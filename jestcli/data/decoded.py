@@ -212,8 +212,9 @@ def build_decoded(
             staged = Path(name_) / "store"
             staged.mkdir()
             decode_into(staged, shards, image_size, tokenizer, identity, workers, progress)
-            shutil.rmtree(final, ignore_errors=True)  # what has no store.json was not finished
-            os.replace(staged, final)
+            if not (final / "store.json").exists():  # another process may have been faster
+                shutil.rmtree(final, ignore_errors=True)  # this was not finished
+                os.replace(staged, final)
     except OSError as error:
         raise explain_os_error(error, f"building the decoded data set in {folder}") from error
     return open_decoded(final)

@@ -198,7 +198,7 @@ def run_stages(
                     _start(stage, workspace, wandb, launch or _here)
                     view.add(stage.key, Row(stage.label, 1.0, view.clock(), percent=True))
                     if not console.is_terminal:
-                        console.print(f"start {stage.label}")
+                        console.print(f"start {stage.label}, {stage.run.optim.steps:,} steps")
                 time.sleep(0.2)
                 for stage in list(running):
                     for line in _written(stage, stage.logs[0])[-1:]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jestcli.data import decode
+from jestcli.data import decode, decoded
 from jestcli.data.decode import fingerprint, fingerprints
 from jestcli.data.decoded import build_decoded, open_decoded
 from jestcli.data.images import DECODER, fit
@@ -219,6 +219,23 @@ def test_store_equals_direct_decoding(tmp_path: Path, workers: int) -> None:
         store.choose("weak")
     with pytest.raises(DataError, match="has 6"):
         store.choose("strong", 7)
+
+
+def test_a_store_that_another_process_built_meanwhile_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = shard(tmp_path / "a.tar", {"1.png": png(1), "1.txt": "x"}), tmp_path / "store", 32
+    decode_into, stamps = decoded.decode_into, []
+
+    def slower(*args: object) -> None:
+        decode_into(*args)
+        monkeypatch.setattr(decoded, "decode_into", decode_into)
+        other = build_decoded(*asked, small_tokenizer(), workers=1)
+        stamps.append((other.folder / "images.npy").stat().st_ino)
+
+    monkeypatch.setattr(decoded, "decode_into", slower)
+    mine = build_decoded(*asked, small_tokenizer(), workers=1)
+    assert [(mine.folder / "images.npy").stat().st_ino] == stamps and len(mine) == 1
 
 
 def test_store_is_built_once_and_keyed_by_content(tmp_path: Path) -> None:
