@@ -28,16 +28,16 @@ seconds of one thread unless said otherwise. GPU: [results/gpu](../gpu/summary.m
 NOTES = {
     "Selection": "At small B the products are half of it, their softplus a sixth; the rest is "
     "some forty small operations for each of the sixteen chunks.",
-    "A step": "JEST's step is to spend at most 5 % on choosing at B = 1,280: the default tower's, "
-    "a cheap one, spends more. Flexi-JEST on it misses its ratio: what does not shrink with the "
-    "image (resizing it, choosing, the text tower and the dense gradient of its embedding, "
-    "the optimiser) is a larger part of a cheaper step, and convolutions of 2 x 2 and 1 x 1 "
-    "pixels do less a second. On the ViT, whose step is its matrix products, it is within. On "
-    "a GPU this small tower's steps take the time that a CPU needs to launch them (peak used: "
-    "under 1 %): JEST's costs less than its FLOPs, because scoring and the recorded selection "
-    "(selection/graphs.py) are few launches, Flexi-JEST's twice as much, because it takes two "
-    "small batches instead of one; open_clip's own loop, which neither normalises nor "
-    "augments, is faster.",
+    "A step": "JEST's step is to spend at most 5 % on choosing at B = 1,280. Flexi-JEST on the "
+    "default tower, a cheap one, misses its ratio: what does not shrink with the image "
+    "(resizing it, choosing, the text tower and the dense gradient of its embedding, the "
+    "optimiser) is a larger part of a cheaper step, and convolutions of 2 x 2 and 1 x 1 "
+    "pixels do less a second. On the ViT, whose step is its matrix products, it is within. "
+    "On a GPU this small tower's steps take the time that a CPU needs to launch them (peak "
+    "used: under 1 %): JEST's costs less than its FLOPs, because scoring and the recorded "
+    "selection (selection/graphs.py) are few launches, Flexi-JEST's twice as much, because "
+    "it takes two small batches instead of one; open_clip's own loop, which neither "
+    "normalises nor augments, is faster.",
     "Growth": "With b = B/5 selection's products grow as the square of B; nothing grows faster. "
     "Ranks: the seconds of all of them together, on fewer cores than ranks, exchanging and waiting "
     "for each other included. Measured beside other work.",
@@ -168,7 +168,7 @@ def growth(folder: Path) -> Table:
 def page(folder: Path) -> str:
     """The whole page."""
     about = read(folder, "train-cpu")["environment"]
-    machine = f"{about['cpu']}, torch {about['packages']['torch']}, commit {about['commit']}."
+    machine = f"{about['cpu']}, torch {about['packages']['torch']}; each record names its commit."
     parts = [ABOUT, machine, ""]
     for title, body in (
         ("Selection", selection(folder).markdown()),
