@@ -21,6 +21,7 @@ from jestcli.data.sources import Loading
 from jestcli.icons.build import build, build_key
 from jestcli.icons.spec import WORLD
 from jestcli.models.towers import Clip, build_model
+from jestcli.runs.run_data import data_of
 from jestcli.runs.workspace import Workspace
 from jestcli.training.reference import EmbeddingTable
 
@@ -166,7 +167,7 @@ def make_root(miniature: Miniature, root: Path) -> Path:
     manifest = json.loads(path.read_text())
     manifest["key"] = build_key(WORLD, manifest["size"])
     path.write_text(json.dumps(manifest))
-    data = Workspace(root).inputs(tiny_run())
+    data = data_of(tiny_run(), Workspace(root))
     for split in ("pool", "curated"):
         data.dataset(split, workers=1)
     return root

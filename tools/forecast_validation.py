@@ -30,6 +30,7 @@ from jestcli.paper.map import at_quality
 from jestcli.paper.records import Record, load_records
 from jestcli.paper.saving import REACHED, cells, savings
 from jestcli.runs.reference import run_reference
+from jestcli.runs.run_data import data_of
 from jestcli.runs.workspace import Workspace, read_run
 from jestcli.training.reference import EmbeddingTable
 from jestcli.utils.randomness import generator
@@ -81,7 +82,7 @@ def shares(words: list[str]) -> None:
         folder = Path(word)
         _, run = read_run(folder)
         workspace = Workspace(runs=folder.parent)
-        data = workspace.inputs(run)
+        data = data_of(run, workspace)
         live = run_reference(run, workspace, data.tokenizer)
         pool, rows = data.pool, data.outside_curated()
         assert rows is not None

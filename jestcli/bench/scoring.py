@@ -25,8 +25,9 @@ from jestcli.models.flops import forward_flops
 from jestcli.models.towers import Clip
 from jestcli.paper.inspection import own_learnability
 from jestcli.runs.evaluate import list_runs
-from jestcli.runs.inputs import data_of, sources, transform_of
+from jestcli.runs.inputs import sources, transform_of
 from jestcli.runs.reference import OpenedReference, open_reference
+from jestcli.runs.run_data import data_of
 from jestcli.runs.trained import MODEL, THREADS, load_folder, new_learner
 from jestcli.runs.workspace import StageError, Workspace, read_run
 from jestcli.selection import PairEmbeddings, select
@@ -50,7 +51,7 @@ def bench_scoring(
     set_threads(THREADS)
     if fresh is not None:
         label = "untrained models: their agreement says nothing about trained ones"
-        run, data, learner = fresh, workspace.inputs(fresh), new_learner(fresh)
+        run, data, learner = fresh, data_of(fresh, workspace), new_learner(fresh)
     else:
         folder, label, run = _trained(workspace, folder)
         workspace = replace(workspace, runs=folder.parent)

@@ -66,11 +66,11 @@ def inspect(
     chosen ones as a DataComp uid file: what an offline filter needs. The run may be named by the
     settings that `jest train` makes it of, too."""
     from jestcli.paper import inspection
-    from jestcli.runs.data import bars
     from jestcli.runs.listing import find
     from jestcli.runs.opened import newest_selecting
     from jestcli.runs.workspace import read_run
     from jestcli.training.devices import pick_device
+    from jestcli.utils.progress import bars
 
     where = pick_device(device)
     workspace = shared.make_workspace(data_workers, max_faults, cache, cache_gb)

@@ -30,17 +30,18 @@ from jestcli.forecast.page import SIZES, Asked
 from jestcli.forecast.races import Races
 from jestcli.forecast.sample import Sample, hold_out, take
 from jestcli.forecast.seen import look
-from jestcli.runs.data import bars
 from jestcli.runs.given import find_reference
-from jestcli.runs.inputs import RunData, data_of, pool_rows
+from jestcli.runs.inputs import pool_rows
 from jestcli.runs.listing import at
 from jestcli.runs.methods import TELLING, default_run, read_profile
+from jestcli.runs.run_data import RunData, data_of
 from jestcli.runs.trained import THREADS
 from jestcli.runs.workspace import Workspace, read_run
 from jestcli.training.devices import set_threads
 from jestcli.utils.errors import DataError
 from jestcli.utils.io import save_text
 from jestcli.utils.parallel import usable_cores
+from jestcli.utils.progress import bars
 from jestcli.utils.randomness import generator
 from jestcli.utils.reading import parse_json, reading
 
@@ -128,7 +129,7 @@ def forecast(asked: Asked, workspace: Workspace, console: Console) -> list[Path]
     settings = racing.base_settings(data, asked.overrides)
     settings |= {"reference_model": word} if word else {}
     run = make_run({"data": {k: v for k, v in settings["data"].items() if k != "benchmarks"}})
-    read = place.loading.cache / "decoded", run.data.image_size, place.inputs(run).tokenizer
+    read = place.loading.cache / "decoded", run.data.image_size, data_of(run, place).tokenizer
     made = {
         name: build_decoded(list_shards(str(sample.folder)), *read, workers=1)
         for name, sample in samples.items()

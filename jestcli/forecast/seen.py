@@ -13,6 +13,7 @@ from jestcli.data.decoded import DecodedDataset
 from jestcli.data.shard_dataset import open_shards
 from jestcli.forecast.share import Scores, Share, estimate, score
 from jestcli.runs.reference import run_reference
+from jestcli.runs.run_data import data_of
 from jestcli.runs.trained import THREADS
 from jestcli.runs.workspace import Workspace
 from jestcli.training.devices import pick_device, set_threads
@@ -50,7 +51,7 @@ def opened(run: Run, workspace: Workspace) -> LiveReference:
     if run.reference_model is not None:
         return open_clip_reference(run.reference_model, device)
     assert run.reference is not None
-    tokenizer = workspace.inputs(run).tokenizer
+    tokenizer = data_of(run, workspace).tokenizer
     return run_reference(run.reference, workspace, tokenizer, device=device)
 
 
@@ -66,7 +67,7 @@ def _embed(live: LiveReference, dataset: Dataset, rows: np.ndarray) -> tuple[np.
 def look(run: Run, held: DecodedDataset, held_folder: str, workspace: Workspace) -> Seen:
     """Embed the sampled pool with the reference of the race `run` (which all races then read), and
     the curated pairs held out of its training."""
-    live, data = opened(run, workspace), workspace.inputs(run)
+    live, data = opened(run, workspace), data_of(run, workspace)
     pool, curated = data.pool, data.curated
 
     def readable(entries: tuple[str, ...], decoded: Dataset) -> Dataset:

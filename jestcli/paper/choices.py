@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +15,8 @@ from jestcli.data.dataset import Dataset
 from jestcli.paper import theme as look
 from jestcli.paper.methods import BLUE, COLOURS, VERMILLION
 from jestcli.paper.theme import Axes, Figure, Theme
+from jestcli.selection import PairEmbeddings
 from jestcli.utils.tables import Table
-
-if TYPE_CHECKING:
-    from jestcli.paper.inspection import Replay
 
 TOP = 8  # names shown at either end
 LEAST = 20  # candidates of a source, for its rate to mean something
@@ -26,6 +25,18 @@ PLURAL = {"source": "sources", "category": "categories"}
 TITLES = {"source": "Source set", "category": "Category", WORDS: "Words in the caption"}
 LENGTHS = ("1", "2", "3", "4", "5", "6+")
 Labels = Callable[[np.ndarray], Sequence[str]]  # rows int64 [n] -> each one's label
+
+
+@dataclass(frozen=True)
+class Replay:
+    """One super-batch: rows int64 [B] of the pool, index int64 [b] chosen, score float64 [B]:
+    the diagonal learnability, learner's loss of a pair minus the reference's, in nats."""
+
+    rows: np.ndarray
+    index: np.ndarray
+    score: np.ndarray
+    learner: PairEmbeddings
+    reference: PairEmbeddings
 
 
 def describe(

@@ -16,6 +16,7 @@ from jestcli.paper.map import at_quality, named
 from jestcli.paper.methods import MARK, style
 from jestcli.paper.records import Record
 from jestcli.paper.saving import Ratio, cells, savings
+from jestcli.runs.run_data import data_of
 from jestcli.runs.trained import THREADS, load_folder
 from jestcli.runs.workspace import StageError, Workspace, read_run
 from jestcli.training.devices import set_threads
@@ -46,7 +47,7 @@ def confirm(records: list[Record], workspace: Workspace, folder: Path) -> list[P
         if not withheld:
             root = workspace.data_root(run)
             raise StageError(f"no withheld benchmark in {root}: build the data again")
-        model, tokenizer = load_folder(run, run_folder), workspace.inputs(run).tokenizer
+        model, tokenizer = load_folder(run, run_folder), data_of(run, workspace).tokenizer
         known[digest] = evaluate(model, tokenizer, withheld)
     if not known:
         raise StageError("no run of the headline is here to score")

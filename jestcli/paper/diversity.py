@@ -26,6 +26,7 @@ from jestcli.paper.methods import BLUE, GREEN, ORANGE, VERMILLION, style
 from jestcli.paper.statistics import hits_of
 from jestcli.paper.theme import Figure, Theme
 from jestcli.runs.opened import open_run
+from jestcli.runs.run_data import data_of
 from jestcli.runs.workspace import Workspace, is_done, read_done
 from jestcli.training.checkpoint import write_json
 from jestcli.utils.reading import read_json
@@ -53,7 +54,7 @@ def measure_all(jobs: list[Job], workspace: Workspace, folder: Path) -> Measured
         where, key = workspace.folder(job.run), f"{job.name} {job.seed}"
         if not is_done(where) or known.get(key, {}).get("run") == where.name:
             continue
-        data = workspace.inputs(job.run)
+        data = data_of(job.run, workspace)
         counts = counts if counts is not None else phrases(first_captions(data.pool))
         scores, part = read_done(where)["scores"], job.run.evaluation.part
         accuracy = by_frequency(scores, data.benchmarks(), counts, part)

@@ -25,9 +25,8 @@ from scipy.special import stdtr, stdtrit
 
 from jestcli.paper.contrasts import Contrast
 from jestcli.paper.records import Record, value
-from jestcli.paper.statistics import LEVEL
 
-POWER = 0.8
+LEVEL, POWER = 0.95, 0.8  # of intervals; of the detectable difference
 UNLIKE = ("share", "ratio", "logarithm", "iteration")  # metrics of claims that are no scores
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from jestcli.data.images import fit
 from jestcli.data.uids import uids_of
 from jestcli.paper import choices
 from jestcli.paper import theme as look
+from jestcli.paper.choices import Replay
 from jestcli.runs.opened import CPU, Opened, open_run
 from jestcli.runs.trained import new_learner
 from jestcli.runs.workspace import Workspace
@@ -46,18 +47,6 @@ OTHERS = {
     "easy reference": ("joint", "easy_reference"),
     "hard learner": ("joint", "hard_learner"),
 }
-
-
-@dataclass(frozen=True)
-class Replay:
-    """One super-batch: rows int64 [B] of the pool, index int64 [b] chosen, score float64 [B]:
-    the diagonal learnability, learner's loss of a pair minus the reference's, in nats."""
-
-    rows: np.ndarray
-    index: np.ndarray
-    score: np.ndarray
-    learner: PairEmbeddings
-    reference: PairEmbeddings
 
 
 def replay(opened: Opened, super_batches: int) -> list[Replay]:

@@ -38,8 +38,9 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 from scipy.special import stdtr
 
+from jestcli.paper.effects import LEVEL
 from jestcli.paper.records import CONVENTIONS, TYPICAL, Record, total_seconds, value
-from jestcli.paper.statistics import LEVEL, totals
+from jestcli.paper.statistics import totals
 
 WITH_REFERENCE = "+reference"
 AXES = {

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
 
+from jestcli.paper.effects import LEVEL, Fit
 from jestcli.paper.records import CONVENTIONS, Record, total_seconds, value
 
-if TYPE_CHECKING:
-    from jestcli.paper.effects import Fit
-
-LEVEL = 0.95
 BASELINE = "uniform-long"
 JOULES = "joules"  # an axis more, where every evaluation of every seed counted them
 

@@ -28,10 +28,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from jestcli.paper.contrasts import Contrast, label
-from jestcli.paper.effects import Effect, Fit, benjamini_hochberg, fit, holm
+from jestcli.paper.effects import LEVEL, Effect, Fit, benjamini_hochberg, fit, holm
 from jestcli.paper.records import Record
 from jestcli.paper.saving import AXES, OverBest, Saving, core_hours
-from jestcli.paper.statistics import LEVEL
 
 HOLDS, CONTRADICTED, MIXED = "holds", "contradicted", "mixed"
 METRIC, UNDECIDED, MISSING = "depends on the metric", "not decidable here", "not run yet"

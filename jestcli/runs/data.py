@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from jestcli.data.pools import verified_size
 from jestcli.evaluation.folders import class_names, is_retrieval
 from jestcli.utils.console import Terminal
 from jestcli.utils.errors import DataError
-from jestcli.utils.progress import Progress, Row, Rows
+from jestcli.utils.progress import DOING, bars
 from jestcli.utils.reading import parse_json, reading
 
 if TYPE_CHECKING:
@@ -21,39 +20,6 @@ if TYPE_CHECKING:
 
     from jestcli.config import Run
     from jestcli.runs.workspace import Workspace
-
-DOING = {
-    "fetch": "fetching packages",
-    "unpack": "reading the icon package",
-    "draw": "drawing icons",
-    "compare": "looking for near-duplicates",
-    "write": "writing shards",
-    "check": "checking for leakage",
-    "decode": "decoding once",
-}
-SAY_EVERY = 30.0  # seconds between two lines of a log
-
-
-@contextmanager
-def bars(console: Console) -> Iterator[Progress]:
-    """What shows a bar for each stage that it is told of, with the time left.
-
-    Where the console is no terminal, a line when a stage begins and every SAY_EVERY seconds.
-    """
-    said: dict[str, float] = {}
-    with Rows(console) as shown:
-
-        def report(done: int, total: int, stage: str) -> None:
-            name, now = DOING.get(stage, stage), shown.clock()
-            row = shown.rows.get(stage) or shown.add(stage, Row(name, total, now, done))
-            row.total = total
-            row.move(done, now)
-            if console.is_terminal or now - said.get(stage, -SAY_EVERY) < SAY_EVERY:
-                return
-            console.print(f"{name}: {row.words(now)}" if stage in said else f"{name} ({total:,})")
-            said[stage] = now
-
-        yield report
 
 
 def build(root: Path, size: int, workers: int | None, console: Console) -> None:
@@ -78,12 +44,13 @@ def prepare(run: Run, workers: int | None, workspace: Workspace, console: Consol
     """Have the data of `run` ready, with bars: the embedded ones built and decoded, a user's shards
     found and counted, unless that is done."""
     from jestcli.runs.inputs import splits
+    from jestcli.runs.run_data import data_of
 
     if not run.data.own:
         root = workspace.data_root(run)
         build(root, run.data.image_size, workers, console)
         check_sizes(run, root)
-    data = workspace.inputs(run)
+    data = data_of(run, workspace)
     with bars(console) as report:
         for split in ("pool", "curated") if data.embeds_first else splits(run):
 

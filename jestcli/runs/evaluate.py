@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jestcli.evaluation.evaluate import evaluate
+from jestcli.runs.run_data import data_of
 from jestcli.runs.trained import THREADS, load_folder
 from jestcli.runs.workspace import Workspace, read_run
 from jestcli.training.devices import set_threads
@@ -15,7 +16,7 @@ def evaluate_folder(folder: Path, workspace: Workspace) -> tuple[str, dict[str, 
     """Label of the run and its scores on all images of its part of every benchmark."""
     label, run = read_run(folder)
     set_threads(THREADS)
-    inputs = workspace.inputs(run)
+    inputs = data_of(run, workspace)
     model, part = load_folder(run, folder), run.evaluation.part
     return label, evaluate(model, inputs.tokenizer, inputs.benchmarks(), part=part)
 

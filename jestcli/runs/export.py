@@ -20,7 +20,7 @@ from jestcli.models.cnn import SmallPair
 from jestcli.models.flexi import FlexiVisual, pi_resize_matrix, resize_matrix
 from jestcli.models.towers import Clip
 from jestcli.runs.card import write_card
-from jestcli.runs.inputs import tokenizer_of
+from jestcli.runs.run_data import tokenizer_of
 from jestcli.runs.trained import load_folder
 from jestcli.runs.workspace import StageError, Workspace, read_run
 from jestcli.training.checkpoint import load_model, write_atomic, write_json

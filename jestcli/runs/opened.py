@@ -13,8 +13,9 @@ from jestcli.data.dataset import Dataset, Transform
 from jestcli.data.loader import Source, SuperBatch, SuperBatchLoader
 from jestcli.models.towers import Clip
 from jestcli.runs.evaluate import list_runs
-from jestcli.runs.inputs import RunData, data_of, sources, transform_of
+from jestcli.runs.inputs import sources, transform_of
 from jestcli.runs.reference import open_reference
+from jestcli.runs.run_data import RunData, data_of
 from jestcli.runs.trained import load_folder
 from jestcli.runs.workspace import StageError, Workspace, read_run
 from jestcli.selection import PairEmbeddings

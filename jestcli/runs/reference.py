@@ -13,7 +13,7 @@ from jestcli.data.dataset import Dataset
 from jestcli.models.flexi import Resolution
 from jestcli.models.flops import ForwardFlops
 from jestcli.models.towers import low_view
-from jestcli.runs.data import bars
+from jestcli.runs.run_data import data_of
 from jestcli.runs.trained import THREADS, learner_flops, load_run
 from jestcli.runs.workspace import Workspace, only_writer, read_done
 from jestcli.training.devices import set_threads
@@ -27,12 +27,12 @@ from jestcli.training.reference import (
     fill,
     open_clip_reference,
 )
-from jestcli.utils.progress import Progress, silent
+from jestcli.utils.progress import Progress, bars, silent
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from jestcli.runs.inputs import RunData
+    from jestcli.runs.run_data import RunData
 
 CPU = torch.device("cpu")
 
@@ -148,7 +148,7 @@ def cache_reference(
 ) -> list[str]:
     """Embed the pool with the run's reference, on this device, with a bar; returns what to tell the
     user."""
-    data, micro_batch = workspace.inputs(run), run.engine.scoring_batch
+    data, micro_batch = data_of(run, workspace), run.engine.scoring_batch
     if device.type == "cpu":
         set_threads(THREADS)
     live: LiveReference

@@ -1,4 +1,4 @@
-"""Where things are: the data root, the run directories and what a run reads."""
+"""Where things are: the data root and the run directories."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
 from jestcli.config import Evaluation, Run
-from jestcli.data.sources import Loading
-from jestcli.icons.build import default_root
+from jestcli.data.decode import fingerprint
+from jestcli.data.images import DECODER
+from jestcli.data.sources import Loading, all_shards, identity
+from jestcli.icons.build import build_key, default_root
+from jestcli.icons.spec import WORLD
+from jestcli.models.words import weights_file
 from jestcli.runs.environment import environment
 from jestcli.runs.listing import default_runs
 from jestcli.training.checkpoint import write_json
@@ -21,9 +25,6 @@ from jestcli.utils.errors import DataError
 from jestcli.utils.io import sweep
 from jestcli.utils.lock import Held, hold
 from jestcli.utils.reading import read_json, reading
-
-if TYPE_CHECKING:
-    from jestcli.runs.inputs import RunData
 
 
 class StageError(Exception):
@@ -59,20 +60,17 @@ class Workspace:
         )
 
     def _name(self, run: Run) -> str:
-        text = f"{run.digest()} {self.data_key(run)}"
+        text = f"{run.digest()} {data_key(run)}"
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    def data_key(self, run: Run) -> str:
-        """Names the data that `run` reads."""
-        from jestcli.runs.inputs import data_key
 
-        return data_key(run)
-
-    def inputs(self, run: Run) -> RunData:
-        """The data that `run` reads."""
-        from jestcli.runs.inputs import data_of
-
-        return data_of(run, self)
+def data_key(run: Run) -> str:
+    """Names the data and the weights that a run reads: part of its directory's name."""
+    if not run.data.own:
+        return build_key(WORLD, run.data.image_size)
+    data, weights = run.data, weights_file(run.reference_model or "")
+    shards = all_shards((*data.train, *data.curated))
+    return f"{identity(shards)} {DECODER}{fingerprint(weights) if weights else ''}"
 
 
 @contextmanager

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -193,3 +193,37 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+DOING = {
+    "fetch": "fetching packages",
+    "unpack": "reading the icon package",
+    "draw": "drawing icons",
+    "compare": "looking for near-duplicates",
+    "write": "writing shards",
+    "check": "checking for leakage",
+    "decode": "decoding once",
+}
+SAY_EVERY = 30.0  # seconds between two lines of a log
+
+
+@contextmanager
+def bars(console: Console) -> Iterator[Progress]:
+    """What shows a bar for each stage that it is told of, with the time left.
+
+    Where the console is no terminal, a line when a stage begins and every SAY_EVERY seconds.
+    """
+    said: dict[str, float] = {}
+    with Rows(console) as shown:
+
+        def report(done: int, total: int, stage: str) -> None:
+            name, now = DOING.get(stage, stage), shown.clock()
+            row = shown.rows.get(stage) or shown.add(stage, Row(name, total, now, done))
+            row.total = total
+            row.move(done, now)
+            if console.is_terminal or now - said.get(stage, -SAY_EVERY) < SAY_EVERY:
+                return
+            console.print(f"{name}: {row.words(now)}" if stage in said else f"{name} ({total:,})")
+            said[stage] = now
+
+        yield report

@@ -23,8 +23,9 @@ from jestcli.data.shard_dataset import open_shards
 from jestcli.data.sources import Loading
 from jestcli.data.tokens import small_tokenizer
 from jestcli.runs import trained
-from jestcli.runs.inputs import data_of, open_inputs, sources
+from jestcli.runs.inputs import open_inputs, sources
 from jestcli.runs.reference import OpenedReference
+from jestcli.runs.run_data import data_of
 from jestcli.runs.workspace import Workspace, read_done
 from jestcli.training.step import encode_pairs
 

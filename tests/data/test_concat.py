@@ -15,6 +15,7 @@ from jestcli.data.dataset import Transform
 from jestcli.paper.inspection import inspect
 from jestcli.runs import trained
 from jestcli.runs.inputs import open_inputs
+from jestcli.runs.run_data import data_of
 from jestcli.runs.workspace import Workspace, read_done
 from jestcli.training.metrics import chosen_in_training
 from jestcli.training.step import encode_pairs
@@ -81,7 +82,7 @@ def test_uniform_training_counts_what_lies_there_and_other_pools_nothing(
 ) -> None:
     plain, left = tiny_run(), tiny_run(source=LEFT_IN)
     assert plain.digest() == tiny_run(source={"curated_in_pool": False}).digest() != left.digest()
-    inputs = workspace.inputs(left)
+    inputs = data_of(left, workspace)
     share = len(inputs.curated) / (74 + len(inputs.curated))
     for run, expected in ((plain, None), (left, pytest.approx(share))):
         folder = train_run(run, workspace, "uniform", lambda *_: None)

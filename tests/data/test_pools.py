@@ -19,8 +19,9 @@ from jestcli.data.pools import (
     verified_size,
 )
 from jestcli.runs.data import check_sizes
-from jestcli.runs.inputs import IconsData, data_of, sources
+from jestcli.runs.inputs import sources
 from jestcli.runs.reference import OpenedReference
+from jestcli.runs.run_data import IconsData, data_of
 from jestcli.runs.workspace import Workspace
 from jestcli.utils.errors import DataError
 from jestcli.utils.hashing import below, first_by_hash, hashes_of, salted

@@ -15,6 +15,7 @@ from jestcli.data.sources import Loading
 from jestcli.data.uids import read_uids, rows_in, uid, uids_of
 from jestcli.runs.inputs import pool_rows
 from jestcli.runs.methods import default_run
+from jestcli.runs.run_data import data_of
 from jestcli.runs.workspace import Workspace
 from jestcli.utils.errors import DataError
 
@@ -33,7 +34,7 @@ def test_rows_of_shards_are_found_by_their_uids(tmp_path: Path) -> None:
 
 
 def test_a_run_draws_from_the_named_pairs_alone(workspace: Workspace, tmp_path: Path) -> None:
-    data = workspace.inputs(tiny_run())
+    data = data_of(tiny_run(), workspace)
     rows = pool_rows(tiny_run(), data)
     assert rows is not None
     np.save(tmp_path / "u.npy", uids_of(data.pool.keys_of(rows[3:9])))

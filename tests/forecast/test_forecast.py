@@ -31,6 +31,7 @@ from jestcli.forecast.sample import take
 from jestcli.forecast.seen import look, opened
 from jestcli.runs.methods import default_run, printed
 from jestcli.runs.reference import open_reference
+from jestcli.runs.run_data import data_of
 from jestcli.runs.workspace import Workspace
 from jestcli.train import train
 from jestcli.training.reference import open_clip_reference
@@ -306,7 +307,7 @@ def test_an_open_clip_model_may_be_the_reference(place: Path) -> None:
     }
     settings = racing.base_settings(data, SETTINGS) | {"reference_model": word}
     run = Races(settings, 4).run("jest", 4)
-    held = space.inputs(run).curated
+    held = data_of(run, space).curated
     seen = look(run, held, folders["good"], space)
     live = open_clip_reference(word)
     rows = np.arange(5)
@@ -315,7 +316,7 @@ def test_an_open_clip_model_may_be_the_reference(place: Path) -> None:
     assert seen.scores.right[:5] == pytest.approx(
         (again.image * again.text).sum(1).numpy(), abs=1e-5
     )
-    reference = open_reference(run, space, space.inputs(run))
+    reference = open_reference(run, space, data_of(run, space))
     assert reference.table is not None and reference.table.complete
     pairs = reference.table.pairs(rows)
     assert torch.allclose(pairs.image, again.image, atol=1e-5)

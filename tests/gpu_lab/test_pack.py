@@ -13,6 +13,7 @@ from tiny import tiny_run
 
 from jestcli.evaluation.benchmarks import list_benchmarks
 from jestcli.icons.build import is_built
+from jestcli.runs.run_data import data_of
 from jestcli.runs.workspace import Workspace
 from jestcli.utils.errors import DataError
 from tools.gpu_lab.pack import pack, prepare
@@ -22,7 +23,7 @@ from tools.gpu_lab.pack import pack, prepare
 def parts(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
     run = tiny_run()
     for split in ("pool", "curated"):
-        Workspace(data_root).inputs(run).dataset(split)
+        data_of(run, Workspace(data_root)).dataset(split)
     out = tmp_path_factory.mktemp("pack") / "data"
     return tuple(pack(data_root, out, 0.001, workers=1))
 
@@ -35,7 +36,7 @@ def test_what_is_unpacked_is_what_was_built(
     prepare(parts[::-1], root, 32, workers=1)
     assert is_built(root)
     for split in ("pool", "curated"):
-        mine, theirs = (Workspace(at).inputs(run).dataset(split) for at in (root, data_root))
+        mine, theirs = (data_of(run, Workspace(at)).dataset(split) for at in (root, data_root))
         assert mine.identity == theirs.identity, "by its shards' hashes, which were not unpacked"
         assert np.array_equal(mine.images, theirs.images)
         assert mine.captions == theirs.captions and mine.keys == theirs.keys

@@ -22,8 +22,9 @@ from jestcli.data.dataset import Samples
 from jestcli.data.sources import Loading
 from jestcli.paper import diversity, figure2, plot
 from jestcli.paper.experiment import Job, find_experiment, read_experiment
-from jestcli.runs.inputs import data_of, open_inputs
+from jestcli.runs.inputs import open_inputs
 from jestcli.runs.reference import embed_all, open_reference
+from jestcli.runs.run_data import data_of
 from jestcli.runs.workspace import Workspace, read_done
 from jestcli.selection import PairEmbeddings
 from jestcli.training.reference import RunReference

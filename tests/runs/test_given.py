@@ -18,8 +18,8 @@ from jestcli.data.tokens import SmallTokenizer
 from jestcli.models.flops import ForwardFlops, step_cost
 from jestcli.runs.export import export
 from jestcli.runs.given import reference_settings, start_settings
-from jestcli.runs.inputs import tokenizer_of
 from jestcli.runs.methods import default_run
+from jestcli.runs.run_data import tokenizer_of
 from jestcli.runs.trained import MODEL, load_folder, new_learner
 from jestcli.runs.workspace import Workspace, read_run, start_folder
 from jestcli.training.augment import normalise

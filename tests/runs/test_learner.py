@@ -23,9 +23,10 @@ from jestcli.data.loader import Source
 from jestcli.paper.forked import start as start_worker
 from jestcli.runs import trained
 from jestcli.runs.evaluate import evaluate_folder, list_runs
-from jestcli.runs.inputs import data_of, pool_rows
+from jestcli.runs.inputs import pool_rows
 from jestcli.runs.inputs import sources as run_sources
 from jestcli.runs.reference import OpenedReference, open_reference, reads_pool_cache
+from jestcli.runs.run_data import data_of
 from jestcli.runs.workspace import (
     StageError,
     Workspace,

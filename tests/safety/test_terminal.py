@@ -14,12 +14,11 @@ from rich.text import Text
 
 from jestcli import cli
 from jestcli.data.bad_samples import BadSampleLog, BadSampleRecord
-from jestcli.runs.data import bars
 from jestcli.runs.doctor import BAD, Finding, table
 from jestcli.utils.console import Terminal
 from jestcli.utils.errors import DataError
 from jestcli.utils.plain import one_line, plain
-from jestcli.utils.progress import Bar, Row, Rows
+from jestcli.utils.progress import Bar, Row, Rows, bars
 
 EVIL = "[red]a[/x]:smile:\x1b]0;t\x01\x1b[2J\u202eb\udcff"
 SHOWN = "[red]a[/x]:smile:\\x1b]0;t\\x01\\x1b[2J\\u202eb\\udcff"

@@ -27,9 +27,10 @@ from jestcli.data.tokens import small_tokenizer
 from jestcli.paper.inspection import replay
 from jestcli.runs import reference as run_references
 from jestcli.runs import trained
-from jestcli.runs.inputs import data_of, open_inputs
+from jestcli.runs.inputs import open_inputs
 from jestcli.runs.opened import open_run
 from jestcli.runs.reference import embed_all, open_reference
+from jestcli.runs.run_data import data_of
 from jestcli.runs.verify import verify
 from jestcli.runs.workspace import Workspace
 from jestcli.training.distributed import DistEnv

@@ -26,7 +26,7 @@ def pack_data(
 ) -> None:
     """Put the built embedded data (some 100 MB) into files, for a machine without a network."""
     from jestcli.icons.build import default_root
-    from jestcli.runs.data import bars
+    from jestcli.utils.progress import bars
     from tools.gpu_lab.pack import pack
 
     console = make_console()
