@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+ASK_AGAIN = 0.2  # seconds
 _held: list[IO[str]] = []
 
 
@@ -22,15 +24,24 @@ def hold(folder: Path, wait: bool = False) -> Iterator[None]:
     signal ends, or raise Held at once."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise Held(str(folder)) from None
+        while not _taken(file):
+            if not wait:
+                raise Held(str(folder))
+            # Not in flock itself: a signal that comes just before it would be heard after it alone.
+            time.sleep(ASK_AGAIN)
         _held.append(file)
         try:
             yield
         finally:
             _held.remove(file)
+
+
+def _taken(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _let_go() -> None:
