@@ -95,8 +95,7 @@ def answer(records: list[Record]) -> list[str]:
     return [
         *short_answer(records),
         "",
-        *(f"- {words}" for words in more),
-        "",
+        *((*(f"- {words}" for words in more), "") if more else ()),
         *(("For the score that JEST reached:", "", ABOUT, "") if rows else ()),
         *Table("", ANSWER, rows).markdown().split("\n"),
     ]
@@ -168,7 +167,8 @@ def short_answer(records: list[Record]) -> list[str]:
         ]
     if any(SINGLE in line for line in lines):
         most = max(row.seeds for rows in _shown(records).values() for row in rows)
-        lines += [f"{SINGLE} One seed; the others up to {most}.", ""]
+        others = f"; the others up to {most}" if most > 1 else ""
+        lines += [f"{SINGLE} One seed{others}.", ""]
     return lines[:-1]
 
 

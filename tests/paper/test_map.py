@@ -61,7 +61,7 @@ def test_winners_and_words_hold_the_records_numbers() -> None:
     assert ended[0] == ["0 %", "**JEST** 8.0", "–"]
     assert ended[1] == ["80 %", "**curated alone** 5.0; JEST 4.0", "**JEST** 20.0"]
     alone = [r for r in records if r["seed"] == records[0]["seed"]]
-    assert map_words.short_answer(alone)[-1] == "¹ One seed; the others up to 1."
+    assert map_words.short_answer(alone)[-1] == "¹ One seed."
     assert map_words.ended_best(alone).rows[1][1] == "**curated alone¹** 4.9; JEST 3.9¹"
     assert maps.lengths(records) == [375] and maps.longer(records) == [750]
     uniform, simpler, lead, *_ = said = map_words.short_answer(records)
