@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 # Fig. 1, digitised [P]; the paper charges no reference.
 PAPER = ((13.1, "paper: ×13.1 examples", 1.06, "bottom"), (9.9, "paper: ×9.9 FLOPs", 0.94, "top"))
 BEST = "What ends best at an equal number of examples (¹: one seed)"
-BETTER = "jest at the better filter ratio"
 
 LEAST = 2**-5.6  # the lowest saving that is drawn
 # Drawn in colour and by name; other recipes are grey.
@@ -92,15 +91,21 @@ def make_headline(records: list[Record], note: str, theme: Theme) -> Figure:
     words = "JEST at its better filter ratio (.8 or .9), strong reference. Hollow: one seed, or a "
     words += "bound. Arrow: the interval is open."
     ends = lengths(records)
-    shown = [*dict.fromkeys((*ends[:1], *ends[-1:], *longer(records)))]
+    shown = {
+        length: {q: better(records, q, length) for q in qualities(records)}
+        for length in (*ends[:1], *ends[-1:], *longer(records))
+    }
     figure, top = look.frame(title, words, note, 8.1, theme)
-    known = [len(_known(records, length)) + 1 for length in shown]  # as wide as there are pools
-    left, unit = 0.75, (8.1 - 0.35 * (len(shown) - 1)) / max(1, sum(known))
-    for length, pools in zip(shown, known, strict=True):
-        axes = look.place(figure, left, top + 0.55, unit * pools, 3.1)
-        drawn = _savings(axes, records, BETTER, length, TWO, theme)
+    wide = {  # as there are pools
+        length: 1
+        + sum(saving(records, m, q, length, "examples") is not None for q, m in of.items())
+        for length, of in shown.items()
+    }
+    left, unit = 0.75, (8.1 - 0.35 * (len(shown) - 1)) / max(1, sum(wide.values()))
+    for length, methods in shown.items():
+        axes = look.place(figure, left, top + 0.55, unit * wide[length], 3.1)
+        drawn = _savings(axes, records, methods, length, TWO, theme)
         _strip(axes, records, length, drawn, theme)
-        axes.set_title(axes.get_title("left").partition(", ")[0])
         if left > 0.75:
             axes.set_ylabel("")
             axes.tick_params(labelleft=False)
@@ -109,23 +114,9 @@ def make_headline(records: list[Record], note: str, theme: Theme) -> Figure:
             axes.text(-0.5, -0.19, f"{BEST}:", size=FONT, va="top", transform=where)
             how: Any = {"ncols": 2, "fontsize": FONT + 1, "columnspacing": 1.4}
             axes.legend(loc="lower left", bbox_to_anchor=(-0.16, 1.07), **how)
-        left += unit * pools + 0.35
+        left += unit * wide[length] + 0.35
     _curves(look.place(figure, 0.75, top + 5.1, 5.6, 2.6), records, 0.8, theme)
     return figure
-
-
-def _known(records: list[Record], steps: int) -> list[float]:
-    """The qualities at which JEST's saving over uniform training is known."""
-    found = qualities(records)
-    return [q for q in found if _saving(records, BETTER, q, steps, "examples", False) is not None]
-
-
-def _saving(
-    records: list[Record], method: str, quality: float, steps: int, axis: str, control: bool
-) -> Ratio | None:
-    """`saving`, of BETTER too."""
-    mine = better(records, quality, steps) if method == BETTER else method
-    return saving(records, mine, quality, steps, axis, control)
 
 
 def make_conventions(records: list[Record], note: str, theme: Theme) -> Figure:
@@ -138,7 +129,10 @@ def make_conventions(records: list[Record], note: str, theme: Theme) -> Figure:
     for i, (method, ends) in enumerate(rows):
         for k, length in enumerate(dict.fromkeys((ends[0], ends[-1]))):
             axes = look.place(figure, 0.75 + 4.25 * k, top + 0.7 + 3.5 * i, 3.6, 2.5)
-            _savings(axes, records, method, length, ALL, theme)
+            methods = dict.fromkeys(qualities(records, method), method)
+            _savings(axes, records, methods, length, ALL, theme)
+            which = "weak" if method.endswith("weak") else "strong"
+            axes.set_title(f"{axes.get_title('left')}, {which} reference")
             if (i, k) == (0, 0):
                 how: Any = {"ncols": 4, "columnspacing": 1.2, "handletextpad": 0.4, "fontsize": 7}
                 axes.legend(loc="lower left", bbox_to_anchor=(-0.17, 1.08), **how)
@@ -148,16 +142,16 @@ def make_conventions(records: list[Record], note: str, theme: Theme) -> Figure:
 def _savings(
     axes: Axes,
     records: list[Record],
-    method: str,
+    methods: dict[float, str],
     steps: int,
     lines: Sequence[tuple[str, bool, str, str]],
     theme: Theme,
 ) -> list[float]:
     """Lines such as those of ALL at one length, with intervals; arrows where there is a bound.
-    Returns the qualities, which stand at 0, 1, 2 and so on."""
-    known, every = qualities(records, "jest" if method == BETTER else method), []
+    methods: by quality. Returns the qualities, which stand at 0, 1, 2 and so on."""
+    every = []
     for axis, control, _, _ in lines:
-        each = {q: _saving(records, method, q, steps, axis, control) for q in known}
+        each = {q: saving(records, m, q, steps, axis, control) for q, m in methods.items()}
         every.append({q: ratio for q, ratio in each.items() if ratio is not None})
     shown = sorted(set().union(*every))
     axes.set_yscale("log", base=2)
@@ -192,8 +186,7 @@ def _savings(
     axes.set_xticks(range(len(shown)), [f"{100 * q:g} %" for q in shown])
     axes.set_xlabel("wrong captions in the pool")
     size = steps * records[0]["batch_size"] / 1000
-    which = "weak" if method.endswith("weak") else "strong"
-    axes.set_title(f"{size:,.0f}k examples, {which} reference")
+    axes.set_title(f"{size:,.0f}k examples")
     axes.set_ylabel("JEST needs so many times less")
     return shown
 
