@@ -165,13 +165,26 @@ class Data(_Strict):
         return self
 
 
+def patches_of(name: str) -> tuple[int, ...]:
+    """The patch sizes that open_clip's model `name` is trained at if none are given: its own and,
+    of a plain ViT, twice that. ValueError: no such model, or one that cannot be trained here."""
+    if not catalogue.is_place(name) and name not in catalogue.known():
+        raise ValueError(f"no model.name {name!r}{did_you_mean(name, catalogue.usable())}")
+    config = catalogue.read(name)
+    if (why := catalogue.problem(config)) is not None:
+        raise ValueError(f"model.name {name!r} cannot be trained here: {why}")
+    patch = catalogue.patch_size(config)
+    return (patch, 2 * patch) if catalogue.flexible(config) else (patch,)
+
+
 class Model(_Strict):
     """Two open_clip towers. The default is small enough to train on two CPU cores."""
 
     name: str | None = None
     """An open_clip config, such as ViT-B-16-SigLIP-256, local-dir:DIR or hf-hub:ORG/NAME, in place
     of the own towers: embed_dim, width, layers, head_width, text_width and text_layers then mean
-    nothing, patch_sizes is its own patch and twice that unless set."""
+    nothing, patch_sizes is its own patch and (of a plain ViT, if it divides image_size) twice that
+    unless set."""
     tower: Literal["vit", "cnn"] = added("vit")
     """vit: open_clip's own towers, or those of `name`; cnn: a convolutional image tower and a bag
     of tokens, which learn several times faster on a CPU at 32 px."""
@@ -199,17 +212,11 @@ class Model(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _patches_of_name(cls, given: Any) -> Any:
-        """A named tower's patch sizes, unless they are given: its own and twice that."""
+        """A named tower's patch sizes, unless they are given."""
         name = given.get("name") if isinstance(given, dict) else None
         if not isinstance(name, str):
             return given
-        if not catalogue.is_place(name) and name not in catalogue.known():
-            raise ValueError(f"no model.name {name!r}{did_you_mean(name, catalogue.usable())}")
-        config = catalogue.read(name)
-        if (why := catalogue.problem(config)) is not None:
-            raise ValueError(f"model.name {name!r} cannot be trained here: {why}")
-        patch = catalogue.patch_size(config)
-        return {"patch_sizes": (patch, 2 * patch), **given}
+        return {"patch_sizes": patches_of(name), **given}
 
     @model_validator(mode="after")
     def _one_tower(self) -> Model:
@@ -222,7 +229,19 @@ class Model(_Strict):
             raise ValueError(f"model.{which} needs model.name")
         if self.lock_image and self.tower == "cnn":
             raise ValueError("model.lock_image is not for model.tower=cnn")
+        if self.name is not None and not self.flexible:
+            own = (catalogue.patch_size(catalogue.read(self.name)),)
+            if self.patch_sizes != own:
+                raise ValueError(
+                    f"model.patch_sizes: {self.name}'s image tower sees images at one resolution: "
+                    f"{list(own)}, or leave it out"
+                )
         return self
+
+    @property
+    def flexible(self) -> bool:
+        """Whether the image tower can see images at several resolutions."""
+        return self.name is None or catalogue.flexible(catalogue.read(self.name))
 
 
 class Optim(_Strict):
@@ -380,6 +399,27 @@ class Run(_Strict):
     reference_model: str | None = added(None)
     """An open_clip MODEL:TAG or MODEL:FILE as the reference, for own shards."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _patches_that_fit(cls, given: Any) -> Any:
+        """Twice a named tower's patch size is not one of its patch sizes where nobody asked for it
+        and it does not divide the image (ViT-B-32's, of 224 pixels)."""
+        model, data = (
+            given.get(key, {}) if isinstance(given, dict) else {} for key in ("model", "data")
+        )
+        if not (isinstance(model, dict) and isinstance(data, dict)) or "patch_sizes" in model:
+            return given
+        name, side = model.get("name"), data.get("image_size", Data().image_size)
+        if not (isinstance(name, str) and isinstance(side, int)):
+            return given
+        try:
+            patches = patches_of(name)
+        except ValueError:  # which the model's own settings will say
+            return given
+        if side % patches[-1] == 0:
+            return given
+        return {**given, "model": {**model, "patch_sizes": patches[:1]}}
+
     @model_validator(mode="after")
     def _consistent(self) -> Run:
         selection, model, size = self.selection, self.model, self.data.image_size
@@ -407,8 +447,14 @@ class Run(_Strict):
         for key in ("image_size", "vocab_size", "context_length"):
             if self.reference and getattr(self.data, key) != getattr(self.reference.data, key):
                 raise ValueError(f"data.{key} differs from the reference's")
+        if model.name is not None:
+            self._check_named(model.name)
         if selection.low_res_share > 0 and len(model.patch_sizes) < 2:
-            raise ValueError("model.patch_sizes needs a second patch size for low resolution")
+            only = model.patch_sizes[0]
+            raise ValueError(
+                "model.patch_sizes needs a second patch size for low resolution, one that divides "
+                f"{size} px beside {only}"
+            )
         if model.tower == "cnn":
             self._check_cnn()
         if selection.reference_resolution == "low" and self.reference:
@@ -450,6 +496,28 @@ class Run(_Strict):
         if model.tower == "vit" and any(heads):
             raise ValueError("model.head_width must divide model.width and model.text_width")
         return self
+
+    def _check_named(self, name: str) -> None:
+        """What an open_clip tower that is no plain ViT rules out. Raises ValueError."""
+        selection, engine = self.selection, self.engine
+        low = selection.low_res_share > 0 or selection.low_res_scoring
+        if not self.model.flexible and (low or selection.keep_tokens is not None):
+            raise ValueError(
+                f"model.name={name} sees images at one resolution, so it has no low one "
+                "(low_res_share, low_res_scoring, keep_tokens): JEST, not Flexi-JEST"
+            )
+        if not catalogue.has_batch_norm(catalogue.read(name)):
+            return
+        for key, on in (
+            ("micro_batch", engine.micro_batch is not None),
+            ("activation_checkpointing", engine.activation_checkpointing),
+            ("shard=fsdp", engine.shard == "fsdp"),
+        ):
+            if on:
+                raise ValueError(
+                    f"engine.{key} is not for model.name={name}: its batch norms need the whole "
+                    "batch at once, and once"
+                )
 
     def _check_cnn(self) -> None:
         """What batch statistics rule out. Raises ValueError."""

@@ -27,12 +27,30 @@ NAMED: dict[str, dict[str, Any]] = {
         "vision_cfg": {**TIMM, "timm_model_name": "vit_tiny_patch16_siglip", "timm_pool": "map"},
         "text_cfg": TEXT | NO_BIAS,
     },
+    "RN50": {
+        "embed_dim": 12,
+        "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 4, "head_width": 32},
+        "text_cfg": TEXT,
+    },
+    "convnext_tiny": {
+        "embed_dim": 12,
+        "vision_cfg": {**TIMM, "timm_model_name": "test_convnext", "timm_proj": "linear"}
+        | {"timm_drop_path": 0.5},
+        "text_cfg": TEXT,
+    },
+    "MobileCLIP-S1": {
+        "embed_dim": 12,
+        "custom_text": True,
+        "vision_cfg": {**TIMM, "timm_model_name": "fastvit_mci", "timm_proj": "linear"},
+        "text_cfg": TEXT | NO_BIAS,
+    },
 }
 
 
 @contextmanager
 def narrow_timm() -> Iterator[None]:
-    """timm's VisionTransformer under these names, one layer of 16 channels."""
+    """timm's VisionTransformer under these names, one layer of 16 channels; and timm's smallest
+    tower whose batch norms hold their activations, as MobileCLIP's do."""
     import timm
     from timm.models.vision_transformer import VisionTransformer
 
@@ -52,7 +70,9 @@ def narrow_timm() -> Iterator[None]:
 
     real = timm.create_model
     timm.create_model = lambda name, **more: (
-        create(name, **more) if name in variants else real(name, **more)
+        create(name, **more)
+        if name in variants
+        else real("test_efficientnet" if name == "fastvit_mci" else name, **more)
     )
     try:
         yield

@@ -48,20 +48,44 @@ class BatchNorm(nn.Module):
             return F.batch_norm(
                 x, mean, var, self.weight, self.bias, self.training, self.momentum, self.eps
             )
-        # Sums, not means: the ranks may hold different numbers of images at this resolution.
-        local = torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))])
-        count = x.new_full((1, x.shape[1]), x.numel() / x.shape[1])
-        total = _SumOverRanks.apply(torch.cat([local, count]), self.group)
-        n = total[2].detach().clamp(min=1)
-        batch_mean = total[0] / n
-        batch_var = (total[1] / n - batch_mean.square()).clamp(min=0)
-        if float(n[0]) > 1:
-            with torch.no_grad():
-                mean.lerp_(batch_mean.detach(), self.momentum)
-                var.lerp_(batch_var.detach() * n / (n - 1), self.momentum)  # unbiased, as torch's
-        factor = self.weight / (batch_var + self.eps).sqrt()
-        shift = self.bias - batch_mean * factor
-        return x * factor[:, None, None] + shift[:, None, None]
+        return _norm_over_ranks(self, x, mean, var, self.group)
+
+
+def share_statistics(norm: nn.BatchNorm2d, group: Any) -> None:
+    """Make a batch norm of torch's (or timm's, with its activation) train on the statistics of all
+    ranks of `group`, with gradient, as `BatchNorm` does."""
+    alone = norm.forward
+
+    def forward(x: Tensor) -> Tensor:
+        if not norm.training:
+            return alone(x)
+        norm.get_buffer("num_batches_tracked").add_(1)
+        mean, var = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+        x = _norm_over_ranks(norm, x, mean, var, group)
+        for after in ("drop", "act"):
+            x = getattr(norm, after, nn.Identity())(x)
+        return x
+
+    norm.forward = forward  # type: ignore[method-assign, assignment]
+
+
+def _norm_over_ranks(norm: Any, x: Tensor, mean: Tensor, var: Tensor, group: Any) -> Tensor:
+    """x [n, c, h, w] normalised by the statistics of all ranks, towards which mean and var go."""
+    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    # Sums, not means: the ranks may hold different numbers of images at this resolution.
+    local = torch.stack([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))])
+    count = wide.new_full((1, x.shape[1]), x.numel() / x.shape[1])
+    total = _SumOverRanks.apply(torch.cat([local, count]), group)
+    n = total[2].detach().clamp(min=1)
+    batch_mean = total[0] / n
+    batch_var = (total[1] / n - batch_mean.square()).clamp(min=0)
+    if float(n[0]) > 1:
+        with torch.no_grad():
+            mean.lerp_(batch_mean.detach(), norm.momentum)
+            var.lerp_(batch_var.detach() * n / (n - 1), norm.momentum)  # unbiased, as torch's
+    factor = norm.weight / (batch_var + norm.eps).sqrt()
+    shift = norm.bias - batch_mean * factor
+    return (wide * factor[:, None, None] + shift[:, None, None]).to(x.dtype)
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import VisionTransformer as TimmVit
 from torch import Tensor, nn
 
 
@@ -64,13 +66,22 @@ def _axis_matrix(old: int, new: int) -> Tensor:
     return resized.reshape(old, new).T.contiguous()
 
 
+def is_plain_vit(visual: nn.Module) -> bool:
+    """Whether `FlexiVisual` can take this tower to other patch sizes."""
+    if isinstance(visual, TimmModel):
+        trunk = visual.trunk
+        plain = type(trunk) is TimmVit and isinstance(trunk.patch_embed, PatchEmbed)
+        return plain and trunk.pos_embed is not None
+    return isinstance(visual, VisionTransformer)
+
+
 class FlexiVisual(nn.Module):
     """An open_clip image tower that takes its `Resolution` at every call.
 
     At the patch size and grid that it stores it computes exactly what the unmodified tower does.
 
     visual: open_clip's VisionTransformer, or its TimmModel around timm's VisionTransformer.
-        TypeError for anything else.
+        TypeError for anything else (`is_plain_vit`).
     full: the view of full resolution, the default.
     others: further views that will be used (`prepare` adds one later).
     ValueError if a view's patch does not divide its side."""
@@ -81,11 +92,8 @@ class FlexiVisual(nn.Module):
         super().__init__()
         self.visual, self.full = visual, full
         self.is_timm = isinstance(visual, TimmModel)
-        if self.is_timm:
-            if not hasattr(self.visual.trunk, "_pos_embed") or self.visual.trunk.pos_embed is None:
-                raise TypeError(f"{type(self.visual.trunk).__name__} is not a plain ViT")
-        elif not isinstance(visual, VisionTransformer):
-            raise TypeError(f"{type(visual).__name__} is not a ViT")
+        if not is_plain_vit(visual):
+            raise TypeError(f"{type(visual).__name__} is not a plain ViT")
         self.stored_patch = self._convolution.kernel_size[0]
         self.stored_grid = round((self._position.shape[-2] - self.prefix_positions) ** 0.5)
         for view in (full, *others):
@@ -166,6 +174,29 @@ class FlexiVisual(nn.Module):
             x = torch.cat([*prefix, x], dim=1) + position.to(x.dtype)
         x = trunk.norm_pre(drop_tokens(x, images, view, trunk.num_prefix_tokens))
         return self.visual.head(trunk.forward_head(trunk.norm(trunk.blocks(x))))
+
+
+class OneView(nn.Module):
+    """An open_clip image tower that is no plain ViT (a ResNet, a ConvNeXt, timm's others),
+    unmodified: it sees images at full resolution, and at no other."""
+
+    def __init__(self, visual: nn.Module, full: Resolution):
+        super().__init__()
+        self.visual, self.full = visual, full
+
+    def prepare(self, view: Resolution) -> None:
+        """ValueError for any view but the full one."""
+        if view != self.full:
+            raise ValueError(f"this tower sees images at {self.full.side} px alone")
+
+    def train(self, mode: bool = True) -> OneView:
+        """A locked tower stays in evaluation mode: its batch statistics are its weights, too."""
+        return super().train(mode and any(p.requires_grad for p in self.parameters()))
+
+    def forward(self, images: Tensor, view: Resolution | None = None) -> Tensor:
+        """Images float [n, 3, S, S] -> features [n, embed_dim]."""
+        features: Tensor = self.visual(images)
+        return features
 
 
 def drop_tokens(x: Tensor, images: Tensor, view: Resolution, prefix: int) -> Tensor:

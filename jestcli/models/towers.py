@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from jestcli.config import ConfigError, Data, Model, Selection, did_you_mean, file_hash
 from jestcli.models.cnn import BagOfTokens, BatchNorm, ConvTower, SmallPair
-from jestcli.models.flexi import FlexiVisual, Resolution
+from jestcli.models.flexi import FlexiVisual, OneView, Resolution, is_plain_vit
 from jestcli.utils import catalogue
 
 
@@ -43,9 +43,11 @@ class Clip(nn.Module):
         super().__init__()
         self.full, self.low = full, low or full
         if not isinstance(clip.visual, ConvTower):  # which takes views by itself
-            clip.visual = FlexiVisual(clip.visual, full, (self.low,))
+            plain = is_plain_vit(clip.visual)
+            clip.visual = (FlexiVisual if plain else OneView)(clip.visual, full)
+            clip.visual.prepare(self.low)
         self.clip = clip
-        self.norms = [m for m in clip.modules() if isinstance(m, BatchNorm)]
+        self.norms = [m for m in clip.modules() if isinstance(m, BatchNorm | nn.BatchNorm2d)]
         self.mode_matters = any(map(_mode_matters, clip.modules()))
         self.expects = pixels is not None
         if pixels is not None:
@@ -71,7 +73,8 @@ class Clip(nn.Module):
         full; tokens int [n, L]. Returns image [n, d], text [n, d], scale and bias (0-d)."""
         parts = [(images[:n_low], self.low), (images[n_low:], self.full)]
         # Norms that sum over ranks must be asked on all of them, even where one has no such image.
-        shared = self.low != self.full and any(norm.group is not None for norm in self.norms)
+        groups = (getattr(norm, "group", None) for norm in self.norms)
+        shared = self.low != self.full and any(group is not None for group in groups)
         seen = [self.encode_image(x, view) for x, view in parts if len(x) or shared]
         return joined(seen), self.encode_text(tokens), self.scale, self.bias
 
@@ -220,7 +223,8 @@ def named(
     """The model of an open_clip config, unmodified.
 
     Its image size, text length and vocabulary are those of `data`; with `as_pretrained` they stay
-    the config's (so that its weights fit), ConfigError if the text's differ from `data`'s."""
+    the config's (so that its weights fit), ConfigError if the text's (or the image size, of an
+    image tower that takes but one) differ from `data`'s."""
     settings = {k: v for k, v in config.items() if k not in ("custom_text", "preprocess_cfg")}
     vision, text = dict(settings.pop("vision_cfg")), dict(settings.pop("text_cfg"))
     if as_pretrained:
@@ -228,6 +232,9 @@ def named(
             wanted = text.get(key, getattr(CLIPTextCfg, key))
             if getattr(data, key) != wanted:
                 raise ConfigError(f"these pretrained weights need data.{key}={wanted}")
+        side = vision.get("image_size", CLIPVisionCfg.image_size)
+        if data.image_size != side and not catalogue.flexible(config):
+            raise ConfigError(f"these pretrained weights need data.image_size={side}")
     else:
         vision["image_size"] = data.image_size
         text |= {"context_length": data.context_length, "vocab_size": data.vocab_size}

@@ -17,7 +17,7 @@ from jestcli.config import ConfigError, Run, did_you_mean, file_hash
 from jestcli.data.tokens import SmallTokenizer, small_tokenizer
 from jestcli.models import standalone
 from jestcli.models.cnn import SmallPair
-from jestcli.models.flexi import FlexiVisual, pi_resize_matrix, resize_matrix
+from jestcli.models.flexi import FlexiVisual, OneView, pi_resize_matrix, resize_matrix
 from jestcli.models.towers import Clip
 from jestcli.runs.card import write_card
 from jestcli.runs.run_data import tokenizer_of
@@ -147,8 +147,11 @@ def open_clip_weights(model: Clip, patch: int) -> dict[str, Tensor]:
     return out
 
 
-def _resized_names(visual: FlexiVisual) -> tuple[str, str]:
-    """What open_clip calls the patch weights and the positions of this tower."""
+def _resized_names(visual: FlexiVisual | OneView) -> tuple[str, str]:
+    """What open_clip calls the patch weights and the positions of this tower; "" if it has none
+    that may be resized."""
+    if isinstance(visual, OneView):
+        return "", ""
     if visual.is_timm:
         return "visual.trunk.patch_embed.proj.weight", "visual.trunk.pos_embed"
     return "visual.conv1.weight", "visual.positional_embedding"

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from jestcli.config import Run
+from jestcli.models.cnn import BatchNorm, share_statistics
 from jestcli.models.towers import Clip
 from jestcli.training.distributed import DistEnv
 
@@ -35,7 +36,10 @@ def make_trainee(learner: Clip, run: Run, world: DistEnv) -> nn.Module:
         learner.clip.logit_bias.requires_grad_(False)  # no gradient: DDP would wait for it
     # Statistics over the whole batch, on however many ranks: torch's SyncBatchNorm is CUDA's alone.
     for norm in learner.norms:
-        norm.group = world.group
+        if isinstance(norm, BatchNorm):
+            norm.group = world.group
+        elif world.group is not None:
+            share_statistics(norm, world.group)
     # Every block keeps its inputs alone and is computed again in the backward pass. Not by
     # open_clip's own switch, whose call does not fit its custom blocks (3.3.0).
     for block in _blocks(learner) if engine.activation_checkpointing else ():
@@ -104,10 +108,12 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
 
 
 def running_statistics(trainee: nn.Module) -> list[Tensor]:
-    """The buffers that a training step moves, without gradient: those of batch norms."""
+    """The buffers that a training step moves, without gradient: those of batch norms (not torch's
+    count of batches, which decides nothing)."""
     # A model without batch norms has no `norms`: nothing to restore.
     model = getattr(trainee, "module", trainee)  # DDP's
-    return [x for norm in getattr(model, "norms", ()) for x in norm.buffers(recurse=False)]
+    buffers = (x for norm in getattr(model, "norms", ()) for x in norm.buffers(recurse=False))
+    return [x for x in buffers if x.is_floating_point()]
 
 
 def whole(tensor: Tensor) -> Tensor:

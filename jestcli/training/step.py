@@ -239,6 +239,8 @@ def train_step(
         # Drawn for the whole batch, then cut: a pair's crop does not depend on the ranks.
         images = augment(images, torch.rand(3, len(index), generator=dice)[:, places].to(images))
     batch = Batch(images, tokens.to(world.device), int((places < n_low).sum()))
+    # Dropout and its kin draw from torch's own state: a resumed run is to draw what this one does.
+    torch.manual_seed(int(torch.randint(2**62, (), generator=dice)) + world.rank)
     # The forward pass moves batch norms' running statistics; a skipped step must not.
     statistics = running_statistics(learner)
     before = torch.cat([*statistics, images.new_empty(0)])  # one copy; of none, too

@@ -13,6 +13,7 @@ from jestcli.utils.reading import parse_json
 
 LOCAL, HUB = "local-dir:", "hf-hub:"  # open_clip's words for a model in a folder, and on a hub
 FOLDER_CONFIG = "open_clip_config.json"
+# Plain ones: not those with relative or rotary positions.
 _TIMM_VIT = re.compile(r"^vit_(?!relpos|pe_core)\w*patch(\d+)")
 
 
@@ -86,28 +87,44 @@ def own_tokenizer(name: str | None, wanted: object) -> bool:
 
 def problem(config: dict[str, Any]) -> str | None:
     """Why this config cannot be trained here, in a few words; None if it can."""
-    vision, text = config["vision_cfg"], config["text_cfg"]
     if "multimodal_cfg" in config:
         return "it also generates captions (CoCa)"
-    if text.get("hf_model_name"):
+    if config["text_cfg"].get("hf_model_name"):
         return "its text tower comes from a model hub"
-    timm_name = vision.get("timm_model_name")
-    if timm_name and not _TIMM_VIT.match(timm_name):
-        return f"its image tower, {timm_name}, is not a plain ViT"
-    if not timm_name and not isinstance(vision.get("layers", 12), int):
-        return "its image tower is a ResNet"
     return None
 
 
-def patch_size(config: dict[str, Any]) -> int:
-    """The patch size in pixels that the config's image tower has."""
+def flexible(config: dict[str, Any]) -> bool:
+    """Whether its image tower is a plain ViT, which can be made to take several patch sizes; any
+    other sees images at one resolution."""
+    name = config["vision_cfg"].get("timm_model_name")
+    return bool(_TIMM_VIT.match(name)) if name else not _resnet(config)
+
+
+def has_batch_norm(config: dict[str, Any]) -> bool:
+    """Whether its image tower couples the examples of a batch: ResNets, and MobileCLIP's."""
+    return _resnet(config) or "_mci" in config["vision_cfg"].get("timm_model_name", "")
+
+
+def _resnet(config: dict[str, Any]) -> bool:
     vision = config["vision_cfg"]
-    found = _TIMM_VIT.match(vision.get("timm_model_name", ""))
+    return "timm_model_name" not in vision and not isinstance(vision.get("layers", 12), int)
+
+
+def patch_size(config: dict[str, Any]) -> int:
+    """The patch size in pixels that the config's image tower has; of a tower without patches, what
+    must divide an image's side."""
+    vision = config["vision_cfg"]
+    if _resnet(config):
+        return 32
+    found = re.search(r"patch(\d+)", vision.get("timm_model_name", ""))
     return int(found[1]) if found else int(vision.get("patch_size", 16))
 
 
 def at_patch(config: dict[str, Any], patch: int) -> dict[str, Any]:
     """The config with an image tower of this patch size; timm's go by another name."""
+    if not flexible(config):
+        return dict(config)
     vision = dict(config["vision_cfg"])
     if "timm_model_name" not in vision:
         return {**config, "vision_cfg": vision | {"patch_size": patch}}
@@ -117,5 +134,5 @@ def at_patch(config: dict[str, Any], patch: int) -> dict[str, Any]:
 
 @cache
 def usable() -> list[str]:
-    """Names of the configs that can be trained here: ViTs with a text tower of open_clip's own."""
+    """Names of the configs that can be trained here: those with a text tower of open_clip's own."""
     return [name for name in known() if problem(read(name)) is None]

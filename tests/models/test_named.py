@@ -145,9 +145,10 @@ def by_name(name: str, **changes: Any) -> Run:
         ("ViT-B-16", 224, (16, 32)),
         ("ViT-B-16-SigLIP-256", 256, (16, 32)),
         ("ViT-SO400M-14-SigLIP", 224, (14, 28)),
+        ("ViT-B-32", 224, (32,)),  # 64 does not divide it
     ],
 )
-def test_a_real_config_builds_at_its_own_patch_and_twice_that(
+def test_a_real_config_builds_at_its_own_patch_and_twice_that_if_it_divides_the_image(
     name: str, size: int, patches: tuple[int, ...]
 ) -> None:
     run = by_name(name, data={"image_size": size})
@@ -180,13 +181,11 @@ def test_one_real_tower_computes_what_open_clip_computes() -> None:
     "name,words",
     [
         ("ViT-B16", "no model.name 'ViT-B16' (did you mean ViT-B-16?)"),
-        ("RN50", "cannot be trained here: its image tower is a ResNet"),
-        ("convnext_base", "is not a plain ViT"),
         ("roberta-ViT-B-32", "its text tower comes from a model hub"),
         ("coca_ViT-B-32", "it also generates captions"),
     ],
 )
-def test_what_is_no_vit_is_refused_in_one_line(name: str, words: str) -> None:
+def test_what_cannot_be_trained_is_refused_in_one_line(name: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         by_name(name)
     assert words in str(caught.value) and "\n" not in str(caught.value)
@@ -197,7 +196,7 @@ def test_names_are_read_without_importing_open_clip() -> None:
     import sys
 
     code = (
-        "import sys; from jestcli.utils import catalogue; assert len(catalogue.usable()) > 60;"
+        "import sys; from jestcli.utils import catalogue; assert len(catalogue.usable()) > 120;"
         "assert 'open_clip' not in sys.modules and 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -51,6 +51,10 @@ RUNS: dict[str, Run] = {
         model={"tower": "cnn", "channels": [4, 8]},
     ),
     "native": tiny_run("flexi", engine=DOUBLE, model={"name": "ViT-B-32"}),
+    "ResNet": tiny_run("jest", engine=DOUBLE, model={"name": "RN50", "patch_sizes": [32]}),
+    "MobileCLIP": tiny_run(
+        "jest", engine=DOUBLE, model={"name": "MobileCLIP-S1", "patch_sizes": [16]}
+    ),
     "timm": tiny_run(
         "flexi", engine=DOUBLE, model={"name": "ViT-B-16-SigLIP", "patch_sizes": [16, 32]}
     ),
@@ -93,7 +97,9 @@ def train(
     finally:
         loop.select_sub_batch, loop.LOG_EVERY = select_sub_batch, log_every
     gradients = {
-        f"gradient.{k}": whole(p.grad) for k, p in learner.named_parameters() if p.grad is not None
+        f"gradient.{k}": whole(p.grad).contiguous()
+        for k, p in learner.named_parameters()
+        if p.grad is not None
     }
     weights = unsharded(learner, lambda: tiny_model(run)).state_dict()
     losses = [r["loss"] for r in records if "loss" in r] or [0.0]
@@ -157,7 +163,10 @@ def train_all(world: DistEnv, folder: Path, names: list[str]) -> None:
     [
         (
             2,
-            ["sigmoid", "softmax", "balanced", "small memory", "uniform", "fsdp", "native", "timm"],
+            [
+                *("sigmoid", "softmax", "balanced", "small memory", "uniform", "fsdp", "native"),
+                *("timm", "batch norm", "ResNet", "MobileCLIP"),
+            ],
         ),
         (4, ["odd split", "softmax"]),
     ],
