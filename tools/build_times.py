@@ -3,7 +3,8 @@
     python -m tools.build_times OUT [PACKAGES]     # OUT.json, OUT.md
 
 PACKAGES: a folder of fetched packages (DATA/.cache/packages), which are then not fetched again.
-The data are built in a temporary folder beside OUT, and thrown away.
+A busy machine is refused unless `--busy` is given. The data are built in a temporary folder beside
+OUT, and thrown away.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from jestcli.bench import save
+from jestcli.bench import save, words_of
 from jestcli.data.decoded import build_decoded
 from jestcli.data.tokens import small_tokenizer
 from jestcli.icons.build import SIZE, build, shard_urls
@@ -72,4 +73,5 @@ def main(out: Path, packages: Path | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(Path, sys.argv[2:3]))
+    words = words_of(sys.argv)
+    main(*map(Path, words[:2]))

@@ -2,6 +2,8 @@
 
     OMP_NUM_THREADS=1 python -m tools.growth OUT     # OUT.json, OUT.md, OUT.png
 
+A busy machine is refused unless `--busy` is given.
+
 Everything is in processor seconds of one thread; medians of calls that take turns up and down a
 series. The exponent is the slope of the last three points, both axes logarithmic. Shards of the
 larger pools are hard links to ten files with real headers, so that their bytes stay in memory:
@@ -28,7 +30,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from jestcli.bench import save
+from jestcli.bench import save, words_of
 from jestcli.bench.selection import peak_memory, random_pairs
 from jestcli.bench.training import measure
 from jestcli.data.shard_dataset import open_shards
@@ -238,4 +240,5 @@ def main(out: Path, small: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), "--small" in sys.argv)
+    words = words_of(sys.argv)
+    main(Path(words[0]), "--small" in words)

@@ -2,6 +2,8 @@
 
     OMP_NUM_THREADS=1 python -m tools.readers OUT     # OUT.json, OUT.md
 
+A busy machine is refused unless `--busy` is given.
+
 One process, no workers, drawn JPEGs of 512 x 384 pixels resized to 224 as open_clip prepares images
 for evaluation. The readers take turns; medians of the rounds. Not in the package: webdataset's
 decoders unpickle what a member's name asks for, so it reads nothing but what is drawn here.
@@ -28,7 +30,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize
 
-from jestcli.bench import save
+from jestcli.bench import save, words_of
 from jestcli.bench.data import draw_shards
 from jestcli.data.dataset import Transform
 from jestcli.data.loader import Source, SuperBatchLoader
@@ -128,4 +130,5 @@ def main(out: Path, rounds: int = 8, seconds: float = 2.0) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    words = words_of(sys.argv)
+    main(Path(words[0]))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from jestcli.bench import other_work
 from jestcli.commands.options import (
     RUN_NAME,
     Cache,
@@ -36,15 +36,11 @@ Busy = Annotated[
 
 
 def _refuse_busy(out: Path | None, busy: bool) -> None:
-    """Raise ConfigError where a record is asked of a machine that does other work."""
+    """Raise ConfigError where a record is asked of a machine that does other work, unless told."""
     from jestcli.config import ConfigError
 
-    load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    if out is not None and load > cores and not busy:
-        raise ConfigError(
-            f"the machine is busy (load {load:.1f} on {cores} cores): stop what else runs, or give "
-            "--busy and trust the processor seconds alone"
-        )
+    if out is not None and not busy and (why := other_work()):
+        raise ConfigError(why)
 
 
 @app.command("selection")

@@ -111,12 +111,15 @@ class Speed:
 
     def left(self, step: int) -> float:
         """Seconds from the end of `step` on: steps, and evaluations that are still to come."""
-        if self.warming and step > self.first:  # it may have compiled and filled caches: no measure
-            self.first, self.started, self.warming = step, self.clock(), False
-        spent = self.clock() - self.started - self.evaluating
+        first, now = self.first, self.clock()
+        spent = now - self.started - self.evaluating
+        if (
+            self.warming and step > first
+        ):  # it may have compiled and filled caches: no later measure
+            self.first, self.started, self.warming = step, now, False
         coming = sum(at > step for at in self.evaluate_at)
         evaluations = coming * self.evaluating / max(self.evaluated, 1)
-        return (self.steps - step) * max(0.0, spent) / max(step - self.first, 1) + evaluations
+        return (self.steps - step) * max(0.0, spent) / max(step - first, 1) + evaluations
 
 
 @lru_cache(maxsize=1)
