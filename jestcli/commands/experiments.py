@@ -174,7 +174,11 @@ def report(
         "results"
     ),
     out: Annotated[
-        Path | None, typer.Option(help="Folder for report.html and report.md (default: RESULTS).")
+        Path | None,
+        typer.Option(
+            help="Folder for report.html and report.md (default: RESULTS; of one experiment "
+            "RESULTS/EXPERIMENT)."
+        ),
     ] = None,
 ) -> None:
     """Every claim of the paper, or of experiments of your own, beside what was measured: one HTML
@@ -186,7 +190,10 @@ def report(
     named = [read_experiment(find_experiment(word)) for word in dict.fromkeys(words or [])]
     for silent in (e.name for e in named if not e.claims):
         raise ConfigError(f"{silent} states no claims (docs/experiments.md says how)")
-    for path in write_report(named or list_experiments(), results, out or results):
+    if len(named) > 1 and out is None:
+        raise ConfigError("--out FOLDER is needed for a report of several experiments")
+    out = out or (results / named[0].name if named else results)
+    for path in write_report(named or list_experiments(), results, out, whole=not named):
         say(path)
 
 

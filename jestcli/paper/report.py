@@ -33,9 +33,12 @@ TITLE = "What of JEST holds, where"
 OPENING = (
     "Joint example selection (JEST, arXiv 2406.17711) rebuilt at small scale: icons and emoji at "
     "32 pixels on cores and single GPUs, not billions of web photographs, so directions and ratios "
-    "can be compared, levels cannot. For each claim: what the paper says, what was measured here "
-    "and a verdict, by rules fixed before the runs (docs/protocol.md, which dates and gives "
-    "reasons for what was changed since). [P] seen in the paper, "
+    "can be compared, levels cannot."
+)
+READ_IT = (
+    "For each claim: what it says, what was measured and a verdict, by rules fixed before the runs "
+    "(docs/protocol.md, which dates and gives reasons for what was changed since). "
+    "[P] seen in the paper, "
     "[S] second-hand, [U] remembered and unverified, [ours] not the paper's. q is the share of "
     "wrong captions in the pool, f that of the candidates which are not chosen; “JEST at 0.8@750”: "
     "at q = .8, after 750 steps of 256 examples. verified: checked pairs of the pool, strong++: "
@@ -58,12 +61,14 @@ class Section(NamedTuple):
     figures: list[Path]
     runs: list[tuple[str, int, str]]
     how: str
-    folder: str = ""
+    folder: Path = Path()
 
 
-def report(experiments: list[Experiment], results: Path, out: Path) -> list[Path]:
+def report(
+    experiments: list[Experiment], results: Path, out: Path, whole: bool = True
+) -> list[Path]:
     """Write report.html and report.md from the records under `results` and what the experiments
-    claim, those without a claim left out; returns both paths."""
+    claim, those without a claim left out; returns both paths. whole: it is about the paper."""
     found: dict[str, Any] = {}
     measured: dict[str, list[dict[str, Any]]] = {}
     for experiment in experiments:
@@ -89,11 +94,14 @@ def report(experiments: list[Experiment], results: Path, out: Path) -> list[Path
             f"{caption(header, records)} {old}".rstrip(),
             (experiment.name, experiment.title),
         )
-        sections.append(Section(*names, own, figures, runs, how, str(folder)))
+        sections.append(Section(*names, own, figures, runs, how, folder))
     paths = [out / f"{NAME}.html", out / f"{NAME}.md"]
     spent = _spent([record for _, records in found.values() for record in records])
+    titles = [experiment.title for experiment in experiments]
+    about = {"title": TITLE if whole else " · ".join(titles)}
+    about["opening"] = f"{OPENING} {READ_IT}" if whole else READ_IT
     for path in paths:
-        save_text(path, _rendered(f"{path.name}.j2", sections, spent, out))
+        save_text(path, _rendered(f"{path.name}.j2", about, sections, spent, out))
     return paths
 
 
@@ -106,7 +114,9 @@ def _spent(records: list[Record]) -> str:
     return words + (f"; {len(runs) - len(on_cpu)} on a GPU" if len(on_cpu) < len(runs) else "")
 
 
-def _rendered(template: str, sections: list[Section], spent: str, out: Path) -> str:
+def _rendered(
+    template: str, about: dict[str, str], sections: list[Section], spent: str, out: Path
+) -> str:
     """The page by that template; links are relative to `out`."""
     import jinja2
 
@@ -122,8 +132,8 @@ def _rendered(template: str, sections: list[Section], spent: str, out: Path) -> 
     counts = Counter(verdict.word for section in sections for _, verdict in section.verdicts)
     tally = ", ".join(f"{counts[word]} {word}" for word in MARKS if counts[word])
     tally += f". {spent}"
-    about = {"title": TITLE, "opening": OPENING, "tally": tally, "sections": sections}
-    return pages.get_template(template).render(**about, marks=MARKS, classes=CLASSES)
+    page = pages.get_template(template)
+    return page.render(**about, tally=tally, sections=sections, marks=MARKS, classes=CLASSES)
 
 
 def _smaller(path: Path) -> bytes:

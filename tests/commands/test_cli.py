@@ -102,6 +102,7 @@ def test_paragraphs_of_help_fill_the_width(tmp_path: Path) -> None:
         (["reproduce", "nothing.yaml"], "cannot read nothing.yaml"),
         (["report", "mpa"], "no experiment 'mpa' (did you mean map?)"),
         (["report", "tune"], "tune states no claims"),
+        (["report", "map", "figure3"], "--out FOLDER is needed for a report of several"),
         (["config", "--method", "flexy"], "no method 'flexy' (did you mean flexi?)"),
         (["data", "build", "--size", "30"], "--size 30: must be a multiple of 16"),
     ],

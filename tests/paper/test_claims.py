@@ -326,10 +326,12 @@ def test_an_experiment_of_ones_own_states_claims_and_gets_verdicts(tmp_path):
     def found(high):
         made = many("joint@0.9", high) + many("joint@0.5", 0.3) + many("uniform", 0.2)
         save_records(tmp_path / "ratio" / "records.json", made, HEADER.data, HEADER.profile)
-        _, markdown = report([own], tmp_path, tmp_path / "mine")
+        _, markdown = report([own], tmp_path, tmp_path / "mine", whole=False)
         return markdown.read_text()
 
     text = found(0.4)
+    assert text.startswith(f"# {own.title}\n\nFor each claim:"), "not what of JEST holds"
+    assert "](../ratio/records.json)" in text, "wherever the report lies"
     assert "Claims: 1 holds. 9 runs" in text and "beats choosing one of two [ours]." in text
     assert "<b>harder selection</b>: ✓ holds" in text
     assert "Sanity, decides nothing: joint at 0.9 minus Uniform: +20" in text
