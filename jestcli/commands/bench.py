@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from jestcli.bench import other_work
 from jestcli.commands.options import (
     RUN_NAME,
     Cache,
@@ -37,6 +36,7 @@ Busy = Annotated[
 
 def _refuse_busy(out: Path | None, busy: bool) -> None:
     """Raise ConfigError where a record is asked of a machine that does other work, unless told."""
+    from jestcli.bench import other_work
     from jestcli.config import ConfigError
 
     if out is not None and not busy and (why := other_work()):
