@@ -1,4 +1,7 @@
-"""What README and the map's page say of the map's records; `python -m tools.map_page` writes it."""
+"""What README, the page of the map and that of the trials say of records.
+
+python -m tools.map_page     # writes it
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,20 @@ from pathlib import Path
 
 from jestcli.paper.experiment import find_experiment, read_experiment
 from jestcli.paper.map_words import short_answer
+from jestcli.paper.methods import style
 from jestcli.paper.records import Record, load_records
 from jestcli.paper.saving import core_hours
 from jestcli.utils.io import save_text
+from jestcli.utils.tables import Table
 
 ROOT = Path(__file__).parents[1]
 PAGE, README = ROOT / "results/map/README.md", ROOT / "README.md"
+TRIALS = ROOT / "results/tune/README.md"
+# Runs of experiments/tune.yaml that differ in the learning rate alone.
+TRIED = (
+    *("uniform", "jest", "flexi", "independent", "easy", "jest-curated", "cabs"),
+    *("filtered", "negclip", "curated", "mixed", "finetune"),
+)
 
 
 def machines(records: list[Record]) -> str:
@@ -52,7 +63,42 @@ def answer(records: list[Record]) -> str:
     return "\n".join(short_answer(records))
 
 
-BLOCKS = {(PAGE, "machines"): machines, (PAGE, "not run"): not_run, (README, "answer"): answer}
+def trials(records: list[Record]) -> str:
+    """Scores by learning rate at q = 0 and .8, and the rate that docs/protocol.md's rule takes: the
+    best mean over both pools of the score relative to the best trial of that pool."""
+    found: dict[str, dict[str, dict[float, float]]] = {}
+    for record in records:
+        method, _, dials = record["name"].partition("@")
+        if method not in TRIED:
+            continue  # another dial than the rate
+        *quality, last = dials.split("@")
+        at = found.setdefault(method, {}).setdefault(quality[0] if quality else "", {})
+        at[float(last)] = 100 * record["final"]["mean"]
+    rows = []
+    for method in (method for method in TRIED if method in found):
+        pools = dict(sorted(found[method].items()))
+        rates = sorted(set.intersection(*(set(each) for each in pools.values())))
+        worth = {
+            rate: sum(each[rate] / max(each.values()) for each in pools.values()) for rate in rates
+        }
+        said = (" / ".join(f"{each[rate]:.1f}" for each in pools.values()) for rate in rates)
+        name = style("filtered-20" if method == "filtered" else method).label
+        rows.append((name, *said, f"{max(worth, key=worth.__getitem__):g}"))
+    return Table("", ("method", *(f"{rate:g}" for rate in rates), "best"), rows).markdown()
+
+
+BLOCKS = {
+    (PAGE, "machines"): machines,
+    (PAGE, "not run"): not_run,
+    (README, "answer"): answer,
+    (TRIALS, "trials"): trials,
+}
+
+
+def records_of(page: Path) -> list[Record]:
+    """The records that a page speaks of: those beside it, README's the map's."""
+    folder = PAGE.parent if page == README else page.parent
+    return load_records(folder / "records.json")[1]
 
 
 def marks(name: str) -> tuple[str, str]:
@@ -62,12 +108,11 @@ def marks(name: str) -> tuple[str, str]:
 
 def main() -> None:
     """Write the blocks between their marks."""
-    records = load_records(PAGE.parent / "records.json")[1]
     for (path, name), block in BLOCKS.items():
         start, end = marks(name)
         before, _, rest = path.read_text().partition(start)
         after = rest.partition(end)[2]
-        save_text(path, f"{before}{start}\n\n{block(records)}\n\n{end}{after}")
+        save_text(path, f"{before}{start}\n\n{block(records_of(path))}\n\n{end}{after}")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,10 @@ from jestcli.utils.tables import Table
 
 SINGLE = "¹"  # after a score of one seed
 # Methods whose settings trials of their own chose (docs/protocol.md); the others have JEST's.
-TUNED = ("uniform", "jest", "jest-90", "filtered", "filtered-20", "curated", "finetune-1e-3")
+TUNED = (
+    *("uniform", "jest", "jest-90", "filtered", "filtered-20", "curated", "finetune-1e-3"),
+    *("independent", "easy", "jest-curated"),
+)
 UNTUNED = "†"
 FAMILIES = {
     **dict.fromkeys(JESTS, "JEST"),
