@@ -95,7 +95,8 @@ def make_headline(records: list[Record], note: str, theme: Theme) -> Figure:
         length: {q: better(records, q, length) for q in qualities(records)}
         for length in (*ends[:1], *ends[-1:], *longer(records))
     }
-    figure, top = look.frame(title, words, note, 8.1, theme)
+    down = 0.3 * any(_staggered(len(of)) for of in shown.values())
+    figure, top = look.frame(title, words, note, 8.1 + down, theme)
     wide = {  # as there are pools
         length: 1
         + sum(saving(records, m, q, length, "examples") is not None for q, m in of.items())
@@ -115,7 +116,7 @@ def make_headline(records: list[Record], note: str, theme: Theme) -> Figure:
             how: Any = {"ncols": 2, "fontsize": FONT + 1, "columnspacing": 1.4}
             axes.legend(loc="lower left", bbox_to_anchor=(-0.16, 1.07), **how)
         left += unit * wide[length] + 0.35
-    _curves(look.place(figure, 0.75, top + 5.1, 5.6, 2.6), records, 0.8, theme)
+    _curves(look.place(figure, 0.75, top + 5.1 + down, 5.6, 2.6), records, 0.8, theme)
     return figure
 
 
@@ -199,7 +200,7 @@ def _strip(
     for (quality, _), rows in winners(records, [steps]).items():
         if quality not in shown:
             continue
-        names = kinds(rows)
+        names, at = kinds(rows), shown.index(quality)
         words = "\nor ".join(names[:2]).replace(" alone", "").replace(
             "pendent", "p."
         ) + "\nor …" * (len(names) > 2)
@@ -207,7 +208,12 @@ def _strip(
         # Two names need the room that a larger one has alone.
         size = FONT if len(names) == 1 else FONT - 1.5
         how |= {"ha": "center", "weight": "bold", "size": size, "color": theme.colour(bare)}
-        axes.text(shown.index(quality), -0.26, words, **how)
+        axes.text(at, -0.26 - 0.12 * (at % 2) * _staggered(len(shown)), words, **how)
+
+
+def _staggered(pools: int) -> bool:
+    """Whether the words under so many pools need two rows."""
+    return pools > 4
 
 
 def _points(found: Sequence[tuple[float, Ratio]]) -> tuple[list[float], list[float]]:
@@ -307,7 +313,8 @@ def _cells_of_map(
         box = Rectangle((x, y), 0.97, 0.94, hatch=None if sure else "///", lw=0.5, **colours)
         axes.add_patch(box)
         words, other = f"{how.label}\n{100 * first.score:.1f} %\n", style(against.method).label
-        lead = f"+{100 * (first.score - against.score):.1f} over {other}"
+        between = "\n" if len(shown) > 4 else " "  # narrow cells
+        lead = f"+{100 * (first.score - against.score):.1f} over{between}{other}"
         words += lead if mine else f"{other} {100 * against.score:.1f}"
         axes.text(x + 0.485, y + 0.47, words, ha="center", va="center", size=FONT - 1)
     axes.set_xlim(0, len(shown))
@@ -349,8 +356,9 @@ def _over_time(left: Axes, right: Axes, records: list[Record], theme: Theme) -> 
         left.axhline(share, color=colour, ls=":", lw=0.9)
         left.text(steps[0], share, f"{share:g} % drawn{short}", color=colour, va="bottom", size=7)
         for key, dash in (("right", "-"), ("wrong", "--")):
-            label, values = f"{key}, {share:g} %{short}", training[f"learnability_{key}"]
-            right.plot(steps, values, color=colour, ls=dash, label=label)
+            right.plot(steps, training[f"learnability_{key}"], color=colour, ls=dash)
+            if not number:  # the qualities' colours are explained on the left
+                right.plot([], [], color=theme.muted, ls=dash, label=f"{key} pairs")
     weak = longest(records, "jest-weak")
     if weak:
         quality, run = max(weak.items())
@@ -362,7 +370,9 @@ def _over_time(left: Axes, right: Axes, records: list[Record], theme: Theme) -> 
     left.set_title("Wrong captions among JEST's picks, %")
     right.axhline(0, color=theme.text, lw=0.8)
     right.set_title("Mean learnability of right and wrong pairs, nats")
-    right.legend(fontsize=6, ncols=2, loc="center", bbox_to_anchor=(0.55, 0.38))
+    where: Any = {"loc": "center right", "bbox_to_anchor": (1, 0.345)}
+    legend = right.legend(fontsize=7, title="colours as left", **where)
+    legend.get_title().set(size=7, color=theme.muted)
     for axes in (left, right):
         axes.set_xlabel("step (one seed each)")
 
