@@ -33,7 +33,7 @@ SINGLE = "¹"  # after a score of one seed
 # Methods whose settings trials of their own chose (docs/protocol.md); the others have JEST's.
 TUNED = (
     *("uniform", "jest", "jest-90", "filtered", "filtered-20", "curated", "finetune-1e-3"),
-    *("independent", "easy", "jest-curated"),
+    *("independent", "easy", "jest-curated", "flexi", "negclip"),
 )
 UNTUNED = "†"
 FAMILIES = {
