@@ -71,6 +71,10 @@ class Effect:
         where the 95 % interval lies within the margin, not the 90 % one."""
         return self._p(margin - abs(self.estimate))
 
+    def p_below(self, margin: float) -> float:
+        """p of "it is at least `margin`": one of the two tests of `p_within`, at the same level."""
+        return self._p(margin - self.estimate)
+
     def p_outside(self, margin: float) -> float:
         """Two-sided p of "it is at most `margin` from 0"."""
         return self._p(abs(self.estimate) - margin)

@@ -204,9 +204,10 @@ def notes(run: Run, devices: int, timed: bool) -> list[str]:
     """How every number came about, one sentence each."""
     tower = run.model.name or "the suite's own towers"
     device = "one GPU" if torch.cuda.is_available() else "one process on this CPU"
+    patches = f"patches of {'/'.join(map(str, run.model.patch_sizes))} px, "
     lines = [
         f"Model: {tower}, images of {run.data.image_size} px, "
-        f"patches of {'/'.join(map(str, run.model.patch_sizes))} px, "
+        f"{patches if run.model.flexible and run.model.tower == 'vit' else ''}"
         f"text of {run.data.context_length} tokens.",
         "FLOPs: torch's counter over the real modules, one multiply-add being two; a training step "
         "is three forward passes; % is of a uniform step of the same model at full resolution.",

@@ -8,7 +8,7 @@ the cells of a region among themselves; a contrast and the same turned round are
 Benjamini and Hochberg's across claims (`judge_all`).
 
 holds                   everything core came out as claimed; of a region: at some of its cells
-contradicted            something core came out the other way, or level within the margin where a
+contradicted            something core came out the other way, or below the margin where a
                         difference is claimed, and nothing as claimed; or the criterion is met;
                         of a region: at some of its cells, and it holds at none
 mixed                   some of the core as claimed, some the other way or level; of a region: it
@@ -245,9 +245,13 @@ def _contrasts(
     asked = (*claim.core, *claim.refuted_if.contrasts)
     effects, margin = [first.effect(c) for c in asked], claim.margin
     differ = [e.p_outside(margin if e.contrast.equal else 0) if e else math.nan for e in effects]
-    level = [e.p_within(margin) if e else math.nan for e in effects]
+    # A claimed difference is contradicted by one that is too small, or negative.
+    level = [
+        (e.p_within if e.contrast.equal else e.p_below)(margin) if e else math.nan for e in effects
+    ]
     parts = []
-    adjusted = _holm(asked, differ), _holm(asked, level)
+    n = len(claim.core)  # too small the one way is another hypothesis than the other way round
+    adjusted = _holm(asked, differ), [*holm(level[:n]), *holm(level[n:])]
     for contrast, effect, p, p_level in zip(asked, effects, *adjusted, strict=True):
         sentence = _sentence(contrast, first, second, claim, p)
         if effect is None:
@@ -261,9 +265,11 @@ def _contrasts(
         else:
             state = AGAINST if alike else OPEN
         scale, unit, digits = _unit(claim.metric)
+        level_too = effect.p_within(margin) < ALPHA
         within = f"±{scale * margin:.{digits}f} {unit}"
         words = [f"further apart than {within}" if contrast.equal else "beyond chance"] * apart
-        words += [f"no difference beyond {within}"] * alike
+        words += [f"no difference beyond {within}"] * (alike and level_too)
+        words += [f"not above by {within[1:]}"] * (alike and not apart and not level_too)
         other = second.effect(contrast) if second else None
         disagree = other and max(effect.low, other.low) > 0 > min(effect.high, other.high)
         sentence = f"{sentence[:-1]}: {', '.join(words) or 'open'}."

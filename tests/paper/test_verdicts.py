@@ -71,6 +71,19 @@ def test_core_contrasts_decide(core, expected):
     assert word(claim(*core), A, B, C) == expected
 
 
+def test_a_claimed_difference_is_not_saved_by_one_that_is_against_it():
+    """The lower the estimate, the worse for the claim: at -.5 the interval reaches beyond the
+    margin below 0, which is no reason to call it open."""
+    found = []
+    for gap in (0.006, 0.004, 0.002, -0.002, -0.006):
+        pair = [runs(n, 0.1 + gap * (n == "a"), seeds=4, wobble=0.004) for n in "ab"]
+        found.append(judge(claim(AB, second=None), Evidence({"e": pair[0] + pair[1]})))
+    assert [f.word for f in found] == [HOLDS, SOON, *[CONTRADICTED] * 3]
+    assert "no difference beyond ±1.00 points" in found[3].sentences[0]
+    assert "[-1.05, +0.03]" in found[4].sentences[0]
+    assert "not above by 1.00 points" in found[4].sentences[0]
+
+
 def test_sanity_contrasts_are_shown_and_decide_nothing():
     found = judge(claim(CB, sanity=(AB,)), Evidence({"e": A + B + C}))
     assert found.word == CONTRADICTED
