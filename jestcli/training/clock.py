@@ -113,9 +113,7 @@ class Speed:
         """Seconds from the end of `step` on: steps, and evaluations that are still to come."""
         first, now = self.first, self.clock()
         spent = now - self.started - self.evaluating
-        if (
-            self.warming and step > first
-        ):  # it may have compiled and filled caches: no later measure
+        if self.warming and step > first:  # it may have compiled and filled caches: not once more
             self.first, self.started, self.warming = step, now, False
         coming = sum(at > step for at in self.evaluate_at)
         evaluations = coming * self.evaluating / max(self.evaluated, 1)

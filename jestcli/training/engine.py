@@ -32,6 +32,7 @@ def make_trainee(learner: Clip, run: Run, world: DistEnv) -> nn.Module:
         learner.double()
     if run.model.lock_image:
         learner.clip.visual.requires_grad_(False)
+        learner.train()  # but for what a locked tower keeps in evaluation mode
     if run.optim.loss == "softmax" and learner.clip.logit_bias is not None:
         learner.clip.logit_bias.requires_grad_(False)  # no gradient: DDP would wait for it
     # Statistics over the whole batch, on however many ranks: torch's SyncBatchNorm is CUDA's alone.

@@ -158,7 +158,6 @@ def test_a_locked_tower_keeps_its_statistics(narrow: None) -> None:
     learner = tiny_model(run, (32,))
     locked = run.model_copy(update={"model": run.model.model_copy(update={"lock_image": True})})
     make_trainee(learner, locked, SINGLE_PROCESS)
-    learner.train()
     before = {k: v.clone() for k, v in learner.clip.visual.state_dict().items()}
     drawn = draw([fake_pool()], [8], 0, 0)
     train_step(learner, make_optimiser(learner, run.optim), drawn, torch.arange(8), locked, 0)
