@@ -329,7 +329,8 @@ def _number(field: bytes) -> int:
     """Octal digits, or binary behind a first byte that says so. Raises ValueError."""
     if field[0] in (0o200, 0o377):
         return int.from_bytes(field[1:], "big") - (field[0] == 0o377) * 256 ** (len(field) - 1)
-    return int(field.partition(b"\0")[0].strip() or b"0", 8)
+    # As text: its white space, which is stripped, is more than that of bytes.
+    return int(field.partition(b"\0")[0].decode("ascii").strip() or "0", 8)
 
 
 def _next_header(fd: int, size: int, start: int) -> int | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from own_shards import jpeg, sample, write_tar
 
@@ -323,6 +323,7 @@ def test_a_reader_of_any_layout_has_its_own_index(tmp_path: Path) -> None:
     byte=st.integers(-1, 255),
     signed=st.booleans(),
 )
+@example(name="0", size=0, kind=tarfile.REGTYPE, form=0, at=134, byte=28, signed=False)
 def test_headers_are_read_as_tarfile_reads_them(
     name: str, size: int, kind: bytes, form: int, at: int, byte: int, signed: bool
 ) -> None:
