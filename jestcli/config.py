@@ -449,7 +449,8 @@ class Run(_Strict):
                 raise ValueError(f"data.{key} differs from the reference's")
         if model.name is not None:
             self._check_named(model.name)
-        if selection.low_res_share > 0 and len(model.patch_sizes) < 2:
+        low = selection.low_res_share > 0 or selection.low_res_scoring
+        if low and selection.keep_tokens is None and len(model.patch_sizes) < 2:
             only = model.patch_sizes[0]
             raise ValueError(
                 "model.patch_sizes needs a second patch size for low resolution, one that divides "
@@ -459,6 +460,11 @@ class Run(_Strict):
             self._check_cnn()
         if selection.reference_resolution == "low" and self.reference:
             other = self.reference
+            if not other.model.flexible:
+                raise ValueError(
+                    "selection.reference_resolution=low: the reference's image tower, "
+                    f"{other.model.name}, sees images at one resolution"
+                )
             if other.model.tower == "cnn" and not other.selection.low_res_share:
                 raise ValueError(
                     "selection.reference_resolution=low needs a cnn reference that was trained at "

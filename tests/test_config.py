@@ -102,6 +102,14 @@ def one_line(caught: pytest.ExceptionInfo[ConfigError]) -> str:
             {"model": {"patch_sizes": [8]}, "selection": {"low_res_share": 0.5}},
             "model.patch_sizes needs a second patch size",
         ),
+        (
+            {
+                "model": {"name": "ViT-B-32"},
+                "data": {"image_size": 224},
+                "selection": {"low_res_scoring": True},
+            },
+            "one that divides 224 px beside 32",
+        ),
     ],
 )
 def test_wrong_settings_are_one_line(settings: dict[str, Any], message: str) -> None:

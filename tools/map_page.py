@@ -74,14 +74,15 @@ def trials(records: list[Record]) -> str:
         *quality, last = dials.split("@")
         at = found.setdefault(method, {}).setdefault(quality[0] if quality else "", {})
         at[float(last)] = 100 * record["final"]["mean"]
-    rows = []
+    rows, rates = (
+        [],
+        sorted({rate for each in found.values() for at in each.values() for rate in at}),
+    )
     for method in (method for method in TRIED if method in found):
-        pools = dict(sorted(found[method].items()))
-        rates = sorted(set.intersection(*(set(each) for each in pools.values())))
-        worth = {
-            rate: sum(each[rate] / max(each.values()) for each in pools.values()) for rate in rates
-        }
-        said = (" / ".join(f"{each[rate]:.1f}" for each in pools.values()) for rate in rates)
+        pools = [each for _, each in sorted(found[method].items())]
+        both = [rate for rate in rates if all(rate in each for each in pools)]
+        worth = {rate: sum(each[rate] / max(each.values()) for each in pools) for rate in both}
+        said = (" / ".join(f"{each[r]:.1f}" for each in pools) if r in both else "" for r in rates)
         name = style("filtered-20" if method == "filtered" else method).label
         rows.append((name, *said, f"{max(worth, key=worth.__getitem__):g}"))
     return Table("", ("method", *(f"{rate:g}" for rate in rates), "best"), rows).markdown()

@@ -119,6 +119,8 @@ def ways(run: Run, learner: Clip) -> dict[str, Resolution]:
     if run.model.tower == "cnn":
         low = {f"image {learner.low.side} px": learner.low} if learner.low != learner.full else {}
         return {"full": learner.full, **low}
+    if not run.model.flexible:
+        return {"full": learner.full}
     patch, side = run.model.patch_sizes[0], run.data.image_size
     return {
         "full": Resolution(patch, side),

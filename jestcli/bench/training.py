@@ -79,6 +79,8 @@ def measure(
 
     case, peak = of("uniform"), peak_flops(device)
     for name in names:
+        if name == "flexi" and len(case.model.patch_sizes) < 2:
+            continue  # it has no low resolution
         if name == "open_clip":
             contenders[name], counted[name] = _open_clips(case, device), counted["uniform"]
         else:

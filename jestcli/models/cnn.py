@@ -72,6 +72,9 @@ def share_statistics(norm: nn.BatchNorm2d, group: Any) -> None:
 def _norm_over_ranks(norm: Any, x: Tensor, mean: Tensor, var: Tensor, group: Any) -> Tensor:
     """x [n, c, h, w] normalised by the statistics of all ranks, towards which mean and var go."""
     wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    # About the running mean, which all ranks share: squares of large means would cancel.
+    shift = mean.detach().clone()
+    wide = wide - shift[:, None, None]
     # Sums, not means: the ranks may hold different numbers of images at this resolution.
     local = torch.stack([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))])
     count = wide.new_full((1, x.shape[1]), x.numel() / x.shape[1])
@@ -81,11 +84,11 @@ def _norm_over_ranks(norm: Any, x: Tensor, mean: Tensor, var: Tensor, group: Any
     batch_var = (total[1] / n - batch_mean.square()).clamp(min=0)
     if float(n[0]) > 1:
         with torch.no_grad():
-            mean.lerp_(batch_mean.detach(), norm.momentum)
+            mean.lerp_(shift + batch_mean.detach(), norm.momentum)
             var.lerp_(batch_var.detach() * n / (n - 1), norm.momentum)  # unbiased, as torch's
     factor = norm.weight / (batch_var + norm.eps).sqrt()
-    shift = norm.bias - batch_mean * factor
-    return (wide * factor[:, None, None] + shift[:, None, None]).to(x.dtype)
+    offset = norm.bias - batch_mean * factor
+    return (wide * factor[:, None, None] + offset[:, None, None]).to(x.dtype)
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -45,6 +45,8 @@ class Clip(nn.Module):
         if not isinstance(clip.visual, ConvTower):  # which takes views by itself
             plain = is_plain_vit(clip.visual)
             clip.visual = (FlexiVisual if plain else OneView)(clip.visual, full)
+            if not plain and self.low != full:  # a place's towers are not known by name
+                raise ConfigError("this image tower sees images at one resolution alone")
             clip.visual.prepare(self.low)
         self.clip = clip
         self.norms = [m for m in clip.modules() if isinstance(m, BatchNorm | nn.BatchNorm2d)]

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from jestcli.config import Run
+from jestcli.config import ConfigError, Run
 from jestcli.models.cnn import BatchNorm, share_statistics
 from jestcli.models.towers import Clip
 from jestcli.training.distributed import DistEnv
@@ -28,6 +28,11 @@ def make_trainee(learner: Clip, run: Run, world: DistEnv) -> nn.Module:
     `engine.shard=fsdp` its parameters become shards in place."""
     engine = run.engine
     learner.to(world.device)
+    one_pass = engine.micro_batch is None and not engine.activation_checkpointing
+    if any(isinstance(n, nn.BatchNorm2d) for n in learner.norms) and not (
+        one_pass and engine.shard == "ddp"
+    ):  # a place's towers are not known by name
+        raise ConfigError("batch norms take no micro_batch, activation_checkpointing or shard=fsdp")
     if engine.precision == "float64":
         learner.double()
     if run.model.lock_image:

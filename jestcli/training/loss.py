@@ -20,6 +20,8 @@ from jestcli.config import Run
 from jestcli.training.distributed import SINGLE_PROCESS, DistEnv
 from jestcli.training.engine import average_whole
 
+PRIME = 1_000_003  # between the seeds of a step's parts
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -63,8 +65,11 @@ def backward(trainee: nn.Module, batch: Batch, run: Run, world: DistEnv = SINGLE
         average_whole(trainee, world)
         return loss.detach()
     parts = batch.parts(engine.micro_batch)
+    dice, rows = torch.initial_seed(), []
     with torch.no_grad(), autocast(run, world.device):
-        rows = [trainee(part.images, part.tokens, part.n_low) for part in parts]
+        for k, part in enumerate(parts):
+            torch.manual_seed(dice + PRIME * k)  # what a part drops, it drops in both passes
+            rows.append(trainee(part.images, part.tokens, part.n_low))
     image, text = (torch.cat([row[k] for row in rows]).requires_grad_() for k in (0, 1))
     scale, bias = (rows[0][k].detach().clone().requires_grad_() for k in (2, 3))
     loss = contrastive_loss(image, text, scale, bias, kind, engine.loss_chunk, world)
@@ -74,6 +79,7 @@ def backward(trainee: nn.Module, batch: Batch, run: Run, world: DistEnv = SINGLE
         last = k == len(parts) - 1
         hold = isinstance(trainee, DistributedDataParallel) and not last
         with trainee.no_sync() if hold else nullcontext():  # type: ignore[operator]
+            torch.manual_seed(dice + PRIME * k)
             with autocast(run, world.device):
                 outputs = list(trainee(part.images, part.tokens, part.n_low))
             gradients = [slopes[0][k], slopes[1][k], scale.grad, bias.grad]

@@ -153,6 +153,41 @@ def test_a_stopped_run_is_the_run_alone(narrow: None, name: str, tmp_path: Path)
     assert all(torch.equal(a, b) for a, b in moved)
 
 
+@pytest.mark.parametrize("engine", [{"micro_batch": 4}, {"activation_checkpointing": True}])
+def test_what_a_name_does_not_tell_is_said_when_the_tower_is_there(
+    narrow: None, engine: dict[str, Any]
+) -> None:
+    run = run_of("RN50", "uniform")
+    change = {"engine": run.engine.model_copy(update=engine)}
+    with pytest.raises(ConfigError, match="batch norms take no micro_batch"):
+        make_trainee(tiny_model(run, (32,)), run.model_copy(update=change), SINGLE_PROCESS)
+    with pytest.raises(ConfigError, match="sees images at one resolution alone"):
+        build_model(run.model, run.data, (32,), 0, low=Resolution(32, 16))
+
+
+def test_what_is_dropped_in_micro_batches_is_dropped_in_both_passes(narrow: None) -> None:
+    """A loss's gradient: along it the loss falls by what it says, with the same paths dropped."""
+    exact = {"micro_batch": 3, "precision": "float64"}
+    run = run_of("convnext_tiny", "uniform", engine=exact, optim={"clip_norm": 1e6})
+    drawn, index = draw([fake_pool()], [8], 0, 0), torch.arange(8)
+    learner, losses = tiny_model(run, (16,)).double(), []
+    with torch.no_grad():  # ConvNeXt's paths weigh next to nothing at the start
+        for name, p in learner.named_parameters():
+            if name.endswith("gamma"):
+                p.fill_(0.3)
+    for _ in range(2):
+        optimiser = torch.optim.SGD(learner.parameters())
+        optimiser.step = lambda *_: None  # type: ignore[method-assign, assignment]
+        losses.append(train_step(learner, optimiser, drawn, index, run, 0))
+        slope = [p.grad.clone() for p in learner.parameters() if p.grad is not None]
+        used = [p for p in learner.parameters() if p.grad is not None]
+        with torch.no_grad():
+            for p, g in zip(used, slope, strict=True):
+                p -= 1e-6 * g
+    expected = 1e-6 * sum(float(g.square().sum()) for g in slope)
+    assert losses[0] - losses[1] == pytest.approx(expected, rel=1e-3)
+
+
 def test_a_locked_tower_keeps_its_statistics(narrow: None) -> None:
     run = run_of("RN50", "uniform")
     learner = tiny_model(run, (32,))
