@@ -16,12 +16,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from jestcli.bench import save, words_of
+from jestcli.bench import save
 from jestcli.data.decoded import build_decoded
 from jestcli.data.tokens import small_tokenizer
 from jestcli.icons.build import SIZE, build, shard_urls
 from jestcli.runs.environment import environment
 from jestcli.utils.tables import Table
+from tools import words_of
 
 DRAWING = ("unpack", "draw")  # the floor: nothing but a faster renderer would make it less
 

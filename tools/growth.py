@@ -30,7 +30,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from jestcli.bench import save, words_of
+from jestcli.bench import save
 from jestcli.bench.selection import peak_memory, random_pairs
 from jestcli.bench.training import measure
 from jestcli.data.shard_dataset import open_shards
@@ -39,6 +39,7 @@ from jestcli.paper import theme
 from jestcli.runs.environment import environment
 from jestcli.selection import PairEmbeddings, select
 from jestcli.utils.tables import Table
+from tools import words_of
 
 CPU = torch.device("cpu")
 Row = dict[str, Any]

@@ -30,7 +30,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize
 
-from jestcli.bench import save, words_of
+from jestcli.bench import save
 from jestcli.bench.data import draw_shards
 from jestcli.data.dataset import Transform
 from jestcli.data.loader import Source, SuperBatchLoader
@@ -39,6 +39,7 @@ from jestcli.data.sources import Loading
 from jestcli.data.tokens import small_tokenizer
 from jestcli.runs.environment import environment
 from jestcli.utils.tables import Table
+from tools import words_of
 
 SIZE, HALF, BATCH = 224, 112, 64
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,6 @@ def other_work() -> str | None:
         f"the machine is busy (load {load:.1f} on {cores} cores): stop what else runs, or give "
         "--busy and trust the processor seconds alone"
     )
-
-
-def words_of(argv: list[str]) -> list[str]:
-    """What a measuring tool is given, without --busy; where that is missing, a busy machine ends
-    it."""
-    words = [word for word in argv[1:] if word != "--busy"]
-    if len(words) == len(argv) - 1 and (why := other_work()):
-        sys.exit(why)
-    return words
 
 
 def save(result: dict[str, Any], text: str, out: Path | None) -> list[Path]:

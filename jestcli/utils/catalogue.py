@@ -69,6 +69,12 @@ def _file(name: str, file: str) -> Path:
     """A file of a place; one on a hub is fetched into the hub's own cache. Raises ValueError."""
     if name.startswith(LOCAL):
         return Path(name.removeprefix(LOCAL)).expanduser() / file
+    return _from_hub(name, file)
+
+
+@cache
+def _from_hub(name: str, file: str) -> Path:
+    """The hub is asked once a process, however often a run's settings are checked."""
     from huggingface_hub import hf_hub_download
 
     try:
