@@ -213,11 +213,13 @@ def _point(line: dict[str, Any], full: dict[str, Any], b: int, seen: int) -> dic
 
 
 def _full_gallery(row: dict[str, Any], full: dict[str, Any]) -> float:
-    """A score; retrieval's R@1 among all candidates, from that among fewer (see the module)."""
+    """A score; a recall among all candidates, from that among fewer (see the module)."""
     score, measured, every = row["score"], _gallery(row), _gallery(full)
-    if not _is_retrieval(row) or measured >= every or measured < 2 or score <= 0:
+    if not _is_retrieval(row) or measured >= every or score <= 0:
         return score
-    return score ** (math.log(every) / math.log(measured))
+    chance = full["chance"]
+    among_fewer = chance * every / measured
+    return score ** (math.log(chance) / math.log(among_fewer)) if among_fewer < 1 else score
 
 
 def _gallery(row: dict[str, Any]) -> int:

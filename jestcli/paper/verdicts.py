@@ -133,12 +133,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Part:
-    """One thing that decides. p: after Holm; clash: p of the metrics' disagreement; price:
-    core-hours of deciding it, by condition or surface."""
+    """One thing that decides. p: after Holm; p_under: of a region, that of `under`; clash: p of the
+    metrics' disagreement; price: core-hours of deciding it, by condition or surface."""
 
     state: str
     sentence: str
     p: float = 1.0
+    p_under: float = 1.0
     clash: float = math.nan
     price: dict[str, float] = field(default_factory=dict)
     where: tuple[str, ...] = ()
@@ -188,7 +189,7 @@ def judge(claim: Claim, evidence: Evidence) -> Verdict:
         verdict = replace(verdict, under=region.under, open=region.open)
     good, bad = ([part.p for part in core if part.state == s] for s in (FOR, AGAINST))
     if region and region.where and region.under:
-        bad.append(region.p)
+        bad.append(region.p_under)
     clash = [part.clash for part in core if not math.isnan(part.clash)]
     where = tuple(cell for part in core for cell in part.where)
     if refuted:
@@ -337,7 +338,7 @@ def _region(region: Region, surfaces: dict[str, dict[str, Saving | OverBest]]) -
     )
     left = tuple(cell for cell in cells if cell not in (*where, *under))
     if where:
-        return _Part(FOR, text, min(above), where=where, under=under, open=left)
+        return _Part(FOR, text, min(above), min(below), where=where, under=under, open=left)
     if under:
         return _Part(AGAINST, text, min(below), under=under, open=left)
     hours = min(s.hours(k, axis) for s in cells.values())

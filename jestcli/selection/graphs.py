@@ -102,7 +102,10 @@ class Inputs:
                 continue
             for name, mine in vars(ours).items():
                 given = getattr(theirs, name)
-                mine.copy_(given.detach()) if isinstance(given, Tensor) else mine.fill_(given)
+                if isinstance(given, Tensor):  # of shape [1] are transformers' scale and bias
+                    mine.copy_(given.detach().reshape(mine.shape))
+                else:
+                    mine.fill_(given)
         self.keys.copy_(noise.keys(seed, step, range(len(self.keys))))
 
     def run(self, task: Task, sampler: Sampler) -> tuple[Tensor, Tensor]:
