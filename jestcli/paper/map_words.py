@@ -33,13 +33,14 @@ SINGLE = "¹"  # after a score of one seed
 # Methods whose settings trials of their own chose (docs/protocol.md); the others have JEST's.
 TUNED = (
     *("uniform", "jest", "jest-90", "filtered", "filtered-20", "curated", "finetune-1e-3"),
+    "finetune-slow",
     *("independent", "easy", "jest-curated", "flexi", "negclip"),
 )
 UNTUNED = "†"
 FAMILIES = {
     **dict.fromkeys(JESTS, "JEST"),
     **dict.fromkeys(("filtered", "filtered-20", "negclip"), "filter once"),
-    **dict.fromkeys(("finetune", "finetune-1e-3"), "fine-tune"),
+    **dict.fromkeys(("finetune", "finetune-1e-3", "finetune-slow"), "fine-tune"),
     **{"curated": "curated alone", "independent": "independent"},
 }
 # What the paper is known for; it charges no reference.

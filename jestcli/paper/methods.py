@@ -46,6 +46,7 @@ STYLES: dict[str, Style] = {
     "mixed": Style("Curated + pool", PURPLE, marker="v"),
     "finetune": Style("Fine-tuned ref.", PURPLE, LONG, "v"),
     "finetune-1e-3": Style("Fine-tuned, rate 1e-3", PURPLE, SHORT, "v"),
+    "finetune-slow": Style("Fine-tuned, rate 2.5e-4", PURPLE, SHORT, "^"),
     "filtered": Style("Filtered, best 5 %", ORANGE, SHORT, "D"),
     "cosine": Style("Filtered, cosine", ORANGE, SHORT, "D"),
     "filtered-20": Style("Filtered, best 20 %", ORANGE, CHAIN, "d"),
