@@ -245,6 +245,7 @@ def test_the_hugging_face_loop(
     spec.loader.exec_module(example)
     example.train(learner, reference, [batch] * 3, size=4, steps=3)
     assert [(call["candidates"], len(call["index"])) for call in chosen] == [(20, 4)] * 3
+    assert {call["loss"] for call in chosen} == {"softmax" if kind == "CLIP" else "sigmoid"}
     after = list(learner.parameters())
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert all(p.isfinite().all() for p in after)

@@ -4,11 +4,13 @@ accelerate launch train_accelerate.py '/data/pool/{00000..00099}.tar' google/sig
 """
 
 import io
+import math
 import sys
 
 import torch
 import webdataset as wds
 from accelerate import Accelerator
+from open_clip.loss import ClipLoss, SigLipLoss
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
@@ -22,21 +24,27 @@ def pairs(out, model):
 
 
 def train(learner, reference, loader, size, steps, lr=1e-3):
-    """Train `learner` on the `size` pairs chosen of each super-batch, over all processes."""
+    """Train `learner` on the pairs chosen of each super-batch, `size` a process."""
     accelerator = Accelerator()
     optimizer = torch.optim.AdamW(learner.parameters(), lr, betas=(0.9, 0.95))
     learner, optimizer = accelerator.prepare(learner, optimizer)
     reference, plain = reference.eval().to(accelerator.device), accelerator.unwrap_model(learner)
-    many, rank = accelerator.num_processes > 1, accelerator.process_index
-    group = torch.distributed.group.WORLD if many else None
+    rank, many = accelerator.process_index, accelerator.num_processes
+    group = torch.distributed.group.WORLD if many > 1 else None
+    sigmoid = hasattr(plain, "logit_bias")  # CLIP has none: the softmax loss
+    # transformers' own losses know the pairs of one process alone.
+    kept = {"rank": rank, "world_size": many}
+    loss_of = SigLipLoss(**kept) if sigmoid else ClipLoss(True, True, **kept)
     for step, batch in zip(range(steps), loader, strict=False):
         batch = {name: x.to(accelerator.device) for name, x in batch.items()}
         count = len(batch["input_ids"])
         with torch.no_grad(), accelerator.autocast():
             scored = [pairs(model(**batch), model) for model in (plain, reference)]
-        chosen = select(*scored, size=size, step=step, group=group, mode="balanced")
+        how = {"loss": "sigmoid" if sigmoid else "softmax", "group": group, "mode": "balanced"}
+        chosen = select(*scored, size=size * many, step=step, **how)
         mine = chosen[chosen // count == rank] % count  # no pair has to move
-        loss = learner(**{name: x[mine] for name, x in batch.items()}, return_loss=True).loss
+        out = pairs(learner(**{name: x[mine] for name, x in batch.items()}), plain)
+        loss = loss_of(out.image, out.text, out.scale, *([out.bias] if sigmoid else []))
         optimizer.zero_grad()
         accelerator.backward(loss)
         optimizer.step()
@@ -49,6 +57,9 @@ if __name__ == "__main__":
     shards, name = sys.argv[1:]
     reference, processor = AutoModel.from_pretrained(name), AutoProcessor.from_pretrained(name)
     learner = AutoModel.from_config(reference.config)
+    if hasattr(learner, "logit_bias"):  # SigLIP's start, which from_config does not make
+        learner.logit_scale.data.fill_(math.log(10))
+        learner.logit_bias.data.fill_(-10)
     pool = wds.WebDataset(shards, resampled=True).shuffle(1000).to_tuple("jpg;png;webp", "txt")
     pool = pool.map_tuple(lambda x: Image.open(io.BytesIO(x)).convert("RGB"), bytes.decode)
     batches = pool.batched(

@@ -18,8 +18,10 @@ from jestcli.paper.records import Record
 from jestcli.paper.saving import OverBest, Ratio, Saving, cells, over_best, pooled, savings
 
 JESTS = ("jest", "jest-90")
-CONTROLS = ("filtered", "filtered-20", "curated", "mixed", "finetune")
-CONTROLS += ("finetune-1e-3", "finetune-slow", "negclip")
+CONTROLS = (
+    *("filtered", "filtered-20", "negclip", "curated", "mixed"),
+    *("finetune", "finetune-1e-3", "finetune-slow"),
+)
 WEAK = ("filtered-weak", "curated", "mixed")  # what has no better reference than jest-weak
 
 

@@ -29,12 +29,12 @@ from jestcli.paper.records import Record, value
 from jestcli.paper.saving import LESS, MORE, REACHED, Cell, Ratio, cells
 from jestcli.utils.tables import Table
 
+REFERENCE = "reference"
 SINGLE = "¹"  # after a score of one seed
 # Methods whose settings trials of their own chose (docs/protocol.md); the others have JEST's.
 TUNED = (
-    *("uniform", "jest", "jest-90", "filtered", "filtered-20", "curated", "finetune-1e-3"),
-    "finetune-slow",
-    *("independent", "easy", "jest-curated", "flexi", "negclip"),
+    *("uniform", "jest", "jest-90", "filtered", "filtered-20", "negclip", "curated"),
+    *("finetune-1e-3", "finetune-slow", "independent", "easy", "jest-curated", "flexi"),
 )
 UNTUNED = "†"
 FAMILIES = {
@@ -158,6 +158,7 @@ def ended_best(records: list[Record]) -> Table:
 def short_answer(records: list[Record]) -> list[str]:
     """What the README says, as far as runs are there: sentences and a table, as Markdown."""
     found = (*over_uniform(records), *over_simpler(records), *ahead(records))
+    found += tuple(below_the_reference(records))
     lines = [f"- {words}" for words in found]
     lines += [""] if lines else []
     ended = ended_best(records)
@@ -205,6 +206,21 @@ def ahead(records: list[Record]) -> list[str]:
             text += f"{called(top.method)} gets to {_percent(top)} % after {after:,.0f}k."
         lines.append(text)
     return lines
+
+
+def below_the_reference(records: list[Record]) -> list[str]:
+    """Where a run ends below the reference that it was given: nothing done with it is better."""
+    own, ended = cells(records, REFERENCE), list(_shown(records).values())
+    if not own or not ended:
+        return []
+    score = own[-1].mean
+    jest = [next(row for row in rows if row.method in JESTS) for rows in ended]
+    below = [sum(row.score < score for row in each) for each in (jest, [r[0] for r in ended])]
+    return [
+        f"The reference itself, which has seen no pair of the pool, is at {100 * score:.1f} %: "
+        f"JEST ends below it in {below[0]} of {len(ended)} cells, and what ended best in {below[1]}; "
+        "there, whoever may use its weights is better off with them as they are."
+    ]
 
 
 class _Saved(NamedTuple):

@@ -4,9 +4,10 @@ Protocol of the scores. Evaluations along a run use at most `evaluation.max_imag
 fixed random subset, the same for every run); the evaluation at the last step uses all of them. For
 classification the subset estimates the same quantity, without bias. Retrieval among fewer
 candidates is a different, easier task: such a score p, measured among m candidates, is put on the
-full set's footing of n candidates as p^(ln n / ln m) (exact at p = 1 and at chance, 1/m -> 1/n;
-accuracy against gallery size is close to a power law between). Records say so
-(`retrieval_rescaled`); with `max_images` at least the retrieval set's size nothing is rescaled.
+full set's footing of n candidates as p^(ln c_n / ln c_m), c being the chance among as many (exact
+at p = 1 and at chance; for R@1 it is ln n / ln m; accuracy against gallery size is close to a
+power law between). Records say so (`retrieval_rescaled`); with `max_images` at least the retrieval
+set's size nothing is rescaled.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Means over seeds and their intervals, and what whole runs cost.
 
-Scores are fractions. Errors are over seeds: what another seed (of data order and initialisation,
-the reference's included) would give on the same test images, whose own sampling error is the same
-for every method.
+Scores are fractions. Errors are over seeds (of data order and initialisation, the reference's
+included) on the same test images, whose own sampling error is the same for every method. What a
+seed does to all methods alike is taken out of `pooled_interval`: it is for comparing methods that
+share their seeds, and narrower than what new seeds would give.
 """
 
 from __future__ import annotations

@@ -92,7 +92,9 @@ def caption(header: Header, records: list[Record]) -> str:
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))} ({n} a method)",
         f"{len(sets)} benchmarks with {sum(sets.values()):,} answers in all (pictures that several "
         "of them ask about count several times)",
-        "intervals: 95 %, over seeds" if most > 1 else "one seed, so no error bar",
+        "intervals: 95 %, over seeds, for comparing methods on the same ones"
+        if most > 1
+        else "one seed, so no error bar",
         hardware(records),
         "commit " + ", ".join(sorted({str(r["environment"].get("commit")) for r in records})),
     ]

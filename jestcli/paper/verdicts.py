@@ -139,12 +139,12 @@ class _Part:
     state: str
     sentence: str
     p: float = 1.0
-    p_under: float = 1.0
     clash: float = math.nan
     price: dict[str, float] = field(default_factory=dict)
     where: tuple[str, ...] = ()
     under: tuple[str, ...] = ()
     open: tuple[str, ...] = ()
+    p_under: float = 1.0
 
 
 def judge_all(claims: Sequence[Claim], evidence: Evidence) -> list[Verdict]:
@@ -338,7 +338,7 @@ def _region(region: Region, surfaces: dict[str, dict[str, Saving | OverBest]]) -
     )
     left = tuple(cell for cell in cells if cell not in (*where, *under))
     if where:
-        return _Part(FOR, text, min(above), min(below), where=where, under=under, open=left)
+        return _Part(FOR, text, min(above), where=where, under=under, open=left, p_under=min(below))
     if under:
         return _Part(AGAINST, text, min(below), under=under, open=left)
     hours = min(s.hours(k, axis) for s in cells.values())

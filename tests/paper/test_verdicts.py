@@ -6,6 +6,7 @@ import pytest
 from simulated_studies import record
 
 from jestcli.paper.contrasts import difference, interaction
+from jestcli.paper.effects import holm
 from jestcli.paper.saving import savings
 from jestcli.paper.verdicts import (
     CONTRADICTED,
@@ -187,6 +188,10 @@ def test_a_regions_criterion_is_met_cell_by_cell():
     beyond = judge(claim(region=Region("saving", 9.0)), Evidence({}, both()))
     assert (beyond.word, beyond.where, beyond.open) == (CONTRADICTED, (), ("q = .9",))
     assert beyond.summary == "contradicted (q = .8; q = .5; q = 0); open (q = .9)"
+    # Mixed is as sure as the less sure of its two sides.
+    sides = [[s.p_above(3.0), s.p_below(3.0)] for s in surface().values()]
+    above, below = (min(holm([min(1.0, 2 * p) for p in ps])) for ps in zip(*sides, strict=True))
+    assert found.p == max(above, below) and above != below
     few = Verdict(
         HOLDS, (), 0.0, 0.0, ("q = 0, 9 pairs",), ("q = 1, 9 pairs",), ("q = 0, 8 pairs",)
     )

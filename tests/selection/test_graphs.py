@@ -27,7 +27,7 @@ def test_what_is_recorded_picks_as_select_does(loss, sampler, criterion):
     more = (gumbel(5, 6), 1, SINGLE_PROCESS)
     task = Task(*both(first=7), 31, criterion, loss, 4, *more)  # other numbers than are filled in
     learner, reference = both()
-    learner = PairEmbeddings(learner.image, learner.text, torch.tensor(12.5), torch.tensor(-3.0))
+    learner = PairEmbeddings(learner.image, learner.text, torch.tensor([12.5]), torch.tensor(-3.0))
     inputs = graphs.Inputs.like(task)
     inputs.fill([learner, reference], seed=3, step=11)
     index, good = inputs.run(task, sampler)
