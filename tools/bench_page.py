@@ -162,7 +162,7 @@ def growth(folder: Path) -> Table:
         span = f"{row['x'][0]:,} … {row['x'][-1]:,}"
         ends = f"{row['seconds'][0]:.3g} … {row['seconds'][-1]:.3g}"
         rows.append((row["what"], span, ends, f"{row['exponent']:.2f}"))
-    return Table("", ("what grows", "from … to", "seconds", "exponent"), rows)
+    return Table("", ("what grows", "from … to", "seconds", "exponent (last three)"), rows)
 
 
 def page(folder: Path) -> str:

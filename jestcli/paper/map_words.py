@@ -147,7 +147,7 @@ def ended_best(records: list[Record]) -> Table:
             here = best[quality, n]
             *before, last = kinds(here)
             words = f"{', '.join(before)} or {last}" if before else last
-            text = f"**{words}** {100 * here[0].score:.1f}"
+            text = f"**{words}** {_percent(here[0])}"
             jest = next(row for row in here if row.method in JESTS)
             row.append(text if jest is here[0] else f"{text}; JEST {_percent(jest)}")
         rows.append(row)
@@ -157,8 +157,8 @@ def ended_best(records: list[Record]) -> Table:
 
 def short_answer(records: list[Record]) -> list[str]:
     """What the README says, as far as runs are there: sentences and a table, as Markdown."""
-    found = (*over_uniform(records), *over_simpler(records), *ahead(records))
-    found += tuple(below_the_reference(records))
+    found = [*over_uniform(records), *over_simpler(records)]
+    found += [*below_the_reference(records), *ahead(records)]
     lines = [f"- {words}" for words in found]
     lines += [""] if lines else []
     ended = ended_best(records)
@@ -172,7 +172,7 @@ def short_answer(records: list[Record]) -> list[str]:
         ]
     if any(SINGLE in line for line in lines):
         most = max(row.seeds for rows in _shown(records).values() for row in rows)
-        others = f"; the others up to {most}" if most > 1 else ""
+        others = f"; the others two to {most}" if most > 2 else ""
         lines += [f"{SINGLE} One seed{others}.", ""]
     return lines[:-1]
 
@@ -264,13 +264,20 @@ def over_uniform(records: list[Record]) -> list[str]:
     ordered = sorted((each.ratio for each in found), key=lambda ratio: ratio.ratio)
     least = next((ratio for ratio in ordered if ratio.status == REACHED), ordered[0])
     text = (
-        f"**Over uniform training:** for the score that JEST reaches it needs {_plain(least)} to "
-        f"{_plain(ordered[-1])} the examples. Of {len(found)} cells (wrong captions, examples)"
+        "**Over uniform training:** for the score that JEST reaches uniform training needs "
+        f"{_plain(least)} to {_plain(ordered[-1])} the examples. Of {len(found)} cells (wrong "
+        "captions, examples)"
     )
     for words, axis, factor in CLAIMED:
         above, below = _sides(saved[axis], factor)
         text += f" {words} is reached at {_places(above) or 'no cell'}, excluded in {len(below)};"
-    return [text[:-1] + "."]
+    text = text[:-1] + "."
+    factor = CLAIMED[0][2]
+    hidden = [r for r in ordered if r.status == MORE and r.ratio < factor <= r.high]
+    if hidden:
+        text += f" In {len(hidden)} others uniform training was not run long enough to show "
+        text += f"×{factor:g} fewer examples."
+    return [text]
 
 
 def over_simpler(records: list[Record]) -> list[str]:
@@ -283,7 +290,8 @@ def over_simpler(records: list[Record]) -> list[str]:
     return [
         "**Over something simpler** with the same curated pairs, everything charged, JEST saves "
         f"compute at {_places(less) or 'no cell'}; it costs more in {len(more)} of {len(found)} "
-        f"cells{f', undecided in {undecided}' if undecided else ''}."
+        f"cells{f', undecided in {undecided}' if undecided else ''}. The longest controls have one "
+        "seed and were added when JEST's score was known."
     ]
 
 
