@@ -20,6 +20,7 @@ from jestcli.commands.options import (
     Set,
 )
 from jestcli.commands.shared import (
+    announce,
     make_console,
     make_workspace,
     prepare,
@@ -160,6 +161,7 @@ def bench_scoring(
     from jestcli.bench import save, scoring
     from jestcli.config import ConfigError
     from jestcli.runs.listing import find
+    from jestcli.runs.workspace import read_run
 
     if run and (untrained or config or set_ or method):
         raise ConfigError("name a finished RUN, or the settings of one (and --untrained): not both")
@@ -171,10 +173,13 @@ def bench_scoring(
         fresh = asked.run(profile)
         if not fresh.selection.scores or not (fresh.reference or fresh.reference_model):
             raise ConfigError(f"--method {asked.method} scores nothing with a reference")
+        announce(fresh)
         prepare(fresh, None, workspace)
     else:
         own_run = run_of_settings(config, set_, method, profile, workspace)
         folder = find(run, workspace.runs) if run else own_run
+        if folder is not None:
+            announce(read_run(folder)[1])
     result = scoring.bench_scoring(workspace, folder, batches, fresh)
     page = scoring.as_markdown(result)
     console.print(Markdown(page))

@@ -41,7 +41,7 @@ def data_show(
     what: Annotated[
         str, typer.Argument(help="pool, curated, a level, a benchmark, or all.")
     ] = "all",
-    n: Annotated[int, typer.Option(help="Images on a sheet.")] = 60,
+    n: Annotated[int, typer.Option(min=1, help="Images on a sheet.")] = 60,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("contact_sheets"),
 ) -> None:
     """Draw contact sheets with captions."""

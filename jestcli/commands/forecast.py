@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -102,6 +103,9 @@ def forecast(
     scored_on = str(benchmarks) if benchmarks else at(settings, "data.benchmarks")
     tower = tower or planned.get("tower") or "ViT-B-16"
     examples = examples or planned.get("examples") or 1e8
+    for option, number in (("--minutes", minutes), ("--examples", examples)):
+        if not math.isfinite(number):
+            raise ConfigError(f"{option} {number}: nothing can be planned for that")
     asked = Asked(settings, out, minutes, reference, scored_on, tower, examples, tflops, workers)
     shared.announce(source_run(settings))
     for path in run_forecast(asked, shared.make_workspace(cache=cache), shared.make_console()):

@@ -42,15 +42,20 @@ def read_uids(path: Path) -> np.ndarray:
 
 
 def rows_in(
-    dataset: Dataset, rows: np.ndarray | None, path: Path, sha256: str, memory: Path
+    dataset: Dataset,
+    rows: np.ndarray | None,
+    path: Path,
+    sha256: str,
+    memory: Path,
+    state: str = "",
 ) -> np.ndarray:
     """Those of `rows` (None: all) whose pairs the file names, int64 ascending.
 
-    Every pair's key is read once; `memory` keeps which rows they are of a data set as a whole.
-    Raises DataError where none is.
+    Every pair's key is read once; `memory` keeps which rows they are of a data set as a whole, as
+    long as its shards are in the same `state`. Raises DataError where none is.
     """
     # The file's content names it, not its path: the same path may hold another choice tomorrow.
-    name = hashlib.sha256(f"{dataset.identity} {sha256}".encode()).hexdigest()[:24]
+    name = hashlib.sha256(f"{dataset.identity} {sha256} {state}".encode()).hexdigest()[:24]
     kept = memory / "uids" / f"{name}.npy"
     if kept.exists():
         inside: np.ndarray = np.load(kept, allow_pickle=False)
@@ -62,7 +67,8 @@ def rows_in(
             some = np.arange(first, min(first + BLOCK, len(dataset)))
             found.append(some[np.isin(uids_of(dataset.keys_of(some)), wanted)])
         inside = np.concatenate([np.empty(0, np.int64), *found])
-        save_array(kept, inside)
+        if len(inside):  # of a pool without one there is nothing to remember but a mistake
+            save_array(kept, inside)
     chosen = inside if rows is None else np.intersect1d(inside, rows, assume_unique=True)
     if not len(chosen):
         raise DataError(f"data.uids={path} names no pair of this pool")

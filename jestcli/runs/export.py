@@ -57,7 +57,7 @@ def _export_towers(
 ) -> str:
     """Write towers of open_clip's, in either form."""
     trained = sorted({model.full.patch, model.low.patch})
-    patch = patch or trained[0]
+    patch = trained[0] if patch is None else patch
     if patch not in trained:
         known = ", ".join(map(str, trained))
         raise ConfigError(f"--patch {patch}: this run was trained at {known}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from jestcli.models.towers import Clip, low_view
 from jestcli.runs.filters import FILTERS
 from jestcli.runs.reference import CPU, OpenedReference, open_reference
 from jestcli.runs.run_data import RunData, data_of
+from jestcli.runs.same_data import stamps
 from jestcli.runs.workspace import Workspace
 from jestcli.selection import PairEmbeddings
 from jestcli.training.distributed import SINGLE_PROCESS, DistEnv
@@ -64,7 +66,9 @@ def pool_rows(run: Run, data: RunData) -> np.ndarray | None:
         path, sha256 = Path(named.uids or ""), named.uids_sha256
         if sha256 is None or (path.is_file() and file_hash(path) != sha256):
             raise DataError(f"data.uids={path} is not the file this run was made for")
-        rows = rows_in(dataset, rows, path, sha256, data.tables)
+        # A shard may be written anew with as many pairs: then other rows have these names.
+        state = json.dumps([repr(named.layout), stamps(run)])
+        rows = rows_in(dataset, rows, path, sha256, data.tables, state)
     if size is None:
         return rows
     dataset = dataset or data.pool_of(run)

@@ -187,13 +187,14 @@ def method_of(settings: dict[str, Any]) -> str:
 
 
 def data_of(settings: dict[str, Any]) -> str:
-    """A user's shards by name, or the icons and their share of wrong captions."""
+    """A user's shards by name, or the icons; and their share of wrong captions."""
+    name = "icons"
     own = [*(at(settings, "data.train") or ()), *(at(settings, "data.curated") or ())]
     if own:
         parts = [part for part in own[0].split("/") if part and "*" not in part]
-        return (parts[-1] if parts else own[0]) + (f" +{len(own) - 1}" if len(own) > 1 else "")
+        name = (parts[-1] if parts else own[0]) + (f" +{len(own) - 1}" if len(own) > 1 else "")
     wrong = at(settings, "source.noise_share")
-    return f"icons {wrong:.0%}" if wrong else "icons"
+    return f"{name} {wrong:.0%}" if wrong else name
 
 
 def size_of(folder: Path) -> int:

@@ -28,7 +28,7 @@ def check_same_data(run: Run, workspace: Workspace) -> None:
     if not run.data.own:
         return
     folder, digest = workspace.folder(run), run.digest()
-    shards = {s: _stamp(s) for s in all_shards((*run.data.train, *run.data.curated))}
+    shards = stamps(run)
     now: dict[str, Any] = {"settings": digest, "shards": shards}
     own = _read(folder / STAMPS)
     if not workspace.accept_changed:
@@ -46,6 +46,11 @@ def check_same_data(run: Run, workspace: Workspace) -> None:
     if own != now:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / STAMPS, now)
+
+
+def stamps(run: Run) -> Stamps:
+    """Size and time of every shard of the run."""
+    return {s: _stamp(s) for s in all_shards((*run.data.train, *run.data.curated))}
 
 
 def _difference(before: Stamps, now: Stamps) -> str | None:

@@ -31,6 +31,14 @@ def test_rows_of_shards_are_found_by_their_uids(tmp_path: Path) -> None:
     assert rows_in(shards, kept, tmp_path / "u.npy", "a", tmp_path).tolist() == [2], "remembered"
     with pytest.raises(DataError, match="cannot be read"):
         rows_in(shards, None, tmp_path / "gone.npy", "b", tmp_path)
+    with pytest.raises(DataError, match="cannot be read"):  # shards in another state: asked anew
+        rows_in(shards, kept, tmp_path / "u.npy", "a", tmp_path, "written anew")
+    np.save(tmp_path / "none.npy", uids_of(["uid-99"]))
+    for _ in range(2):
+        with pytest.raises(DataError, match="names no pair"):
+            rows_in(shards, None, tmp_path / "none.npy", "c", tmp_path)
+    np.save(tmp_path / "none.npy", uids_of(["uid-3"]))
+    assert rows_in(shards, None, tmp_path / "none.npy", "c", tmp_path).tolist() == [3]
 
 
 def test_a_run_draws_from_the_named_pairs_alone(workspace: Workspace, tmp_path: Path) -> None:
