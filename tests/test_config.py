@@ -212,7 +212,8 @@ def test_unknown_words_name_the_nearest() -> None:
 def test_the_experiments_that_ship_are_valid(path: Path) -> None:
     experiment = read_experiment(path)
     assert find_experiment(path.stem) == path
-    assert {job.seed for job in jobs(experiment, {})} == set(experiment.seeds)
+    # A tier may have seeds of its own: of cells that a claim left open.
+    assert {job.seed for job in jobs(experiment, {})} >= set(experiment.seeds)
     assert set(experiment.runs) <= {job.name for job in jobs(experiment, {})}
     if experiment.quick:
         assert jobs(experiment, {}, experiment.quick.runs, experiment.quick.seeds)

@@ -147,7 +147,10 @@ def ended_best(records: list[Record]) -> Table:
             here = best[quality, n]
             *before, last = kinds(here)
             words = f"{', '.join(before)} or {last}" if before else last
-            text = f"**{words}** {_percent(here[0])}"
+            # Its kind may have several seeds by another recipe than the best one.
+            marked = kinds(here)[0].endswith(SINGLE)
+            score = f"{100 * here[0].score:.1f}" if marked else _percent(here[0])
+            text = f"**{words}** {score}"
             jest = next(row for row in here if row.method in JESTS)
             row.append(text if jest is here[0] else f"{text}; JEST {_percent(jest)}")
         rows.append(row)
@@ -264,7 +267,7 @@ def over_uniform(records: list[Record]) -> list[str]:
     ordered = sorted((each.ratio for each in found), key=lambda ratio: ratio.ratio)
     least = next((ratio for ratio in ordered if ratio.status == REACHED), ordered[0])
     text = (
-        "**Over uniform training:** for the score that JEST reaches uniform training needs "
+        "**Over uniform training:** for the score that JEST reaches, uniform training needs "
         f"{_plain(least)} to {_plain(ordered[-1])} the examples. Of {len(found)} cells (wrong "
         "captions, examples)"
     )

@@ -66,7 +66,7 @@ def test_winners_and_words_hold_the_records_numbers() -> None:
     assert maps.lengths(records) == [375] and maps.longer(records) == [750]
     uniform, simpler, lead, *_ = said = map_words.short_answer(records)
     assert uniform.startswith(
-        "- **Over uniform training:** for the score that JEST reaches it needs"
+        "- **Over uniform training:** for the score that JEST reaches, uniform training needs"
     )
     for words in (" needs ×2 [", " to ×4 [", "Of 3 cells", "at no cell, excluded in 1; its ×10"):
         assert words in uniform
