@@ -34,7 +34,9 @@ def train(learner, reference, loader, size, steps, lr=1e-3):
     sigmoid = hasattr(plain, "logit_bias")  # CLIP has none: the softmax loss
     # transformers' own losses know the pairs of one process alone.
     kept = {"rank": rank, "world_size": many}
-    loss_of = SigLipLoss(**kept) if sigmoid else ClipLoss(True, True, **kept)
+    loss_of = (
+        SigLipLoss(**kept) if sigmoid else ClipLoss(local_loss=True, gather_with_grad=True, **kept)
+    )
     for step, batch in zip(range(steps), loader, strict=False):
         batch = {name: x.to(accelerator.device) for name, x in batch.items()}
         count = len(batch["input_ids"])

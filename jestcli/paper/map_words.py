@@ -145,10 +145,11 @@ def ended_best(records: list[Record]) -> Table:
                 row.append("–")
                 continue
             here = best[quality, n]
-            *before, last = kinds(here)
+            names = kinds(here)
+            *before, last = names
             words = f"{', '.join(before)} or {last}" if before else last
             # Its kind may have several seeds by another recipe than the best one.
-            marked = kinds(here)[0].endswith(SINGLE)
+            marked = names[0].endswith(SINGLE)
             score = f"{100 * here[0].score:.1f}" if marked else _percent(here[0])
             text = f"**{words}** {score}"
             jest = next(row for row in here if row.method in JESTS)
@@ -220,9 +221,9 @@ def below_the_reference(records: list[Record]) -> list[str]:
     jest = [next(row for row in rows if row.method in JESTS) for rows in ended]
     below = [sum(row.score < score for row in each) for each in (jest, [r[0] for r in ended])]
     return [
-        f"The reference itself, which has seen no pair of the pool, is at {100 * score:.1f} %: "
-        f"JEST ends below it in {below[0]} of {len(ended)} cells, and what ended best in "
-        f"{below[1]}; there, whoever may use its weights is better off with them as they are."
+        f"The reference itself, which has seen no pair of the pool, is at {100 * score:.1f} % "
+        f"({len(own[-1].scores)} seeds): JEST ends below it in {below[0]} of {len(ended)} cells, "
+        f"and what ended best in {below[1]}; there, whoever may use its weights is better off with them as they are."
     ]
 
 
@@ -293,8 +294,7 @@ def over_simpler(records: list[Record]) -> list[str]:
     return [
         "**Over something simpler** with the same curated pairs, everything charged, JEST saves "
         f"compute at {_places(less) or 'no cell'}; it costs more in {len(more)} of {len(found)} "
-        f"cells{f', undecided in {undecided}' if undecided else ''}. The longest controls have one "
-        "seed and were added when JEST's score was known."
+        f"cells{f', undecided in {undecided}' if undecided else ''}."
     ]
 
 
