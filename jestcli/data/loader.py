@@ -268,6 +268,9 @@ def bottleneck(seconds: float, waited: float, read: int) -> str:
 
 def _start_worker(parent: int, _: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the training process saves, then ends us
+    # So with the first SIGTERM, which Slurm and `kill` may send to the whole group; a worker that
+    # hangs is ended by the next.
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     end_with(parent)
 
 

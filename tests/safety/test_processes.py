@@ -123,6 +123,33 @@ def test_workers_end_with_a_parent_that_is_killed(
     assert len(found) >= 2 and until(lambda: not any(map(alive, found)))
 
 
+def _read_on_after_a_stop(shards: Path, tell: Any) -> None:
+    before = set(children())
+    loader = shard_loader(open_shards("pool", (str(shards),), Loading(2), window=2))
+    loader(0)
+    workers = set(children()) - before
+    for worker in workers:
+        os.kill(worker, signal.SIGTERM)  # as `timeout` and Slurm do, with the whole group
+    time.sleep(0.2)
+    read = [len(loader(step)) for step in range(1, 12)]
+    loader.close()
+    tell.send((len(workers), read, until(lambda: not any(map(alive, workers)))))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+def test_workers_outlive_a_stop_that_the_whole_group_gets(tmp_path: Path) -> None:
+    """The training process reads on with them until it has saved."""
+    make_shards(tmp_path / "pool", 2, 12)
+    hear, tell = forked.CONTEXT.Pipe(duplex=False)
+    process = forked.CONTEXT.Process(target=_read_on_after_a_stop, args=(tmp_path / "pool", tell))
+    process.start()
+    assert hear.poll(60)
+    workers, read, gone = hear.recv()
+    assert workers >= 2 and len(read) == 11 and all(read) and gone
+    process.join(60)
+    assert process.exitcode == 0
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
 def test_a_trainer_ends_with_a_scheduler_that_is_killed(data_root: Path, tmp_path: Path) -> None:
     """It is killed before it can tell its workers; they save and stop."""
