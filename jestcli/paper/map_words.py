@@ -217,12 +217,12 @@ def below_the_reference(records: list[Record]) -> list[str]:
     own, ended = cells(records, REFERENCE), list(_shown(records).values())
     if not own or not ended:
         return []
-    score = own[-1].mean
+    score, seeds = own[-1].mean, len(own[-1].scores)
     jest = [next(row for row in rows if row.method in JESTS) for rows in ended]
     below = [sum(row.score < score for row in each) for each in (jest, [r[0] for r in ended])]
     return [
         f"The reference itself, which has seen no pair of the pool, is at {100 * score:.1f} % "
-        f"({len(own[-1].scores)} seeds): JEST ends below it in {below[0]} of {len(ended)} cells, "
+        f"({seeds} seed{'s' if seeds > 1 else ''}): JEST ends below it in {below[0]} of {len(ended)} cells, "
         f"and what ended best in {below[1]}; there, whoever may use its weights is better off with "
         "them as they are."
     ]
