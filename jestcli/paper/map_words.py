@@ -223,8 +223,8 @@ def below_the_reference(records: list[Record]) -> list[str]:
     return [
         f"The reference itself, which has seen no pair of the pool, is at {100 * score:.1f} % "
         f"({seeds} seed{'s' if seeds > 1 else ''}): JEST ends below it in {below[0]} of "
-        f"{len(ended)} cells, and what ended best in {below[1]}; there, whoever may use its weights is better off with "
-        "them as they are."
+        f"{len(ended)} cells, and what ended best in {below[1]}; there, whoever may use its "
+        "weights is better off with them as they are."
     ]
 
 
