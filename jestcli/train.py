@@ -210,14 +210,14 @@ class Trainer:
     def fit(self) -> None:
         """Train to the end, and write the model and done.json."""
         try:
-            with stop_signals() as stopped:
+            with stop_signals() as signalled:
                 while self.step < self.run.optim.steps:
                     candidates, choice = self.one_step()
                     if self.step in self.evaluate_at:
                         with self.speed.evaluation():
                             self.evaluate_now(candidates, choice)
                     # A signal reaches ranks at different steps: they stop at the first of these.
-                    self.save_if_due(stop := self.world.any(stopped.is_set()))
+                    self.save_if_due(stop := self.world.any(signalled.came))
                     if stop:
                         steps = self.run.optim.steps
                         raise Interrupted(f"stopped at step {self.step} of {steps}; all is saved")

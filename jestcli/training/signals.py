@@ -34,9 +34,18 @@ def handling(handler: Callable[..., Any]) -> Iterator[None]:
             signal.signal(number, before)
 
 
+class Stop:
+    """Whether a signal to stop came.
+
+    Not a threading.Event: its lock would wait for itself where a second signal (make passes one on
+    to what its group got already) comes while the first sets it."""
+
+    came = False
+
+
 @contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, while inside (in the main thread only)."""
-    stopped = threading.Event()
-    with handling(lambda *_: stopped.set()):
-        yield stopped
+def stop_signals() -> Iterator[Stop]:
+    """What SIGINT and SIGTERM set, while inside (in the main thread only)."""
+    stop = Stop()
+    with handling(lambda *_: setattr(stop, "came", True)):
+        yield stop
