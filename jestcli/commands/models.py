@@ -154,14 +154,20 @@ def export(
         int | None, typer.Option(help="Patch size in pixels (default: the run's finest).")
     ] = None,
     format_: Annotated[
-        str, typer.Option("--format", help="open_clip (config and checkpoint) or hf (local-dir:).")
-    ] = "open_clip",
+        str | None,
+        typer.Option(
+            "--format",
+            help="open_clip (config and checkpoint, the default) or hf (local-dir:). The embedded "
+            "data's convolutional tower has a form of its own, for PyTorch alone.",
+        ),
+    ] = None,
     push: Annotated[
         str | None,
         typer.Option(help="Upload the folder to this model repository ORG/NAME of the hub."),
     ] = None,
 ) -> None:
-    """Write a trained model for open_clip with a model card, and print the Python that loads it."""
+    """Write a trained model with a model card, and print the Python that loads it (open_clip, or
+    PyTorch alone)."""
     from jestcli.config import ConfigError
     from jestcli.runs.card import push_folder
     from jestcli.runs.export import export as export_run
@@ -174,6 +180,6 @@ def export(
         raise ConfigError("name a RUN (`jest runs` lists them), or --config")
     if push is not None and out.exists() and any(out.iterdir()):
         raise ConfigError(f"--push uploads all of {out}: name an empty folder with --out")
-    say("import open_clip\n" + export_run(folder, out, patch, format_, workspace))
+    say(export_run(folder, out, patch, format_, workspace))
     if push is not None:
         say(push_folder(out, push))

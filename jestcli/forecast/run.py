@@ -21,6 +21,7 @@ from jestcli.data.caption_noise import CaptionNoise
 from jestcli.data.dataset import Dataset
 from jestcli.data.decoded import DecodedDataset, build_decoded
 from jestcli.data.remote import ShardError
+from jestcli.data.shard_dataset import ShardDataset
 from jestcli.data.sources import list_shards
 from jestcli.data.tar import read_index
 from jestcli.forecast import page
@@ -28,13 +29,14 @@ from jestcli.forecast import races as racing
 from jestcli.forecast.answer import answer
 from jestcli.forecast.page import SIZES, Asked
 from jestcli.forecast.races import Races
-from jestcli.forecast.sample import Sample, hold_out, take
+from jestcli.forecast.sample import Sample, hold_out, rates_of, take
 from jestcli.forecast.seen import look
 from jestcli.runs.given import find_reference
 from jestcli.runs.inputs import pool_rows
 from jestcli.runs.listing import at
 from jestcli.runs.methods import TELLING, default_run, read_profile
-from jestcli.runs.run_data import RunData, data_of
+from jestcli.runs.run_data import data_of
+from jestcli.runs.same_data import difference, stamps
 from jestcli.runs.trained import THREADS
 from jestcli.runs.workspace import Workspace, read_run
 from jestcli.training.devices import set_threads
@@ -43,7 +45,7 @@ from jestcli.utils.io import save_text
 from jestcli.utils.parallel import usable_cores
 from jestcli.utils.progress import bars
 from jestcli.utils.randomness import generator
-from jestcli.utils.reading import parse_json, reading
+from jestcli.utils.reading import parse_json, read_json, reading
 
 SHARDS = 64  # of a large set that are looked at
 POOL, CURATED, HELD = 60_000, 40_000, 2_000  # pairs at most
@@ -89,12 +91,18 @@ def source_run(overrides: dict[str, Any]) -> Run:
         missing = "--pool" if "curated" in named else "--curated"
         raise ConfigError(f"a forecast needs a pool and a curated set: give {missing}, too")
     run = make_run(merge({"data": profile["data"]}, kept))
-    few = {name: tuple(_some(getattr(run.data, name))) for name in ("train", "curated")}
+    few: dict[str, Any] = {"curated": tuple(shard for shard, _ in _some(run.data.curated))}
+    pool = _some(run.data.train)
+    few["train"] = tuple(shard for shard, _ in pool)
+    if weights := run.data.weights:  # each source's, over those of its shards that are looked at
+        looked = Counter(source for _, source in pool)
+        few["weights"] = tuple(weights[source] / looked[source] for _, source in pool)
     return run.model_copy(update={"data": run.data.model_copy(update=few)})
 
 
-def _some(entries: tuple[str, ...]) -> list[str]:
-    shards = [shard for entry in entries for shard in list_shards(entry)]
+def _some(entries: tuple[str, ...]) -> list[tuple[str, int]]:
+    """Shards to look at, each with the number of the entry that it is of."""
+    shards = [(shard, i) for i, entry in enumerate(entries) for shard in list_shards(entry)]
     dice = generator(0, "shards to look at")
     return [shards[i] for i in sorted(dice.permutation(len(shards))[:SHARDS].tolist())]
 
@@ -109,7 +117,7 @@ def forecast(asked: Asked, workspace: Workspace, console: Console) -> list[Path]
     except ValidationError as error:
         raise ConfigError(f"--tower: {explain(error, Model)}") from None
     source = source_run(asked.overrides)
-    _question(asked)
+    question = _question(asked, source)
     named = {"train": ["pool"], "curated": ["curated"], "image_size": source.data.image_size}
     tried = merge(asked.overrides, {"optim": {"steps": racing.MOST}})
     make_run(racing.base_settings(named, tried))  # a wrong setting is said before data are read
@@ -117,7 +125,7 @@ def forecast(asked: Asked, workspace: Workspace, console: Console) -> list[Path]
     place = replace(workspace, runs=out / "runs", loading=loading)
     console.print(f"ends by about {_clock(end)}; stopped, the same command goes on")
     word, given = _reference(asked, workspace, place)
-    samples = _sample(asked, source, workspace, word is not None, console)
+    samples = _sample(asked, source, workspace, word is not None, question, console)
 
     sizes = given["data"] if given is not None else source.data.model_dump()
     data = {
@@ -166,12 +174,19 @@ def _clock(when: float) -> str:
     return time.strftime("%H:%M", time.localtime(when))
 
 
-def _question(asked: Asked) -> str:
-    """What `asked.out` answers. Raises ConfigError where that is another question."""
-    path = asked.out / "asked.json"
-    question = json.dumps([asked.overrides, asked.reference, asked.benchmarks], sort_keys=True)
-    if path.exists() and path.read_text() != question:
-        raise ConfigError(f"{asked.out} holds another forecast: name another folder with --out")
+def _question(asked: Asked, source: Run) -> str:
+    """What `asked.out` answers, and of which shards. Raises ConfigError where that is another
+    question, or where the shards have changed since."""
+    path, another = asked.out / "asked.json", "name another folder with --out"
+    mine = [asked.overrides, asked.reference, asked.benchmarks]
+    shards = stamps(source) if source.data.own else {}
+    question = json.dumps({"asked": mine, "shards": shards}, sort_keys=True)
+    if path.exists():
+        before = read_json(path, f": {another}")
+        if before.get("asked") != parse_json(question.encode())["asked"]:
+            raise ConfigError(f"{asked.out} holds another forecast: {another}")
+        if (why := difference(before.get("shards", {}), shards)) is not None:
+            raise ConfigError(f"{why} since the forecast {asked.out} began: {another}")
     return question
 
 
@@ -196,13 +211,18 @@ def _reference(
 
 
 def _sample(
-    asked: Asked, source: Run, workspace: Workspace, large: bool, console: Console
+    asked: Asked, source: Run, workspace: Workspace, large: bool, question: str, console: Console
 ) -> dict[str, Sample]:
     """The pool, the curated pairs, and those held out of them, copied small."""
     folder, size = asked.out / "sample", SECOND_LOOK if large else source.data.image_size
-    data: RunData = data_of(source, workspace, asked.out / "counted")
+    weights = source.data.weights  # of a shard here, so that an empty one is no empty source
+    evenly = source.data.model_copy(update={"weights": ()})
+    data = data_of(source.model_copy(update={"data": evenly}), workspace, asked.out / "counted")
     pool: Dataset = data.pool_of(source)
     rows = pool_rows(source, data)
+    rates = None
+    if weights and isinstance(data.pool, ShardDataset):  # nothing else has them
+        rates = rates_of(weights, np.diff(data.pool.starts))
     if share := source.source.noise_share:
         pool = CaptionNoise(pool, share, data.tokenizer, data.may_be_wrong(source))
     curated, chosen, _ = data.curated_of(source)
@@ -220,12 +240,14 @@ def _sample(
         "curated": (curated, order[n_held:], CURATED, READING / 2),
         "held": (curated, order[:n_held], HELD, READING / 4),
     }
-    save_text(asked.out / "asked.json", _question(asked))  # not before all of it can be answered
+    save_text(asked.out / "asked.json", question)  # not before all of it can be answered
     found = {}
     with bars(console) as report:
         for name, (dataset, mine, most, part) in parts.items():
-            seconds = 60 * asked.minutes * part
-            found[name] = take(dataset, mine, folder / name, size, most, seconds, report)
+            seconds, rate = 60 * asked.minutes * part, None
+            if name == "pool" and rates is not None:
+                rate = rates[mine]
+            found[name] = take(dataset, mine, folder / name, size, most, seconds, report, rate)
     if source.data.own:
         found["pool"] = replace(found["pool"], no_samples=_left_out(source, workspace))
     for name, each in found.items():

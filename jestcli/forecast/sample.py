@@ -56,14 +56,20 @@ def take(
     most: int,
     seconds: float,
     report: Progress = silent,
+    rates: np.ndarray | None = None,
 ) -> Sample:
     """Copy up to `most` of these rows, chosen at random; after `seconds` no more than LEAST. size:
-    pixels, square. Raises DataError where none can be read."""
+    pixels, square. rates: float [len(rows)], how much likelier one row is than another to come
+    next (None: all alike). Raises DataError where none can be read."""
     done = folder / ABOUT
     if done.exists():
         with reading(done):
             return Sample(folder, **parse_json(done.read_bytes()))
-    order = rows[generator(0, "sample").permutation(len(rows))][:most]
+    dice = generator(0, "sample")
+    if rates is None:
+        order = rows[dice.permutation(len(rows))][:most]
+    else:  # without replacement, as if races between clocks of these rates (Efraimidis, Spirakis)
+        order = rows[np.argsort(dice.exponential(size=len(rows)) / rates)][:most]
     nothing = lambda texts: np.zeros((len(texts), 1))  # noqa: E731
     transform, start = Transform(size, nothing, scoring_size=size), time.monotonic()
     bad: Counter[str] = Counter()
@@ -87,6 +93,12 @@ def take(
     found = Sample(folder, pairs, asked, len(rows), dict(bad))
     save_text(done, json.dumps({k: v for k, v in asdict(found).items() if k != "folder"}))
     return found
+
+
+def rates_of(weights: tuple[float, ...], counts: np.ndarray) -> np.ndarray:
+    """float64 [pairs]: how often a training reads each pair of shards with these weights and
+    counts, int64 [shards], against another."""
+    return np.repeat(np.asarray(weights) / np.maximum(1, counts), counts)
 
 
 def _copy(

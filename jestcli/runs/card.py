@@ -30,7 +30,7 @@ def write_card(folder: Path, out: Path, run: Run, code: str) -> None:
     done, data = listed.done, run.data
     lines = [
         "---",
-        "library_name: open_clip",
+        f"library_name: {'pytorch' if run.model.tower == 'cnn' else 'open_clip'}",
         "pipeline_tag: zero-shot-image-classification",
         "tags: [clip, jest]",
         "---",
@@ -42,7 +42,6 @@ def write_card(folder: Path, out: Path, run: Run, code: str) -> None:
         "## Load",
         "",
         "```python",
-        "import open_clip",
         code,
         "```",
         "",

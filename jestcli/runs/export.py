@@ -29,31 +29,38 @@ from jestcli.utils import catalogue
 FORMATS = ("open_clip", "hf")
 
 
-def export(folder: Path, out: Path, patch: int | None, form: str, workspace: Workspace) -> str:
+def export(
+    folder: Path, out: Path, patch: int | None, form: str | None, workspace: Workspace
+) -> str:
     """Write the model of the run in `folder` to `out`, with a model card; returns Python that loads
     it.
 
     patch: pixels; one of the run's patch sizes, its finest if None.
+    form: "open_clip" (None), a model config NAME.json and a checkpoint NAME.safetensors; or "hf",
+        the files of a Hugging Face folder, which `local-dir:OUT` loads with its preprocessing.
     A convolutional tower has no patches, and no form but its own: weights and a short module that
     loads them with PyTorch alone.
-    form: "open_clip", a model config NAME.json and a checkpoint NAME.safetensors; or "hf", the
-        files of a Hugging Face folder, which `local-dir:OUT` loads with its preprocessing.
     Raises ConfigError for a patch size or format that is not there, StageError for the rest.
     """
-    if form not in FORMATS:
+    if form is not None and form not in FORMATS:
         raise ConfigError(f"--format {form}{did_you_mean(form, list(FORMATS))}")
     _, run = read_run(folder)
-    model = load_folder(run, folder)
     if run.model.tower == "cnn":
-        code = _export_small(run, model, out)
+        for option, value in (("--format", form), ("--patch", patch)):
+            if value is not None:
+                raise ConfigError(
+                    f"{option} {value}: {folder.name} is a convolutional tower, which open_clip "
+                    "cannot load; without it weights and a module for PyTorch alone are written"
+                )
+        code = _export_small(run, load_folder(run, folder), out)
     else:
-        code = _export_towers(folder, run, model, out, patch, form)
+        code = _export_towers(folder, run, load_folder(run, folder), out, patch, form)
     write_card(folder, out, run, code)
     return code
 
 
 def _export_towers(
-    folder: Path, run: Run, model: Clip, out: Path, patch: int | None, form: str
+    folder: Path, run: Run, model: Clip, out: Path, patch: int | None, form: str | None
 ) -> str:
     """Write towers of open_clip's, in either form."""
     trained = sorted({model.full.patch, model.low.patch})
@@ -76,12 +83,14 @@ def _export_towers(
         write_json(out / "open_clip_config.json", config)
         where = f"local-dir:{out.resolve()}"
         return (
+            "import open_clip\n"
             f"model, _, preprocess = open_clip.create_model_and_transforms({where!r})\n"
             f"tokenizer = open_clip.get_tokenizer({where!r})"
         )
     write_atomic(out / f"{name}.safetensors", weights)
     write_json(out / f"{name}.json", config)
     return (
+        "import open_clip\n"
         f"open_clip.add_model_config({str(out.resolve())!r})\n"
         f"model, _, preprocess = open_clip.create_model_and_transforms(\n    {name!r}, "
         f"pretrained={str((out / f'{name}.safetensors').resolve())!r},\n"

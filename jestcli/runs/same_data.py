@@ -7,6 +7,8 @@ would go into the old one. stamps.json in the directory keeps sizes and times to
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,26 +20,34 @@ from jestcli.runs.workspace import StageError, Workspace, is_done
 from jestcli.training.checkpoint import write_json
 from jestcli.utils.reading import read_json
 
+logger = logging.getLogger(__name__)
 STAMPS = "stamps.json"
 Stamps = dict[str, list[int] | None]  # size and time of a local shard; None: remote, or not there
 
 
 def check_same_data(run: Run, workspace: Workspace) -> None:
     """Write the stamps of a run that begins. Raises StageError, unless the workspace accepts it,
-    where the shards of this run, or of an unfinished one with the same settings, have changed."""
+    where the shards of this run, or of an unfinished one with the same settings, have changed. A
+    finished run needs them no more: a change is said, and its result stands."""
     if not run.data.own:
         return
     folder, digest = workspace.folder(run), run.digest()
     shards = stamps(run)
     now: dict[str, Any] = {"settings": digest, "shards": shards}
     own = _read(folder / STAMPS)
+    if own and is_done(folder):
+        if (why := difference(own.get("shards", {}), shards)) is not None:
+            logger.warning(
+                "%s since %s was trained, whose result stands: delete it to train anew", why, folder
+            )
+        return
     if not workspace.accept_changed:
         others = [folder] if own else [path.parent for path in workspace.runs.glob(f"*/{STAMPS}")]
         for other in others:
             known = _read(other / STAMPS)
             if known.get("settings") != digest or (other != folder and is_done(other)):
                 continue
-            why = _difference(known.get("shards", {}), shards)
+            why = difference(known.get("shards", {}), shards)
             if why is not None:
                 raise StageError(
                     f"{why} since the run {other} began: restore it, delete {other} to begin anew, "
@@ -50,11 +60,16 @@ def check_same_data(run: Run, workspace: Workspace) -> None:
 
 def stamps(run: Run) -> Stamps:
     """Size and time of every shard of the run."""
-    return {s: _stamp(s) for s in all_shards((*run.data.train, *run.data.curated))}
+    return stamps_of(all_shards((*run.data.train, *run.data.curated)))
 
 
-def _difference(before: Stamps, now: Stamps) -> str | None:
-    """What happened to the first shard that is not what it was."""
+def stamps_of(shards: Iterable[str]) -> Stamps:
+    """Size and time of each of these."""
+    return {shard: _stamp(shard) for shard in shards}
+
+
+def difference(before: Stamps, now: Stamps) -> str | None:
+    """What happened to the first shard that is not what it was, in words; None: nothing."""
     for shard, seen in before.items():
         if shard not in now or (seen is not None and now[shard] is None):
             return f"{shard} is gone"

@@ -16,6 +16,7 @@ import torch
 import yaml
 from own_shards import make_shards, sample, write_tar
 from PIL import Image
+from rich.console import Console
 from tiny import TINY, tiny_run
 
 from jestcli import cli
@@ -230,10 +231,60 @@ def test_a_folder_of_another_forecast_is_left_alone(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (place / "forecast").mkdir()
-    (place / "forecast" / "asked.json").write_text("[]")
+    (place / "forecast" / "asked.json").write_text('{"asked": []}')
     words = ("--pool", str(place / "pool"), "--curated", str(place / "good"))
     assert jest(monkeypatch, "forecast", *words) == 2
     assert "holds another forecast" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change, said", [("new", "03.tar has come"), ("cut", "its size differs")])
+def test_a_pool_that_has_changed_is_another_question(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: str,
+    said: str,
+) -> None:
+    """An old sample would answer for shards that are not there any more."""
+    words = ("--pool", str(place / "pool"), "--curated", str(place / "good"))
+    words += ("--config", "tiny.yaml", "--minutes", "0.1")
+    for _ in range(2):  # too little time for its races, but enough for the sample
+        assert jest(monkeypatch, "forecast", *words) == 2
+        assert "too little time" in capsys.readouterr().err
+    if change == "new":
+        make_shards(place / "more", 1, 20, first=2000)
+        (place / "more" / "00.tar").rename(place / "pool" / "03.tar")
+    else:
+        make_shards(place / "pool", 1, 40)
+    assert jest(monkeypatch, "forecast", *words) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert said in error and "name another folder with --out" in error
+
+
+def test_a_sample_follows_the_weights_of_its_sources(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As training does: nine of ten pairs from the smaller folder, whatever the sizes."""
+    make_shards(place / "small", 2, 100, first=3000)
+    make_shards(place / "large", 3, 200, first=5000)
+    sources = [str(place / "large"), str(place / "small")]
+    data = {"train": sources, "curated": [str(place / "good")]}
+    monkeypatch.setattr(forecast_run, "POOL", 100)
+    shares = {}
+    for name, weights in (("weighted", [1, 9]), ("plain", [])):
+        data["weights"] = weights
+        asked = forecast_run.Asked(
+            {"data": data}, place / name, 25, None, None, "ViT-B-16", 1, 1, 1
+        )
+        source = forecast_run.source_run(asked.overrides)
+        workspace = Workspace(None, place / "runs", Loading(workers=0, cache=place / "cache"))
+        console = Console(quiet=True)
+        found = forecast_run._sample(asked, source, workspace, False, "{}", console)
+        tars = [str(path) for path in sorted(found["pool"].folder.glob("*.tar"))]
+        copied = build_decoded(tars, place / "d", 32, small_tokenizer(600, 8))
+        shares[name] = np.mean([str(place / "small") in key for key in copied.keys])
+    assert shares["weighted"] == pytest.approx(0.9, abs=0.08)
+    assert shares["plain"] == pytest.approx(0.25, abs=0.12)
 
 
 def test_a_sample_is_copied_part_by_part_and_goes_on(place: Path) -> None:

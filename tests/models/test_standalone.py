@@ -7,13 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from test_cnn import cnn_run
 
+from jestcli.config import ConfigError
 from jestcli.data.tokens import small_tokenizer
-from jestcli.runs.export import _export_small
-from jestcli.runs.trained import new_learner
+from jestcli.runs.export import _export_small, export
+from jestcli.runs.trained import MODEL, new_learner
+from jestcli.runs.workspace import Workspace, start_folder
 from jestcli.training.augment import normalise
+from jestcli.training.checkpoint import save_model, write_json
 
 TEXTS = ["a cat", "Two dogs' house, 24px", "naïve café_icon", "", "arrow-up &amp; down " * 9]
 
@@ -52,3 +56,22 @@ def test_the_module_needs_torch_alone(tmp_path: Path) -> None:
         [sys.executable, "-I", "-c", code, str(tmp_path)], capture_output=True, text=True
     )
     assert done.stdout.split("\n")[:2] == ["(1, 8)", "[]"], done.stderr
+
+
+def test_open_clip_is_not_named_where_it_cannot_load_the_model(tmp_path: Path) -> None:
+    """A convolutional tower has a form of its own; another that is asked for is refused."""
+    run, workspace = cnn_run(), Workspace(tmp_path / "data", tmp_path / "runs")
+    folder, out = workspace.folder(run), tmp_path / "out"
+    folder.mkdir(parents=True)
+    start_folder(folder, run, "cnn")
+    save_model(folder / MODEL, new_learner(run).eval(), {})
+    write_json(folder / "done.json", {"scores": {}})
+    for patch, form in ((8, None), (None, "hf"), (None, "open_clip")):
+        with pytest.raises(ConfigError, match="which open_clip cannot load"):
+            export(folder, out, patch, form, workspace)
+    assert not out.exists()
+    code = export(folder, out, None, None, workspace)
+    card = (out / "README.md").read_text()
+    for words in (code, card):
+        assert "import jest_model" in words and "import open_clip" not in words
+    assert "library_name: pytorch" in card

@@ -11,7 +11,6 @@ from typing import Any
 
 import huggingface_hub
 import numpy as np
-import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -66,7 +65,7 @@ def test_open_clip_computes_the_same_features(
     run = tiny_run(method)
     folder, model = made(run, workspace)
     code = export(folder, tmp_path / "out", patch, form, workspace)
-    space: dict[str, Any] = {"open_clip": open_clip}
+    space: dict[str, Any] = {}
     exec(code, space)  # as a user pastes it
     theirs, tokenizer = space["model"].eval(), space["tokenizer"]
     tokens = small_tokenizer(600, 8)(TEXTS)
@@ -144,7 +143,7 @@ def test_a_named_tower_is_exported_at_either_patch(named: Run, patch: int, tmp_p
     """The native one trains a softmax loss, so it has no bias; timm's is stored at 16."""
     workspace = Workspace(tmp_path / "data", tmp_path / "runs")
     folder, model = made(named, workspace)
-    space: dict[str, Any] = {"open_clip": open_clip}
+    space: dict[str, Any] = {}
     exec(export(folder, tmp_path / "out", patch, "open_clip", workspace), space)
     theirs = space["model"].eval()
     tokens = small_tokenizer(600, 8)(TEXTS)

@@ -73,6 +73,19 @@ def test_a_finished_run_of_other_shards_is_no_obstacle(
     check_same_data(run, place)
 
 
+def test_a_finished_run_whose_shards_were_touched_stands_and_says_so(
+    begun: tuple[Workspace, Run, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    place, run, shards = begun
+    (place.folder(run) / "done.json").write_text(json.dumps({"scores": {}}))
+    check_same_data(run, place)
+    assert not caplog.messages
+    os.utime(shards / "1.tar", (1, 1))
+    for _ in range(2):  # it is no less so the second time
+        check_same_data(run, place)
+    assert len(caplog.messages) == 2 and "its time differs" in caplog.messages[1]
+
+
 @pytest.mark.parametrize("content", ["", "{", "[1]", "[" * 20_000, "\0"])
 def test_an_unreadable_done_is_one_line(content: str, tmp_path: Path) -> None:
     assert not is_done(tmp_path)
