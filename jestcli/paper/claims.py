@@ -36,7 +36,8 @@ Words = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST)]
 Contrasts = Annotated[str, StringConstraints(max_length=LONGEST)]
 Key = Annotated[str, StringConstraints(pattern=r"^\w[\w .,'’/+-]*$", max_length=80)]
 Score = Literal["mean", "nats", "logprob", "icons", "icons:nats", "emoji", "emoji:nats"]
-Metric = Score | Literal["noise", "curated", "share", "ratio", "logarithm", "rare", "iteration"]
+Counted = Literal["noise", "curated", "share", "ratio", "logarithm", "rare", "gap", "iteration"]
+Metric = Score | Counted
 # By kind of figure, what is measured on its runs: metric -> the numbers' names (none: the runs').
 MEASURED: dict[str, dict[str, tuple[str, ...]]] = {
     "matrix": {
@@ -53,6 +54,7 @@ MEASURED: dict[str, dict[str, tuple[str, ...]]] = {
             for what in ("sets", "categories", "captions")
         ),
         "rare": (),
+        "gap": (),
     },
     "map": {
         "iteration": tuple(

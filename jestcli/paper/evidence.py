@@ -115,10 +115,13 @@ def _sub_batches(one: dict[str, Any], run: Record) -> list[Record]:
 
 def _diversity(one: dict[str, Any], run: Record) -> list[Record]:
     """A seed of a method: logarithms of what JEST's chosen and as many random pairs span, and
-    accuracy on rarely named classes."""
-    found, seed, rare = [], one["seed"], one["accuracy"].get("rare")
+    accuracy on rarely named classes, and how far it lies below that on frequently named ones."""
+    found, seed, accuracy = [], one["seed"], one["accuracy"]
     if one["name"] == "jest" and one["chosen"]:
         for kind, (what, key) in product(("chosen", "random"), SPANS.items()):
             logarithm = math.log(one[kind][key])
             found.append(_number(run, f"{kind} {what}", seed, "logarithm", logarithm))
-    return found + ([] if rare is None else [_number(run, one["name"], seed, "rare", rare)])
+    if accuracy.keys() >= {"rare", "frequent"}:
+        numbers = {"rare": accuracy["rare"], "gap": accuracy["frequent"] - accuracy["rare"]}
+        found += [_number(run, one["name"], seed, key, x) for key, x in numbers.items()]
+    return found

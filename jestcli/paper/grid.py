@@ -82,12 +82,13 @@ def _panel(
     factor, words, decimals = METRICS[metric]
     at, numbers = places(panel, names)
     ends: list[look.End] = []
-    missing: dict[float, str] = {}
+    missing: dict[float, list[str]] = {}
     taken = {style(name).colour for name in panel.levels}
     colours = [colour for colour in COLOURS if colour not in taken]
     for i, (line, label) in enumerate(panel.lines.items()):
         colour = theme.colour(colours[i % len(colours)])
         points: list[tuple[float, float]] = []
+        lacking: list[float] = []
         single: list[tuple[float, float]] = []  # of one seed: hollow, and joined to nothing
         aside = 0.0 if panel.ordered else BESIDE * (i - (len(panel.lines) - 1) / 2)
         for setting, place in sorted(at.items(), key=lambda item: item[1]):
@@ -101,10 +102,12 @@ def _panel(
                 if not math.isnan(half):
                     axes.errorbar(x, y, half, color=colour, lw=0.9, capsize=2)
             elif name not in groups and name in names:
-                missing[place] = colour
+                lacking.append(place)
         if not points:
             ends.append((None, math.nan, f"{label}: not run", colour))
             continue
+        for place in lacking:
+            missing.setdefault(place, []).append(label)
         width, marker = 1.6 if panel.ordered else 0, MARKERS[i % len(MARKERS)]
         how: Any = {"color": colour, "marker": marker, "zorder": 4}
         if sure := [point for point in points if point not in single]:
@@ -132,9 +135,10 @@ def _panel(
     _ticks(axes, at, numbers, panel.log)
     low, high = axes.get_ylim()
     axes.set_ylim(low - (0.06 * (high - low) if missing else 0.0), high)
-    for place, colour in missing.items():
-        foot = axes.get_xaxis_transform()
-        axes.text(place, 0.02, "not run", transform=foot, ha="center", size=6, color=colour)
+    for place, lines in missing.items():
+        foot, side = axes.get_xaxis_transform(), "left" if place == min(at.values()) else "center"
+        text = f"{', '.join(lines)}: not run"
+        axes.text(place, 0.02, text, transform=foot, ha=side, size=6, color=theme.muted)
     look.label_ends(axes, ends)
 
 

@@ -43,10 +43,15 @@ FAMILIES = {
     **dict.fromkeys(("finetune", "finetune-1e-3", "finetune-slow"), "fine-tune"),
     **{"curated": "curated alone", "independent": "independent"},
 }
-# What the paper is known for; it charges no reference.
+# What the paper is known for; it charges no reference, and the ten are Flexi-JEST's.
 CLAIMED = (
     ("the paper's ×13 fewer examples", "examples", 13.0),
-    ("its ×10 less compute, the reference charged,", "charged", 10.0),
+    ("its ×4.3 less compute (the reference given)", "cached", 4.3),
+    (
+        "×10 less compute (the reference charged; the paper's is Flexi-JEST's, uncharged)",
+        "charged",
+        10.0,
+    ),
 )
 AGAINST = {
     "uniform training": {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +50,12 @@ READ_IT = (
 # By verdict a mark, for colour alone is not enough, and a class of the style sheet.
 MARKS = dict(zip(WORDS, "✓◐◑✗?○–", strict=True))
 CLASSES = dict(zip(WORDS, ("good", "part", "part", "bad", "open", "open", "open"), strict=True))
+
+WHOSE = {  # by the tag of a claim
+    "Seen in the paper": ("P",),
+    "Second-hand or remembered": ("S", "U"),
+    "Ours": ("ours",),
+}
 
 
 class Section(NamedTuple):
@@ -131,10 +138,26 @@ def _rendered(
     pages.filters["anchor"] = _anchor
     pages.filters["beside"] = lambda path: Path(os.path.relpath(path, out)).as_posix()
     counts = Counter(verdict.word for section in sections for _, verdict in section.verdicts)
-    tally = ", ".join(f"{counts[word]} {word}" for word in MARKS if counts[word])
+    tally = _counted(counts)
+    of: dict[str, Counter[str]] = {}
+    for section in sections:
+        for claim, verdict in section.verdicts:
+            of.setdefault(_whose(claim.says), Counter())[verdict.word] += 1
+    if len(of) > 1:
+        tally += "".join(f". {whose}: {_counted(of[whose])}" for whose in WHOSE if whose in of)
     tally += f". {spent}"
     page = pages.get_template(template)
     return page.render(**about, tally=tally, sections=sections, marks=MARKS, classes=CLASSES)
+
+
+def _counted(counts: Counter[str]) -> str:
+    return ", ".join(f"{counts[word]} {word}" for word in MARKS if counts[word])
+
+
+def _whose(says: str) -> str:
+    """Where a claim comes from, by the first of its tags."""
+    tag = re.search(r"\[(P|S|U|ours)\]", says)
+    return next(whose for whose, tags in WHOSE.items() if (tag[1] if tag else "ours") in tags)
 
 
 def _smaller(path: Path) -> bytes:

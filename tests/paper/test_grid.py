@@ -43,7 +43,10 @@ def test_a_line_ends_with_its_value_and_missing_cells_say_so(records):
     found = words(figure)
     assert "joint 6.1" in found and "joint 0.60" in found, "score in % and nats"
     assert "uniform 2.1" in found and "alone: not run" in found
-    assert found.count("not run") == 4, "two settings in two panels"
+    assert found.count("alone: not run") == 2, "once a panel, where its line would end"
+    some = [*records, record("alone@0.9", 0, 0.05, 0.5)]
+    found = words(make_grid("t", PANELS, HEADER, some, NAMES, theme.LIGHT))
+    assert found.count("alone: not run") == 2 and "alone 5.0" in found, "one setting, two panels"
     (line,) = [x for x in figure.axes[0].lines if len(x.get_xdata()) == 2 and x.get_marker() == "o"]
     assert list(line.get_xdata()) == [0.5, 0.9] and line.get_ydata() == pytest.approx([4.1, 6.1])
 
