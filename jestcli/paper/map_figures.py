@@ -33,7 +33,6 @@ from jestcli.paper.methods import (
     PURPLE,
     SKY,
     VERMILLION,
-    YELLOW,
     style,
 )
 from jestcli.paper.records import Header, Record
@@ -53,6 +52,7 @@ ARROW = 15.0  # points
 # Kinds of recipe with a colour and a learning curve, the last in front. The others were run at a
 # length or two and are in cells.md.
 KINDS = ("uniform", "curated alone", "fine-tune", "filter once", "JEST")
+FIXED = "JEST at f = .8 throughout (figure 1: the better of .8 and .9)."
 # What figure 1 draws: axis, over the best simpler recipe; label, colour.
 TWO = (
     ("examples", False, "examples, over uniform training", BLUE),
@@ -61,7 +61,7 @@ TWO = (
 # Every convention: axis, over the best simpler recipe; label, colour.
 ALL = (
     ("examples", False, "examples", BLUE),
-    ("cached_reuse", False, "FLOPs, forwards re-used", YELLOW),
+    ("cached_reuse", False, "FLOPs, forwards re-used", ""),
     ("cached", False, "FLOPs, reference cached", ORANGE),
     ("uncached", False, "FLOPs, reference not cached", PURPLE),
     ("charged", False, "FLOPs, cached, reference charged", VERMILLION),
@@ -135,19 +135,21 @@ def make_conventions(records: list[Record], note: str, theme: Theme) -> Figure:
     """The same in every convention of cost, a row for each reference."""
     rows = [(m, ends) for m in ("jest", "jest-weak") if (ends := lengths(records, m))]
     title = "What JEST saves over uniform training, in every convention of cost"
-    figure, top = look.frame(
-        title, "JEST at f = .8. Hollow: a bound, or one seed.", note, 0.7 + 3.5 * len(rows), theme
-    )
+    words = f"{FIXED} Hollow: a bound, or one seed. Arrow: open interval."
+    figure, top = look.frame(title, words, note, 0.4 + 3.4 * len(rows), theme)
     for i, (method, ends) in enumerate(rows):
         for k, length in enumerate(dict.fromkeys((ends[0], ends[-1]))):
-            axes = look.place(figure, 0.75 + 4.25 * k, top + 0.7 + 3.5 * i, 3.6, 2.5)
+            axes = look.place(figure, 0.75 + 4.15 * k, top + 0.65 + 3.4 * i, 4.0, 2.7)
             methods = dict.fromkeys(qualities(records, method), method)
             _savings(axes, records, methods, length, ALL, theme)
             which = "weak" if method.endswith("weak") else "strong"
             axes.set_title(f"{axes.get_title('left')}, {which} reference")
-            if (i, k) == (0, 0):
+            if k:
+                axes.set_ylabel("")
+                axes.tick_params(labelleft=False)
+            elif not i:
                 how: Any = {"ncols": 4, "columnspacing": 1.2, "handletextpad": 0.4, "fontsize": 7}
-                axes.legend(loc="lower left", bbox_to_anchor=(-0.17, 1.08), **how)
+                axes.legend(loc="lower left", bbox_to_anchor=(-0.15, 1.08), **how)
     return figure
 
 
@@ -167,14 +169,16 @@ def _savings(
         every.append({q: ratio for q, ratio in each.items() if ratio is not None})
     shown = sorted(set().union(*every))
     axes.set_yscale("log", base=2)
+    # Many stand so far apart that no symbol hides another, and unjoined: lines would cross there.
+    many = len(lines) > 2
     for number, (found, (_, _, label, bare)) in enumerate(zip(every, lines, strict=True)):
-        aside = 0.06 * (number - (len(lines) - 1) / 2)
+        aside = (0.12 if many else 0.06) * (number - (len(lines) - 1) / 2)
         there = [(shown.index(q) + aside, ratio) for q, ratio in sorted(found.items())]
         colour = theme.colour(bare)
         how: Any = {"color": colour, "marker": "o", "zorder": 3}
         sure = [r.status == REACHED and not math.isnan(r.low) for _, r in there]
         x, saved = [at for at, _ in there], np.array([r.ratio for _, r in there])
-        axes.plot(x, np.where(sure, saved, np.nan), label=label, **how)
+        axes.plot(x, np.where(sure, saved, np.nan), ls="" if many else "-", label=label, **how)
         # Single seeds and bounds are hollow and never joined.
         axes.plot(x, np.where(sure, np.nan, saved), ls="", mfc=theme.background, **how)
         for at, ratio in there:
@@ -346,11 +350,12 @@ def make_why(records: list[Record], note: str, theme: Theme) -> Figure:
     learnability of right and of wrong pairs, whose sign turns when the learner has passed its
     reference; the weight of the learner's loss; where what is asked for is rare."""
     dials = any(r["name"].startswith(("weight", "relevance")) for r in records)
-    title, body = "Why: what JEST picks over time", 6.3 if dials else 3.0
+    title, body = "Why: what JEST picks over time", 6.4 if dials else 3.2
     title += ", and what that does" if dials else ""
-    figure, top = look.frame(title, "", note, body, theme)
+    words = f"{FIXED} Below: 95 % intervals; hollow: one seed." if dials else FIXED
+    figure, top = look.frame(title, words, note, body, theme)
     rows = [
-        [look.place(figure, x, top + 0.1 + y, 3.4, 2.35) for x in (0.75, 5.1)]
+        [look.place(figure, x, top + 0.25 + y, 3.4, 2.35) for x in (0.75, 5.1)]
         for y in (0, 3.2)[: 1 + dials]
     ]
     _over_time(rows[0][0], rows[0][1], records, theme)
@@ -392,11 +397,19 @@ def _over_time(left: Axes, right: Axes, records: list[Record], theme: Theme) -> 
         axes.set_xlabel("step (one seed each)")
 
 
-def _look(colour: str, alone: bool, theme: Theme) -> dict[str, Any]:
-    """Of a line; alone: a point of it is of one seed, so it is hollow and joined to nothing."""
-    drawn = theme.colour(colour)
-    fill, dash = (theme.background, "") if alone else (drawn, "-")
-    return {"color": drawn, "marker": "o", "mfc": fill, "ls": dash}
+def _dots(
+    axes: Axes, ends: dict[float, list[float]], half: float, theme: Theme, **how: Any
+) -> None:
+    """Mean scores by a dial's setting, in %, with 95 % intervals; joined where there are three
+    settings or more, of several seeds each. half: of one seed's interval, in %."""
+    x = sorted(ends)
+    y, n = [float(np.mean(ends[at])) for at in x], [len(ends[at]) for at in x]
+    bars = [half / math.sqrt(k) if k > 1 else 0.0 for k in n]
+    dash = "-" if len(x) > 2 and min(n) > 1 else ""
+    axes.errorbar(x, y, bars, ls=dash, elinewidth=1.2, **how)
+    alone = [at for at, k in enumerate(n) if k == 1]
+    how |= {"ls": "", "mfc": theme.background, "label": None, "zorder": 3}
+    axes.plot([x[at] for at in alone], [y[at] for at in alone], **how)
 
 
 def _weights(axes: Axes, records: list[Record], theme: Theme) -> None:
@@ -405,6 +418,7 @@ def _weights(axes: Axes, records: list[Record], theme: Theme) -> None:
     lines: dict[tuple[str, str], dict[float, list[float]]] = {}
     ends = {"easy": ("weight", "0"), "jest": ("weight", "1"), "jest-weak": ("weight-weak", "1")}
     most = max((r["steps"] for r in records if r["name"].startswith("weight")), default=0)
+    half, ticks = 100 * reach(records), set[float]()
     for record in records:
         method, *rest = record["name"].split(MARK)
         if record["steps"] != most or len(rest) < 2:
@@ -416,22 +430,25 @@ def _weights(axes: Axes, records: list[Record], theme: Theme) -> None:
     for number, ((key, quality), line) in enumerate(sorted(lines.items())):
         if len(line) < 2:
             continue
-        x, which = sorted(line), "weak" if "weak" in key else "strong"
-        how = _look(COLOURS[number % len(COLOURS)], any(len(line[w]) < 2 for w in x), theme)
-        label = f"{which} ref., {100 * float(quality):g} % wrong"
-        axes.plot(x, [float(np.mean(line[w])) for w in x], label=label, **how)
+        which, colour = "weak" if "weak" in key else "strong", COLOURS[number % len(COLOURS)]
+        how = {"label": f"{which} ref., {100 * float(quality):g} % wrong", "marker": "o"}
+        _dots(axes, line, half, theme, color=theme.colour(colour), **how)
+        ticks |= set(line)
     if not axes.lines:
         look.empty(axes)
         return
-    axes.legend(fontsize=6.5)
-    axes.set_xlabel(f"weight ({most:,} steps; hollow: a point is of one seed)")
+    axes.legend(fontsize=7)
+    axes.set_xlim(-0.15, 1.15)
+    axes.set_xticks(sorted(ticks))
+    axes.set_ylim(0, None)
+    axes.set_xlabel(f"weight ({most:,} steps)")
     axes.set_ylabel("mean of eight, %")
 
 
 def _relevance(axes: Axes, records: list[Record], theme: Theme) -> None:
     """Scores of uniform training and JEST by the share of what is asked for that the pool has."""
     axes.set_title("What the benchmarks ask for, thinned in the pool")
-    curves = at_quality(records)
+    curves, ticks, half = at_quality(records), set[float](), 100 * reach(records)
     for method in ("uniform", "filtered", "jest"):
         shares = qualities(records, f"relevance-{method}")
         found = {
@@ -443,14 +460,16 @@ def _relevance(axes: Axes, records: list[Record], theme: Theme) -> None:
         ends = {
             s: next((c for c in each if c.examples == n), each[-1]) for s, each in found.items()
         }
-        alone = any(len(c.scores) == 1 for c in ends.values())
-        how = _look(style(method).colour, alone, theme) | {"marker": style(method).marker}
-        label = f"{style(method).label}, {n / 1000:,.0f}k"
-        axes.plot([*ends], [100 * c.mean for c in ends.values()], label=label, **how)
+        scores = {s: [100 * score for score in c.scores] for s, c in ends.items()}
+        how = {"label": f"{style(method).label}, {n / 1000:,.0f}k", "marker": style(method).marker}
+        _dots(axes, scores, half, theme, color=theme.colour(style(method).colour), **how)
+        ticks |= set(scores)
     if not axes.lines:
         look.empty(axes)
         return
     axes.set_ylim(0, None)
+    axes.set_xlim(0, 1.1)
+    axes.set_xticks(sorted(ticks))
     axes.legend(fontsize=7)
     axes.set_xlabel("share that is left (no wrong captions)")
     axes.set_ylabel("mean of eight, %")

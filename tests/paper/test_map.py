@@ -226,3 +226,7 @@ def test_dials_and_thinned_pools_are_drawn(tmp_path: Path) -> None:
     titles = [axes.get_title(loc="left") or axes.get_title() for axes in figure.axes]
     lines = {title: len(axes.lines) for title, axes in zip(titles, figure.axes, strict=True)}
     assert len(lines) == 4 and min(lines.values()) >= 2, lines
+    *_, weights, thinned = figure.axes
+    assert {line.get_linestyle() for line in thinned.lines} == {"None"}, "two points are no line"
+    assert "-" in {line.get_linestyle() for line in weights.lines}, "three are"
+    assert len(weights.collections) == 2, "intervals"
