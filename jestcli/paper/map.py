@@ -15,7 +15,7 @@ from scipy import stats
 
 from jestcli.paper.methods import MARK
 from jestcli.paper.records import Record
-from jestcli.paper.saving import OverBest, Ratio, Saving, cells, over_best, pooled, savings
+from jestcli.paper.saving import Cell, OverBest, Ratio, Saving, cells, over_best, pooled, savings
 
 JESTS = ("jest", "jest-90")
 CONTROLS = (
@@ -115,6 +115,14 @@ def better(records: Sequence[Record], quality: float, steps: int) -> str:
         if cell.examples == examples
     }
     return max(ended, key=ended.__getitem__, default=JESTS[0])
+
+
+def best_of(records: Sequence[Record], methods: Sequence[str], quality: float) -> list[Cell]:
+    """Of several settings of a recipe the one that ends highest, at each length, ascending."""
+    curves, best = at_quality(records), dict[float, Cell]()
+    for cell in (cell for name in methods for cell in cells(curves, named(name, quality))):
+        best[cell.examples] = max(best.get(cell.examples, cell), cell, key=lambda c: c.mean)
+    return [best[n] for n in sorted(best)]
 
 
 def needs_no_strong(method: str) -> bool:

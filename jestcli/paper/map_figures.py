@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -13,17 +13,17 @@ from jestcli.paper import theme as look
 from jestcli.paper.map import (
     Ended,
     at_quality,
+    best_of,
     better,
     lengths,
     longer,
     longest,
-    named,
     qualities,
     reach,
     saving,
     winners,
 )
-from jestcli.paper.map_words import JESTS, answer, kinds, table
+from jestcli.paper.map_words import FAMILIES, JESTS, SINGLE, answer, best_cells, kinds, table
 from jestcli.paper.methods import (
     BLUE,
     COLOURS,
@@ -33,11 +33,10 @@ from jestcli.paper.methods import (
     PURPLE,
     SKY,
     VERMILLION,
-    YELLOW,
     style,
 )
 from jestcli.paper.records import Header, Record
-from jestcli.paper.saving import LESS, MORE, REACHED, Ratio, cells
+from jestcli.paper.saving import LESS, MORE, REACHED, cells
 from jestcli.paper.table import caption
 from jestcli.paper.theme import FONT, Theme
 
@@ -47,12 +46,13 @@ if TYPE_CHECKING:
 
 # Fig. 1, digitised [P]; the paper charges no reference.
 PAPER = ((13.1, "paper: ×13.1 examples", 1.06, "bottom"), (9.9, "paper: ×9.9 FLOPs", 0.94, "top"))
-BEST = "What ends best at an equal number of examples (¹: one seed)"
 
 LEAST = 2**-5.6  # the lowest saving that is drawn
-# Drawn in colour and by name; other recipes are grey.
-CURVES = ("jest", "jest-90", "filtered", "filtered-20", "finetune-1e-3", "curated", "uniform")
-OTHERS = ("finetune", "mixed", "independent", "easy", "jest-curated", "cabs", "negclip", "flexi")
+ARROW = 15.0  # points
+# Kinds of recipe with a colour and a learning curve, the last in front. The others were run at a
+# length or two and are in cells.md.
+KINDS = ("uniform", "curated alone", "fine-tune", "filter once", "JEST")
+FIXED = "JEST at f = .8 throughout (figure 1: the better of .8 and .9)."
 # What figure 1 draws: axis, over the best simpler recipe; label, colour.
 TWO = (
     ("examples", False, "examples, over uniform training", BLUE),
@@ -61,7 +61,7 @@ TWO = (
 # Every convention: axis, over the best simpler recipe; label, colour.
 ALL = (
     ("examples", False, "examples", BLUE),
-    ("cached_reuse", False, "FLOPs, forwards re-used", YELLOW),
+    ("cached_reuse", False, "FLOPs, forwards re-used", ""),
     ("cached", False, "FLOPs, reference cached", ORANGE),
     ("uncached", False, "FLOPs, reference not cached", PURPLE),
     ("charged", False, "FLOPs, cached, reference charged", VERMILLION),
@@ -73,50 +73,61 @@ ALL = (
 def draw_all(header: Header, records: list[Record], folder: Path) -> list[Path]:
     """Every figure, and cells.md: the answer in sentences and a row for every cell."""
     steps = sorted({r["steps"] for r in records if r["name"].startswith("jest@")}) or [750]
-    note = caption(header, records)
+    note = caption(header, records, brief=True)
     written = look.both(lambda t: make_headline(records, note, t), folder / "figure1")
+    narrow = folder / "figure1-phone"
+    written += look.both(lambda t: make_headline(records, note, t, phone=True), narrow, False)
     written += look.both(lambda t: make_conventions(records, note, t), folder / "conventions")
     written += look.both(lambda t: make_map(records, note, steps, t), folder / "map")
     if longest(records):
         written += look.both(lambda t: make_why(records, note, t), folder / "why")
     page, parts = folder / "cells.md", ["\n".join(answer(records)), table(records).markdown()]
-    page.write_text("\n\n".join(["# The map, cell by cell", *parts, note]) + "\n")
+    parts.append(caption(header, records))
+    page.write_text("\n\n".join(["# The map, cell by cell", *parts]) + "\n")
     return [*written, page]
 
 
-def make_headline(records: list[Record], note: str, theme: Theme) -> Figure:
+def make_headline(records: list[Record], note: str, theme: Theme, phone: bool = False) -> Figure:
     """Does it pay, and against what: savings against pool quality at the shortest length, the
-    longest, and those beyond, with what ends best; below them the curves at .8 wrong captions."""
+    longest, and those beyond; below them what ends best, and the curves at .8 wrong captions.
+    phone: all of it in one narrow column."""
     title = "Does JEST pay? What it saves, by the share of wrong captions in the pool"
-    words = "JEST at its better filter ratio (.8 or .9), strong reference. Hollow: one seed, or a "
-    words += "bound. Arrow: the interval is open."
+    words = "JEST at its better filter ratio (.8 or .9), others at their best setting, strong "
+    words += "reference. Hollow: one seed, or a bound. Arrow: open interval."
     ends = lengths(records)
     shown = {
         length: {q: better(records, q, length) for q in qualities(records)}
         for length in (*ends[:1], *ends[-1:], *longer(records))
     }
-    down = 0.3 * any(_staggered(len(of)) for of in shown.values())
-    figure, top = look.frame(title, words, note, 8.1 + down, theme)
+    width, body = (look.PHONE, 2.6 * len(shown) + 7.0) if phone else (look.WIDTH, 7.75)
+    figure, top = look.frame(title, words, note, body, theme, width)
     wide = {  # as there are pools
         length: 1
         + sum(saving(records, m, q, length, "examples") is not None for q, m in of.items())
         for length, of in shown.items()
     }
     left, unit = 0.75, (8.1 - 0.35 * (len(shown) - 1)) / max(1, sum(wide.values()))
-    for length, methods in shown.items():
-        axes = look.place(figure, left, top + 0.55, unit * wide[length], 3.1)
-        drawn = _savings(axes, records, methods, length, TWO, theme)
-        _strip(axes, records, length, drawn, theme)
-        if left > 0.75:
+    for number, (length, methods) in enumerate(shown.items()):
+        if phone:
+            axes = look.place(figure, 0.6, top + 0.75 + 2.6 * number, 2.9, 1.85)
+        else:
+            axes = look.place(figure, left, top + 0.55, unit * wide[length], 3.1)
+            left += unit * wide[length] + 0.35
+        _savings(axes, records, methods, length, TWO, theme)
+        if not number:
+            how: Any = {"ncols": 1 if phone else 2, "fontsize": FONT + 0.5, "columnspacing": 1.4}
+            at = (-0.2 if phone else -0.16, 1.14 if phone else 1.07)
+            axes.legend(loc="lower left", bbox_to_anchor=at, borderpad=0, **how)
+        elif not phone:
             axes.set_ylabel("")
             axes.tick_params(labelleft=False)
-        else:
-            where = axes.get_xaxis_transform()
-            axes.text(-0.5, -0.19, f"{BEST}:", size=FONT, va="top", transform=where)
-            how: Any = {"ncols": 2, "fontsize": FONT + 1, "columnspacing": 1.4}
-            axes.legend(loc="lower left", bbox_to_anchor=(-0.16, 1.07), **how)
-        left += unit * wide[length] + 0.35
-    _curves(look.place(figure, 0.75, top + 5.1 + down, 5.6, 2.6), records, 0.8, theme)
+    if phone:
+        below = top + 0.75 + 2.6 * len(shown)
+        _best(look.place(figure, 0.6, below, 2.9, 2.5), records, theme)
+        _curves(look.place(figure, 0.6, below + 3.35, 2.0, 2.4), records, 0.8, theme)
+    else:
+        _best(look.place(figure, 0.75, top + 4.6, 3.75, 2.6), records, theme)
+        _curves(look.place(figure, 5.15, top + 4.6, 2.8, 2.6), records, 0.8, theme)
     return figure
 
 
@@ -124,19 +135,21 @@ def make_conventions(records: list[Record], note: str, theme: Theme) -> Figure:
     """The same in every convention of cost, a row for each reference."""
     rows = [(m, ends) for m in ("jest", "jest-weak") if (ends := lengths(records, m))]
     title = "What JEST saves over uniform training, in every convention of cost"
-    figure, top = look.frame(
-        title, "JEST at f = .8. Hollow: a bound, or one seed.", note, 0.7 + 3.5 * len(rows), theme
-    )
+    words = f"{FIXED} Hollow: a bound, or one seed. Arrow: open interval."
+    figure, top = look.frame(title, words, note, 0.4 + 3.4 * len(rows), theme)
     for i, (method, ends) in enumerate(rows):
         for k, length in enumerate(dict.fromkeys((ends[0], ends[-1]))):
-            axes = look.place(figure, 0.75 + 4.25 * k, top + 0.7 + 3.5 * i, 3.6, 2.5)
+            axes = look.place(figure, 0.75 + 4.15 * k, top + 0.65 + 3.4 * i, 4.0, 2.7)
             methods = dict.fromkeys(qualities(records, method), method)
             _savings(axes, records, methods, length, ALL, theme)
             which = "weak" if method.endswith("weak") else "strong"
             axes.set_title(f"{axes.get_title('left')}, {which} reference")
-            if (i, k) == (0, 0):
+            if k:
+                axes.set_ylabel("")
+                axes.tick_params(labelleft=False)
+            elif not i:
                 how: Any = {"ncols": 4, "columnspacing": 1.2, "handletextpad": 0.4, "fontsize": 7}
-                axes.legend(loc="lower left", bbox_to_anchor=(-0.17, 1.08), **how)
+                axes.legend(loc="lower left", bbox_to_anchor=(-0.15, 1.08), **how)
     return figure
 
 
@@ -147,41 +160,47 @@ def _savings(
     steps: int,
     lines: Sequence[tuple[str, bool, str, str]],
     theme: Theme,
-) -> list[float]:
+) -> None:
     """Lines such as those of ALL at one length, with intervals; arrows where there is a bound.
-    methods: by quality. Returns the qualities, which stand at 0, 1, 2 and so on."""
+    methods: by quality."""
     every = []
     for axis, control, _, _ in lines:
         each = {q: saving(records, m, q, steps, axis, control) for q, m in methods.items()}
         every.append({q: ratio for q, ratio in each.items() if ratio is not None})
     shown = sorted(set().union(*every))
     axes.set_yscale("log", base=2)
+    # Many stand so far apart that no symbol hides another, and unjoined: lines would cross there.
+    many = len(lines) > 2
     for number, (found, (_, _, label, bare)) in enumerate(zip(every, lines, strict=True)):
-        aside = 0.06 * (number - (len(lines) - 1) / 2)
+        aside = (0.12 if many else 0.06) * (number - (len(lines) - 1) / 2)
         there = [(shown.index(q) + aside, ratio) for q, ratio in sorted(found.items())]
         colour = theme.colour(bare)
         how: Any = {"color": colour, "marker": "o", "zorder": 3}
-        sure = [(at, r) for at, r in there if r.status == REACHED and not math.isnan(r.low)]
-        axes.plot(*_points(sure), label=label, **how)
+        sure = [r.status == REACHED and not math.isnan(r.low) for _, r in there]
+        x, saved = [at for at, _ in there], np.array([r.ratio for _, r in there])
+        axes.plot(x, np.where(sure, saved, np.nan), ls="" if many else "-", label=label, **how)
         # Single seeds and bounds are hollow and never joined.
-        axes.plot(*_points([x for x in there if x not in sure]), ls="", mfc=theme.background, **how)
+        axes.plot(x, np.where(sure, np.nan, saved), ls="", mfc=theme.background, **how)
         for at, ratio in there:
             up = ratio.status == MORE or (ratio.status == REACHED and math.isinf(ratio.high))
             if ratio.status == REACHED and not math.isnan(ratio.low):
                 top = ratio.ratio if up else ratio.high
                 axes.plot([at, at], [max(ratio.low, LEAST), top], color=colour, lw=1.2, zorder=2)
             if up or ratio.status == LESS:
-                arrow = {"arrowstyle": "->", "color": colour, "lw": 1.2}
-                tip = ratio.ratio * (1.7 if up else 1 / 1.7)
-                axes.annotate("", (at, tip), (at, ratio.ratio), arrowprops=arrow)
+                arrow = {"arrowstyle": "<-", "color": colour, "lw": 1.2}
+                tip = (0, ARROW if up else -ARROW)
+                axes.annotate(
+                    "", (at, ratio.ratio), tip, textcoords="offset points", arrowprops=arrow
+                )
     axes.axhline(1, color=theme.text, lw=0.8)
     for y, words, off, va in PAPER[: 1 if lines is TWO else 2]:  # TWO has no FLOPs over uniform
         axes.axhline(y, color=theme.muted, lw=0.8, ls=":")
-        axes.text(-0.45, y * off, words, size=FONT - 2, color=theme.muted, va=va)
+        axes.text(-0.45, y * off, words, size=7, color=theme.muted, va=va)
     axes.set_ylim(LEAST, 100)
     axes.axhspan(LEAST, 1, color=theme.grid, alpha=0.55, lw=0, zorder=0)
     small: Any = {"transform": axes.get_yaxis_transform(), "size": 7, "color": theme.muted}
-    axes.text(0.98, LEAST * 1.15, "below 1: JEST costs more", ha="right", **small)
+    small["bbox"] = {"fc": theme.background, "lw": 0, "pad": 1, "alpha": 0.8}  # bars may be behind
+    axes.text(0.98, LEAST * 1.2, "below 1: JEST costs more", ha="right", **small)
     axes.set_yticks([2.0**k for k in range(-5, 7)], ["1/32", "1/16", *"⅛¼½1248", "16", "32", "64"])
     axes.set_xlim(-0.5, len(shown) - 0.5)
     axes.set_xticks(range(len(shown)), [f"{100 * q:g} %" for q in shown])
@@ -189,72 +208,67 @@ def _savings(
     size = steps * records[0]["batch_size"] / 1000
     axes.set_title(f"{size:,.0f}k examples")
     axes.set_ylabel("JEST needs so many times less")
-    return shown
 
 
-def _strip(
-    axes: Axes, records: list[Record], steps: int, shown: Sequence[float], theme: Theme
-) -> None:
-    """Under the axes what ends best at an equal number of examples, in words, by pool quality."""
-    how: Any = {"va": "top", "transform": axes.get_xaxis_transform()}
-    for (quality, _), rows in winners(records, [steps]).items():
-        if quality not in shown:
-            continue
-        names, at = kinds(rows), shown.index(quality)
-        words = "\nor ".join(names[:2]).replace(" alone", "").replace(
-            "pendent", "p."
-        ) + "\nor …" * (len(names) > 2)
-        bare = style(rows[0].method).colour if len(names) == 1 else "grey"
-        # Two names need the room that a larger one has alone.
-        size = FONT if len(names) == 1 else FONT - 1.5
-        how |= {"ha": "center", "weight": "bold", "size": size, "color": theme.colour(bare)}
-        axes.text(at, -0.26 - 0.12 * (at % 2) * _staggered(len(shown)), words, **how)
+def _settings(kind: str) -> list[str]:
+    """The methods that a kind of recipe is run as."""
+    return [method for method, of in FAMILIES.items() if of == kind] or [kind]
 
 
-def _staggered(pools: int) -> bool:
-    """Whether the words under so many pools need two rows."""
-    return pools > 4
+def _colour(kind: str, theme: Theme) -> str:
+    return theme.colour(style(_settings(kind)[0]).colour if kind in KINDS else "grey")
 
 
-def _points(found: Sequence[tuple[float, Ratio]]) -> tuple[list[float], list[float]]:
-    return [at for at, _ in found], [ratio.ratio for _, ratio in found]
+def _best(axes: Axes, records: list[Record], theme: Theme) -> None:
+    """What ends best by length and pool quality; a cell is divided where kinds are level."""
+    from matplotlib.patches import Rectangle
+
+    found = best_cells(records)
+    shown, rows = sorted({q for q, _ in found}), sorted({steps for _, steps in found})
+    axes.set_title("What ends best after so many examples")
+    if not found:
+        look.empty(axes)
+        return
+    for (quality, steps), ended in found.items():
+        names = kinds(ended)
+        names = names if len(names) < 4 else [*names[:2], "…"]
+        x, y, part = shown.index(quality), rows.index(steps), 0.92 / len(names)
+        for number, name in enumerate(names, 1):
+            at, colour = y + 0.96 - part * number, _colour(name.removesuffix(SINGLE), theme)
+            axes.add_patch(Rectangle((x + 0.03, at), 0.94, part, fc=colour, alpha=0.36, lw=0))
+            short = name.replace(" alone", "").replace("pendent", "p.")
+            axes.text(x + 0.5, at + part / 2, short, ha="center", va="center", size=7)
+    axes.set_xlim(0, len(shown))
+    axes.set_ylim(0, len(rows))
+    axes.grid(False)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    sizes = [f"{n * records[0]['batch_size'] / 1000:,.0f}k" for n in rows]
+    axes.set_xticks([i + 0.5 for i in range(len(shown))], [f"{100 * q:g} %" for q in shown])
+    axes.set_yticks([i + 0.5 for i in range(len(rows))], sizes)
+    axes.set_xlabel("wrong captions in the pool\n(divided: within the error; ¹: one seed)")
 
 
 def _curves(axes: Axes, records: list[Record], quality: float, theme: Theme) -> None:
-    """Annealed ends at one quality, all methods, labelled where they end."""
-    curves, sizes = at_quality(records), set()
-    ends: list[look.End] = []
+    """Annealed ends at one quality, each kind of recipe at its best setting of every length,
+    labelled where it ends."""
+    sizes, ends, half = set[float](), list[look.End](), 100 * reach(records)
     axes.set_xscale("log")
-    half = 100 * reach(records)
-    for method in (*OTHERS, *CURVES):
-        found, how = cells(curves, named(method, quality)), style(method)
+    for kind in KINDS:
+        found, colour = best_of(records, _settings(kind), quality), _colour(kind, theme)
         if not found:
             continue
         x, y = [c.examples for c in found], [100 * c.mean for c in found]
-        main, alone = method in CURVES, all(len(c.scores) == 1 for c in found)
-        colour = theme.colour(how.colour) if main else theme.muted
-        line: Any = {
-            "marker": how.marker if main else "",
-            "color": colour,
-            "lw": 1.5 if main else 0.7,
-        }
-        if alone:
-            line |= {
-                "ls": "",
-                "marker": how.marker,
-                "mfc": theme.background,
-                "ms": 4.2 if main else 3,
-            }
-        else:
-            line |= {"ls": how.dash, "mfc": colour}
-        axes.plot(x, y, zorder=3 if method in JESTS else 2, **line)
+        how: Any = {"color": colour, "marker": style(_settings(kind)[0]).marker}
+        axes.plot(x, y, zorder=2 + KINDS.index(kind) / 10, **how)
         for c in found:
-            if len(c.scores) > 1 and main:
-                bar = half / math.sqrt(len(c.scores))
-                axes.plot(
-                    [c.examples] * 2, [100 * c.mean - bar, 100 * c.mean + bar], color=colour, lw=1
-                )
-        ends.append((x[-1], y[-1], how.label, colour))
+            if len(c.scores) == 1:
+                axes.plot(c.examples, 100 * c.mean, zorder=3, mfc=theme.background, **how)
+                continue
+            bar = half / math.sqrt(len(c.scores))
+            low, high = 100 * c.mean - bar, 100 * c.mean + bar
+            axes.plot([c.examples] * 2, [low, high], color=colour, lw=1)
+        ends.append((x[-1], y[-1], kind, colour))
         sizes |= set(x)
     scores = [
         [r["final"]["mean"] for r in records if r["name"] == name]
@@ -263,14 +277,19 @@ def _curves(axes: Axes, records: list[Record], quality: float, theme: Theme) -> 
     if own := scores[0] or scores[1]:
         score = 100 * float(np.mean(own))
         axes.axhline(score, color=theme.muted, lw=0.8, ls="--")
-        ends.append((None, score, "the reference itself", theme.muted))
-    axes.set_xticks(sorted(sizes), [f"{n / 1000:,.0f}k" for n in sorted(sizes)])
+        ends.append((None, score, "the reference", theme.muted))
+    if sizes:
+        # As many labels as there is room for, the longest's among them.
+        ticks, whole = sorted(sizes), cast("Figure", axes.figure)
+        room = axes.get_position().width * whole.get_size_inches()[0] / len(ticks)
+        ticks = ticks[:: -1 if room > 0.45 else -2]
+        axes.set_xticks(ticks, [f"{n / 1000:,.0f}k" for n in ticks])
     axes.minorticks_off()
     axes.set_ylim(0, axes.get_ylim()[1] * 1.08)
     look.label_ends(axes, ends)
-    axes.set_xlabel("examples trained on (annealed end of a run of that length)")
+    axes.set_xlabel("examples (annealed end of a run)")
     axes.set_ylabel("mean of eight benchmarks, %")
-    axes.set_title(f"{100 * quality:g} % wrong captions")
+    axes.set_title(f"Scores at {100 * quality:g} % wrong captions")
 
 
 def make_map(records: list[Record], note: str, steps: Sequence[int], theme: Theme) -> Figure:
@@ -331,11 +350,12 @@ def make_why(records: list[Record], note: str, theme: Theme) -> Figure:
     learnability of right and of wrong pairs, whose sign turns when the learner has passed its
     reference; the weight of the learner's loss; where what is asked for is rare."""
     dials = any(r["name"].startswith(("weight", "relevance")) for r in records)
-    title, body = "Why: what JEST picks over time", 6.3 if dials else 3.0
+    title, body = "Why: what JEST picks over time", 6.4 if dials else 3.2
     title += ", and what that does" if dials else ""
-    figure, top = look.frame(title, "", note, body, theme)
+    words = f"{FIXED} Below: 95 % intervals; hollow: one seed." if dials else FIXED
+    figure, top = look.frame(title, words, note, body, theme)
     rows = [
-        [look.place(figure, x, top + 0.1 + y, 3.4, 2.35) for x in (0.75, 5.1)]
+        [look.place(figure, x, top + 0.25 + y, 3.4, 2.35) for x in (0.75, 5.1)]
         for y in (0, 3.2)[: 1 + dials]
     ]
     _over_time(rows[0][0], rows[0][1], records, theme)
@@ -377,11 +397,19 @@ def _over_time(left: Axes, right: Axes, records: list[Record], theme: Theme) -> 
         axes.set_xlabel("step (one seed each)")
 
 
-def _look(colour: str, alone: bool, theme: Theme) -> dict[str, Any]:
-    """Of a line; alone: a point of it is of one seed, so it is hollow and joined to nothing."""
-    drawn = theme.colour(colour)
-    fill, dash = (theme.background, "") if alone else (drawn, "-")
-    return {"color": drawn, "marker": "o", "mfc": fill, "ls": dash}
+def _dots(
+    axes: Axes, ends: dict[float, list[float]], half: float, theme: Theme, **how: Any
+) -> None:
+    """Mean scores by a dial's setting, in %, with 95 % intervals; joined where there are three
+    settings or more, of several seeds each. half: of one seed's interval, in %."""
+    x = sorted(ends)
+    y, n = [float(np.mean(ends[at])) for at in x], [len(ends[at]) for at in x]
+    bars = [half / math.sqrt(k) if k > 1 else 0.0 for k in n]
+    dash = "-" if len(x) > 2 and min(n) > 1 else ""
+    axes.errorbar(x, y, bars, ls=dash, elinewidth=1.2, **how)
+    alone = [at for at, k in enumerate(n) if k == 1]
+    how |= {"ls": "", "mfc": theme.background, "label": None, "zorder": 3}
+    axes.plot([x[at] for at in alone], [y[at] for at in alone], **how)
 
 
 def _weights(axes: Axes, records: list[Record], theme: Theme) -> None:
@@ -390,6 +418,7 @@ def _weights(axes: Axes, records: list[Record], theme: Theme) -> None:
     lines: dict[tuple[str, str], dict[float, list[float]]] = {}
     ends = {"easy": ("weight", "0"), "jest": ("weight", "1"), "jest-weak": ("weight-weak", "1")}
     most = max((r["steps"] for r in records if r["name"].startswith("weight")), default=0)
+    half, ticks = 100 * reach(records), set[float]()
     for record in records:
         method, *rest = record["name"].split(MARK)
         if record["steps"] != most or len(rest) < 2:
@@ -401,22 +430,25 @@ def _weights(axes: Axes, records: list[Record], theme: Theme) -> None:
     for number, ((key, quality), line) in enumerate(sorted(lines.items())):
         if len(line) < 2:
             continue
-        x, which = sorted(line), "weak" if "weak" in key else "strong"
-        how = _look(COLOURS[number % len(COLOURS)], any(len(line[w]) < 2 for w in x), theme)
-        label = f"{which} ref., {100 * float(quality):g} % wrong"
-        axes.plot(x, [float(np.mean(line[w])) for w in x], label=label, **how)
+        which, colour = "weak" if "weak" in key else "strong", COLOURS[number % len(COLOURS)]
+        how = {"label": f"{which} ref., {100 * float(quality):g} % wrong", "marker": "o"}
+        _dots(axes, line, half, theme, color=theme.colour(colour), **how)
+        ticks |= set(line)
     if not axes.lines:
         look.empty(axes)
         return
-    axes.legend(fontsize=6.5)
-    axes.set_xlabel(f"weight ({most:,} steps; hollow: a point is of one seed)")
+    axes.legend(fontsize=7)
+    axes.set_xlim(-0.15, 1.15)
+    axes.set_xticks(sorted(ticks))
+    axes.set_ylim(0, None)
+    axes.set_xlabel(f"weight ({most:,} steps)")
     axes.set_ylabel("mean of eight, %")
 
 
 def _relevance(axes: Axes, records: list[Record], theme: Theme) -> None:
     """Scores of uniform training and JEST by the share of what is asked for that the pool has."""
     axes.set_title("What the benchmarks ask for, thinned in the pool")
-    curves = at_quality(records)
+    curves, ticks, half = at_quality(records), set[float](), 100 * reach(records)
     for method in ("uniform", "filtered", "jest"):
         shares = qualities(records, f"relevance-{method}")
         found = {
@@ -428,14 +460,16 @@ def _relevance(axes: Axes, records: list[Record], theme: Theme) -> None:
         ends = {
             s: next((c for c in each if c.examples == n), each[-1]) for s, each in found.items()
         }
-        alone = any(len(c.scores) == 1 for c in ends.values())
-        how = _look(style(method).colour, alone, theme) | {"marker": style(method).marker}
-        label = f"{style(method).label}, {n / 1000:,.0f}k"
-        axes.plot([*ends], [100 * c.mean for c in ends.values()], label=label, **how)
+        scores = {s: [100 * score for score in c.scores] for s, c in ends.items()}
+        how = {"label": f"{style(method).label}, {n / 1000:,.0f}k", "marker": style(method).marker}
+        _dots(axes, scores, half, theme, color=theme.colour(style(method).colour), **how)
+        ticks |= set(scores)
     if not axes.lines:
         look.empty(axes)
         return
     axes.set_ylim(0, None)
+    axes.set_xlim(0, 1.1)
+    axes.set_xticks(sorted(ticks))
     axes.legend(fontsize=7)
     axes.set_xlabel("share that is left (no wrong captions)")
     axes.set_ylabel("mean of eight, %")

@@ -132,7 +132,7 @@ def kinds(rows: Sequence[Ended]) -> list[str]:
     return [kind + SINGLE * (n == 1) for kind, n in seeds.items()]
 
 
-def _shown(records: list[Record]) -> dict[tuple[float, int], list[Ended]]:
+def best_cells(records: list[Record]) -> dict[tuple[float, int], list[Ended]]:
     """`winners` of the qualities that several seeds ran."""
     best = winners(records, every_length(records))
     return {at: rows for at, rows in best.items() if at[0] in several(records)}
@@ -141,7 +141,7 @@ def _shown(records: list[Record]) -> dict[tuple[float, int], list[Ended]]:
 def ended_best(records: list[Record]) -> Table:
     """The kinds of recipe that ended best, by pool quality and length, with the best one's score;
     beside JEST at its better filter ratio where that is another."""
-    batch, best = records[0]["batch_size"], _shown(records)
+    batch, best = records[0]["batch_size"], best_cells(records)
     steps, rows = sorted({n for _, n in best}), []
     for quality in sorted({q for q, _ in best}):
         row = [f"{100 * quality:g} %"]
@@ -180,7 +180,7 @@ def short_answer(records: list[Record]) -> list[str]:
             *("", *ended.markdown().split("\n"), ""),
         ]
     if any(SINGLE in line for line in lines):
-        most = max(row.seeds for rows in _shown(records).values() for row in rows)
+        most = max(row.seeds for rows in best_cells(records).values() for row in rows)
         others = f"; the others two to {most}" if most > 2 else ""
         lines += [f"{SINGLE} One seed{others}.", ""]
     return lines[:-1]
@@ -193,7 +193,7 @@ def _percent(ended: Ended) -> str:
 def ahead(records: list[Record]) -> list[str]:
     """Of each quality at which JEST ends above everything else, at the longest such length: does a
     recipe that selects nothing get there when it goes on?"""
-    size, curves, shown = records[0]["batch_size"] / 1000, at_quality(records), _shown(records)
+    size, curves, shown = records[0]["batch_size"] / 1000, at_quality(records), best_cells(records)
     first = {q: n for (q, n), rows in sorted(shown.items()) if kinds(rows) == ["JEST"]}
     lines = []
     for quality, steps in first.items():
@@ -219,7 +219,7 @@ def ahead(records: list[Record]) -> list[str]:
 
 def below_the_reference(records: list[Record]) -> list[str]:
     """Where a run ends below the reference that it was given: nothing done with it is better."""
-    own, ended = cells(records, REFERENCE), list(_shown(records).values())
+    own, ended = cells(records, REFERENCE), list(best_cells(records).values())
     if not own or not ended:
         return []
     score, seeds = own[-1].mean, len(own[-1].scores)

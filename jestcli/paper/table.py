@@ -79,12 +79,15 @@ class Report(NamedTuple):
     raw: list[dict[str, Any]]
 
 
-def caption(header: Header, records: list[Record]) -> str:
-    """Data, profile, seeds, n, error bar, hardware, commit and references' AUC, in plain words."""
+def caption(header: Header, records: list[Record], brief: bool = False) -> str:
+    """Data, profile, seeds, n, error bar, hardware, commit and references' AUC, in plain words.
+    brief: commits are counted, where there are more than three."""
     if not records:
         return f"{header.data}; profile {header.profile}; nothing run yet."
     sets = {k: v["n"] for r in records for k, v in r["benchmarks"].items()}
     counts = [len(runs) for runs in stats.by_name(records).values()]
+    commits = sorted({str(r["environment"].get("commit")) for r in records})
+    some = brief and len(commits) > 3
     few, most, seeds = min(counts), max(counts), sorted({record["seed"] for record in records})
     n = f"n = {few}" if few == most else f"n = {few} to {most}"
     parts = [
@@ -96,7 +99,9 @@ def caption(header: Header, records: list[Record]) -> str:
         if most > 1
         else "one seed, so no error bar",
         hardware(records),
-        "commit " + ", ".join(sorted({str(r["environment"].get("commit")) for r in records})),
+        f"{len(commits)} commits, named in records.json"
+        if some
+        else f"commit {', '.join(commits)}",
     ]
     if any(r["retrieval_rescaled"] for r in records):
         parts.append(

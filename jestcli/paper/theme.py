@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import matplotlib.figure
 
 WIDTH = 9.0  # inches: shown at about 900 pixels, so one point is 1.4 of them
+PHONE = 3.6  # inches: shown at about 390 pixels, so one point is 1.5 of them
 FONT = 8.5
 DPI = 200
 COLOURS_IN_PNG = 200
@@ -73,11 +74,13 @@ def themed(theme: Theme) -> AbstractContextManager[None]:
     return matplotlib.rc_context(settings)  # type: ignore[arg-type]
 
 
-def both(draw: Callable[[Theme], Figure], path: Path) -> list[Path]:
-    """Draw light and dark: `path`.png, `path`.svg (without dates) and `path`-dark.png."""
+def both(draw: Callable[[Theme], Figure], path: Path, vector: bool = True) -> list[Path]:
+    """Draw light and dark: `path`.png, `path`-dark.png and, as a vector, `path`.svg (without
+    dates): a report shows what has one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     written = []
-    for theme, endings in ((LIGHT, (".png", ".svg")), (DARK, ("-dark.png",))):
+    light = (".png", ".svg") if vector else (".png",)
+    for theme, endings in ((LIGHT, light), (DARK, ("-dark.png",))):
         with themed(theme):
             figure = draw(theme)
             for ending in endings:
@@ -103,25 +106,30 @@ def _few_colours(path: Path) -> None:
     small.save(path, optimize=True)
 
 
-def new_figure(height: float) -> Figure:
-    """A figure of WIDTH by `height` inches outside pyplot, so nothing needs closing."""
+def new_figure(height: float, width: float = WIDTH) -> Figure:
+    """A figure of `width` by `height` inches outside pyplot, so nothing needs closing."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, height))
+    figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     return figure
 
 
-def frame(title: str, subtitle: str, note: str, body: float, theme: Theme) -> tuple[Figure, float]:
-    """An empty figure with its words and where its body begins, inches from the top."""
-    note = textwrap.fill(note, 164)
-    top = 0.6 + 0.16 * subtitle.count("\n")
+def frame(
+    title: str, subtitle: str, note: str, body: float, theme: Theme, width: float = WIDTH
+) -> tuple[Figure, float]:
+    """An empty figure with its words and where its body begins, inches from the top. width and
+    body: inches."""
+    title, note = textwrap.fill(title, int(10.5 * width)), textwrap.fill(note, int(18.3 * width))
+    subtitle = "\n".join(textwrap.fill(line, int(16.8 * width)) for line in subtitle.split("\n"))
+    more = 0.19 * title.count("\n")
+    top = 0.6 + more + 0.16 * subtitle.count("\n")
     height = top + body + 0.14 * (note.count("\n") + 1) + 0.1
-    figure, muted = new_figure(height), theme.muted
-    figure.text(0.012, 1 - 0.2 / height, title, size=11.5, weight="bold", va="center")
-    figure.text(0.012, 1 - 0.34 / height, subtitle, size=8, color=muted, va="top")
-    figure.text(0.012, 0.06 / height, note, size=6.8, color=muted, va="bottom", linespacing=1.35)
+    figure, muted, left = new_figure(height, width), theme.muted, 0.108 / width
+    figure.text(left, 1 - (0.2 + more / 2) / height, title, size=11.5, weight="bold", va="center")
+    figure.text(left, 1 - (0.34 + more) / height, subtitle, size=8, color=muted, va="top")
+    figure.text(left, 0.06 / height, note, size=6.8, color=muted, va="bottom", linespacing=1.35)
     return figure, top
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+from matplotlib.text import Text
 from simulated_studies import record
 from synthetic_records import HEADER
 
@@ -164,8 +166,33 @@ def test_figures_are_drawn_light_and_dark(tmp_path: Path) -> None:
     drawn = map_figures.draw_all(HEADER, made_up(), tmp_path)
     stems, endings = ("figure1", "conventions", "map"), (".png", ".svg", "-dark.png")
     names = [f"{stem}{ending}" for stem in stems for ending in endings]
+    names[3:3] = ["figure1-phone.png", "figure1-phone-dark.png"]  # an svg would be in the report
     assert [path.name for path in drawn] == [*names, "cells.md"], "nothing is known of why"
     assert all(path.stat().st_size > 500 for path in drawn)
+
+
+@pytest.mark.parametrize("phone", [False, True])
+def test_figure_1_names_every_curve_at_its_best_setting_and_what_is_level(phone: bool) -> None:
+    """Whatever the lengths: at 24,000 steps the slow rate is the best fine-tuning, of one seed."""
+    more = [
+        *(run("jest-90@0.8@750", seed, 750, 0.2005) for seed in (1, 2)),
+        *(run("independent@0.8@750", seed, 750, 0.1999) for seed in (1, 2)),
+        *(run(f"finetune@0.8@{n}", 1, n, 0.1) for n in (375, 24000)),
+        run("finetune-slow@0.8@24000", 1, 24000, 0.3),
+    ]
+    theme = map_figures.look.LIGHT
+    figure = map_figures.make_headline([*made_up(), *more], "", theme, phone)
+    figure.canvas.draw()
+    *_, best, curves = figure.axes
+    names = {"uniform", "curated alone", "fine-tune", "JEST"}
+    assert {text.get_text() for text in curves.texts} == names
+    ends = [(line.get_xdata()[-1], line.get_ydata()[-1]) for line in curves.lines]
+    assert (24000 * 256, 30.0) in ends and (750 * 256, 20.05) in ends
+    cells = [text.get_text() for text in best.texts]
+    assert cells[-2:] == ["JEST", "indep."] and len(best.patches) == len(cells)
+    sizes = [text.get_fontsize() for text in figure.findobj(Text) if text.get_text()]
+    pixels = min(sizes) / 72 / figure.get_size_inches()[0] * 390
+    assert not phone or pixels > 10, "on a phone, which shows it 390 pixels wide"
 
 
 def test_the_withheld_benchmark_is_set_beside_the_eight() -> None:
@@ -199,3 +226,7 @@ def test_dials_and_thinned_pools_are_drawn(tmp_path: Path) -> None:
     titles = [axes.get_title(loc="left") or axes.get_title() for axes in figure.axes]
     lines = {title: len(axes.lines) for title, axes in zip(titles, figure.axes, strict=True)}
     assert len(lines) == 4 and min(lines.values()) >= 2, lines
+    *_, weights, thinned = figure.axes
+    assert {line.get_linestyle() for line in thinned.lines} == {"None"}, "two points are no line"
+    assert "-" in {line.get_linestyle() for line in weights.lines}, "three are"
+    assert len(weights.collections) == 2, "intervals"
