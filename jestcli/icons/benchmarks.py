@@ -8,7 +8,7 @@ from typing import Any
 
 from jestcli.icons.captions import Emoji, Words
 from jestcli.icons.draw import Collection, Drawn, Rastered
-from jestcli.icons.leakage import near_duplicates
+from jestcli.icons.leakage import Compared, near_duplicates
 from jestcli.icons.spec import World
 from jestcli.utils.spelling import singular
 
@@ -75,13 +75,14 @@ def make_benchmarks(
 
 def without_leaks(
     benchmarks: list[Benchmark], drawn: Rastered, training: list[Drawn], tau: float
-) -> tuple[list[Benchmark], dict[str, int]]:
-    """Drop benchmark images that training images resemble; also how many each benchmark lost."""
+) -> tuple[list[Benchmark], dict[str, int], Compared]:
+    """Drop benchmark images that training images resemble; also how many each benchmark lost, and
+    what was compared with what."""
     icons = sorted(
         {item.icon for benchmark in benchmarks for item in (*benchmark.test, *benchmark.train)},
         key=lambda icon: icon.key,
     )
-    exact = {icon.digest for icon in training}
+    exact = frozenset(icon.digest for icon in training)
     leaked = {icon.key for icon in icons if icon.digest in exact}
     pairs = near_duplicates(drawn.signatures(icons), drawn.signatures(training), tau)
     leaked |= {icons[i].key for i, _ in pairs}
@@ -92,7 +93,8 @@ def without_leaks(
         test, train = (tuple(x for x in each if x.icon.key not in leaked) for each in whole)
         lost[benchmark.name] = sum(map(len, whole)) - len(test) - len(train)
         kept.append(_without_empty_classes(replace(benchmark, test=test, train=train)))
-    return kept, lost
+    unlike = frozenset(icon.digest for icon in icons if icon.key not in leaked)
+    return kept, lost, Compared(unlike, exact)
 
 
 def _without_empty_classes(benchmark: Benchmark) -> Benchmark:

@@ -29,7 +29,7 @@ from jestcli.icons import write as shards
 from jestcli.icons.captions import read_emoji, read_lucide, read_phosphor, read_tabler
 from jestcli.icons.draw import Drawn, Rastered, draw_world, resvg_version
 from jestcli.icons.fetch import Fetcher, fetch
-from jestcli.icons.leakage import Rasters, assert_no_leakage
+from jestcli.icons.leakage import Compared, Rasters, assert_no_leakage
 from jestcli.icons.spec import WORLD, World
 from jestcli.icons.splits import Plan, Sample, make_plan
 from jestcli.icons.write import Row, ShardTask
@@ -125,7 +125,7 @@ def build(
         made = marks.make_benchmarks(world, drawn, emoji, phosphor)
         training = [sample.icon for sample in (*plan.pool, *plan.curated)]
         progress(0, 1, "compare")
-        kept, lost = marks.without_leaks(made, drawn, training, world.near_duplicate)
+        kept, lost, compared = marks.without_leaks(made, drawn, training, world.near_duplicate)
         progress(1, 1, "compare")
 
         here = _Staged(world, drawn, root / f".staging-{key}")
@@ -144,7 +144,7 @@ def build(
             progress(done, total, "write")
         listed = [x for mark in kept for x in marks.entries(mark, lost[mark.name])]
         shards.write_json(here.folder / "benchmarks" / "benchmarks.json", listed)
-        digests = _check(tasks, bench_tasks, world, workers, progress)
+        digests = _check(tasks, bench_tasks, compared, workers, progress)
         manifest = _manifest(key, here, plan, kept) | {"raster_digests": digests}
         manifest["counts"]["dropped_near_duplicates"] = lost
         _move_in_place(root, here.folder, manifest)
@@ -223,7 +223,7 @@ def _benchmark_tasks(mark: marks.Benchmark, here: _Staged) -> list[ShardTask]:
 def _check(
     tasks: list[ShardTask],
     bench_tasks: list[ShardTask],
-    world: World,
+    compared: Compared,
     workers: int | None,
     progress: Progress,
 ) -> dict[str, str]:
@@ -237,7 +237,7 @@ def _check(
         if len(read[path]) != count:
             raise DataError(f"{path} holds {len(read[path])} of {count} samples")
     training, tests = (shards.join([read[t.path] for t in each]) for each in (tasks, bench_tasks))
-    assert_no_leakage(tests, training, world.near_duplicate)
+    assert_no_leakage(tests, training, compared)
     splits: dict[str, list[str]] = {}
     for path, rasters in read.items():
         parts = path.parts

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jestcli.icons.leakage import Rasters, raster_digest, signatures
+from jestcli.icons.leakage import Rasters, raster_digest
 from jestcli.utils.errors import DataError, explain_os_error
 from jestcli.utils.io import replacing, save_text
 from jestcli.utils.reading import parse_json
@@ -119,14 +119,13 @@ def read_back(path: Path) -> Rasters:
                 families.append(meta["family"])
             elif name.endswith(".png"):
                 images.append(np.asarray(Image.open(io.BytesIO(content), formats=("PNG",))))
-        stacked = np.stack(images) if images else np.empty((0, 16, 16, 3), np.uint8)
         if len(keys) != len(images):
             raise ValueError(f"{len(keys)} descriptions of {len(images)} images")
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
             f"{path} is damaged ({error}): delete {path.parent}, then run `jest data build` again"
         ) from error
-    return Rasters(keys, families, [raster_digest(x) for x in images], signatures(stacked))
+    return Rasters(keys, families, [raster_digest(x) for x in images])
 
 
 def _ustar(tar: bytes) -> Iterator[tuple[str, bytes]]:
@@ -156,8 +155,7 @@ def join(parts: list[Rasters]) -> Rasters:
         [value for part in parts for value in getattr(part, name)]
         for name in ("keys", "families", "digests")
     )
-    none = np.empty((0, 768), np.uint8)
-    return Rasters(keys, families, digests, np.concatenate([none, *(p.signatures for p in parts)]))
+    return Rasters(keys, families, digests)
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 TRAIN = (
     *("typer", "rich", "pydantic", "yaml", "open_clip", "torchvision", "clip_benchmark", "scipy"),
     *("webdataset", "braceexpand", "safetensors", "PIL", "jinja2", "fsspec", "filelock"),
+    "threadpoolctl",
 )
 EXTRAS = {
     **dict.fromkeys(TRAIN, "train"),
