@@ -413,25 +413,26 @@ def _dots(
 
 
 def _weights(axes: Axes, records: list[Record], theme: Theme) -> None:
-    """Scores by the weight of the learner's loss, at each reference and quality, longest runs."""
+    """Scores by the weight of the learner's loss, at each reference, quality and length that one
+    between the ends, or that end of the weak reference, was run at."""
     axes.set_title("Weight of the learner's loss (0: easy reference, 1: JEST)")
-    lines: dict[tuple[str, str], dict[float, list[float]]] = {}
+    lines: dict[tuple[str, str, int], dict[float, list[float]]] = {}
     ends = {"easy": ("weight", "0"), "jest": ("weight", "1"), "jest-weak": ("weight-weak", "1")}
-    most = max((r["steps"] for r in records if r["name"].startswith("weight")), default=0)
+    named = [(r["name"].split(MARK)[1], r["steps"]) for r in records if r["name"][:6] == "weight"]
     half, ticks = 100 * reach(records), set[float]()
     for record in records:
         method, *rest = record["name"].split(MARK)
-        if record["steps"] != most or len(rest) < 2:
+        if not rest or (rest[0], steps := record["steps"]) not in named:
             continue
         key, weight = ends.get(method, (method, rest[1]))
         if key.startswith("weight"):
-            at = lines.setdefault((key, rest[0]), {})
+            at = lines.setdefault((key, rest[0], steps), {})
             at.setdefault(float(weight), []).append(100 * record["final"]["mean"])
-    for number, ((key, quality), line) in enumerate(sorted(lines.items())):
-        if len(line) < 2:
-            continue
+    some = [(at, line) for at, line in sorted(lines.items()) if len(line) > 1]
+    for number, ((key, quality, steps), line) in enumerate(some):
         which, colour = "weak" if "weak" in key else "strong", COLOURS[number % len(COLOURS)]
-        how = {"label": f"{which} ref., {100 * float(quality):g} % wrong", "marker": "o"}
+        label = f"{which} ref., {100 * float(quality):g} % wrong, {steps:,} steps"
+        how = {"label": label, "marker": "o"}
         _dots(axes, line, half, theme, color=theme.colour(colour), **how)
         ticks |= set(line)
     if not axes.lines:
@@ -441,7 +442,7 @@ def _weights(axes: Axes, records: list[Record], theme: Theme) -> None:
     axes.set_xlim(-0.15, 1.15)
     axes.set_xticks(sorted(ticks))
     axes.set_ylim(0, None)
-    axes.set_xlabel(f"weight ({most:,} steps)")
+    axes.set_xlabel("weight")
     axes.set_ylabel("mean of eight, %")
 
 
