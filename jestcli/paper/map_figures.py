@@ -260,7 +260,8 @@ def _curves(axes: Axes, records: list[Record], quality: float, theme: Theme) -> 
             continue
         x, y = [c.examples for c in found], [100 * c.mean for c in found]
         how: Any = {"color": colour, "marker": style(_settings(kind)[0]).marker}
-        axes.plot(x, y, zorder=2 + KINDS.index(kind) / 10, **how)
+        sure = [math.nan if len(c.scores) == 1 else 100 * c.mean for c in found]
+        axes.plot(x, sure, zorder=2 + KINDS.index(kind) / 10, **how)
         for c in found:
             if len(c.scores) == 1:
                 axes.plot(c.examples, 100 * c.mean, zorder=3, mfc=theme.background, **how)
