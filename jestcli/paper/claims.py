@@ -91,7 +91,8 @@ class Region(BaseModel):
 
 
 class Statement(BaseModel):
-    """A claim as it is written. metric: see `records.value` and MEASURED."""
+    """A claim as it is written. metric: see `records.value` and MEASURED. tested_at: the setting
+    that a verdict is about, beside it; the experiment's where it is not said."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -102,6 +103,7 @@ class Statement(BaseModel):
     sanity: Contrasts = ""
     region: Region | None = None
     metric: Metric = "mean"
+    tested_at: Annotated[str, StringConstraints(max_length=80)] = ""
 
     @field_validator("core", "against", "sanity")
     @classmethod

@@ -26,16 +26,17 @@ UNTIMED: Record = {"seconds": {"none": 0.0}, "environment": {}}  # where a run h
 
 def claims_of(experiments: Sequence[Experiment]) -> list[Claim]:
     """Every claim that they state, in their order."""
-    return [_claim(e.name, key, claim) for e in experiments for key, claim in e.claims.items()]
+    return [_claim(e, key, claim) for e in experiments for key, claim in e.claims.items()]
 
 
-def _claim(experiment: str, key: str, stated: Statement) -> Claim:
+def _claim(experiment: Experiment, key: str, stated: Statement) -> Claim:
     core, sanity = parse_contrasts(stated.core), parse_contrasts(stated.sanity)
     turned = tuple(contrast.turned() for contrast in core if not contrast.equal)
     against = Refutation(stated.refuted_if, parse_contrasts(stated.against) or turned)
     region = Region(**stated.region.model_dump()) if stated.region else None
     second = "nats" if stated.metric == "mean" else None
-    return Claim(key, experiment, stated.says, against, core, sanity, region, stated.metric, second)
+    decides = (stated.says, against, core, sanity, region, stated.metric, second)
+    return Claim(key, experiment.name, *decides, stated.tested_at or experiment.tested_at)
 
 
 def gather(

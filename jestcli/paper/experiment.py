@@ -93,13 +93,15 @@ class Quick(Tier):
 
 class Experiment(_Strict):
     """An experiment's file, its `vary` and `grid` written out. refuted_if: that of its claims; a
-    file without claims may say it in words alone."""
+    file without claims may say it in words alone. tested_at: the setting that its claims are tested
+    at, unless they say another."""
 
     name: str
     title: str
     claim: str
     claims: dict[Key, Statement] = Field({}, max_length=MOST)
     refuted_if: str = ""
+    tested_at: str = Field("", max_length=80)
     profile: str | None = None
     scale: str | None = None
     base: Settings = {}

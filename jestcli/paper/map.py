@@ -131,10 +131,13 @@ def needs_no_strong(method: str) -> bool:
 
 
 def reach(records: Sequence[Record]) -> float:
-    """Half the width of a 95 % interval of one seed's score, with the variance pooled over all
-    cells of the map; NaN where none has two seeds."""
+    """Half the width of a 95 % interval of one seed's score, with the variance pooled over the
+    cells of the map that end at a quarter of the best one's score or above: near chance seeds
+    scatter less. NaN where none has two seeds."""
     curves = at_quality(records)
-    sd, df = pooled([c for name in {r["name"] for r in curves} for c in cells(curves, name)])
+    every = [c for name in {r["name"] for r in curves} for c in cells(curves, name)]
+    top = max((cell.mean for cell in every), default=0.0)
+    sd, df = pooled([cell for cell in every if cell.mean >= top / 4])
     return float(stats.t.ppf(0.975, df)) * sd if df else math.nan
 
 

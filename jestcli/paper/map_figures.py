@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -53,27 +53,39 @@ ARROW = 15.0  # points
 # length or two and are in cells.md.
 KINDS = ("uniform", "curated alone", "fine-tune", "filter once", "JEST")
 FIXED = "JEST at f = .8 throughout (figure 1: the better of .8 and .9)."
-# What figure 1 draws: axis, over the best simpler recipe; label, colour.
-TWO = (
-    ("examples", False, "examples, over uniform training", BLUE),
-    ("charged", True, "all costs, over the best simpler recipe", GREEN),
+
+
+class Line(NamedTuple):
+    """A saving that is drawn. simpler: over the best simpler recipe, not over uniform training;
+    method: in place of the figure's own JEST."""
+
+    axis: str
+    simpler: bool
+    label: str
+    colour: str
+    method: str = ""
+
+
+FEW = (  # in figure 1
+    Line("examples", False, "examples, over uniform training", BLUE),
+    Line("examples", False, "the same, with a weak reference", SKY, "jest-weak"),
+    Line("charged", True, "all costs, over the best simpler recipe", GREEN),
 )
-# Every convention: axis, over the best simpler recipe; label, colour.
-ALL = (
-    ("examples", False, "examples", BLUE),
-    ("cached_reuse", False, "FLOPs, forwards re-used", ""),
-    ("cached", False, "FLOPs, reference cached", ORANGE),
-    ("uncached", False, "FLOPs, reference not cached", PURPLE),
-    ("charged", False, "FLOPs, cached, reference charged", VERMILLION),
-    ("seconds", False, "seconds", SKY),
-    ("charged", True, "the same, over the best simpler recipe", GREEN),
+ALL = (  # every convention
+    Line("examples", False, "examples", BLUE),
+    Line("cached_reuse", False, "FLOPs, forwards re-used", ""),
+    Line("cached", False, "FLOPs, reference cached", ORANGE),
+    Line("uncached", False, "FLOPs, reference not cached", PURPLE),
+    Line("charged", False, "FLOPs, cached, reference charged", VERMILLION),
+    Line("seconds", False, "seconds", SKY),
+    Line("charged", True, "the last but one, over the best simpler recipe", GREEN),
 )
 
 
 def draw_all(header: Header, records: list[Record], folder: Path) -> list[Path]:
     """Every figure, and cells.md: the answer in sentences and a row for every cell."""
     steps = sorted({r["steps"] for r in records if r["name"].startswith("jest@")}) or [750]
-    note = caption(header, records, brief=True)
+    note = caption(header, records, brief=True, paired=False)
     written = look.both(lambda t: make_headline(records, note, t), folder / "figure1")
     narrow = folder / "figure1-phone"
     written += look.both(lambda t: make_headline(records, note, t, phone=True), narrow, False)
@@ -82,7 +94,7 @@ def draw_all(header: Header, records: list[Record], folder: Path) -> list[Path]:
     if longest(records):
         written += look.both(lambda t: make_why(records, note, t), folder / "why")
     page, parts = folder / "cells.md", ["\n".join(answer(records)), table(records).markdown()]
-    parts.append(caption(header, records))
+    parts.append(caption(header, records, paired=False))
     page.write_text("\n\n".join(["# The map, cell by cell", *parts]) + "\n")
     return [*written, page]
 
@@ -113,9 +125,9 @@ def make_headline(records: list[Record], note: str, theme: Theme, phone: bool = 
         else:
             axes = look.place(figure, left, top + 0.55, unit * wide[length], 3.1)
             left += unit * wide[length] + 0.35
-        _savings(axes, records, methods, length, TWO, theme)
+        _savings(axes, records, methods, length, FEW, theme)
         if not number:
-            how: Any = {"ncols": 1 if phone else 2, "fontsize": FONT + 0.5, "columnspacing": 1.4}
+            how: Any = {"ncols": 1 if phone else 3, "fontsize": FONT, "columnspacing": 1.4}
             at = (-0.2 if phone else -0.16, 1.14 if phone else 1.07)
             axes.legend(loc="lower left", bbox_to_anchor=at, borderpad=0, **how)
         elif not phone:
@@ -158,27 +170,30 @@ def _savings(
     records: list[Record],
     methods: dict[float, str],
     steps: int,
-    lines: Sequence[tuple[str, bool, str, str]],
+    lines: Sequence[Line],
     theme: Theme,
 ) -> None:
-    """Lines such as those of ALL at one length, with intervals; arrows where there is a bound.
-    methods: by quality."""
+    """These savings at one length, with intervals; arrows where there is a bound. methods: by
+    quality."""
     every = []
-    for axis, control, _, _ in lines:
-        each = {q: saving(records, m, q, steps, axis, control) for q, m in methods.items()}
+    for line in lines:
+        each = {
+            q: saving(records, line.method or m, q, steps, line.axis, line.simpler)
+            for q, m in methods.items()
+        }
         every.append({q: ratio for q, ratio in each.items() if ratio is not None})
     shown = sorted(set().union(*every))
     axes.set_yscale("log", base=2)
     # Many stand so far apart that no symbol hides another, and unjoined: lines would cross there.
-    many = len(lines) > 2
-    for number, (found, (_, _, label, bare)) in enumerate(zip(every, lines, strict=True)):
+    many = len(lines) > 3
+    for number, (found, line) in enumerate(zip(every, lines, strict=True)):
         aside = (0.12 if many else 0.06) * (number - (len(lines) - 1) / 2)
         there = [(shown.index(q) + aside, ratio) for q, ratio in sorted(found.items())]
-        colour = theme.colour(bare)
+        colour = theme.colour(line.colour)
         how: Any = {"color": colour, "marker": "o", "zorder": 3}
-        sure = [r.status == REACHED and not math.isnan(r.low) for _, r in there]
+        sure = [r.status == REACHED and r.seeds > 1 for _, r in there]
         x, saved = [at for at, _ in there], np.array([r.ratio for _, r in there])
-        axes.plot(x, np.where(sure, saved, np.nan), ls="" if many else "-", label=label, **how)
+        axes.plot(x, np.where(sure, saved, np.nan), ls="" if many else "-", label=line.label, **how)
         # Single seeds and bounds are hollow and never joined.
         axes.plot(x, np.where(sure, np.nan, saved), ls="", mfc=theme.background, **how)
         for at, ratio in there:
@@ -193,7 +208,7 @@ def _savings(
                     "", (at, ratio.ratio), tip, textcoords="offset points", arrowprops=arrow
                 )
     axes.axhline(1, color=theme.text, lw=0.8)
-    for y, words, off, va in PAPER[: 1 if lines is TWO else 2]:  # TWO has no FLOPs over uniform
+    for y, words, off, va in PAPER[: 1 if lines is FEW else 2]:  # FEW has no FLOPs over uniform
         axes.axhline(y, color=theme.muted, lw=0.8, ls=":")
         axes.text(-0.45, y * off, words, size=7, color=theme.muted, va=va)
     axes.set_ylim(LEAST, 100)

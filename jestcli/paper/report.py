@@ -34,8 +34,8 @@ TITLE = "What of JEST holds, where"
 OPENING = (
     "Joint example selection (JEST, arXiv 2406.17711) rebuilt at small scale: icons and emoji at "
     "32 pixels on cores and single GPUs, not billions of web photographs, so directions and ratios "
-    "can be compared, levels cannot. Claims outside the map were tested at 80 % wrong captions "
-    "after 192k examples, where uniform training is hardly above chance, unless they say otherwise."
+    "can be compared, levels cannot. Beside a verdict stands where it was tested: mostly at 80 % "
+    "wrong captions after 192k examples, where uniform training is hardly above chance."
 )
 READ_IT = (
     "For each claim: what it says, what was measured and a verdict, by rules fixed before the runs "

@@ -116,13 +116,14 @@ def core_hours(record: Record) -> float:
 class Ratio:
     """A saving and its interval. status: REACHED; MORE, where `ratio` is that at the baseline's
     longest run and a bound; LESS, that at its shortest. Without degrees of freedom low and high
-    are NaN. over: the baseline's name."""
+    are NaN. over: the baseline's name. seeds: the fewest of the cells that it is read off."""
 
     ratio: float
     low: float
     high: float
     status: str
     over: str
+    seeds: int = 2
 
     def __str__(self) -> str:
         bound = {REACHED: "", MORE: "more than ", LESS: "less than "}[self.status]
@@ -195,7 +196,10 @@ class Saving:
             before, after = (short < alpha).sum(), (past < alpha).sum()
             low = self._factor(x[before - 1], axis) if before else 0.0
             high = self._factor(x[GRID - after], axis) if after else math.inf
-        return Ratio(self._factor(x[first], axis), low, high, status, self.baseline)
+        after = int(np.searchsorted(self._logs("examples"), x[first] - 1e-9))
+        read = (self.cell, *self.curve[max(0, after - 1) : after + 1])
+        seeds = min(len(cell.scores) for cell in read)
+        return Ratio(self._factor(x[first], axis), low, high, status, self.baseline, seeds)
 
     def p_above(self, factor: float, axis: str = "examples") -> float:
         """One-sided p of "the saving is at most `factor`"; 1 where the baseline was not run so far,
@@ -264,7 +268,7 @@ class OverBest:
         corrected = 1 - (1 - level) / len(self.savings)
         best = min([r for r in each if r.status != MORE] or each, key=lambda r: r.ratio)
         high = min(s.ratio(axis, corrected).high for s in self.savings)
-        return Ratio(best.ratio, min(r.low for r in each), high, best.status, best.over)
+        return Ratio(best.ratio, min(r.low for r in each), high, best.status, best.over, best.seeds)
 
     def p_above(self, factor: float, axis: str = "charged") -> float:
         """One-sided p of "the saving over some control is at most `factor`" (each is tested)."""

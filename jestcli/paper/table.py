@@ -79,9 +79,10 @@ class Report(NamedTuple):
     raw: list[dict[str, Any]]
 
 
-def caption(header: Header, records: list[Record], brief: bool = False) -> str:
+def caption(header: Header, records: list[Record], brief: bool = False, paired: bool = True) -> str:
     """Data, profile, seeds, n, error bar, hardware, commit and references' AUC, in plain words.
-    brief: commits are counted, where there are more than three."""
+    brief: commits are counted, where there are more than three. paired: intervals compare methods
+    on the same seeds; else they are of the scatter within cells."""
     if not records:
         return f"{header.data}; profile {header.profile}; nothing run yet."
     sets = {k: v["n"] for r in records for k, v in r["benchmarks"].items()}
@@ -95,9 +96,11 @@ def caption(header: Header, records: list[Record], brief: bool = False) -> str:
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))} ({n} a method)",
         f"{len(sets)} benchmarks with {sum(sets.values()):,} answers in all (pictures that several "
         "of them ask about count several times)",
-        "intervals: 95 %, over seeds, for comparing methods on the same ones"
-        if most > 1
-        else "one seed, so no error bar",
+        "one seed, so no error bar"
+        if most < 2
+        else "intervals: 95 %, over seeds, for comparing methods on the same ones"
+        if paired
+        else "intervals: 95 %, by the scatter of seeds within cells, pooled over cells",
         hardware(records),
         f"{len(commits)} commits, named in records.json"
         if some

@@ -67,7 +67,8 @@ class Refutation:
 
 @dataclass(frozen=True)
 class Claim:
-    """says: the claim with its source; metric, second: see `records.value`."""
+    """says: the claim with its source; metric, second: see `records.value`; tested_at: the setting
+    that the verdict is about, in words."""
 
     key: str
     experiment: str
@@ -78,6 +79,7 @@ class Claim:
     region: Region | None = None
     metric: str = "mean"
     second: str | None = "nats"
+    tested_at: str = ""
 
     @property
     def margin(self) -> float:

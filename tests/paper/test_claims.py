@@ -57,7 +57,7 @@ def test_claims_name_experiments_and_runs_that_exist():
         asked = (*claim.core, *claim.sanity, *claim.refuted_if.contrasts)
         names = {name for contrast in asked for name in contrast.conditions}
         assert claim.metric in measured or names <= known[claim.experiment], claim.key
-    assert len(BY_KEY) == len(CLAIMS) == 40
+    assert len(BY_KEY) == len(CLAIMS) == 44
 
 
 def test_what_is_measured_is_what_a_claim_may_name():
@@ -118,7 +118,8 @@ def test_an_experiments_criterion_is_that_of_its_claims():
 
 
 def test_what_refutes_is_each_difference_turned_round_unless_it_is_said():
-    core, against = BY_KEY["poor pools"].core, BY_KEY["poor pools"].refuted_if.contrasts
+    plain = BY_KEY["rare classes"]
+    core, against = plain.core, plain.refuted_if.contrasts
     assert [c.turned().weights for c in core] == [c.weights for c in against]
     (kept,) = BY_KEY["training of the reference"].refuted_if.contrasts  # the other is of level ones
     assert kept.conditions == ("by-length@3000", "by-length@375")
