@@ -110,8 +110,8 @@ def _panel(
             missing.setdefault(place, []).append(label)
         width, marker = 1.6 if panel.ordered else 0, MARKERS[i % len(MARKERS)]
         how: Any = {"color": colour, "marker": marker, "zorder": 4}
-        if sure := [point for point in points if point not in single]:
-            axes.plot(*zip(*sure, strict=True), lw=width, **how)
+        sure = [(x, math.nan if (x, y) in single else y) for x, y in points]
+        axes.plot(*zip(*sure, strict=True), lw=width, **how)
         if single:
             axes.plot(*zip(*single, strict=True), lw=0, mfc=theme.background, **how)
         x, y = points[-1]
@@ -136,7 +136,8 @@ def _panel(
     low, high = axes.get_ylim()
     axes.set_ylim(low - (0.06 * (high - low) if missing else 0.0), high)
     for place, lines in missing.items():
-        foot, side = axes.get_xaxis_transform(), "left" if place == min(at.values()) else "center"
+        foot = axes.get_xaxis_transform()
+        side = {min(at.values()): "left", max(at.values()): "right"}.get(place, "center")
         text = f"{', '.join(lines)}: not run"
         axes.text(place, 0.02, text, transform=foot, ha=side, size=6, color=theme.muted)
     look.label_ends(axes, ends)
