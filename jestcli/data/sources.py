@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from braceexpand import braceexpand
 
@@ -182,16 +183,17 @@ def shell_commands(entries: Sequence[str]) -> list[str]:
     return [e for e in entries if any(url.startswith("pipe:") for url in expand_urls(e))]
 
 
-def identity(shards: list[str]) -> str:
-    """16 hex digits naming these shards: their addresses, and the sizes of local ones."""
-    sizes: list[int | None] = []
+def identity(shards: list[str], times: bool = False) -> str:
+    """16 hex digits naming these shards: their addresses, and the sizes of local ones; with `times`
+    also when they were last written."""
+    seen: list[Any] = []
     for url in shards:
         try:
-            seen = stamp(url)
-            sizes.append(seen[0] if seen else None)
+            state = stamp(url)
+            seen.append(state if state is None or times else state[0])
         except ShardError:
-            sizes.append(-1)
-    return hashlib.sha256(json.dumps([shards, sizes]).encode()).hexdigest()[:16]
+            seen.append(-1)
+    return hashlib.sha256(json.dumps([shards, seen]).encode()).hexdigest()[:16]
 
 
 def stamp(url: str) -> list[int] | None:

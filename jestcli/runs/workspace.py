@@ -49,15 +49,17 @@ class Workspace:
 
     def trunk(self, run: Run) -> Path | None:
         """The folder that `run` shares with those that differ in length (or in when they are
-        evaluated) alone: training/trunk.py. None unless its schedule has a part they share."""
+        evaluated) alone: training/trunk.py. None unless its schedule has a part they share.
+
+        Shards of one's own that were written anew begin another trunk, whatever their size: no
+        length may go on from what other pairs have trained."""
         if run.optim.trunk_steps == 0:
             return None
         same = run.optim.model_copy(update={"steps": 1, "decay": 0.5})
-        return (
-            self.runs
-            / "trunks"
-            / self._name(run.model_copy(update={"optim": same, "evaluation": Evaluation()}))
-        )
+        name = self._name(run.model_copy(update={"optim": same, "evaluation": Evaluation()}))
+        if run.data.own:
+            name += f"-{identity(all_shards((*run.data.train, *run.data.curated)), times=True)}"
+        return self.runs / "trunks" / name
 
     def _name(self, run: Run) -> str:
         text = f"{run.digest()} {data_key(run)}"

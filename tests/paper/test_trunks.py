@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,19 @@ def test_only_length_decay_and_evaluation_are_left_out_of_a_trunks_name(
         wsd(8, "jest", selection={"filter_ratio": 0.75}),
     ]
     assert len({trunk, *map(workspace.trunk, others)}) == 5
+
+
+def test_no_length_goes_on_from_what_other_pairs_have_trained(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    """Shards written anew within their size are the same run by name, but not the same trunk."""
+    (shard := tmp_path / "pool.tar").write_bytes(b"1" * 1024)
+    run = wsd(8, data={"train": [str(shard)]})
+    trunk, folder = workspace.trunk(run), workspace.folder(run)
+    assert workspace.trunk(wsd(80, data={"train": [str(shard)]})) == trunk
+    shard.write_bytes(b"2" * 1024)
+    os.utime(shard, (1, 1))
+    assert workspace.trunk(run) != trunk and workspace.folder(run) == folder
 
 
 def test_lengths_of_one_trunk_wait_for_one_another(workspace: Workspace) -> None:
