@@ -23,6 +23,7 @@ import numpy as np
 from jestcli.config import VERIFIED
 from jestcli.data.caption_noise import CaptionNoise
 from jestcli.forecast.answer import ranking
+from jestcli.forecast.page import METHOD
 from jestcli.forecast.races import USUAL, ratio_of
 from jestcli.forecast.seen import _embed
 from jestcli.forecast.share import BOUND, ESTIMATE, estimate, looks_wrong, score
@@ -337,7 +338,8 @@ def _recipe_lines() -> list[str]:
         "recommended, points (error) | JEST's saving forecast | true |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    tested, right, close, compared, bounds, kept = 0, 0, 0, 0, 0, 0
+    tested, right, close, bounds, kept = 0, 0, 0, 0, 0
+    compared: list[str] = []
     gains: list[tuple[float, dict[str, float]]] = []
     beyond: list[tuple[float, float]] = []
     for row in rows:
@@ -366,7 +368,7 @@ def _recipe_lines() -> list[str]:
                 continue
             said, real = row["saving"], row["true_saving"]
             if said["status"] == real["status"] == REACHED:
-                compared += 1
+                compared.append(row["cell"])
                 close += abs(math.log(said["ratio"] / real["ratio"])) <= math.log(1.5)
             elif said["status"] == MORE:
                 bounds += 1
@@ -381,9 +383,10 @@ def _recipe_lines() -> list[str]:
             f"raced {len(RACES)} times. Recommended the "
             f"winner, or within its error: {right} of {tested}. Mean score of what it recommends "
             f"{100 * mean:.2f} %, of the best constant recipe in hindsight ({best}) "
-            f"{100 * constant[best]:.2f} %. Saving within a factor 1.5: {close} of the {compared} "
-            "in which both are numbers and not bounds; “more than” was true in "
-            f"{kept} of {bounds}.",
+            f"{100 * constant[best]:.2f} %. Saving within a factor 1.5: {close} of the "
+            f"{len(compared)} in which both are numbers and not bounds (races of "
+            f"{', '.join(dict.fromkeys(compared))} alone); “more than” was true in {kept} of "
+            f"{bounds}.",
             "",
             "At the length of the races themselves nothing is extrapolated; of "
             f"{len(beyond)} rows of longer cells, held out or not, "
@@ -458,6 +461,8 @@ def _photo_lines() -> list[str]:
             ends.setdefault(each["method"], []).append(100 * each["score"])
     order = sorted(ends.items(), key=lambda item: -float(np.mean(item[1])))
     examples = max(each["examples"] for each in row["truth"])
+    named = METHOD[row["answer"]["now"]["rows"][0]["name"]]
+    gap = float(np.mean(order[0][1]) - np.mean(ends[named]))
     lines = [
         "",
         "## Data that are not icons",
@@ -471,12 +476,14 @@ def _photo_lines() -> list[str]:
         f"Full runs of {examples:,} examples, four times the longer race, on the same pool with a "
         "reference of the same length as the forecast's, mean of the scores (over seeds):",
         "",
-        "| recipe | % | lowest to highest |",
+        "| recipe | % | lowest to highest (seeds) |",
         "| --- | ---: | ---: |",
         *(
-            f"| {name} | {np.mean(x):.1f} | {min(x):.1f} to {max(x):.1f} ({len(x)} seeds) |"
+            f"| {name} | {np.mean(x):.1f} | {min(x):.1f} to {max(x):.1f} ({len(x)}) |"
             for name, x in order
         ),
+        "",
+        f"The forecast put {named} first; it ends {gap:.1f} points below the full runs' best.",
     ]
     return lines
 

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from jestcli.paper.experiment import find_experiment, read_experiment
-from jestcli.paper.map_words import short_answer
+from jestcli.paper.map_words import SINGLE, headline
 from jestcli.paper.methods import style
 from jestcli.paper.records import Record, load_records
 from jestcli.paper.saving import core_hours
@@ -60,7 +60,10 @@ def not_run(records: list[Record]) -> str:
 
 def answer(records: list[Record]) -> str:
     """What the map says, in short."""
-    return "\n".join(short_answer(records))
+    lines = headline(records)
+    if any(SINGLE in line for line in lines):
+        lines += ["", f"{SINGLE} One seed."]
+    return "\n".join(lines)
 
 
 def trials(records: list[Record]) -> str:

@@ -181,7 +181,7 @@ def tables(plans: list[Plan]) -> list[Table]:
         pairs.append([p.name, *(f"{x / 1e9:.3g}" for x in asdict(p.per_example).values())])
         iterations.append([p.name, *(f"{p.percent[c]:.1f}" for c in CONVENTIONS)])
         totals.append([p.name, *(f"{p.flops[c] / 1e12:.4g}" for c in CONVENTIONS)])
-    counted = ["run", "steps", "trained", "seen", "M parameters", "GB a device", "time"]
+    counted = ["run", "steps", "trained", "seen", "M params", "GB a device", "time"]
     conventions = ["run", *(c.replace("_", " ") for c in CONVENTIONS)]
     return [
         Table("Runs, in pairs", counted, runs),
@@ -193,7 +193,7 @@ def tables(plans: list[Plan]) -> list[Table]:
 
 def duration(seconds: float | None) -> str:
     if seconds is None:
-        return "not estimated"
+        return "–"
     for unit, size in (("years", 31_557_600), ("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"

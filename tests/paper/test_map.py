@@ -67,10 +67,8 @@ def test_winners_and_words_hold_the_records_numbers() -> None:
     assert map_words.ended_best(alone).rows[1][1] == "**curated alone¹** 4.9; JEST 3.9¹"
     assert maps.lengths(records) == [375] and maps.longer(records) == [750]
     uniform, simpler, lead, *_ = said = map_words.short_answer(records)
-    assert uniform.startswith(
-        "- **Over uniform training:** for the score that JEST reaches, uniform training needs"
-    )
-    for words in (" needs ×2 [", " to ×4 [", "Of 3 cells", "at no cell, excluded in 1; ×10"):
+    assert uniform.startswith("- **Over uniform training,** which needs ×2 [")
+    for words in (" to ×4 [", "of 3 cells", "at no cell, excluded in 1; ×10"):
         assert words in uniform
     assert "JEST saves compute at 0 % (96k), 80 % (192k); it costs more in 1 of 3 cells." in simpler
     assert lead.startswith("- With 0 % wrong captions JEST is at 8.0 % after 96k examples; no ")

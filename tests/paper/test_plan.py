@@ -86,7 +86,7 @@ def test_memory_is_near_what_the_cpu_keeps() -> None:
 @pytest.mark.parametrize(
     "seconds,words",
     [
-        (None, "not estimated"),
+        (None, "–"),
         (0.5, "0.5 s"),
         (90, "1.5 min"),
         (7200, "2 h"),
