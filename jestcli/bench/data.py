@@ -27,6 +27,7 @@ from jestcli.data.loader import Source, SuperBatchLoader
 from jestcli.data.shard_dataset import open_shards
 from jestcli.data.sources import Loading
 from jestcli.data.tokens import small_tokenizer
+from jestcli.runs.environment import environment
 from jestcli.utils.console import Terminal
 from jestcli.utils.tables import Table
 
@@ -104,7 +105,8 @@ def bench_data(
         "shards": list(shards) or f"drawn: JPEG, {SIDE[0]} x {SIDE[1]}, quality 90",
         **{"size": size, "scoring_size": scoring_size, "batch": batch, "cores": os.cpu_count()},
         **{"load_average": os.getloadavg()[0], "machine": platform.machine()},
-        **{"torch": torch.__version__, "rows": rows, "demand_pairs_per_second": demand},
+        **{"torch": torch.__version__, "commit": environment()["commit"] or "unknown"},
+        **{"rows": rows, "demand_pairs_per_second": demand},
     }
     console.print(table(result))
     console.print(verdict(result))
