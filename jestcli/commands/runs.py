@@ -15,6 +15,8 @@ from jestcli.utils.plain import say
 from jestcli.utils.tables import as_table
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from jestcli.runs.listing import Listed
 
 app = typer.Typer()
@@ -37,7 +39,8 @@ def runs(
         typer.Option(
             "--prune",
             help="List left-overs: checkpoints of finished runs (their weights and records stay), "
-            "runs that saved nothing, half-written files.",
+            "runs that saved nothing, half-written files; of the named runs, or those that fit "
+            "--filter, alone.",
         ),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="With --prune: remove them.")] = False,
@@ -50,16 +53,20 @@ def runs(
     a score too), and learning curves."""
     from jestcli.runs import listing
 
+    if yes and not prune:
+        from jestcli.config import ConfigError
+
+        raise ConfigError("--yes removes what --prune lists: give both")
     folder = listing.default_runs()
-    if prune:
-        _prune(yes)
-        return
     if words:
         found = [listing.read(listing.find(word, folder)) for word in words]
     else:
         found = listing.list_all(folder)
     found = listing.matching(found, filters)
-    if as_json:
+    if prune and (found or not filters):
+        # All of them: also the folders that never came to be listed as a run.
+        _prune(yes, [each.folder for each in found] if words or filters else None)
+    elif as_json:
         for each in found:
             print(json.dumps({"folder": str(each.folder), **each.row()}))
     elif words:
@@ -96,10 +103,13 @@ def _compare(found: list[Listed]) -> None:
         say(f"\n{drawn}")
 
 
-def _prune(yes: bool) -> None:
+def _prune(yes: bool, folders: list[Path] | None) -> None:
+    """Say what nothing needs in these run directories (None: in all there are); yes: remove it."""
     from jestcli.runs import leftovers, listing
 
-    found, total = leftovers.leftovers(listing.default_runs()), 0
+    if folders is None:
+        folders = [path for path in listing.default_runs().glob("*") if path.is_dir()]
+    found, total = leftovers.leftovers(folders), 0
     for left in found:
         size = left.bytes
         gone = not yes or leftovers.remove(left)

@@ -146,6 +146,24 @@ def test_left_overs_go_and_what_is_needed_stays(runs: Path, command: Command) ->
     assert command("runs", "--prune")[1] == "nothing is left over\n"
 
 
+def test_prune_keeps_to_the_runs_that_are_named(runs: Path, command: Command) -> None:
+    kept = []
+    for name in ("aa11", "ab22"):
+        kept.append(runs / (name + 8 * "0") / "checkpoint.safetensors")
+        kept[-1].write_bytes(bytes(3000))
+    for words in (["jest-bb99"], ["--filter", "sede=1"], ["--filter", "seed=9"]):
+        plain, pruned = command("runs", *words), command("runs", *words, "--prune", "--yes")
+        assert pruned == plain and (plain[0] == 2 or "fit these filters" in plain[1])
+    code, _, errors = command("runs", "--yes")
+    assert code == 2 and "--yes removes what --prune lists" in errors
+    assert "nothing is left over" in command("runs", "ab33", "--prune", "--yes")[1]
+    assert all(path.exists() for path in kept)
+    assert "3 kB freed" in command("runs", "--filter", "seed=1", "--prune", "--yes")[1]
+    assert kept[0].exists() and not kept[1].exists()
+    assert "3 kB freed" in command("runs", str(kept[0].parent), "--prune", "--yes")[1]
+    assert not kept[0].exists()
+
+
 def test_the_list_imports_nothing_heavy(runs: Path) -> None:
     words = ["-X", "importtime", "-m", "jestcli", "runs", "jest", "ab22"]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
