@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
 from jestcli.runs.listing import Listed, at, flat, mean_of, method_of, said
 
+HASH, DIGITS = "_sha256", 12  # of a file's hash so many digits are shown
 WIDE = (96, 12)  # characters and rows of a curve at most
 
 
@@ -22,8 +24,34 @@ def differing(found: Sequence[Listed]) -> list[list[str]]:
             settings = settings | {"reference": word}
         rows.append(flat(settings))
     keys = [key for key in dict.fromkeys(k for row in rows for k in row) if key != "label"]
-    told = [[key, *(said(row.get(key)) for row in rows)] for key in keys]
-    return [row for row in told if len(set(row[1:])) > 1]
+    told = {key: [said(row.get(key)) for row in rows] for key in keys}
+    told = {key: values for key, values in told.items() if len(set(values)) > 1}
+    return [
+        [key, *(x[:DIGITS] if key.endswith(HASH) else x for x in values)]
+        for key, values in told.items()
+        if not (key.endswith(HASH) and key.removesuffix(HASH) in told)  # the files themselves are
+    ]
+
+
+def fitted(settings: Sequence[Sequence[str]], width: int) -> list[list[str]]:
+    """`differing`'s rows with values that leave room for each other: those that are too long
+    without the folders that they share, and without their middle."""
+    longest = max((len(row[0]) for row in settings), default=0)
+    rows = []
+    for key, *values in settings:
+        most = max(12, (width - longest) // len(values) - 1)
+        if max(map(len, values)) > most:
+            # Their beginnings as text, for a list of paths is none.
+            shared = os.path.commonprefix(values).rfind("/") + 1  # noqa: RUF071
+            values = [f"…/{value[shared:]}" if shared > 1 else value for value in values]
+            values = [_without_middle(value, most) for value in values]
+        rows.append([key, *values])
+    return rows
+
+
+def _without_middle(text: str, most: int) -> str:
+    tail = (most - 1) // 2
+    return text if len(text) <= most else f"{text[: most - 1 - tail]}…{text[-tail:]}"
 
 
 def score_rows(found: Sequence[Listed]) -> list[list[str]]:

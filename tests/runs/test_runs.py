@@ -79,6 +79,40 @@ def test_the_list_fits_80_columns_and_says_state_and_score(runs: Path, command: 
     assert max(map(len, lines)) <= 80
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_long_words_leave_80_columns(
+    terminal: bool,
+    runs: Path,
+    tmp_path: Path,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if terminal:
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+        monkeypatch.setenv("COLUMNS", "80")
+    pool = str(tmp_path / ("a-long-name-of-a-folder" * 3))
+    for name, word in (("bb11", "first"), ("bb22", "other")):
+        folder = make(runs, name + 8 * "0", "hard-learner (seed 0)", RIGHT)
+        path = folder / "config.json"
+        own = merge(json.loads(path.read_text()), {
+            "data": {"train": [f"{pool}/{word}/{{00000..00002}}.tar", "b.tar"],
+                     "uids": f"{pool}/{word}.npy", "uids_sha256": word * 13},
+            "optim": {"steps": 24000}, "reference": tiny_reference().model_dump(mode="json"),
+            "selection": {"sampler": "joint", "criterion": "hard_learner"},
+            "source": {"noise_share": 0.8}, "init": f"{pool}/x.pt", "init_sha256": word * 13,
+        })  # fmt: skip
+        path.write_text(json.dumps(own))
+    _, listed, _ = command("runs")
+    assert "-bb11" in listed and " 80%" in listed
+    _, compared, _ = command("runs", "bb11", "bb22")
+    rows = {line.split()[0]: line.split()[1:] for line in compared.splitlines() if line.strip()}
+    assert rows["data.uids"] == ["…/first.npy", "…/other.npy"]
+    assert "data.uids_sha256" not in rows
+    assert rows["init_sha256"] == ["firstfirstfi", "otherotherot"]
+    assert "(bb1100000000)" in compared and max(map(len, compared.splitlines())) <= 80
+    assert max(map(len, listed.splitlines())) <= 80
+
+
 def test_filters_take_columns_and_settings(runs: Path, command: Command) -> None:
     def names(*filters: str) -> list[str]:
         words = [word for each in filters for word in ("--filter", each)]
