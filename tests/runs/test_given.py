@@ -13,6 +13,8 @@ import torch
 from tiny import TINY, fake_dataset, tiny_reference
 from toy import train_run
 
+from jestcli.commands.shared import Asked
+from jestcli.commands.training import learner_run
 from jestcli.config import METHODS, ConfigError, Run, make_run, merge
 from jestcli.data.tokens import SmallTokenizer
 from jestcli.models.flops import ForwardFlops, step_cost
@@ -96,6 +98,20 @@ def test_a_wrong_word_is_one_line(
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", missing)
     with pytest.raises(ConfigError, match=message):
         reference_settings(word, workspace.runs, workspace.data)
+
+
+def test_a_trained_reference_takes_no_steps(
+    workspace: Workspace, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JEST_RUNS", str(workspace.runs))
+    monkeypatch.setenv("JEST_DATA", str(workspace.data))
+    steps = {"reference.optim.steps": 50}
+    own = {"data": TINY["data"] | {"train": ["a.tar"]}}
+    given = merge(own, {"reference_model": "ViT-B-32:openai"})
+    for word, settings in ((str(folder), TINY), ("ViT-B-32:openai", own), (None, given)):
+        asked = Asked("jest", 0, settings)
+        with pytest.raises(ConfigError, match=r"--reference-steps 50: the reference .* is trained"):
+            learner_run(asked, word, None, steps, "cpu")
 
 
 def test_a_folder_of_several_models_is_refused(
