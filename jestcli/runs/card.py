@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jestcli.config import ConfigError, Run
+from jestcli.runs.compare import margin
 from jestcli.runs.listing import Listed, method_of, read
 from jestcli.training.checkpoint import write_atomic
 from jestcli.utils.errors import DataError
@@ -75,8 +76,8 @@ def _scores(listed: Listed) -> list[str]:
     if not scores:
         return ["Not evaluated."]
     rows = [
-        f"| {name} | {100 * s['score']:.1f} ± {196 * s['stderr']:.1f} | {100 * s['chance']:.2f} "
-        f"| {s['n']:,} |"
+        f"| {name} | {100 * s['score']:.1f} ± {100 * margin(s['score'], s['n']):.1f} "
+        f"| {100 * s['chance']:.2f} | {s['n']:,} |"
         for name, s in scores.items()
     ]
     part = listed.done.get("part", "all")

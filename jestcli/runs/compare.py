@@ -11,6 +11,7 @@ from typing import Any
 from jestcli.runs.listing import Listed, at, flat, mean_of, method_of, said
 
 HASH, DIGITS = "_sha256", 12  # of a file's hash so many digits are shown
+Z = 1.96  # standard errors of a 95 % interval
 WIDE = (96, 12)  # characters and rows of a curve at most
 
 
@@ -62,38 +63,52 @@ def score_rows(found: Sequence[Listed]) -> list[list[str]]:
     rows, spread = [], []
     for name in names:
         here = [each.get(name) for each in scores]
-        cells = [_interval(x["score"], x["stderr"]) if x else "–" for x in here]
+        cells = [_interval(x["score"], margin(x["score"], x["n"])) if x else "–" for x in here]
         if len(found) == 2 and here[0] and here[1]:
             gap = difference(here[0], here[1])
             spread.append(gap)
             cells.append(_interval(*gap, sign="+"))
         rows.append([name, *cells])
     if len(names) > 1 and all(set(each) == set(names) for each in scores):
-        cells = [_interval(*_over([(s["score"], s["stderr"]) for s in x.values()])) for x in scores]
+        each_run = [[(s["score"], margin(s["score"], s["n"])) for s in x.values()] for x in scores]
+        cells = [_interval(*_over(pairs)) for pairs in each_run]
         rows.append(["mean", *cells, *([_interval(*_over(spread), sign="+")] if spread else [])])
     width = max((len(row) for row in rows), default=1)
     return [row + ["–"] * (width - len(row)) for row in rows]
 
 
+def margin(score: float, n: float) -> float:
+    """How far from a share of n images Wilson's 95 % interval reaches, at its farther end.
+
+    A share of 0 or 1 has a standard error of 0, which no number of images makes certain."""
+    n, score = max(n, 1), min(max(score, 0.0), 1.0)
+    middle = (score + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z * math.sqrt(score * (1 - score) / n + (Z / (2 * n)) ** 2) / (1 + Z**2 / n)
+    return half + abs(middle - score)
+
+
 def difference(first: dict[str, Any], second: dict[str, Any]) -> tuple[float, float]:
-    """second - first, and its standard error over test images."""
+    """second - first, and how far its 95 % interval over test images reaches.
+
+    Paired by image it is Agresti and Min's: half an image is added to each of the four outcomes, so
+    that no change at all is not certain either."""
     n, gap = first["n"], second["score"] - first["score"]
     a, b = first.get("hits"), second.get("hits")
     if a is None or b is None or n != second["n"]:
-        return gap, math.hypot(first["stderr"], second["stderr"])
+        return gap, math.hypot(*(margin(x["score"], x["n"]) for x in (first, second)))
     one, two = int(a or "0", 16), int(b or "0", 16)
-    changed = (one ^ two).bit_count() / n
-    return gap, math.sqrt(max(0.0, changed - gap**2) / n)
+    won, lost = ((x & ~y).bit_count() + 0.5 for x, y in ((two, one), (one, two)))
+    return gap, Z * math.sqrt(won + lost - (won - lost) ** 2 / (n + 2)) / (n + 2)
 
 
 def _over(pairs: list[tuple[float, float]]) -> tuple[float, float]:
-    """The mean of scores, and its standard error."""
+    """The mean of scores, and how far its interval reaches."""
     k = len(pairs)
-    return sum(x for x, _ in pairs) / k, math.sqrt(sum(se**2 for _, se in pairs)) / k
+    return sum(x for x, _ in pairs) / k, math.sqrt(sum(reach**2 for _, reach in pairs)) / k
 
 
-def _interval(score: float, stderr: float, sign: str = "") -> str:
-    return f"{100 * score:{sign}.1f} ±{196 * stderr:.1f}"
+def _interval(score: float, reach: float, sign: str = "") -> str:
+    return f"{100 * score:{sign}.1f} ±{100 * reach:.1f}"
 
 
 def curves(found: Sequence[Listed], width: int) -> str:

@@ -232,7 +232,7 @@ def test_the_card_says_what_was_trained_and_what_it_scores(tmp_path: Path) -> No
         "50% of the pool's captions",
         "2 TFLOP",
         "scoring 3.",
-        "| birds | 25.0 ± 9.8 | 10.00 | 75 |",
+        "| birds | 25.0 ± 10.9 | 10.00 | 75 |",
         "Images scored: test",
         "local-dir:.",
         "bpe_path='bpe-600",

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy.stats import binomtest
 from tiny import tiny_reference, tiny_run
 
 from jestcli.config import METHODS, ConfigError, make_run, merge
-from jestcli.runs import listing
+from jestcli.runs import compare, listing
 from jestcli.utils.lock import hold
 
 Command = Callable[..., tuple[int, str, str]]
@@ -146,9 +147,21 @@ def test_two_runs_side_by_side(runs: Path, command: Command) -> None:
     assert code == 0 and "A  jest-aa11: uniform" in out
     assert any(line.split() == ["seed", "0", "1"] for line in out.splitlines())
     (birds,) = (line.split() for line in out.splitlines() if line.startswith("birds"))
-    # Two of twelve images changed: paired, that is -1/6 with a variance of (1/6 - 1/36) / 12.
-    assert birds == ["birds", "66.7", "±26.7", "50.0", "±28.3", "-16.7", "±21.1"]
+    # Two of twelve images changed: paired, that is -1/6; of 14, .5 won and 2.5 lost ones.
+    assert birds == ["birds", "66.7", "±27.6", "50.0", "±24.6", "-16.7", "±23.1"]
     assert "mean score, %" in out and "|" in out
+
+
+def test_none_and_all_of_n_are_not_certain(runs: Path, command: Command) -> None:
+    assert [compare.margin(x, 40) for x in (0, 1)] == pytest.approx([0.0876, 0.0876], abs=1e-4)
+    for hits in (8, 20, 33):  # Wilson's interval
+        low, high = binomtest(hits, 40).proportion_ci(method="wilson")
+        farther = max(high - hits / 40, hits / 40 - low)
+        assert compare.margin(hits / 40, 40) == pytest.approx(farther, abs=1e-4)
+    for name in ("cc11", "cc22"):
+        make(runs, name + 8 * "0", f"{name} (seed 0)", [False] * 40)
+    (birds,) = (x for x in command("runs", "cc11", "cc22")[1].splitlines() if x[:5] == "birds")
+    assert birds.split() == ["birds", "0.0", "±8.8", "0.0", "±8.8", "+0.0", "±4.7"]
 
 
 def test_a_methods_name_is_told_from_its_settings() -> None:
