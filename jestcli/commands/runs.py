@@ -88,6 +88,11 @@ def _width() -> int:
 def _compare(found: list[Listed]) -> None:
     from jestcli.runs import compare, listing
 
+    for i, each in enumerate(found):
+        if any(each.folder.samefile(other.folder) for other in found[:i]):
+            from jestcli.config import ConfigError
+
+            raise ConfigError(f"{each.name} is named twice: a run is compared with others")
     letters, width = [chr(ord("A") + i) for i in range(len(found))], _width()
     for letter, each in zip(letters, found, strict=True):
         row = each.row()

@@ -152,6 +152,12 @@ def test_two_runs_side_by_side(runs: Path, command: Command) -> None:
     assert "mean score, %" in out and "|" in out
 
 
+def test_a_run_is_not_compared_with_itself(runs: Path, command: Command) -> None:
+    for words in (("jest", "jest"), ("jest", "ab22", str(runs / ("aa11" + 8 * "0")))):
+        code, out, errors = command("runs", *words)
+        assert (code, out) == (2, "") and "jest-aa11 is named twice" in errors
+
+
 def test_none_and_all_of_n_are_not_certain(runs: Path, command: Command) -> None:
     assert [compare.margin(x, 40) for x in (0, 1)] == pytest.approx([0.0876, 0.0876], abs=1e-4)
     for hits in (8, 20, 33):  # Wilson's interval
