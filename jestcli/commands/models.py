@@ -25,9 +25,12 @@ def evaluate(
 ) -> None:
     """Evaluate trained models on all benchmark images: all finished runs, those that are named, or
     the one that `jest train` makes of --config and the like."""
+    from jestcli.config import ConfigError
     from jestcli.runs.evaluate import evaluate_folder, list_runs, scores_table
     from jestcli.runs.listing import find
     from jestcli.runs.workspace import StageError, read_run
+    from jestcli.training.checkpoint import CheckpointError
+    from jestcli.utils.errors import DataError
 
     workspace, console = shared.make_workspace(), shared.make_console()
     found = [find(word, workspace.runs) for word in runs or ()]
@@ -36,9 +39,18 @@ def evaluate(
     found = found or list_runs(workspace)
     if not found:
         raise StageError(f"no trained model in {workspace.runs}: run `jest train` first")
+    skipped = False
     for folder in found:
-        own = read_run(folder)[1].data.own
-        console.print(scores_table(*evaluate_folder(folder, workspace), own))
+        try:
+            own = read_run(folder)[1].data.own
+            console.print(scores_table(*evaluate_folder(folder, workspace), own))
+        except (ConfigError, StageError, CheckpointError, DataError) as error:
+            if len(found) == 1:
+                raise
+            shared.say(f"skipped {folder}: {error}")
+            skipped = True
+    if skipped:
+        raise typer.Exit(1)
 
 
 @app.command("inspect")

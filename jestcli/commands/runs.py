@@ -12,9 +12,11 @@ import typer
 
 from jestcli.commands.options import RunWords
 from jestcli.utils.plain import say
-from jestcli.utils.tables import as_table
+from jestcli.utils.tables import as_table, cropped
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from jestcli.runs.listing import Listed
 
 app = typer.Typer()
@@ -37,7 +39,8 @@ def runs(
         typer.Option(
             "--prune",
             help="List left-overs: checkpoints of finished runs (their weights and records stay), "
-            "runs that saved nothing, half-written files.",
+            "runs that saved nothing, half-written files; of the named runs, or those that fit "
+            "--filter, alone.",
         ),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="With --prune: remove them.")] = False,
@@ -50,56 +53,73 @@ def runs(
     a score too), and learning curves."""
     from jestcli.runs import listing
 
+    if yes and not prune:
+        from jestcli.config import ConfigError
+
+        raise ConfigError("--yes removes what --prune lists: give both")
     folder = listing.default_runs()
-    if prune:
-        _prune(yes)
-        return
     if words:
         found = [listing.read(listing.find(word, folder)) for word in words]
     else:
         found = listing.list_all(folder)
     found = listing.matching(found, filters)
-    if as_json:
+    if prune and (found or not filters):
+        # All of them: also the folders that never came to be listed as a run.
+        _prune(yes, [each.folder for each in found] if words or filters else None)
+    elif as_json:
         for each in found:
             print(json.dumps({"folder": str(each.folder), **each.row()}))
     elif words:
         _compare(found)
     elif found:
         rows = [listing.short(each.row(), time.time()) for each in found]
-        say(as_table([list(listing.COLUMNS), *rows], (3, 4, 6, 7, 8), _width()))
+        # A pipe's reader may look for whole names.
+        gives = ((2, 9), (0, 12), (2, 6)) if sys.stdout.isatty() else ((2, 6),)
+        say(as_table([list(listing.COLUMNS), *rows], (3, 4, 6, 7, 8), _width(), gives))
     else:
         say(f"no runs in {folder}" + (" fit these filters" if filters else ""))
 
 
-def _width() -> int | None:
-    """Columns of the terminal; None where the output is read by something else."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+def _width() -> int:
+    """Columns of the terminal; 80 where the output is read by something else."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
 
 
 def _compare(found: list[Listed]) -> None:
     from jestcli.runs import compare, listing
 
-    letters = [chr(ord("A") + i) for i in range(len(found))]
+    for i, each in enumerate(found):
+        if any(each.folder.samefile(other.folder) for other in found[:i]):
+            from jestcli.config import ConfigError
+
+            raise ConfigError(f"{each.name} is named twice: a run is compared with others")
+    letters, width = [chr(ord("A") + i) for i in range(len(found))], _width()
     for letter, each in zip(letters, found, strict=True):
         row = each.row()
         words = listing.short(row, time.time())
-        say(
-            f"{letter}  {row['name']}: {', '.join((*words[1:3], f'seed {words[3]}'))}, "
-            f"{words[5]}, {words[4]} steps ({each.folder})"
-        )
+        about = (words[1], cropped(words[2], 16), f"seed {words[3]}", words[5])
+        here = each.folder.absolute().parent == listing.default_runs().absolute()
+        where = each.folder.name if here else each.folder  # its digits find it, as its path does
+        line = f"{letter}  {row['name']}: {', '.join(about)}, {words[4]} steps"
+        gap = " " if len(f"{line} ({where})") <= width else "\n   "
+        say(f"{line}{gap}({where})")
     if settings := compare.differing(found):
-        say(f"\n{as_table([['setting', *letters], *settings], (), _width())}")
+        settings = compare.fitted(settings, width)
+        say(f"\n{as_table([['setting', *letters], *settings], (), width)}")
     if scores := compare.score_rows(found):
         head = ["score, %", *letters, *(["B - A"] if len(scores[0]) > len(letters) + 1 else [])]
-        say(f"\n{as_table([head, *scores], range(1, len(head)), _width())}")
-    if drawn := compare.curves(found, _width() or 80):
+        say(f"\n{as_table([head, *scores], range(1, len(head)), width)}")
+    if drawn := compare.curves(found, width):
         say(f"\n{drawn}")
 
 
-def _prune(yes: bool) -> None:
+def _prune(yes: bool, folders: list[Path] | None) -> None:
+    """Say what nothing needs in these run directories (None: in all there are); yes: remove it."""
     from jestcli.runs import leftovers, listing
 
-    found, total = leftovers.leftovers(listing.default_runs()), 0
+    if folders is None:
+        folders = [path for path in listing.default_runs().glob("*") if path.is_dir()]
+    found, total = leftovers.leftovers(folders), 0
     for left in found:
         size = left.bytes
         gone = not yes or leftovers.remove(left)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jestcli.config import Run
 
 app = typer.Typer()
+REFERENCE_STEPS = "reference.optim.steps"
 
 
 @app.command("train-reference")
@@ -49,7 +50,7 @@ def train_reference(
     pairs = [*set_, *(words or ())]
     check_reaches_reference(pairs)
     asked = shared.read_asked(config, pairs, seed=seed)
-    more = {"reference.optim.steps": reference_steps}
+    more = {REFERENCE_STEPS: reference_steps}
     settings = shared.with_models(shared.with_options(asked.settings, more), None, init)
     of_file = {key: settings.pop(key) for key in ("init", "init_sha256") if key in settings}
     settings = shared.with_options(merge(settings, {"reference": of_file}), {"data.level": level})
@@ -91,7 +92,7 @@ def train(
 
     asked = shared.read_asked(config, [*set_, *(words or ())], method, seed)
     more = {
-        "reference.optim.steps": reference_steps,
+        REFERENCE_STEPS: reference_steps,
         "model.lock_image": lock_image or None,
         "source.noise_share": noise_share,
     }
@@ -126,7 +127,7 @@ def cache_reference(
     from jestcli.paper.experiment import Job
 
     asked = shared.read_asked(config, [*set_, *(words or ())], method, seed)
-    run = learner_run(asked, reference, None, {"reference.optim.steps": reference_steps}, profile)
+    run = learner_run(asked, reference, None, {REFERENCE_STEPS: reference_steps}, profile)
     shared.announce(run)
     from jestcli.runs.reference import cache_reference, scores_by_reference
     from jestcli.training.devices import pick_device
@@ -148,9 +149,13 @@ def learner_run(
     asked: shared.Asked, reference: str | None, init: str | None, more: dict[str, Any], profile: str
 ) -> Run:
     """The run that these options mean, checked as far as it can be before anything is loaded."""
+    from jestcli.config import ConfigError
     from jestcli.runs.at_once import check_at_once
 
     settings = shared.with_models(asked.settings, reference, init)
+    word, steps = reference or settings.get("reference_model"), more.get(REFERENCE_STEPS)
+    if word and steps is not None:
+        raise ConfigError(f"--reference-steps {steps}: the reference {word} is trained already")
     run = replace(asked, settings=shared.with_options(settings, more)).run(profile)
     check_at_once(run)
     return run

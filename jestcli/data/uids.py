@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -32,10 +33,12 @@ def uids_of(keys: list[str]) -> np.ndarray:
 def read_uids(path: Path) -> np.ndarray:
     """The pairs of a .npy file, u8,u8 [n]. Raises DataError for anything else."""
     try:
-        found: np.ndarray = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
-        why = " ".join(str(error).split())[:160]
-        raise DataError(f"data.uids={path} cannot be read: {why}") from None
+        with path.open("rb") as file:  # np.load would take an archive, too
+            found: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+    except OSError as error:
+        raise DataError(f"data.uids={path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, EOFError, SyntaxError, TokenError):  # numpy's words: advice to unpickle
+        raise DataError(f"data.uids={path} cannot be read: no whole .npy array of u8,u8") from None
     if found.dtype != UID or found.ndim != 1:
         raise DataError(f"data.uids={path}: expected an array of u8,u8, not {found.dtype}")
     return found

@@ -152,6 +152,7 @@ def build_model(
     low: Resolution | None = None,
     loss: str = "sigmoid",
     stored_patch: int | None = None,
+    filled: bool = True,
 ) -> Clip:
     """A model with fresh weights, or pretrained ones; the same seed gives the same weights.
 
@@ -160,6 +161,8 @@ def build_model(
     loss: a softmax model has no bias (nothing would train it).
     stored_patch: patch size at which own towers store their weights; None is the largest, from
         which no size loses anything. A named tower stores its own.
+    filled: read the pretrained weights; False where others are put in at once, which must not need
+        a file that may have gone or changed since.
     Built in `torch.device("meta")` it allocates nothing. Raises ConfigError."""
     full = Resolution(min(patch_sizes), data.image_size)
     low = low or Resolution(max(patch_sizes), data.image_size)
@@ -183,7 +186,8 @@ def build_model(
             clip = named(catalogue.read(model.name), data, head, model.pretrained is not None)
     if model.pretrained is None:
         return Clip(clip, full, low)
-    _load_pretrained(clip, model)
+    if filled:
+        _load_pretrained(clip, model)
     return Clip(clip, full, low, _pixels(model))
 
 
@@ -297,5 +301,6 @@ def _pixels(model: Model) -> tuple[Any, Any]:
     else:
         if "init_logit_bias" in catalogue.read(model.name):  # the SigLIP family: [-1, 1]
             usual = ([0.5] * 3, [0.5] * 3)
-        about = {} if Path(model.pretrained).exists() else _tag(model.name, model.pretrained)
+        a_file = model.pretrained_sha256 or Path(model.pretrained).exists()
+        about = {} if a_file else _tag(model.name, model.pretrained)
     return about.get("mean") or usual[0], about.get("std") or usual[1]

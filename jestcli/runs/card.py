@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from jestcli.config import ConfigError, Run
+from jestcli.runs.compare import margin
 from jestcli.runs.listing import Listed, method_of, read
 from jestcli.training.checkpoint import write_atomic
 from jestcli.utils.errors import DataError
@@ -73,8 +76,8 @@ def _scores(listed: Listed) -> list[str]:
     if not scores:
         return ["Not evaluated."]
     rows = [
-        f"| {name} | {100 * s['score']:.1f} ± {196 * s['stderr']:.1f} | {100 * s['chance']:.2f} "
-        f"| {s['n']:,} |"
+        f"| {name} | {100 * s['score']:.1f} ± {100 * margin(s['score'], s['n']):.1f} "
+        f"| {100 * s['chance']:.2f} | {s['n']:,} |"
         for name, s in scores.items()
     ]
     part = listed.done.get("part", "all")
@@ -89,8 +92,8 @@ def _scores(listed: Listed) -> list[str]:
 
 
 def push_folder(out: Path, repository: str) -> str:
-    """Upload all of `out` to a model repository, made if missing; returns its address. Where the
-    folder lies on this machine is taken out of its files.
+    """Upload all of `out` to a model repository, made if missing; returns its address. What is
+    uploaded does not say where the folder lies on this machine; the folder itself stays as it is.
 
     The token is the one that huggingface_hub finds. Raises ConfigError, DataError in one line.
     """
@@ -98,13 +101,26 @@ def push_folder(out: Path, repository: str) -> str:
 
     if repository.count("/") != 1:
         raise ConfigError(f"--push {repository}: expected ORG/NAME")
-    for path in out.glob("*.json"):
-        path.write_text(path.read_text().replace(f"{out.resolve()}/", ""))
     api = huggingface_hub.HfApi()
-    try:
-        api.create_repo(repository, exist_ok=True)
-        api.upload_folder(repo_id=repository, folder_path=str(out))
-    except Exception as error:  # the hub's, and any of the network's
-        why = " ".join(str(error).split())[:200]
-        raise DataError(f"--push {repository} failed: {why}; {out} is complete") from None
+    with tempfile.TemporaryDirectory(prefix="jest-push-") as kept:
+        _copy_without_place(out.resolve(), Path(kept))
+        try:
+            api.create_repo(repository, exist_ok=True)
+            api.upload_folder(repo_id=repository, folder_path=kept)
+        except Exception as error:  # the hub's, and any of the network's
+            why = " ".join(str(error).split())[:200]
+            raise DataError(
+                f"--push {repository} failed: {why}; the upload is missing or incomplete, "
+                f"the export is in {out}"
+            ) from None
     return f"{api.endpoint}/{repository}"
+
+
+def _copy_without_place(out: Path, to: Path) -> None:
+    """The files of `out` in the folder `to`, their JSON with paths from within `out`."""
+    for path in out.iterdir():
+        if path.suffix == ".json":
+            place = json.dumps(f"{out}/")[1:-1]  # as JSON spells it: "ü" is six characters
+            (to / path.name).write_text(path.read_text().replace(place, ""))
+        else:  # weights may be larger than what is free where temporary files go
+            (to / path.name).symlink_to(path)

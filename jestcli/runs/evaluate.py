@@ -16,7 +16,7 @@ def evaluate_folder(folder: Path, workspace: Workspace) -> tuple[str, dict[str, 
     """Label of the run and its scores on all images of its part of every benchmark."""
     label, run = read_run(folder)
     set_threads(THREADS)
-    inputs = data_of(run, workspace)
+    inputs = data_of(run, workspace, folder)
     model, part = load_folder(run, folder), run.evaluation.part
     return label, evaluate(model, inputs.tokenizer, inputs.benchmarks(), part=part)
 

@@ -20,6 +20,7 @@ from jestcli.models.cnn import SmallPair
 from jestcli.models.flexi import FlexiVisual, OneView, pi_resize_matrix, resize_matrix
 from jestcli.models.towers import Clip
 from jestcli.runs.card import write_card
+from jestcli.runs.given import SMALL, models_in
 from jestcli.runs.run_data import tokenizer_of
 from jestcli.runs.trained import load_folder
 from jestcli.runs.workspace import StageError, Workspace, read_run
@@ -40,7 +41,8 @@ def export(
         the files of a Hugging Face folder, which `local-dir:OUT` loads with its preprocessing.
     A convolutional tower has no patches, and no form but its own: weights and a short module that
     loads them with PyTorch alone.
-    Raises ConfigError for a patch size or format that is not there, StageError for the rest.
+    Raises ConfigError for a patch size or format that is not there, and where `out` holds another
+    model; StageError for the rest.
     """
     if form is not None and form not in FORMATS:
         raise ConfigError(f"--format {form}{did_you_mean(form, list(FORMATS))}")
@@ -70,11 +72,15 @@ def _export_towers(
         raise ConfigError(f"--patch {patch}: this run was trained at {known}")
     name = f"jest-{folder.name}-patch{patch}"
     tensors = {k: v.contiguous() for k, v in open_clip_weights(model, patch).items()}
+    mean, std = (_by_channel(model, name) for name in ("mean", "std"))
+    weights = save(tensors, {"image_mean": json.dumps(mean), "image_std": json.dumps(std)})
+    if form == "hf":
+        _check_alone(out, catalogue.FOLDER_CONFIG, "open_clip_model.safetensors", weights)
+    else:
+        _check_alone(out, f"{name}.safetensors", f"{name}.safetensors", weights)
     out.mkdir(parents=True, exist_ok=True)
     config = open_clip_config(run, patch, _vocabulary(run, out))
     _check_builds(config, tensors, patch)
-    mean, std = (_by_channel(model, name) for name in ("mean", "std"))
-    weights = save(tensors, {"image_mean": json.dumps(mean), "image_std": json.dumps(std)})
     if form == "hf":
         write_atomic(out / "open_clip_model.safetensors", weights)
         preprocess = {"size": run.data.image_size, "mode": "RGB", "mean": mean, "std": std}
@@ -120,9 +126,10 @@ def _export_small(run: Run, model: Clip, out: Path) -> str:
             f"image_{k}_mean": norm.get_buffer(f"mean_{side}"),
             f"image_{k}_var": norm.get_buffer(f"var_{side}"),
         }
-    out.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
     torch.save({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, content)
+    _check_alone(out, SMALL, "weights.pt", content.getvalue())
+    out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "weights.pt", content.getvalue())
     about = {
         "layers": len(run.model.channels),
@@ -133,12 +140,26 @@ def _export_small(run: Run, model: Clip, out: Path) -> str:
         "bias": float(model.bias),
     }
     write_json(out / "model.json", about)
-    write_atomic(out / "jest_model.py", Path(standalone.__file__).read_bytes())
+    write_atomic(out / SMALL, Path(standalone.__file__).read_bytes())
     where = str(out.resolve())
     return (
         f"import sys; sys.path.insert(0, {where!r})\n"
         f"import jest_model\nmodel = jest_model.load({where!r})"
     )
+
+
+def _check_alone(out: Path, own: str, file: str, weights: bytes) -> None:
+    """Whether `out` holds no other model than the one to be written: whoever names the folder later
+    means one. Raises ConfigError.
+
+    own: what `models_in` calls it; file: its weights, of these bytes.
+    """
+    there = [name for name in models_in(out) if name != own]
+    before = out / file
+    if own in models_in(out) and before.is_file() and before.read_bytes() != weights:
+        there.append(file)
+    if there:
+        raise ConfigError(f"{out} holds another model already: {', '.join(there)}")
 
 
 def open_clip_weights(model: Clip, patch: int) -> dict[str, Tensor]:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from jestcli.config import ConfigError, merge
-from jestcli.models.words import FILES, check_word
+from jestcli.models.words import FILES, check_word, weights_file
 from jestcli.runs import listing
 from jestcli.utils import catalogue
+
+SMALL = "jest_model.py"  # what loads an exported convolutional tower
 
 
 def find_reference(word: str, runs: Path) -> str | Path:
@@ -55,17 +57,29 @@ def _is_run(word: str) -> bool:
     return Path(word).expanduser().is_dir() or (":" not in word and word not in catalogue.known())
 
 
+def models_in(folder: Path) -> list[str]:
+    """The file that stands for each exported model in a folder: open_clip_config.json, the
+    NAME.safetensors that have a NAME.json, and jest_model.py."""
+    named = (x for x in folder.glob("*.safetensors") if x.with_suffix(".json").is_file())
+    single = (folder / name for name in (catalogue.FOLDER_CONFIG, SMALL))
+    return sorted(x.name for x in (*named, *single) if x.is_file())
+
+
 def _exported(folder: Path) -> str:
-    """MODEL:FILE or local-dir:DIR for what `jest export` wrote."""
+    """MODEL:FILE or local-dir:DIR for what `jest export` wrote. Raises ConfigError, also for
+    several models."""
     folder = folder.resolve()
-    if (folder / catalogue.FOLDER_CONFIG).is_file():
-        return f"{catalogue.LOCAL}{folder}"
-    for file in sorted(folder.glob("*.safetensors")):
-        if file.with_suffix(".json").is_file():
-            return f"{file.stem}:{file}"
-    if (folder / "jest_model.py").is_file():
+    found = models_in(folder)
+    if len(found) > 1:
+        raise ConfigError(f"{folder} holds {len(found)} models, keep one: {', '.join(found)}")
+    if not found:
+        raise ConfigError(f"{folder} is neither a run nor an exported model")
+    if found == [SMALL]:
         raise ConfigError(f"{folder} holds a model for PyTorch alone: name the run it came from")
-    raise ConfigError(f"{folder} is neither a run nor an exported model")
+    if found == [catalogue.FOLDER_CONFIG]:
+        return f"{catalogue.LOCAL}{folder}"
+    file = folder / found[0]
+    return f"{file.stem}:{file}"
 
 
 def start_settings(word: str, settings: dict[str, Any], runs: Path) -> dict[str, Any]:
@@ -79,9 +93,10 @@ def start_settings(word: str, settings: dict[str, Any], runs: Path) -> dict[str,
     if path.is_file() or (path.suffix in FILES and ":" not in word):
         return _from_file(path, settings)
     if path.is_dir() and not (path / "config.json").exists():
-        if (path / catalogue.FOLDER_CONFIG).is_file():
-            return _from_file(Path(catalogue.weights_of(f"{catalogue.LOCAL}{path}")), settings)
-        return _from_file(Path(_exported(path).partition(":")[2]), settings)
+        try:
+            return _from_file(Path(weights_file(_exported(path))), settings)
+        except ValueError as error:  # no weights there
+            raise ConfigError(f"--init {word}: {error}") from None
     if _is_run(word):
         return _from_file(listing.find(word, runs) / listing.MODEL, settings)
     try:

@@ -6,6 +6,7 @@ import re
 import shutil
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,12 +32,16 @@ class Leftover:
         return sum({x.st_ino: x.st_size for x in about if names[x.st_ino] >= x.st_nlink}.values())
 
 
-def leftovers(runs: Path) -> list[Leftover]:
-    """What may go: training checkpoints of finished runs (weights and records stay, and the best
-    checkpoint where it is not the last), runs that saved nothing, and half-written files."""
-    busy, found = held(runs), []
-    for folder in sorted(path for path in runs.glob("*") if path.is_dir()):
-        if folder.name in busy or not _ours(folder):
+def leftovers(folders: Iterable[Path]) -> list[Leftover]:
+    """What may go from these run directories: training checkpoints of finished runs (weights and
+    records stay, and the best checkpoint where it is not the last), runs that saved nothing, and
+    half-written files."""
+    folders = sorted({folder.resolve(): folder for folder in folders}.values())
+    busy = {top: held(top) for top in {folder.resolve().parent for folder in folders}}
+    found: list[Leftover] = []
+    for folder in folders:
+        real = folder.resolve()
+        if real.name in busy[real.parent] or not _ours(real):
             continue
         done, last = (folder / "done.json").exists(), folder / "checkpoint.safetensors"
         if done and (folder / MODEL).exists():

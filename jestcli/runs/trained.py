@@ -22,17 +22,20 @@ def load_run(run: Run, workspace: Workspace) -> Clip:
 
 
 def load_folder(run: Run, folder: Path) -> Clip:
-    """The model in the run directory `folder` of `run`. Raises StageError if there is none."""
+    """The model in the run directory `folder` of `run`, whatever became of the weights that it
+    started from. Raises StageError if there is none."""
     path = folder / MODEL
     if not path.exists():
         raise StageError(f"no trained model in {folder}")
-    model = new_learner(run)
+    model = new_learner(run, filled=False)
     load_model(path, model)
     return model
 
 
-def new_learner(run: Run) -> Clip:
-    """The run's model as initialised: flexible only where the run uses low resolution."""
+def new_learner(run: Run, filled: bool = True) -> Clip:
+    """The run's model as initialised: flexible only where the run uses low resolution.
+
+    filled: see `build_model`."""
     selection = run.selection
     flexible = selection.low_res_share > 0 or selection.low_res_scoring
     several = flexible and selection.approximation == "patch"
@@ -45,6 +48,7 @@ def new_learner(run: Run) -> Clip:
         low=low_view(run.model, run.data, selection) if flexible else None,
         loss=run.optim.loss,
         stored_patch=patches[0] if run.init_from_reference else None,
+        filled=filled,
     )
 
 

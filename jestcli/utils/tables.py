@@ -43,19 +43,30 @@ class Table:
 
 
 def as_table(
-    rows: Sequence[Sequence[str]], right: Sequence[int] = (), width: int | None = None
+    rows: Sequence[Sequence[str]],
+    right: Sequence[int] = (),
+    width: int | None = None,
+    gives: Sequence[tuple[int, int]] = ((0, 12),),
 ) -> str:
-    """Lines of columns, the first row being headings; the first column gives way to `width`."""
+    """Lines of columns, the first row being headings.
+
+    gives: which columns give way to `width`, in this order, each down to so many characters.
+    """
     sizes = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    if width is not None:
-        sizes[0] = max(12, min(sizes[0], width - sum(sizes[1:]) - len(sizes) + 1))
+    for i, least in gives:
+        over = 0 if width is None else max(0, sum(sizes) + len(sizes) - 1 - width)
+        sizes[i] = min(sizes[i], max(least, sizes[i] - over))
     lines = []
-    for first, *others in rows:
-        if len(first) > sizes[0]:  # its beginning, and its last five characters: they name the run
-            first = f"{first[: sizes[0] - 6]}…{first[-5:]}"
+    for row in rows:
         cells = (
-            word.rjust(size) if i in right else word.ljust(size)
-            for i, (word, size) in enumerate(zip((first, *others), sizes, strict=True))
+            cropped(word, size).rjust(size) if i in right else cropped(word, size).ljust(size)
+            for i, (word, size) in enumerate(zip(row, sizes, strict=True))
         )
         lines.append(" ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def cropped(word: str, size: int) -> str:
+    """At most `size` characters (6 or more): the beginning, and the last five, which tell runs and
+    shares of wrong captions apart."""
+    return word if len(word) <= size else f"{word[: size - 6]}…{word[-5:]}"

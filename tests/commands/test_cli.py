@@ -322,6 +322,13 @@ def test_an_experiment_from_nothing_to_figure_and_table(
     assert code == 0 and out.count("mean of all") == 4 and "objects_fewshot" in out
     one = next(p for p in (home / "runs").iterdir())
     assert command("eval", str(one))[1].count("mean of all") == 1
+    weights = one / "model.safetensors"
+    kept = weights.read_bytes()
+    weights.write_bytes(b"damaged")
+    code, out, errors = command("eval")
+    assert code == 1 and out.count("mean of all") == 3, "the others are scored"
+    assert errors.startswith(f"jest: skipped {one}: ") and errors.count("\n") == 1
+    weights.write_bytes(kept)
 
     code, out, _ = command("reproduce", "small.yaml", "--headline", "--list")
     assert code == 0 and len(re.findall("done [0-9a-f]{6}", out)) == 4

@@ -70,5 +70,17 @@ def test_another_array_is_one_line(array: np.ndarray, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+HEAD = b"\x93NUMPY\x01\x00\x04\x00"
+
+
+@pytest.mark.parametrize("content", [b"a1b2\nc3d4\n", b"", b"PK\x03\x04", HEAD, HEAD + b"{(  "])
+def test_another_file_is_one_line(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "u.npy").write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read_uids(tmp_path / "u.npy")
+    path = tmp_path / "u.npy"
+    assert str(caught.value) == f"data.uids={path} cannot be read: no whole .npy array of u8,u8"
+
+
 def test_a_uid_is_two_halves() -> None:
     assert uid("00000000000000010000000000000002") == (1, 2)

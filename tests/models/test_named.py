@@ -20,6 +20,8 @@ from tiny import tiny_run
 from jestcli.config import ConfigError, Data, Model, Run, make_run
 from jestcli.models.flexi import FlexiVisual, Resolution, drop_tokens
 from jestcli.models.towers import Clip, build_model, low_view, named
+from jestcli.runs.trained import MODEL, load_folder, new_learner
+from jestcli.training.checkpoint import save_model
 from jestcli.training.loss import contrastive_loss
 from jestcli.training.optimiser import make_optimiser
 from jestcli.utils import catalogue
@@ -292,6 +294,25 @@ def test_a_pretrained_fixed_patch_checkpoint_is_flexified(weights: tuple[Path, A
     make_optimiser(model, tiny_run().optim).step()
     larger = build_model(settings(path), Data(**DATA.model_dump() | {"image_size": 64}), (8, 16), 0)
     assert larger.encode_image(torch.ones(1, 3, 64, 64)).isfinite().all(), "another image size"
+
+
+def test_a_trained_model_needs_no_file_that_it_started_from(
+    weights: tuple[Path, Any], tmp_path: Path
+) -> None:
+    path, _ = weights
+    run = make_run(
+        {"data": DATA.model_dump(), "model": settings(path).model_dump()}
+        | {"selection": {"sampler": "uniform"}}
+    )
+    before = new_learner(run)
+    save_model(tmp_path / MODEL, before, {})
+    path.write_bytes(b"another")
+    with pytest.raises(ConfigError, match="is not the file this run was made for"):
+        new_learner(run)
+    for _ in range(2):
+        model = load_folder(run, tmp_path)
+        assert torch.equal(model.encode_image(IMAGES), before.encode_image(IMAGES))
+        path.unlink(missing_ok=True)
 
 
 def test_weights_that_do_not_fit_are_one_line(weights: tuple[Path, Any], tmp_path: Path) -> None:

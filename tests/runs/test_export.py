@@ -232,7 +232,7 @@ def test_the_card_says_what_was_trained_and_what_it_scores(tmp_path: Path) -> No
         "50% of the pool's captions",
         "2 TFLOP",
         "scoring 3.",
-        "| birds | 25.0 ± 9.8 | 10.00 | 75 |",
+        "| birds | 25.0 ± 10.9 | 10.00 | 75 |",
         "Images scored: test",
         "local-dir:.",
         "bpe_path='bpe-600",
@@ -256,21 +256,32 @@ def test_a_model_is_pushed_to_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         def log_message(self, *_: Any) -> None:
             pass
 
-    out = tmp_path / "out"
+    out = tmp_path / "für alle"
     out.mkdir()
-    (out / "open_clip_config.json").write_text(json.dumps({"bpe_path": f"{out}/bpe.txt.gz"}))
+    written = json.dumps({"bpe_path": f"{out}/bpe.txt.gz"})
+    (out / "open_clip_config.json").write_text(written)
+    (out / "open_clip_model.safetensors").write_bytes(b"weights")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         hub = huggingface_hub.HfApi(f"http://127.0.0.1:{server.server_port}", token="t")
-        sent: list[dict[str, Any]] = []
-        monkeypatch.setattr(hub, "upload_folder", lambda **how: sent.append(how))
+        sent: list[dict[str, bytes]] = []
+
+        def upload_folder(repo_id: str, folder_path: str) -> None:
+            assert repo_id == "mine/birds"
+            sent.append({path.name: path.read_bytes() for path in Path(folder_path).iterdir()})
+
+        monkeypatch.setattr(hub, "upload_folder", upload_folder)
         monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
         assert push_folder(out, "mine/birds") == f"{hub.endpoint}/mine/birds"
-        with pytest.raises(DataError, match=r"--push mine/closed failed: .*403.* is complete"):
+        with pytest.raises(
+            DataError, match=r"--push mine/closed failed: .*403.*; the upload is missing"
+        ):
             push_folder(out, "mine/closed")
         server.shutdown()
     assert asked[0].startswith("/api/repos/create") and '"birds"' in asked[0]
-    assert sent == [{"repo_id": "mine/birds", "folder_path": str(out)}]
-    assert json.loads((out / "open_clip_config.json").read_text()) == {"bpe_path": "bpe.txt.gz"}
+    (files,) = sent
+    assert json.loads(files.pop("open_clip_config.json")) == {"bpe_path": "bpe.txt.gz"}
+    assert files == {"open_clip_model.safetensors": b"weights"}
+    assert (out / "open_clip_config.json").read_text() == written, "the printed Python reads it"
     with pytest.raises(ConfigError, match="expected ORG/NAME"):
         push_folder(out, "birds")

@@ -13,6 +13,8 @@ import torch
 from tiny import TINY, fake_dataset, tiny_reference
 from toy import train_run
 
+from jestcli.commands.shared import Asked
+from jestcli.commands.training import learner_run
 from jestcli.config import METHODS, ConfigError, Run, make_run, merge
 from jestcli.data.tokens import SmallTokenizer
 from jestcli.models.flops import ForwardFlops, step_cost
@@ -25,6 +27,7 @@ from jestcli.runs.workspace import Workspace, read_run, start_folder
 from jestcli.training.augment import normalise
 from jestcli.training.checkpoint import save_model, write_json
 from jestcli.training.reference import open_clip_reference
+from jestcli.utils import catalogue
 
 TEXTS = ["a red car", "two cats"]
 
@@ -95,6 +98,64 @@ def test_a_wrong_word_is_one_line(
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", missing)
     with pytest.raises(ConfigError, match=message):
         reference_settings(word, workspace.runs, workspace.data)
+
+
+def test_a_trained_reference_takes_no_steps(
+    workspace: Workspace, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JEST_RUNS", str(workspace.runs))
+    monkeypatch.setenv("JEST_DATA", str(workspace.data))
+    steps = {"reference.optim.steps": 50}
+    own = {"data": TINY["data"] | {"train": ["a.tar"]}}
+    given = merge(own, {"reference_model": "ViT-B-32:openai"})
+    for word, settings in ((str(folder), TINY), ("ViT-B-32:openai", own), (None, given)):
+        asked = Asked("jest", 0, settings)
+        with pytest.raises(ConfigError, match=r"--reference-steps 50: the reference .* is trained"):
+            learner_run(asked, word, None, steps, "cpu")
+
+
+def test_a_folder_of_several_models_is_refused(
+    workspace: Workspace, folder: Path, tmp_path: Path
+) -> None:
+    export(folder, tmp_path, None, "open_clip", workspace)
+    own = tmp_path / f"jest-{folder.name}-patch8.safetensors"
+    others = {
+        "abc.safetensors": (tmp_path / "abc.safetensors", tmp_path / "abc.json"),
+        catalogue.FOLDER_CONFIG: (tmp_path / catalogue.FOLDER_CONFIG,),
+    }
+    for other, files in others.items():
+        for file in files:
+            file.write_bytes(own.with_suffix(file.suffix).read_bytes())
+        for named in (reference_settings, lambda word, runs: start_settings(word, TINY, runs)):
+            with pytest.raises(ConfigError, match="holds 2 models, keep one: ") as caught:
+                named(str(tmp_path), workspace.runs)
+            assert own.name in str(caught.value) and other in str(caught.value)
+        for file in files:
+            file.unlink()
+    settings = start_settings(str(tmp_path), TINY, workspace.runs)
+    assert settings["init"] == str(own)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    (tmp_path / catalogue.FOLDER_CONFIG).write_text("{}")
+    with pytest.raises(ConfigError, match=r"--init .*holds no weights"):
+        start_settings(str(tmp_path), TINY, workspace.runs)
+
+
+def test_an_export_leaves_another_model_alone(
+    workspace: Workspace, folder: Path, tmp_path: Path
+) -> None:
+    for form, other in (("open_clip", "hf"), ("hf", "open_clip")):
+        out = tmp_path / form
+        for _ in range(2):  # the same one again is fine
+            export(folder, out, None, form, workspace)
+        before = {path: path.read_bytes() for path in out.iterdir()}
+        with pytest.raises(ConfigError, match="holds another model already: "):
+            export(folder, out, None, other, workspace)
+        (weights,) = out.glob("*.safetensors")
+        weights.write_bytes(b"another's")
+        with pytest.raises(ConfigError, match=f"holds another model already: {weights.name}"):
+            export(folder, out, None, form, workspace)
+        assert set(before) == set(out.iterdir()) and weights.read_bytes() == b"another's"
 
 
 def start(settings: dict[str, Any]) -> Run:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy.stats import binomtest
 from tiny import tiny_reference, tiny_run
 
 from jestcli.config import METHODS, ConfigError, make_run, merge
-from jestcli.runs import listing
+from jestcli.runs import compare, listing
 from jestcli.utils.lock import hold
 
 Command = Callable[..., tuple[int, str, str]]
@@ -79,6 +80,40 @@ def test_the_list_fits_80_columns_and_says_state_and_score(runs: Path, command: 
     assert max(map(len, lines)) <= 80
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_long_words_leave_80_columns(
+    terminal: bool,
+    runs: Path,
+    tmp_path: Path,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if terminal:
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+        monkeypatch.setenv("COLUMNS", "80")
+    pool = str(tmp_path / ("a-long-name-of-a-folder" * 3))
+    for name, word in (("bb11", "first"), ("bb22", "other")):
+        folder = make(runs, name + 8 * "0", "hard-learner (seed 0)", RIGHT)
+        path = folder / "config.json"
+        own = merge(json.loads(path.read_text()), {
+            "data": {"train": [f"{pool}/{word}/{{00000..00002}}.tar", "b.tar"],
+                     "uids": f"{pool}/{word}.npy", "uids_sha256": word * 13},
+            "optim": {"steps": 24000}, "reference": tiny_reference().model_dump(mode="json"),
+            "selection": {"sampler": "joint", "criterion": "hard_learner"},
+            "source": {"noise_share": 0.8}, "init": f"{pool}/x.pt", "init_sha256": word * 13,
+        })  # fmt: skip
+        path.write_text(json.dumps(own))
+    _, listed, _ = command("runs")
+    assert "-bb11" in listed and " 80%" in listed
+    _, compared, _ = command("runs", "bb11", "bb22")
+    rows = {line.split()[0]: line.split()[1:] for line in compared.splitlines() if line.strip()}
+    assert rows["data.uids"] == ["…/first.npy", "…/other.npy"]
+    assert "data.uids_sha256" not in rows
+    assert rows["init_sha256"] == ["firstfirstfi", "otherotherot"]
+    assert "(bb1100000000)" in compared and max(map(len, compared.splitlines())) <= 80
+    assert max(map(len, listed.splitlines())) <= 80
+
+
 def test_filters_take_columns_and_settings(runs: Path, command: Command) -> None:
     def names(*filters: str) -> list[str]:
         words = [word for each in filters for word in ("--filter", each)]
@@ -112,9 +147,27 @@ def test_two_runs_side_by_side(runs: Path, command: Command) -> None:
     assert code == 0 and "A  jest-aa11: uniform" in out
     assert any(line.split() == ["seed", "0", "1"] for line in out.splitlines())
     (birds,) = (line.split() for line in out.splitlines() if line.startswith("birds"))
-    # Two of twelve images changed: paired, that is -1/6 with a variance of (1/6 - 1/36) / 12.
-    assert birds == ["birds", "66.7", "±26.7", "50.0", "±28.3", "-16.7", "±21.1"]
+    # Two of twelve images changed: paired, that is -1/6; of 14, .5 won and 2.5 lost ones.
+    assert birds == ["birds", "66.7", "±27.6", "50.0", "±24.6", "-16.7", "±23.1"]
     assert "mean score, %" in out and "|" in out
+
+
+def test_a_run_is_not_compared_with_itself(runs: Path, command: Command) -> None:
+    for words in (("jest", "jest"), ("jest", "ab22", str(runs / ("aa11" + 8 * "0")))):
+        code, out, errors = command("runs", *words)
+        assert (code, out) == (2, "") and "jest-aa11 is named twice" in errors
+
+
+def test_none_and_all_of_n_are_not_certain(runs: Path, command: Command) -> None:
+    assert [compare.margin(x, 40) for x in (0, 1)] == pytest.approx([0.0876, 0.0876], abs=1e-4)
+    for hits in (8, 20, 33):  # Wilson's interval
+        low, high = binomtest(hits, 40).proportion_ci(method="wilson")
+        farther = max(high - hits / 40, hits / 40 - low)
+        assert compare.margin(hits / 40, 40) == pytest.approx(farther, abs=1e-4)
+    for name in ("cc11", "cc22"):
+        make(runs, name + 8 * "0", f"{name} (seed 0)", [False] * 40)
+    (birds,) = (x for x in command("runs", "cc11", "cc22")[1].splitlines() if x[:5] == "birds")
+    assert birds.split() == ["birds", "0.0", "±8.8", "0.0", "±8.8", "+0.0", "±4.7"]
 
 
 def test_a_methods_name_is_told_from_its_settings() -> None:
@@ -144,6 +197,24 @@ def test_left_overs_go_and_what_is_needed_stays(runs: Path, command: Command) ->
     gone = {done / "checkpoint.safetensors", done / "best.safetensors", empty, empty / ".lock"}
     assert set(before) - set(runs.rglob("*")) == gone
     assert command("runs", "--prune")[1] == "nothing is left over\n"
+
+
+def test_prune_keeps_to_the_runs_that_are_named(runs: Path, command: Command) -> None:
+    kept = []
+    for name in ("aa11", "ab22"):
+        kept.append(runs / (name + 8 * "0") / "checkpoint.safetensors")
+        kept[-1].write_bytes(bytes(3000))
+    for words in (["jest-bb99"], ["--filter", "sede=1"], ["--filter", "seed=9"]):
+        plain, pruned = command("runs", *words), command("runs", *words, "--prune", "--yes")
+        assert pruned == plain and (plain[0] == 2 or "fit these filters" in plain[1])
+    code, _, errors = command("runs", "--yes")
+    assert code == 2 and "--yes removes what --prune lists" in errors
+    assert "nothing is left over" in command("runs", "ab33", "--prune", "--yes")[1]
+    assert all(path.exists() for path in kept)
+    assert "3 kB freed" in command("runs", "--filter", "seed=1", "--prune", "--yes")[1]
+    assert kept[0].exists() and not kept[1].exists()
+    assert "3 kB freed" in command("runs", str(kept[0].parent), "--prune", "--yes")[1]
+    assert not kept[0].exists()
 
 
 def test_the_list_imports_nothing_heavy(runs: Path) -> None:
