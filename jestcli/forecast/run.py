@@ -178,16 +178,30 @@ def _question(asked: Asked, source: Run) -> str:
     """What `asked.out` answers, and of which shards. Raises ConfigError where that is another
     question, or where the shards have changed since."""
     path, another = asked.out / "asked.json", "name another folder with --out"
-    mine = [asked.overrides, asked.reference, asked.benchmarks]
+    mine = [_of_any_length(asked.overrides), asked.reference, asked.benchmarks]
     shards = stamps(source) if source.data.own else {}
     question = json.dumps({"asked": mine, "shards": shards}, sort_keys=True)
     if path.exists():
         before = read_json(path, f": {another}")
-        if before.get("asked") != parse_json(question.encode())["asked"]:
+        theirs = before.get("asked")
+        if isinstance(theirs, list) and theirs and isinstance(theirs[0], dict):
+            theirs = [_of_any_length(theirs[0]), *theirs[1:]]  # it was once part of the question
+        if theirs != parse_json(question.encode())["asked"]:
             raise ConfigError(f"{asked.out} holds another forecast: {another}")
         if (why := difference(before.get("shards", {}), shards)) is not None:
             raise ConfigError(f"{why} since the forecast {asked.out} began: {another}")
     return question
+
+
+def _of_any_length(overrides: dict[str, Any]) -> dict[str, Any]:
+    """Without the length of the shorter race: races of another length are other runs, but on the
+    same sample."""
+    kept = deepcopy(overrides)
+    if isinstance(optim := kept.get("optim"), dict):
+        optim.pop("steps", None)
+        if not optim:
+            del kept["optim"]
+    return kept
 
 
 def _reference(

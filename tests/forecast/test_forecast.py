@@ -237,6 +237,33 @@ def test_a_folder_of_another_forecast_is_left_alone(
     assert "holds another forecast" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("old", [False, True])
+def test_races_of_another_length_go_on_with_the_same_sample(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], old: bool
+) -> None:
+    """What it advises where there is too little time is no other question, nor was it one to a
+    folder whose file still names a length."""
+    words = ("forecast", "--pool", str(place / "pool"), "--curated", str(place / "good"))
+    words += ("--config", "tiny.yaml", "--minutes", "0.1")
+    assert jest(monkeypatch, *words) == 2
+    assert "name the shorter race's length (--set optim.steps=100)" in capsys.readouterr().err
+    sampled, path = place / "forecast" / "sample" / "pool" / "sample.json", "forecast/asked.json"
+    before = sampled.stat().st_mtime_ns
+    if old:
+        content = json.loads((place / path).read_text())
+        content["asked"][0].setdefault("optim", {})["steps"] = 77
+        (place / path).write_text(json.dumps(content))
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(racing, "train_all", stopped)
+    assert jest(monkeypatch, *words, "--set", "optim.steps=100") == 130
+    assert sampled.stat().st_mtime_ns == before
+    assert jest(monkeypatch, *words, "--set", "optim.lr=0.1") == 2
+    assert "holds another forecast" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("change, said", [("new", "03.tar has come"), ("cut", "its size differs")])
 def test_a_pool_that_has_changed_is_another_question(
     place: Path,
