@@ -20,10 +20,11 @@ from jestcli.config import ConfigError, Model, Run, explain, make_run, merge
 from jestcli.data.caption_noise import CaptionNoise
 from jestcli.data.dataset import Dataset
 from jestcli.data.decoded import DecodedDataset, build_decoded
-from jestcli.data.remote import ShardError
+from jestcli.data.remote import ShardError, is_remote
 from jestcli.data.shard_dataset import ShardDataset
 from jestcli.data.sources import list_shards
 from jestcli.data.tar import read_index
+from jestcli.evaluation.folders import check_all
 from jestcli.forecast import page
 from jestcli.forecast import races as racing
 from jestcli.forecast.answer import answer
@@ -101,10 +102,23 @@ def source_run(overrides: dict[str, Any]) -> Run:
 
 
 def _some(entries: tuple[str, ...]) -> list[tuple[str, int]]:
-    """Shards to look at, each with the number of the entry that it is of."""
-    shards = [(shard, i) for i, entry in enumerate(entries) for shard in list_shards(entry)]
+    """Shards to look at, each with the number of the entry that it is of. Raises ConfigError where
+    an entry on this machine has none."""
+    shards = [(shard, i) for i, entry in enumerate(entries) for shard in _shards_of(entry)]
     dice = generator(0, "shards to look at")
     return [shards[i] for i in sorted(dice.permutation(len(shards))[:SHARDS].tolist())]
+
+
+def _shards_of(entry: str) -> list[str]:
+    try:
+        shards = list_shards(entry)
+    except DataError as error:
+        if is_remote(entry):  # that a store does not answer is no fault of the command
+            raise
+        raise ConfigError(str(error)) from None
+    if not any(is_remote(shard) or Path(shard).is_file() for shard in shards):
+        raise ConfigError(f"no such file: {shards[0] if shards else entry}")
+    return shards
 
 
 def forecast(asked: Asked, workspace: Workspace, console: Console) -> list[Path]:
@@ -120,7 +134,8 @@ def forecast(asked: Asked, workspace: Workspace, console: Console) -> list[Path]
     question = _question(asked, source)
     named = {"train": ["pool"], "curated": ["curated"], "image_size": source.data.image_size}
     tried = merge(asked.overrides, {"optim": {"steps": racing.MOST}})
-    make_run(racing.base_settings(named, tried))  # a wrong setting is said before data are read
+    race = make_run(racing.base_settings(named, tried))  # a wrong setting is said at once
+    _check_benchmarks(asked, race)
     loading = replace(workspace.loading, cache=out / "cache")
     place = replace(workspace, runs=out / "runs", loading=loading)
     console.print(f"ends by about {_clock(end)}; stopped, the same command goes on")
@@ -172,6 +187,15 @@ def forecast(asked: Asked, workspace: Workspace, console: Console) -> list[Path]
 
 def _clock(when: float) -> str:
     return time.strftime("%H:%M", time.localtime(when))
+
+
+def _check_benchmarks(asked: Asked, run: Run) -> None:
+    """Whether the races can be scored on what the user names. Raises ConfigError."""
+    if asked.benchmarks:
+        try:
+            check_all(Path(asked.benchmarks), run.data.shots)
+        except DataError as error:
+            raise ConfigError(str(error)) from None
 
 
 def _question(asked: Asked, source: Run) -> str:

@@ -161,6 +161,9 @@ def test_from_shards_to_an_answer_and_on_where_it_was_stopped(
         (("--pool", "POOL"), "give --curated, too"),
         (("--curated", "GOOD"), "give --pool, too"),
         (("--pool", "nowhere/*.tar", "--curated", "GOOD"), "no shard matches nowhere/*.tar"),
+        (("--pool", "nowhere", "--curated", "GOOD"), "no such file: nowhere"),
+        (("--pool", ".", "--curated", "GOOD"), "no .tar shard in the folder ."),
+        (("--pool", "POOL", "--curated", "GOOD", "--benchmarks", "no"), "no benchmark in no"),
         (("--pool", "POOL", "--curated", "GOOD", "--tower", "ViT-B-61"), "did you mean ViT-B-16"),
         (("--pool", "POOL", "--curated", "GOOD", "--reference", "ViT-B-61:x"), "no model"),
         (("--pool", "GOOD", "--curated", "GOOD"), "the pool has 48 pairs"),
@@ -181,7 +184,8 @@ def test_what_cannot_be_is_one_line(
     )
     places = {"POOL": str(place / "pool"), "GOOD": str(place / "good")}
     given = [places.get(word, word) for word in words]
-    assert jest(monkeypatch, "forecast", "--config", "tiny.yaml", *given) in (1, 2)
+    few = said.startswith("the pool has")  # known when they are counted: a fault of the data
+    assert jest(monkeypatch, "forecast", "--config", "tiny.yaml", *given) == 2 - few
     *skipped, error = capsys.readouterr().err.splitlines()
     assert said in error and all(line.startswith("skipped ") for line in skipped)
     # A corrected command is no other question.
