@@ -57,8 +57,9 @@ class Loading:
 def list_shards(entry: str) -> list[str]:
     """The shards of one source: a folder's *.tar (or *.TAR) by name, a pattern's, or itself.
 
-    Braces ({000..099}), `*` and webdataset's `::` lists are expanded. Raises DataError when a
-    folder or a `*` pattern holds none.
+    Braces ({000..099}), `*` and webdataset's `::` lists are expanded; so are `?` and `[01]` of a
+    local name, where there is no file of that very name. Raises DataError when a folder or a `*`
+    pattern holds none.
     """
     path = _path(entry)
     if not is_remote(entry) and path.is_dir():
@@ -80,9 +81,14 @@ def _matches(url: str) -> list[str]:
     if is_remote(url):
         return [url]
     name = str(_path(url))
-    matches = sorted(glob.glob(name)) if "*" in name else [name]
-    if not matches:
-        raise DataError(f"no shard matches {name}")
+    if "*" in name:
+        matches = sorted(glob.glob(name))
+        if not matches:
+            raise DataError(f"no shard matches {name}")
+    elif os.path.lexists(name):  # `?` and `[` may stand in a name
+        matches = [name]
+    else:
+        matches = sorted(glob.glob(name)) or [name]
     return list(map(_of_file, matches))
 
 

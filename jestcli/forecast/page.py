@@ -59,19 +59,29 @@ def share_sentence(share: Share) -> str:
     """What the share is, and what kind of number."""
     value, low, high = (100 * x for x in asdict(share.looks_wrong).values())
     number = f"{value:.0f} % of the pool [{low:.0f}, {high:.0f}]"
-    right = f"of curated pairs, which are right, {100 * share.curated:.0f} % do"
+    which = "" if share.doubtful else " which are right,"
+    right = f"of curated pairs,{which} {100 * share.curated:.0f} % do"
     if share.kind == ESTIMATE:
         return (
             f"The reference cannot tell {number} from wrong captions ({right}). It knows pairs "
             "like the pool's, so this is an estimate of how much is wrong."
         )
-    why = (
-        "It tells the pool's pairs worse than curated ones: the share of wrong captions is at most "
-        "that, and may be far lower"
-        if share.kind == BOUND
-        else "Too few right pairs are left to say whether it knows the pool: read it as an upper "
-        "bound"
-    )
+    if share.doubtful:
+        why = (
+            "Curated pairs look wrong, too: it tells those held out worse than the pool's right "
+            f"ones (AUC {share.auc_curated:.2f} against {share.auc_right.value:.2f}). Look at "
+            "them, and read the share as an upper bound"
+        )
+    elif share.kind == BOUND:
+        why = (
+            "It tells the pool's pairs worse than curated ones: the share of wrong captions is at "
+            "most that, and may be far lower"
+        )
+    else:
+        why = (
+            "Too few right pairs are left to say whether it knows the pool: read it as an upper "
+            "bound"
+        )
     return f"The reference cannot tell {number} from wrong captions ({right}). {why}."
 
 

@@ -20,10 +20,11 @@ from jestcli.config import ConfigError, Model, Run, explain, make_run, merge
 from jestcli.data.caption_noise import CaptionNoise
 from jestcli.data.dataset import Dataset
 from jestcli.data.decoded import DecodedDataset, build_decoded
-from jestcli.data.remote import ShardError
+from jestcli.data.remote import ShardError, is_remote
 from jestcli.data.shard_dataset import ShardDataset
 from jestcli.data.sources import list_shards
 from jestcli.data.tar import read_index
+from jestcli.evaluation.folders import check_all
 from jestcli.forecast import page
 from jestcli.forecast import races as racing
 from jestcli.forecast.answer import answer
@@ -101,10 +102,23 @@ def source_run(overrides: dict[str, Any]) -> Run:
 
 
 def _some(entries: tuple[str, ...]) -> list[tuple[str, int]]:
-    """Shards to look at, each with the number of the entry that it is of."""
-    shards = [(shard, i) for i, entry in enumerate(entries) for shard in list_shards(entry)]
+    """Shards to look at, each with the number of the entry that it is of. Raises ConfigError where
+    an entry on this machine has none."""
+    shards = [(shard, i) for i, entry in enumerate(entries) for shard in _shards_of(entry)]
     dice = generator(0, "shards to look at")
     return [shards[i] for i in sorted(dice.permutation(len(shards))[:SHARDS].tolist())]
+
+
+def _shards_of(entry: str) -> list[str]:
+    try:
+        shards = list_shards(entry)
+    except DataError as error:
+        if is_remote(entry):  # that a store does not answer is no fault of the command
+            raise
+        raise ConfigError(str(error)) from None
+    if not any(is_remote(shard) or Path(shard).is_file() for shard in shards):
+        raise ConfigError(f"no such file: {shards[0] if shards else entry}")
+    return shards
 
 
 def forecast(asked: Asked, workspace: Workspace, console: Console) -> list[Path]:
@@ -120,7 +134,8 @@ def forecast(asked: Asked, workspace: Workspace, console: Console) -> list[Path]
     question = _question(asked, source)
     named = {"train": ["pool"], "curated": ["curated"], "image_size": source.data.image_size}
     tried = merge(asked.overrides, {"optim": {"steps": racing.MOST}})
-    make_run(racing.base_settings(named, tried))  # a wrong setting is said before data are read
+    race = make_run(racing.base_settings(named, tried))  # a wrong setting is said at once
+    _check_benchmarks(asked, race)
     loading = replace(workspace.loading, cache=out / "cache")
     place = replace(workspace, runs=out / "runs", loading=loading)
     console.print(f"ends by about {_clock(end)}; stopped, the same command goes on")
@@ -174,20 +189,43 @@ def _clock(when: float) -> str:
     return time.strftime("%H:%M", time.localtime(when))
 
 
+def _check_benchmarks(asked: Asked, run: Run) -> None:
+    """Whether the races can be scored on what the user names. Raises ConfigError."""
+    if asked.benchmarks:
+        try:
+            check_all(Path(asked.benchmarks), run.data.shots)
+        except DataError as error:
+            raise ConfigError(str(error)) from None
+
+
 def _question(asked: Asked, source: Run) -> str:
     """What `asked.out` answers, and of which shards. Raises ConfigError where that is another
     question, or where the shards have changed since."""
     path, another = asked.out / "asked.json", "name another folder with --out"
-    mine = [asked.overrides, asked.reference, asked.benchmarks]
+    mine = [_of_any_length(asked.overrides), asked.reference, asked.benchmarks]
     shards = stamps(source) if source.data.own else {}
     question = json.dumps({"asked": mine, "shards": shards}, sort_keys=True)
     if path.exists():
         before = read_json(path, f": {another}")
-        if before.get("asked") != parse_json(question.encode())["asked"]:
+        theirs = before.get("asked")
+        if isinstance(theirs, list) and theirs and isinstance(theirs[0], dict):
+            theirs = [_of_any_length(theirs[0]), *theirs[1:]]  # it was once part of the question
+        if theirs != parse_json(question.encode())["asked"]:
             raise ConfigError(f"{asked.out} holds another forecast: {another}")
         if (why := difference(before.get("shards", {}), shards)) is not None:
             raise ConfigError(f"{why} since the forecast {asked.out} began: {another}")
     return question
+
+
+def _of_any_length(overrides: dict[str, Any]) -> dict[str, Any]:
+    """Without the length of the shorter race: races of another length are other runs, but on the
+    same sample."""
+    kept = deepcopy(overrides)
+    if isinstance(optim := kept.get("optim"), dict):
+        optim.pop("steps", None)
+        if not optim:
+            del kept["optim"]
+    return kept
 
 
 def _reference(

@@ -10,7 +10,8 @@ captions puts at least pi * QUANTILE of the pool below c, whatever right pairs s
 is near equality where right pairs hardly ever score so low. Whether they do is seen on curated
 pairs that the reference was not trained on, if the pool's right pairs are of their kind; whether
 they are, in how well both are told from wrong captions: the pool's AUC, a mixture with 1/2 for the
-share pi, taken apart, against that of the curated pairs.
+share pi, taken apart, against that of the curated pairs. Where those are told worse, they are no
+measure of what right pairs score: some of them may be wrong themselves.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ QUANTILE = 0.05  # of wrong captions' scores
 SHIFTS = 4  # other captions that every image is scored with
 DRAWS = 300  # of the bootstrap
 LEVEL = 0.9
-KNOWS = 0.05  # AUC that the pool's right pairs may fall short of curated ones
-TELLS = 0.25  # share of curated pairs, which are right, that may look wrong
+KNOWS = 0.05  # AUC that the pool's right pairs may fall short of curated ones, or these of them
+TELLS = 0.25  # share of curated pairs that may look wrong
 ESTIMATE, BOUND, UNCLEAR = "estimate", "upper bound", "cannot tell"
 
 
@@ -94,7 +95,8 @@ class Share:
     what right pairs as hard as the curated ones would show. auc: pool pairs as they are against
     wrong captions; auc_right: the same of those that are not wrong; auc_curated: of curated pairs.
     kind: ESTIMATE where the pool's right pairs are told as well as curated ones, BOUND where they
-    are not, or UNCLEAR."""
+    are not, or UNCLEAR. doubtful: curated pairs look wrong, too: they are told worse than the
+    pool's right ones (then it is UNCLEAR)."""
 
     looks_wrong: Interval
     beyond: Interval
@@ -105,6 +107,7 @@ class Share:
     kind: str
     n: int
     n_curated: int
+    doubtful: bool = False
 
 
 def estimate(pool: Scores, curated: Scores, seed: int = 0) -> Share:
@@ -128,9 +131,10 @@ def estimate(pool: Scores, curated: Scores, seed: int = 0) -> Share:
     numbers = [Interval(*map(float, x)) for x in zip(found[0], low, high, strict=True)]
     base, auc, auc_curated = (x.value for x in numbers[4:])
     wrong, beyond = (Interval(*(min(1.0, y) for y in vars(x).values())) for x in numbers[:2])
-    gap, kind = numbers[3], UNCLEAR  # of the AUC, from curated pairs to the pool's right ones
-    if base > TELLS or gap.low > KNOWS:
+    gap = numbers[3]  # of the AUC, from curated pairs to the pool's right ones
+    doubtful, kind = gap.high < -KNOWS, UNCLEAR
+    if not doubtful and (base > TELLS or gap.low > KNOWS):
         kind = BOUND
-    elif gap.high <= KNOWS:
+    elif not doubtful and gap.high <= KNOWS:
         kind = ESTIMATE
-    return Share(wrong, beyond, base, auc, numbers[2], auc_curated, kind, *sizes)
+    return Share(wrong, beyond, base, auc, numbers[2], auc_curated, kind, *sizes, doubtful)

@@ -190,6 +190,20 @@ def test_a_files_name_is_no_address(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert is_remote("gs://a/b.tar") and is_remote("hf://datasets/a/b") and not is_remote("a/b")
 
 
+def test_brackets_and_question_marks_are_patterns(tmp_path: Path) -> None:
+    """As in a shell; but a file, or a folder, may have such a name."""
+
+    def listed(pattern: str) -> list[str]:
+        return [str(Path(shard).relative_to(tmp_path)) for shard in list_shards(pattern)]
+
+    for name in ("00.tar", "01.tar", "02.tar", "a[1].tar", "a1.tar"):
+        (tmp_path / name).touch()
+    assert listed(f"{tmp_path}/0[01].tar") == ["00.tar", "01.tar"]
+    assert listed(f"file:{tmp_path}/{{0[!0],0?}}.tar")[:3] == ["01.tar", "02.tar", "00.tar"]
+    assert listed(f"{tmp_path}/a[1].tar") == ["a[1].tar"]
+    assert listed(f"{tmp_path}/9[01].tar") == ["9[01].tar"], "no such file, as any other"
+
+
 def test_what_lies_beside_the_shards_of_a_store_is_named(tmp_path: Path) -> None:
     """As in a local folder: half of the data may lie in a sub-folder, or packed."""
     store = fsspec.filesystem("memory")

@@ -161,6 +161,9 @@ def test_from_shards_to_an_answer_and_on_where_it_was_stopped(
         (("--pool", "POOL"), "give --curated, too"),
         (("--curated", "GOOD"), "give --pool, too"),
         (("--pool", "nowhere/*.tar", "--curated", "GOOD"), "no shard matches nowhere/*.tar"),
+        (("--pool", "nowhere", "--curated", "GOOD"), "no such file: nowhere"),
+        (("--pool", ".", "--curated", "GOOD"), "no .tar shard in the folder ."),
+        (("--pool", "POOL", "--curated", "GOOD", "--benchmarks", "no"), "no benchmark in no"),
         (("--pool", "POOL", "--curated", "GOOD", "--tower", "ViT-B-61"), "did you mean ViT-B-16"),
         (("--pool", "POOL", "--curated", "GOOD", "--reference", "ViT-B-61:x"), "no model"),
         (("--pool", "GOOD", "--curated", "GOOD"), "the pool has 48 pairs"),
@@ -181,7 +184,8 @@ def test_what_cannot_be_is_one_line(
     )
     places = {"POOL": str(place / "pool"), "GOOD": str(place / "good")}
     given = [places.get(word, word) for word in words]
-    assert jest(monkeypatch, "forecast", "--config", "tiny.yaml", *given) in (1, 2)
+    few = said.startswith("the pool has")  # known when they are counted: a fault of the data
+    assert jest(monkeypatch, "forecast", "--config", "tiny.yaml", *given) == 2 - few
     *skipped, error = capsys.readouterr().err.splitlines()
     assert said in error and all(line.startswith("skipped ") for line in skipped)
     # A corrected command is no other question.
@@ -234,6 +238,33 @@ def test_a_folder_of_another_forecast_is_left_alone(
     (place / "forecast" / "asked.json").write_text('{"asked": []}')
     words = ("--pool", str(place / "pool"), "--curated", str(place / "good"))
     assert jest(monkeypatch, "forecast", *words) == 2
+    assert "holds another forecast" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_races_of_another_length_go_on_with_the_same_sample(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], old: bool
+) -> None:
+    """What it advises where there is too little time is no other question, nor was it one to a
+    folder whose file still names a length."""
+    words = ("forecast", "--pool", str(place / "pool"), "--curated", str(place / "good"))
+    words += ("--config", "tiny.yaml", "--minutes", "0.1")
+    assert jest(monkeypatch, *words) == 2
+    assert "name the shorter race's length (--set optim.steps=100)" in capsys.readouterr().err
+    sampled, path = place / "forecast" / "sample" / "pool" / "sample.json", "forecast/asked.json"
+    before = sampled.stat().st_mtime_ns
+    if old:
+        content = json.loads((place / path).read_text())
+        content["asked"][0].setdefault("optim", {})["steps"] = 77
+        (place / path).write_text(json.dumps(content))
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(racing, "train_all", stopped)
+    assert jest(monkeypatch, *words, "--set", "optim.steps=100") == 130
+    assert sampled.stat().st_mtime_ns == before
+    assert jest(monkeypatch, *words, "--set", "optim.lr=0.1") == 2
     assert "holds another forecast" in capsys.readouterr().err
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jestcli.forecast.page import share_sentence
 from jestcli.forecast.share import (
     BOUND,
     ESTIMATE,
@@ -61,6 +62,28 @@ def test_a_pool_of_another_kind_gives_an_upper_bound_and_says_so() -> None:
 def test_a_reference_that_tells_nothing_gives_no_estimate() -> None:
     blind = estimate(made(5_000, 0.2, 0.0, 1), made(500, 0.0, 0.0, 2))
     assert blind.kind == BOUND and blind.looks_wrong.high == 1 and blind.curated > 0.7
+
+
+@pytest.mark.parametrize("n", [40, 2_000])
+@pytest.mark.parametrize("wrong", [0.5, 0.7])
+def test_curated_pairs_that_are_wrong_themselves_are_not_called_right(n: int, wrong: float) -> None:
+    """Taken from a half-wrong pool, they would make it an estimate of what nobody knows."""
+    found = estimate(made(4_000, 0.5, 5.0, 1), made(n, wrong, 5.0, 2))
+    assert found.kind == UNCLEAR and found.doubtful
+    said = share_sentence(found)
+    assert "Curated pairs look wrong, too" in said and f"{found.auc_curated:.2f} against" in said
+    assert "which are right" not in said and "estimate" not in said
+
+
+@pytest.mark.parametrize("gap", [1.0, 2.0, 4.0])
+@pytest.mark.parametrize("wrong", [0.0, 0.2, 0.5, 0.8])
+def test_right_curated_pairs_are_not_doubted(gap: float, wrong: float) -> None:
+    """By a weak reference neither, nor where most of the pool is wrong."""
+    doubted = [
+        estimate(made(4_000, wrong, gap, seed), made(500, 0.0, gap, 100 + seed)).doubtful
+        for seed in range(10)
+    ]
+    assert sum(doubted) <= 1
 
 
 def test_too_few_right_pairs_are_said_to_be_too_few() -> None:
