@@ -87,7 +87,12 @@ def share_sentence(share: Share) -> str:
 
 def seen_lines(seen: Seen, samples: dict[str, Sample]) -> list[str]:
     """The pool, before any race."""
-    share, pool = seen.share, samples["pool"]
+    share, pool, also = seen.share, samples["pool"], []
+    if pool.also_curated:
+        left = f"{pool.left_out:,} of them, held out, were" if pool.left_out else "none had to be"
+        also = [
+            f"{pool.also_curated:,} of the pool's pairs are curated ones, too; {left} left out."
+        ]
     return [
         share_sentence(share),
         f"Right against wrong captions (AUC; 1/2 is guessing): {share.auc_curated:.2f} on "
@@ -97,6 +102,7 @@ def seen_lines(seen: Seen, samples: dict[str, Sample]) -> list[str]:
         f"the curated ones do. In the sample {100 * seen.same_pictures:.1f} % of the pictures and "
         f"{100 * seen.same_captions:.1f} % of the captions repeat another's; "
         f"{100 * pool.bad_share:.1f} % of {pool.asked:,} pairs could not be read.",
+        *also,
     ]
 
 

@@ -30,7 +30,7 @@ from jestcli.forecast import races as racing
 from jestcli.forecast.answer import answer
 from jestcli.forecast.page import SIZES, Asked
 from jestcli.forecast.races import Races
-from jestcli.forecast.sample import Sample, hold_out, rates_of, take
+from jestcli.forecast.sample import Sample, hold_out, rates_of, take, without_held
 from jestcli.forecast.seen import look
 from jestcli.runs.given import find_reference
 from jestcli.runs.inputs import pool_rows
@@ -251,7 +251,8 @@ def _reference(
 def _sample(
     asked: Asked, source: Run, workspace: Workspace, large: bool, question: str, console: Console
 ) -> dict[str, Sample]:
-    """The pool, the curated pairs, and those held out of them, copied small."""
+    """The pool, the curated pairs, and those held out of them, copied small; of the pool what
+    shows none of those held out."""
     folder, size = asked.out / "sample", SECOND_LOOK if large else source.data.image_size
     weights = source.data.weights  # of a shard here, so that an empty one is no empty source
     evenly = source.data.model_copy(update={"weights": ()})
@@ -293,7 +294,7 @@ def _sample(
         listed = ", ".join(f"{count:,} {why}" for why, count in bad.items())
         words = f"; could not be used: {listed}" if bad else ""
         console.print(f"{name}: {each.pairs:,} pairs of {each.of:,} copied{words}")
-    return found
+    return {**found, "pool": without_held(found["pool"], found["curated"], found["held"])}
 
 
 def _left_out(source: Run, workspace: Workspace) -> dict[str, int]:

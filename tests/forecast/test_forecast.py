@@ -28,7 +28,7 @@ from jestcli.data.tokens import small_tokenizer
 from jestcli.forecast import races as racing
 from jestcli.forecast import run as forecast_run
 from jestcli.forecast.races import RECIPES, Races
-from jestcli.forecast.sample import take
+from jestcli.forecast.sample import Sample, take, without_held
 from jestcli.forecast.seen import look, opened
 from jestcli.runs.methods import default_run, printed
 from jestcli.runs.reference import open_reference
@@ -36,6 +36,7 @@ from jestcli.runs.run_data import data_of
 from jestcli.runs.workspace import Workspace
 from jestcli.train import train
 from jestcli.training.reference import open_clip_reference
+from jestcli.utils.errors import DataError
 
 SETTINGS = {
     "data": {"vocab_size": 600, "context_length": 8},
@@ -334,6 +335,47 @@ def test_a_sample_is_copied_part_by_part_and_goes_on(place: Path) -> None:
     content = (place / "whole" / "00000.tar").stat().st_mtime_ns
     again = take(pool, np.arange(len(pool)), place / "whole", 16, 100, 60.0, lambda *_: None)
     assert again == whole and (place / "whole" / "00000.tar").stat().st_mtime_ns == content
+
+
+def test_no_race_trains_on_what_scores_it(place: Path) -> None:
+    """The usual curated set is a part of the pool: its pairs held out are left out of the pool's
+    sample, by their pictures, whatever they are called there; a sample that has none is kept."""
+    names = [*range(1000, 1040), *range(2000, 2080)]
+    shared = [sample(n, txt=b"other words", json=None) for n in names[:20]]
+    write_tar(place / "both" / "a.tar", *shared, *map(sample, names[20:]))
+    data = {"train": [str(place / "both")], "curated": [str(place / "good")]}
+    loading = Loading(workers=0, cache=place / "cache")
+    workspace, console = Workspace(None, place / "runs", loading), Console(quiet=True)
+
+    def sampled(name: str, pool: str) -> dict[str, Sample]:
+        data["train"] = [str(place / pool)]
+        asked = forecast_run.Asked({"data": data}, place / name)
+        source = forecast_run.source_run(asked.overrides)
+        return forecast_run._sample(asked, source, workspace, False, "{}", console)
+
+    def keys(one: Sample) -> list[str]:
+        tars = [str(path) for path in sorted(one.folder.glob("*.tar"))]
+        found = build_decoded(tars, place / "d", 32, small_tokenizer(600, 8)).keys
+        return sorted(key.rpartition(":")[2] for key in found)
+
+    found = sampled("mixed", "both")
+    pool, held = found["pool"], [key for key in keys(found["held"]) if int(key) < 1040]
+    assert pool.also_curated == 40 and pool.left_out == len(held) > 5
+    assert keys(pool) == sorted({f"{n:09d}" for n in names} - set(held))
+    assert pool.pairs == 120 - len(held) and pool.bad_share == 0
+    before = {path: path.stat().st_mtime_ns for path in place.glob("mixed/sample/**/*")}
+    assert sampled("mixed", "both") == found
+    assert {path: path.stat().st_mtime_ns for path in place.glob("mixed/sample/**/*")} == before
+    for path in place.glob("mixed/sample/**/shared.json"):  # killed before it was whole
+        path.unlink()
+    (pool.folder / "00007.tar").touch()
+    assert sampled("mixed", "both") == found and not (pool.folder / "00007.tar").exists()
+
+    plain = sampled("plain", "pool")["pool"]
+    assert plain.folder == place / "plain" / "sample" / "pool"
+    assert (plain.also_curated, plain.left_out, plain.pairs) == (0, 0, 119)
+    with pytest.raises(DataError, match="every pair of the pool's sample shows a picture held out"):
+        without_held(found["held"], found["curated"], found["held"])
 
 
 def test_races_are_the_suites_own_runs_and_share_their_trunks() -> None:
