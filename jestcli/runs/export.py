@@ -156,10 +156,24 @@ def _check_alone(out: Path, own: str, file: str, weights: bytes) -> None:
     """
     there = [name for name in models_in(out) if name != own]
     before = out / file
-    if own in models_in(out) and before.is_file() and before.read_bytes() != weights:
+    if own in models_in(out) and before.is_file() and not _same(before.read_bytes(), weights):
         there.append(file)
     if there:
         raise ConfigError(f"{out} holds another model already: {', '.join(there)}")
+
+
+def _same(one: bytes, two: bytes) -> bool:
+    """Whether two files of weights hold the same: safetensors writes the entries of a header's
+    metadata in another order each time."""
+
+    def parts(content: bytes) -> tuple[Any, bytes]:
+        end = 8 + int.from_bytes(content[:8], "little")
+        return json.loads(content[8:end]), content[end:]
+
+    try:
+        return one == two or parts(one) == parts(two)
+    except ValueError:  # no safetensors
+        return False
 
 
 def open_clip_weights(model: Clip, patch: int) -> dict[str, Tensor]:
