@@ -26,6 +26,7 @@ from jestcli.runs.trained import load_folder
 from jestcli.runs.workspace import StageError, Workspace, read_run
 from jestcli.training.checkpoint import load_model, write_atomic, write_json
 from jestcli.utils import catalogue
+from jestcli.utils.reading import parse_json
 
 FORMATS = ("open_clip", "hf")
 
@@ -168,7 +169,7 @@ def _same(one: bytes, two: bytes) -> bool:
 
     def parts(content: bytes) -> tuple[Any, bytes]:
         end = 8 + int.from_bytes(content[:8], "little")
-        return json.loads(content[8:end]), content[end:]
+        return parse_json(content[8:end]), content[end:]
 
     try:
         return one == two or parts(one) == parts(two)
