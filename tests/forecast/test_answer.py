@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.text import Text
 
 from jestcli.forecast.answer import NO, OPEN, YES, answer, ranking, sentences
-from jestcli.forecast.page import draw_map, draw_races
+from jestcli.forecast.page import draw_map, draw_races, seen_lines
 from jestcli.forecast.races import LENGTHS, LONGER, RECIPES, Races, keep_of, ratio_of
-from jestcli.forecast.share import BOUND, Interval, Share
+from jestcli.forecast.sample import Sample
+from jestcli.forecast.seen import Seen
+from jestcli.forecast.share import BOUND, ESTIMATE, Interval, Scores, Share
 from jestcli.paper import theme as look
 
 COST = {"jest": 8.0, "jest-curated": 7.0}  # of a pair trained on, in forwards; others 3
@@ -129,6 +134,25 @@ def test_between_lengths_a_score_is_read_off_the_curve() -> None:
 def test_the_filter_keeps_less_of_a_worse_pool() -> None:
     assert [keep_of(x) for x in (0.0, 0.2, 0.5, 0.8, 1.0)] == [0.2, 0.2, 0.12, 0.05, 0.05]
     assert [ratio_of(x) for x in (0.0, 0.5, 0.8, 0.9)] == [0.8, 0.8, 0.9, 0.9]
+
+
+SHARED: tuple[dict[str, int], ...] = (
+    {},
+    {"also_curated": 119, "left_out": 12},
+    {"also_curated": 119},
+)
+
+
+def test_pairs_that_are_in_both_sets_are_said_in_one_line() -> None:
+    sure = Interval(0.1, 0.0, 0.2)
+    share, nothing = Share(sure, sure, 0.0, 0.9, sure, 0.9, ESTIMATE, 9, 9), np.zeros((1, 1))
+    seen = Seen(share, Scores(nothing, nothing), 0.5, 0.0, 0.0, ())
+    pool = Sample(Path("pool"), 488, 500, 900, {})
+    said = [seen_lines(seen, {"pool": replace(pool, **shared_pairs)}) for shared_pairs in SHARED]
+    assert said[1][:2] == said[0][:2] and len(said[0]) == 3
+    end = "of the pool's pairs are curated ones, too;"
+    assert said[1][3:] == [f"119 {end} 12 of them, held out, were left out."]
+    assert said[2][3:] == [f"119 {end} none had to be left out."]
 
 
 def test_names_in_the_pictures_do_not_meet_and_at_most_six_lines_have_one() -> None:
