@@ -31,9 +31,9 @@ def made(n: int, wrong: float, gap: float, seed: int, easy: float = 1.0) -> Scor
 @settings(max_examples=25, deadline=None)
 @given(st.floats(0, 0.95), st.floats(2.5, 6), st.integers(0, 10_000))
 def test_it_is_the_share_of_wrong_captions(wrong: float, gap: float, seed: int) -> None:
-    """Within five standard errors (of ten thousand seeds some are beyond three), and what right
-    pairs of that gap add."""
-    n = 20_000
+    """Within five standard errors (of ten thousand seeds some are beyond three) of so many pairs
+    that they are fewer points than three of 20,000, and what right pairs of that gap add."""
+    n = 60_000
     found = looks_wrong(made(n, wrong, gap, seed))
     added = (1 - wrong) * looks_wrong(made(200_000, 0.0, gap, 1))
     assert abs(found - wrong - added) < 5 * np.sqrt((wrong + added + 0.01) / 0.05 / n * 1.3)
