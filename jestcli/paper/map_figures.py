@@ -434,7 +434,9 @@ def _weights(axes: Axes, records: list[Record], theme: Theme) -> None:
     axes.set_title("Weight of the learner's loss (0: easy reference, 1: JEST)")
     lines: dict[tuple[str, str, int], dict[float, list[float]]] = {}
     ends = {"easy": ("weight", "0"), "jest": ("weight", "1"), "jest-weak": ("weight-weak", "1")}
-    named = [(r["name"].split(MARK)[1], r["steps"]) for r in records if r["name"][:6] == "weight"]
+    named = [
+        (r["name"].split(MARK)[1], r["steps"]) for r in records if r["name"].startswith("weight")
+    ]
     half, ticks = 100 * reach(records), set[float]()
     for record in records:
         method, *rest = record["name"].split(MARK)

@@ -216,8 +216,10 @@ def ahead(records: list[Record]) -> list[str]:
             continue
         top, after = max(others, key=lambda other: other[0].score)
         text = f"With {100 * quality:g} % wrong captions {called(best.method)} is at "
-        text += f"{_percent(best)} %{_by_kind(records, best.method, quality, steps)} after "
-        text += f"{steps * size:,.0f}k examples; "
+        ended = cells(curves, named(best.method, quality))
+        cell = next(cell for cell in ended if cell.examples == steps * records[0]["batch_size"])
+        kinds_of_image = _by_kind(records, best.method, quality, steps)
+        text += f"{_over_seeds(cell)}{kinds_of_image} after {steps * size:,.0f}k examples; "
         if top.score < best.score:
             text += f"no simpler recipe got above {_percent(top)} % ({called(top.method)}), in up "
             text += f"to {max(n for _, n in others):,.0f}k."
@@ -228,13 +230,13 @@ def ahead(records: list[Record]) -> list[str]:
 
 
 def _by_kind(records: list[Record], method: str, quality: float, steps: int) -> str:
-    """ " (37.1 % on icons, 4.5 % on emoji)", where the records tell them apart."""
+    """ ": 37.1 % on icons, 4.5 % on emoji,", where the records tell them apart."""
     runs = [r for r in records if r["name"] == f"{named(method, quality)}{MARK}{steps}"]
     parts = []
     for kind in ("icons", "emoji"):
         scores = [score for r in runs if (score := value(r, kind)) is not None]
         parts += [f"{100 * np.mean(scores):.1f} % on {kind}"] if scores else []
-    return f" ({', '.join(parts)})" if parts else ""
+    return f": {', '.join(parts)}," if parts else ""
 
 
 def below_the_reference(records: list[Record]) -> list[str]:
@@ -242,13 +244,13 @@ def below_the_reference(records: list[Record]) -> list[str]:
     own, ended = cells(records, REFERENCE), list(best_cells(records).values())
     if not own or not ended:
         return []
-    score, seeds = own[-1].mean, len(own[-1].scores)
+    score = own[-1].mean
     jest = [next(row for row in rows if row.method in JESTS) for rows in ended]
     below = [sum(row.score < score for row in each) for each in (jest, [r[0] for r in ended])]
     return [
-        f"The reference itself is at {100 * score:.1f} % ({seeds} seed{'s' * (seeds > 1)}): JEST "
-        f"ends below it in {below[0]} of {len(ended)} cells, what ended best in {below[1]}; there "
-        "its weights are better as they are."
+        f"The reference itself is at {_over_seeds(own[-1])}: JEST ends below it in {below[0]} of "
+        f"{len(ended)} cells, what ended best in {below[1]}; there its weights are better as they "
+        "are."
     ]
 
 
@@ -323,7 +325,7 @@ def with_weak(records: list[Record]) -> list[str]:
     ordered = sorted(found, key=lambda ratio: ratio.ratio)
     more = sum(ratio.high < 1 for ratio in found)
     return [
-        f"**With a weaker reference** (at {100 * own[-1].mean:.1f} %) uniform training needs "
+        f"**With a weaker reference,** itself at {_over_seeds(own[-1])}, uniform training needs "
         f"{_plain(ordered[0])} to {_plain(ordered[-1])} the examples: JEST needs *more* than it in "
         f"{more} of {len(found)} cells."
     ]

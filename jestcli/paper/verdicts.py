@@ -86,6 +86,11 @@ class Claim:
         """The smallest difference that matters: 1 point, or .05 nats."""
         return 0.05 if _unit(self.metric)[1] == "nats" else 0.01
 
+    @property
+    def placed(self) -> str:
+        """ " (with 80 % wrong captions)", after the verdict's word; "" where it is not stated."""
+        return f" ({self.tested_at})" if self.tested_at else ""
+
 
 @dataclass(frozen=True)
 class Evidence:

@@ -71,7 +71,9 @@ def test_winners_and_words_hold_the_records_numbers() -> None:
     for words in (" to ×4 [", "of 3 cells", "at no cell, excluded in 1; ×10"):
         assert words in uniform
     assert "JEST saves compute at 0 % (96k), 80 % (192k); it costs more in 1 of 3 cells." in simpler
-    assert lead.startswith("- With 0 % wrong captions JEST is at 8.0 % after 96k examples; no ")
+    assert lead.startswith(
+        "- With 0 % wrong captions JEST is at 8.0 % (7.9 to 8.1 over 3 seeds) after 96k "
+    )
     answer = map_words.answer(records)
     assert answer[: len(said)] == said
     assert answer[len(said) + 1].startswith("- For its score JEST needs, beside uniform")
@@ -106,7 +108,7 @@ def test_a_lead_is_told_with_what_becomes_of_it() -> None:
         }.items()
     ]
     (lead,) = map_words.ahead(records)  # none at 50 %, where fine-tuning is level with it
-    assert "80 % wrong captions JEST is at 20.0 % after 192k examples; no simpler" in lead
+    assert "wrong captions JEST is at 20.0 % (19.9 to 20.1 over 2 seeds) after 192k exa" in lead
     assert lead.endswith("above 15.0 % (Fine-tuned ref.†), in up to 192k.")
     longer = [*records, *(run("curated@3000", seed, 3000, 0.3) for seed in (1, 2))]
     (lead,) = map_words.ahead(longer)
