@@ -40,3 +40,18 @@ def test_what_is_said_is_that_of_the_records(page: Path, name: str) -> None:
     written = page.read_text().partition(start)[2].partition(end)[0].strip()
     said = map_page.BLOCKS[page, name](map_page.records_of(page))
     assert written == said, "run `python -m tools.map_page`"
+
+
+def test_a_dials_trials_stand_by_its_value_and_by_pool() -> None:
+    scores = {
+        "jest@0@0.004": 0.15,
+        "jest@0.8@0.004": 0.09,
+        "jest@0.8@0.008": 0.5,  # another rate
+        "jest-ratio@0.8@0.95": 0.2,
+        "jest-ratio@0@0.95": 0.1,
+        "reference@750@0.004": 0.07,
+        "reference@3000@0.004": 0.21,
+    }
+    rows = map_page.dials([{"name": k, "final": {"mean": v}} for k, v in scores.items()])
+    assert "| JEST, filter ratio | **0.8: 15.0 / 9.0**; 0.95: 10.0 / 20.0 |" in rows
+    assert "| the reference, steps | 750: 7.0; **3000: 21.0** |" in rows

@@ -25,6 +25,17 @@ TRIED = (
     *("filtered", "negclip", "curated", "mixed", "finetune"),
 )
 
+# Of the other dials: its runs, what they are compared with (at the same rate) and its value there.
+DIALS = {
+    "uniform, batch": ("uniform-batch", "uniform", "0.002", 256.0),
+    "JEST, filter ratio": ("jest-ratio", "jest", "0.004", 0.8),
+    "JEST with curated pairs, their share": ("jest-curated-share", "jest-curated", "0.004", 0.25),
+    "curated + pool, the curated share": ("mixed-share", "mixed", "0.004", 0.5),
+    "filtered, share kept": ("filtered-keep", "filtered", "0.002", 0.2),
+    "curated only, weight decay": ("curated-decay", "curated", "0.004", 1e-4),
+    "the reference, steps": ("reference", "", "0.004", 3000.0),
+}
+
 
 def machines(records: list[Record]) -> str:
     """How many runs each kind of machine made."""
@@ -91,11 +102,32 @@ def trials(records: list[Record]) -> str:
     return Table("", ("method", *(f"{rate:g}" for rate in rates), "best"), rows).markdown()
 
 
+def dials(records: list[Record]) -> str:
+    """Scores by every dial but the rate, at q = 0 / q = .8; what the map has in bold."""
+    scores = {r["name"]: f"{100 * r['final']['mean']:.1f}" for r in records}
+    rows = []
+    for words, (runs, usual, rate, value) in DIALS.items():
+        found: dict[float, dict[str, str]] = {}
+        for name, score in scores.items():
+            method, *at = name.removesuffix(f"@{rate}").split("@")
+            if method == runs and at:
+                found.setdefault(float(at[-1]), {})[at[0] if at[1:] else ""] = score
+            elif method == usual and name.endswith(f"@{rate}"):
+                found.setdefault(value, {})[at[0] if at else ""] = score
+        told = []
+        for at_value, by_pool in sorted(found.items()):
+            text = f"{at_value:g}: {' / '.join(score for _, score in sorted(by_pool.items()))}"
+            told.append(f"**{text}**" if at_value == value else text)
+        rows += [(words, "; ".join(told))] if told else []
+    return Table("", ("dial", "value: score"), rows).markdown()
+
+
 BLOCKS = {
     (PAGE, "machines"): machines,
     (PAGE, "not run"): not_run,
     (README, "answer"): answer,
     (TRIALS, "trials"): trials,
+    (TRIALS, "dials"): dials,
 }
 
 
