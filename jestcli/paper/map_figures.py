@@ -107,6 +107,7 @@ def make_headline(records: list[Record], note: str, theme: Theme, phone: bool = 
     words = "JEST at its better filter ratio (.8 or .9), others at their best setting, strong "
     words += "reference. Hollow: one seed, or a bound. Arrow: open interval."
     ends = lengths(records)
+    lines = [line for line in FEW if not line.method or lengths(records, line.method)]
     shown = {
         length: {q: better(records, q, length) for q in qualities(records)}
         for length in (*ends[:1], *ends[-1:], *longer(records))
@@ -125,7 +126,7 @@ def make_headline(records: list[Record], note: str, theme: Theme, phone: bool = 
         else:
             axes = look.place(figure, left, top + 0.55, unit * wide[length], 3.1)
             left += unit * wide[length] + 0.35
-        _savings(axes, records, methods, length, FEW, theme)
+        _savings(axes, records, methods, length, lines, theme)
         if not number:
             how: Any = {"ncols": 1 if phone else 3, "fontsize": FONT, "columnspacing": 1.4}
             at = (-0.2 if phone else -0.16, 1.14 if phone else 1.07)
@@ -208,7 +209,7 @@ def _savings(
                     "", (at, ratio.ratio), tip, textcoords="offset points", arrowprops=arrow
                 )
     axes.axhline(1, color=theme.text, lw=0.8)
-    for y, words, off, va in PAPER[: 1 if lines is FEW else 2]:  # FEW has no FLOPs over uniform
+    for y, words, off, va in PAPER[: 2 if many else 1]:  # few have no FLOPs over uniform
         axes.axhline(y, color=theme.muted, lw=0.8, ls=":")
         axes.text(-0.45, y * off, words, size=7, color=theme.muted, va=va)
     axes.set_ylim(LEAST, 100)

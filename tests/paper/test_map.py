@@ -183,7 +183,9 @@ def test_figure_1_names_every_curve_at_its_best_setting_and_what_is_level(phone:
     theme = map_figures.look.LIGHT
     figure = map_figures.make_headline([*made_up(), *more], "", theme, phone)
     figure.canvas.draw()
-    *_, best, curves = figure.axes
+    first, *_, best, curves = figure.axes
+    legend = [text.get_text() for text in first.get_legend().get_texts()]
+    assert legend == [line.label for line in map_figures.FEW if not line.method], "no weak one ran"
     names = {"uniform", "curated alone", "fine-tune", "JEST"}
     assert {text.get_text() for text in curves.texts} == names
     ends = [(line.get_xdata()[-1], line.get_ydata()[-1]) for line in curves.lines]
