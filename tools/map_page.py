@@ -103,7 +103,7 @@ def trials(records: list[Record]) -> str:
 
 
 def dials(records: list[Record]) -> str:
-    """Scores by every dial but the rate, at q = 0 / q = .8; what the map has in bold."""
+    """Scores by every dial but the rate, at q = 0 / q = .8; the usual value in bold."""
     scores = {r["name"]: f"{100 * r['final']['mean']:.1f}" for r in records}
     rows = []
     for words, (runs, usual, rate, value) in DIALS.items():
